@@ -1,0 +1,192 @@
+"""What an NGDiff step costs, beside a GradDiff step on the same batches.
+
+    python -m benchmarks.steps [--model smollm2] [--batch 8] [--rounds 7]
+
+Prints, as medians over paired rounds: seconds of a GradDiff step (constant weights, one gradient buffer), of an NGDiff
+step (two buffers, Gramian, combination), and their ratio; the automatic rate's share of ten steps; peak memory of each
+kind of step, each in a process of its own, in gradient buffers; tokens per second against the floor that the matrix
+products alone set on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from ngdiff.data.batching import Batch, batches_by_length
+from ngdiff.data.datasets import as_encoded
+from ngdiff.environment import keep_freed_memory, peak_memory_gib
+from ngdiff.gradients import GradientPair, Weights
+from ngdiff.invented.people import invent_people, question_rows
+from ngdiff.logprobs import count_labelled, labelled_tokens
+from ngdiff.losses import negated_nll, nll
+from ngdiff.models import load_model, load_tokenizer, resolve_model
+from ngdiff.stepsize import AutomaticRate
+from ngdiff.weighting import make_rule
+
+KINDS = ("graddiff", "ngdiff", "ngdiff-automatic")
+
+
+class Bench:
+    """One model with its batches and an optimizer, and the steps that can be taken with them."""
+
+    def __init__(self, model_name: str, batch: int) -> None:
+        source = resolve_model(model_name)
+        self.model = load_model(source)
+        tokenizer = load_tokenizer(source)
+        rows = as_encoded(question_rows(invent_people(12, 3)), tokenizer, 512, "benchmark")
+        self.batches: list[Batch] = [b for _, b in batches_by_length(rows, batch, tokenizer.pad_token_id)]
+        self.pair = GradientPair(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
+        self.rule = make_rule("ngdiff")
+        self.model.train()
+
+    def triples(self) -> Iterator[tuple[Batch, Batch, Batch]]:
+        """Forget, retain and probe batches, round and round."""
+        count, turn = len(self.batches), 0
+        while True:
+            yield tuple(self.batches[(turn + i) % count] for i in range(3))  # type: ignore[misc]
+            turn += 3
+
+    def graddiff(self, forget: Batch, retain: Batch) -> None:
+        """Both losses into one buffer, then the optimizer."""
+        self.pair.clear()
+        with self.pair.task("retain"):
+            (negated_nll(labelled_tokens(self.model, forget)) / count_labelled(forget)).backward()
+        with self.pair.task("retain"):
+            (nll(labelled_tokens(self.model, retain)) / count_labelled(retain)).backward()
+        self.pair.combine(Weights(1.0, 0.0))
+        self.optimizer.step()
+
+    def backward(self, forget: Batch, retain: Batch) -> None:
+        self.pair.clear()
+        with self.pair.task("forget"):
+            (negated_nll(labelled_tokens(self.model, forget)) / count_labelled(forget)).backward()
+        with self.pair.task("retain"):
+            (nll(labelled_tokens(self.model, retain)) / count_labelled(retain)).backward()
+        self.pair.combine(self.rule(self.pair.gramian()))
+
+    def ngdiff(self, forget: Batch, retain: Batch) -> None:
+        """Two buffers, Gramian, combination, then the optimizer."""
+        self.backward(forget, retain)
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def probe_loss(self, batch: Batch) -> float:
+        self.model.eval()
+        value = float(nll(labelled_tokens(self.model, batch)) / count_labelled(batch))
+        self.model.train()
+        return value
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def time_steps(bench: Bench, rounds: int) -> dict[str, list[float]]:
+    """Paired rounds: the same batches through both kinds of step, in alternating order, then one probe."""
+    times: dict[str, list[float]] = {"graddiff": [], "ngdiff": [], "probe": []}
+    for turn, (forget, retain, probe) in zip(range(rounds + 1), bench.triples(), strict=False):
+        kinds = ("graddiff", "ngdiff") if turn % 2 else ("ngdiff", "graddiff")
+        measured = {kind: seconds(lambda k=kind: getattr(bench, k)(forget, retain)) for kind in kinds}  # type: ignore[misc]
+        rate = AutomaticRate(bench.optimizer, every=1)
+        rate.rate = 1e-6  # a running rate: the probe of step 10, 20, ...
+        bench.backward(forget, retain)
+        rate.MOST_WIDENINGS = 0
+        before = seconds(lambda: rate.before_step(bench.pair))
+        bench.optimizer.step()
+        measured["probe"] = before + seconds(lambda: rate.after_step(lambda: bench.probe_loss(probe)))
+        if turn:  # the first round warms up
+            for kind, value in measured.items():
+                times[kind].append(value)
+    return times
+
+
+def linear_flops(model: nn.Module, batches: tuple[Batch, Batch]) -> tuple[float, int]:
+    """Operations of the matrix products of one step, forward and backward, and the tokens it reads."""
+    config = model.config
+    head = config.vocab_size * config.hidden_size
+    body = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2) - head
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    labelled = sum(count_labelled(batch) for batch in batches)
+    return 6.0 * (body * tokens + head * labelled), tokens
+
+
+def matmul_speed(rounds: int = 20) -> float:
+    """Fastest float32 operations per second of the model's own product shapes."""
+    left, right = torch.randn(512, 576), torch.randn(576, 1536)
+    torch.mm(left, right)
+    best = min(seconds(lambda: [torch.mm(left, right) for _ in range(20)]) for _ in range(rounds))
+    return 20 * 2 * 512 * 576 * 1536 / best
+
+
+def peak_of(kind: str, model: str, batch: int) -> float:
+    """Peak memory of three steps of one kind, in a process of its own, in GiB."""
+    command = [sys.executable, "-m", "benchmarks.steps", "--peak-of", kind, "--model", model, "--batch", str(batch)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def run_peak(kind: str, bench: Bench) -> None:
+    rate = AutomaticRate(bench.optimizer, every=1)
+    for _, (forget, retain, probe) in zip(range(3), bench.triples(), strict=False):
+        if kind == "graddiff":
+            bench.graddiff(forget, retain)
+        elif kind == "ngdiff":
+            bench.ngdiff(forget, retain)
+        else:
+            bench.backward(forget, retain)
+            rate.step(bench.pair, lambda b=probe: bench.probe_loss(b))  # type: ignore[misc]
+    print(peak_memory_gib()["process"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peak-of", choices=KINDS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not args.peak_of:
+        keep_freed_memory()
+    bench = Bench(args.model, args.batch)
+    if args.peak_of:
+        run_peak(args.peak_of, bench)
+        return
+    times = time_steps(bench, args.rounds)
+    graddiff, ngdiff = statistics.median(times["graddiff"]), statistics.median(times["ngdiff"])
+    ratio = statistics.median(n / g for n, g in zip(times["ngdiff"], times["graddiff"], strict=True))
+    share = statistics.median(p / (10 * n) for p, n in zip(times["probe"], times["ngdiff"], strict=True))
+    flops, tokens = linear_flops(bench.model, (bench.batches[0], bench.batches[1]))
+    floor = tokens / (flops / matmul_speed())
+    buffer = sum(p.numel() * p.element_size() for p in bench.pair.parameters) / 2**30
+    peaks = {kind: peak_of(kind, args.model, args.batch) for kind in KINDS}
+    result = {
+        "rounds": args.rounds,
+        "batch": f"{args.batch} forget + {args.batch} retain",
+        "graddiff_step_s": graddiff,
+        "ngdiff_step_s": ngdiff,
+        "ngdiff_over_graddiff": ratio,
+        "probe_share_at_every_10": share,
+        "tokens_per_s": tokens / ngdiff,
+        "floor_tokens_per_s": floor,
+        "share_of_floor": tokens / ngdiff / floor,
+        "gradient_buffer_gib": buffer,
+        "peak_gib": peaks,
+        "ngdiff_over_graddiff_in_buffers": (peaks["ngdiff"] - peaks["graddiff"]) / buffer,
+        "automatic_over_graddiff_in_buffers": (peaks["ngdiff-automatic"] - peaks["graddiff"]) / buffer,
+    }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The study behind docs/results.md: TOFU with SmolLM2-135M.
+
+    python -m benchmarks.study targets   # the model that knows everything, and the one that never saw the forget set
+    python -m benchmarks.study runs      # NGDiff from every starting rate, GradDiff at every fixed rate
+    python -m benchmarks.study tables    # Markdown tables and the plots
+
+TOFU's last ``--questions`` questions are learned, the last ``--forget`` of them are to be forgotten; TOFU's first 40
+are never seen by any model. Everything is kept under ``--folder`` and skipped when it is there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from ngdiff.data.datasets import as_encoded
+from ngdiff.environment import keep_freed_memory
+from ngdiff.evaluation.teacher_forced import score_answers, summarise
+from ngdiff.finetune import FinetuneRequest, finetune
+from ngdiff.models import load_model, load_tokenizer, resolve_model
+from ngdiff.output import write_json
+from ngdiff.progress import Meter
+from ngdiff.unlearn import UnlearnRequest, unlearn
+
+NEVER_SEEN = "tofu:full[:40]"
+RATES = ("1e-7", "1e-6", "1e-5", "1e-4", "1e-3")
+FIXED_RATES = ("1e-5", "2e-5", "5e-5", "1e-4")
+EPOCHS_WITHOUT_STOP = 5
+
+
+class Study:
+    """Names of the data and folders of one study."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.folder: Path = args.folder.expanduser()
+        self.everything = f"tofu:full[-{args.questions}:]"
+        self.forget = f"tofu:full[-{args.forget}:]"
+        self.retain = f"tofu:full[-{args.questions}:-{args.forget}]"
+        self.epochs, self.lr = args.epochs, args.lr
+
+    def targets(self) -> None:
+        for name, data in (("target", self.everything), ("retrained", self.retain)):
+            output = self.folder / name
+            if not output.exists():
+                finetune(FinetuneRequest("smollm2", (data,), output, epochs=self.epochs, lr=self.lr))
+            self.measure(output)
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        automatic = {f"ngdiff-from-{rate}": {"lr_start": float(rate)} for rate in RATES}
+        stopped = {
+            f"graddiff-{rate}": {"method": "graddiff", "learning_rate": float(rate)} for rate in FIXED_RATES
+        }
+        endless = {
+            f"{name}-no-stop": {**settings, "stop_at": "none", "num_train_epochs": EPOCHS_WITHOUT_STOP}
+            for name, settings in stopped.items()
+        }
+        no_stop = {"stop_at": "none", "num_train_epochs": EPOCHS_WITHOUT_STOP}
+        return {"ngdiff": {}} | automatic | stopped | {"ngdiff-no-stop": no_stop} | endless
+
+    def run(self, name: str, settings: dict[str, Any]) -> None:
+        output = self.folder / "runs" / name
+        if not output.exists():
+            unlearn(
+                UnlearnRequest(
+                    str(self.folder / "target"), (self.forget,), (self.retain,), output, settings=settings
+                )
+            )
+        self.measure(output)
+
+    def measure(self, model_folder: Path) -> None:
+        """Write figures.json: every set's figures under one model."""
+        path = model_folder / "figures.json"
+        if path.exists():
+            return
+        source = resolve_model(str(model_folder))
+        model, tokenizer = load_model(source), load_tokenizer(source)
+        figures = {}
+        for name, data in (("forget", self.forget), ("retain", self.retain), ("never_seen", NEVER_SEEN)):
+            examples = as_encoded(data, tokenizer, 512, name)
+            with Meter(f"{model_folder.name}: {name}", len(examples)) as meter:
+                scores = score_answers(
+                    model, examples, pad_id=tokenizer.pad_token_id, batch_size=8, advance=meter.advance
+                )
+            figures[name] = summarise(scores)
+        write_json(figures, path)
+        if (model_folder / "record.json").exists() and model_folder.parent.name == "runs":
+            (model_folder / "model.safetensors").unlink()  # half a gigabyte a run; the record repeats it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("targets", "runs", "tables"))
+    parser.add_argument("--folder", type=Path, default=Path("~/.cache/ngdiff/study"))
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--forget", type=int, default=40)
+    parser.add_argument("--epochs", type=float, default=8.0)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--only", nargs="*", help="names of runs")
+    args = parser.parse_args()
+    keep_freed_memory()
+    study = Study(args)
+    if args.what == "targets":
+        study.targets()
+    elif args.what == "runs":
+        for name, settings in study.runs().items():
+            if not args.only or name in args.only:
+                started = time.monotonic()
+                study.run(name, settings)
+                print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    else:
+        from benchmarks.study_tables import write_tables
+
+        write_tables(study.folder, Path("docs/images/rates.png"))
+
+
+if __name__ == "__main__":
+    main()

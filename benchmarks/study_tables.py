@@ -1,0 +1,97 @@
+"""Folders of runs -> Markdown tables and a plot, printed and written; nothing is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+SETS = ("forget", "retain", "never_seen")
+HEAD = (
+    "| model | steps | forget P | forget ES | retain P | retain ES | never-seen NLL | never-seen ES "
+    "| rate, first → last | s | GiB | ended |"
+)
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def row(name: str, folder: Path) -> str | None:
+    """One row of the table: figures of every set, then what the run cost and why it ended."""
+    figures, record = load(folder / "figures.json"), load(folder / "record.json")
+    if figures is None:
+        return None
+    forget, retain, never_seen = (figures[part] for part in SETS)
+    cells = [
+        name,
+        str(record["cost"]["steps"]) if "cost" in record else "",
+        f"{forget['probability']:.3f}",
+        f"{forget['extraction_strength']:.3f}",
+        f"{retain['probability']:.3f}",
+        f"{retain['extraction_strength']:.3f}",
+        f"{never_seen['nll']:.2f}",
+        f"{never_seen['extraction_strength']:.3f}",
+    ]
+    if "cost" in record:
+        rates = [step["learning_rate"] for step in record["steps"] if not step["skipped"]]
+        kept = record["stop"]["kept_step"]
+        ended = record["stop"]["code"] + (f", kept step {kept}" if kept != record["cost"]["steps"] else "")
+        peak = record["cost"]["peak_memory_gib"]["process"]
+        span = f"{rates[0]:.1e} → {rates[-1]:.1e}" if rates else "–"
+        cells += [span, f"{record['cost']['seconds']:.0f}", f"{peak:.1f}", ended]
+    else:
+        cells += ["", f"{record['seconds']:.0f}", f"{record['peak_memory_gib']['process']:.1f}", ""]
+    return "| " + " | ".join(cells) + " |"
+
+
+def write_tables(folder: Path, output: Path) -> None:
+    """Print the table of all runs found and write the plot of retain against forget over the steps."""
+    columns = HEAD.count("|") - 1
+    lines = [HEAD, "|" + "---|" * columns]
+    runs = sorted((folder / "runs").glob("*/record.json"))
+    for name, place in [
+        ("target", folder / "target"),
+        ("retrained", folder / "retrained"),
+        *((record.parent.name, record.parent) for record in runs),
+    ]:
+        found = row(name, place)
+        if found is not None:
+            lines.append(found)
+    print("\n".join(lines))
+    plot([record.parent for record in runs], output)
+
+
+def plot(folders: list[Path], output: Path) -> None:
+    """Draw final retain ES and never-seen NLL against the rate a run began with, and the rates over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.2))
+    for method, colour in (("ngdiff-from-", "tab:blue"), ("graddiff-", "tab:orange")):
+        found = [f for f in folders if f.name.startswith(method) and not f.name.endswith("no-stop")]
+        points = []
+        for place in found:
+            figures, record = load(place / "figures.json"), load(place / "record.json")
+            if figures is None:
+                continue
+            points.append((float(place.name.removeprefix(method)), figures))
+            if method == "ngdiff-from-":
+                rates = [step["learning_rate"] for step in record["steps"] if not step["skipped"]]
+                right.plot(range(1, len(rates) + 1), rates, marker=".", label=f"from {place.name[12:]}")
+        points.sort(key=lambda point: point[0])
+        label = "NGDiff, automatic rate begun at" if method == "ngdiff-from-" else "GradDiff, rate fixed at"
+        x = [rate for rate, _ in points]
+        left.plot(x, [f["retain"]["extraction_strength"] for _, f in points], "o-", color=colour, label=label)
+        middle.plot(x, [f["never_seen"]["nll"] for _, f in points], "o-", color=colour, label=label)
+    for axes, title in ((left, "retain extraction strength"), (middle, "never-seen NLL (nats/token)")):
+        axes.set(xscale="log", xlabel="learning rate", title=title)
+        axes.legend()
+    right.set(yscale="log", xlabel="optimizer step", title="NGDiff: learning rate")
+    right.legend()
+    figure.tight_layout()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+    print(f"\nplot: {output}")

@@ -1,0 +1,5 @@
+"""``python -m ngdiff``."""
+
+from ngdiff.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""The command line: ``ngdiff``."""
+
+from ngdiff.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,7 @@
+"""The commands, registered on the app by being imported."""
+
+from __future__ import annotations
+
+from ngdiff.cli import demo, finetune, listing, merge, unlearn
+
+__all__ = ["demo", "finetune", "listing", "merge", "unlearn"]

@@ -1,0 +1,46 @@
+"""``ngdiff demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ngdiff.cli.app import app
+
+
+@app.command()
+def demo(
+    output: Annotated[Path | None, typer.Option(help="Folder to make. [default: a new one under runs/]")] = None,
+    people: Annotated[
+        int | None,
+        typer.Option(min=6, max=200, help="People to invent. [default: up to 25, as many as fit in the time]"),
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Roughly how long it may take.")] = 5.0,
+    model: Annotated[str, typer.Option(help="Folder, hub name, or 'smollm2'.")] = "smollm2",
+    seed: Annotated[int, typer.Option(help="Another seed invents other people.")] = 0,
+) -> None:
+    """See it work: a real model learns invented people, then forgets some of them.
+
+    Example: `ngdiff demo`
+    """
+    from ngdiff.demo import DemoRequest, run_demo
+    from ngdiff.environment import keep_freed_memory
+    from ngdiff.errors import RequestError
+    from ngdiff.output import check_output
+
+    keep_freed_memory()
+    folder = output or _fresh(Path("runs"))
+    faults = check_output(folder, overwrite=False, needed_bytes=3 * 2**30)
+    if faults:
+        raise RequestError(faults)
+    run_demo(DemoRequest(folder, people, minutes, model, seed))
+
+
+def _fresh(parent: Path) -> Path:
+    """Return the first of ``demo``, ``demo-2``, ``demo-3``... that does not exist."""
+    number = 1
+    while (folder := parent / (f"demo-{number}" if number > 1 else "demo")).exists():
+        number += 1
+    return folder

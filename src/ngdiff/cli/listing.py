@@ -1,0 +1,137 @@
+"""``ngdiff ls``: the tables of what there is to choose from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from ngdiff.cli.app import app
+from ngdiff.errors import RequestError, unknown_name
+
+Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Titles of the columns, and the rows."""
+
+
+def methods() -> Listing:
+    """List the named recipes, each with its four parts."""
+    from ngdiff.methods import METHODS
+
+    rows = []
+    for method in METHODS.values():
+        parts = (method.forget_loss, method.retain_loss, method.rule, method.step_size)
+        rows.append((method.name, " × ".join(parts), method.summary, method.paper))
+    return ("method", "forget loss × retain loss × rule × step size", "summary", "paper"), rows
+
+
+def losses() -> Listing:
+    """List the losses, each with the set it is meant for."""
+    from ngdiff.losses import LOSSES
+
+    rows = [(loss.name, loss.task, f"per {loss.per}", loss.summary, loss.paper) for loss in LOSSES.values()]
+    return ("loss", "for", "averaged", "summary", "paper"), rows
+
+
+def rules() -> Listing:
+    """List the weighting rules, each with its settings."""
+    from ngdiff.weighting import RULES
+
+    rows = []
+    for rule in RULES.values():
+        settings = ", ".join(f"{name}={value:g}" for name, value in rule.settings.items())
+        rows.append((rule.name, settings or "-", rule.summary, rule.paper))
+    return ("rule", "settings", "summary", "paper"), rows
+
+
+_TOFU_PAPER = "Maini et al. 2024, arXiv 2401.06121"
+_TOFU_PARTS = {
+    "full": "all questions about invented authors",
+    "forget": "the {share}% of TOFU to forget",
+    "retain": "the {share}% of TOFU to keep",
+    "retain_perturbed": "questions to keep, with paraphrased and wrong answers",
+    "real_authors": "questions about real authors",
+    "world_facts": "questions about the world",
+}
+
+
+def _tofu_summary(name: str) -> str:
+    if name in _TOFU_PARTS:
+        return _TOFU_PARTS[name]
+    part = name.removesuffix("_perturbed")
+    kind = part.rstrip("0123456789")
+    summary = _TOFU_PARTS[kind].format(share=part[len(kind) :].lstrip("0"))
+    return summary if part == name else f"{summary}, with paraphrased and wrong answers"
+
+
+def datasets() -> Listing:
+    """List the named data sets, and the forms that own data can have."""
+    from ngdiff.data.files import COLUMN_FORMS, READERS
+    from ngdiff.data.sources import TOFU_NAMES
+
+    rows = [(f"tofu:{name}", _tofu_summary(name), _TOFU_PAPER) for name in TOFU_NAMES]
+    rows += [
+        (f"FILE{ending}", "a file of rows; a slice may follow, as in FILE[:100]", "own data")
+        for ending in READERS
+    ]
+    rows.append(("FOLDER", f"a folder of such files ({', '.join(READERS)})", "own data"))
+    rows.append(
+        ("ORG/NAME:CONFIG@SPLIT", "a data set on the hub; config and split may be left out", "own data")
+    )
+    rows += [("/".join(form), f"columns of a row: {' and '.join(form)}", "own data") for form in COLUMN_FORMS]
+    return ("data set", "summary", "paper"), rows
+
+
+TABLES: dict[str, Callable[[], Listing]] = {
+    "methods": methods,
+    "losses": losses,
+    "rules": rules,
+    "datasets": datasets,
+}
+
+
+def _tables() -> Listing:
+    summaries = ((make.__doc__ or "").removeprefix("List ").rstrip(".") for make in TABLES.values())
+    return ("table", "what it lists"), list(zip(TABLES, summaries, strict=True))
+
+
+@app.command("ls")
+def ls(
+    table: Annotated[
+        str | None, typer.Argument(help=f"{', '.join(TABLES)}; leave it out to list these.")
+    ] = None,
+) -> None:
+    """List the methods, losses, rules and data sets there are.
+
+    Example: `ngdiff ls methods`
+
+    Piped into another program, it prints one line a row: `ngdiff ls methods | grep ngdiff`
+    """
+    if table is not None and table not in TABLES:
+        raise RequestError(unknown_name("ls", "table", table, TABLES))
+    titles, rows = _tables() if table is None else TABLES[table]()
+    if sys.stdout.isatty():
+        _print_table(titles, rows)
+    else:
+        _print_lines(rows)
+
+
+def _print_table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table()
+    for number, title in enumerate(titles):
+        shown.add_column(title, no_wrap=number == 0, overflow="fold")
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    Console().print(shown, highlight=False)
+
+
+def _print_lines(rows: list[tuple[str, ...]]) -> None:
+    """Print one line a row, whole, with columns that begin at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,151 @@
+"""``ngdiff merge``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ngdiff.cli.app import app
+
+if TYPE_CHECKING:
+    from ngdiff.errors import Fault
+    from ngdiff.models import ModelSource
+
+
+@app.command()
+def merge(
+    adapter: Annotated[
+        str, typer.Argument(help="Folder made by 'ngdiff unlearn --lora' or 'finetune --lora'.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to make.")],
+    model: Annotated[
+        str | None, typer.Option(help="The base model, where it is not where the adapter says.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+) -> None:
+    """Fold a LoRA adapter into its base model, which gives a model like any other.
+
+    Example: `ngdiff merge adapter --output merged`
+    """
+    from rich.markup import escape
+
+    from ngdiff.progress import console
+
+    record = run(MergeRequest(adapter, output, model, overwrite))
+    for note in record["notes"]:
+        console.print(f"Note: {escape(note)}.", highlight=False, soft_wrap=True)
+    console.print(f"The model and record.json are in {escape(str(output))}", highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """Everything that ``ngdiff merge`` needs to know.
+
+    Args:
+        adapter: folder with the adapter.
+        output: the folder to make.
+        model: the base model; default: the one that the adapter names.
+        overwrite: replace an earlier result.
+    """
+
+    adapter: str
+    output: Path
+    model: str | None = None
+    overwrite: bool = False
+
+
+def run(request: MergeRequest) -> dict[str, Any]:
+    """Fold the adapter in and save the model, its tokenizer and a record.
+
+    Returns:
+        The record, as it stands in ``record.json``.
+
+    Raises:
+        RequestError: something in the request is wrong; nothing was written.
+    """
+    from ngdiff.environment import machine, versions, weights_hash
+    from ngdiff.models import fold_in, load_model
+    from ngdiff.output import RECORD, staged_folder, write_json
+    from ngdiff.progress import working
+
+    source, base, tokenizer = _prepare(request)
+    with working(f"Merging {request.adapter} into {base.name}"):
+        model = load_model(base)
+        before = weights_hash(model)
+        model = fold_in(model, source)
+    with staged_folder(request.output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        record = {
+            "kind": "merge",
+            "adapter": {"path": request.adapter, **_file_hashes(Path(source.location))},
+            "model": {"name": base.name, "sha256_before": before, "sha256_after": weights_hash(model)},
+            "versions": versions(),
+            "machine": machine(),
+            "notes": _other_base(Path(source.location) / RECORD, before),
+        }
+        write_json(record, folder / RECORD)
+    return record
+
+
+def _prepare(request: MergeRequest) -> tuple[ModelSource, ModelSource, Any]:
+    from ngdiff.errors import Fault, RequestError
+    from ngdiff.models import check_causal, load_tokenizer, resolve_model, weights_bytes
+    from ngdiff.output import check_output, same_folder
+
+    faults: list[Fault] = []
+    source = base = None
+    try:
+        source = resolve_model(request.adapter, "ADAPTER")
+        if not source.adapter:
+            what = f"{request.adapter!r} is a whole model, no adapter"
+            faults.append(Fault("ADAPTER", what, "Give a folder made with --lora; this one needs no merging"))
+        elif request.model is not None:
+            source = replace(source, base=request.model)
+    except RequestError as error:
+        faults += error.faults
+    base_name = request.model or (source.base if source is not None else None)
+    if base_name is not None:
+        try:
+            base = resolve_model(
+                base_name, "--model" if request.model else "--model (as the adapter names it)"
+            )
+            faults += check_causal(base)
+        except RequestError as error:
+            faults += error.faults
+    elif not faults:
+        what = f"{request.adapter!r} does not name its base model"
+        faults.append(Fault("ADAPTER", what, "Give the base with --model"))
+    needed = (weights_bytes(base) or 0) if base is not None else 0
+    for used in (source, base):
+        faults += same_folder(request.output, used.location) if used is not None else []
+    faults += check_output(request.output, request.overwrite, needed)
+    if faults or source is None or base is None:
+        raise RequestError(faults)
+    try:
+        return source, base, load_tokenizer(source)
+    except RequestError:
+        return source, base, load_tokenizer(base)
+
+
+def _file_hashes(adapter: Path) -> dict[str, str]:
+    return {
+        f"sha256 of {path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted([*adapter.glob("*.safetensors"), *adapter.glob("record.json")])
+    }
+
+
+def _other_base(record: Path, before: str) -> list[str]:
+    """Say so where the adapter's own record names another base than the one it was merged into."""
+    try:
+        trained_on = json.loads(record.read_text(encoding="utf-8"))["model"]["sha256_before"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    if trained_on == before:
+        return []
+    return [f"the adapter was made on other weights than these (SHA-256 {trained_on}, here {before})"]

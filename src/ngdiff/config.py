@@ -1,0 +1,227 @@
+"""Every setting of an unlearning run, with its unit and default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from ngdiff.errors import Fault, RequestError
+from ngdiff.losses import find_loss
+from ngdiff.methods import find_method
+from ngdiff.stopping import parse_stop_at
+from ngdiff.weighting import make_rule
+
+NO_LIMIT = -1
+_FLAGS = {
+    "learning_rate": "--lr",
+    "num_train_epochs": "--epochs",
+    "per_device_train_batch_size": "--batch-size",
+}
+
+
+def flag_of(name: str) -> str:
+    """Return what the command line calls a setting."""
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def positive_fault(where: str, value: float, example: str) -> Fault | None:
+    """Say so where a number is not positive and finite."""
+    if 0 < value < float("inf"):
+        return None
+    return Fault(where, f"{value} is not above 0 and finite", f"Give a positive number, {example}")
+
+
+def seed_fault(seed: int) -> Fault | None:
+    """Say so where a seed is none that every library takes."""
+    if 0 <= seed < 2**32:
+        return None
+    return Fault("--seed", f"{seed} is no seed", "Give a whole number from 0 to 4294967295")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# kind of value -> its check, and the settings that hold it
+_KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "number": (
+        _is_number,
+        ("learning_rate", "lr_start", "probe_tolerance", "keep_utility", "num_train_epochs"),
+    ),
+    "whole number": (
+        _is_whole,
+        (
+            *("probe_every", "probe_size", "check_every", "check_size", "check_patience", "max_length"),
+            *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"),
+        ),
+    ),
+    "name": (
+        lambda value: isinstance(value, str),
+        ("method", "forget_loss", "retain_loss", "rule", "stop_at"),
+    ),
+}
+
+
+@dataclass
+class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
+    """Settings of :class:`ngdiff.UnlearningTrainer`, on top of those of ``transformers.TrainingArguments``.
+
+    Only ``output_dir`` has to be given. Defaults that differ from transformers': ``learning_rate`` is None,
+    which means automatic; ``num_train_epochs`` (passes over the forget set) is 20, since a run stops by
+    itself; ``max_grad_norm`` is 0 (no clipping); ``remove_unused_columns`` is off; nothing is saved but what
+    the caller saves.
+
+    Args:
+        method: a row of :data:`ngdiff.methods.METHODS`; the four settings below override its parts.
+        forget_loss: a forget loss of :data:`ngdiff.losses.LOSSES`.
+        retain_loss: a retain loss of the same table.
+        rule: a row of :data:`ngdiff.weighting.RULES`.
+        rule_settings: settings of the rule, such as ``{"alpha": 2}``.
+        learning_rate: a fixed learning rate per optimizer step; None for the method's own step size.
+        lr_start: automatic rate, but begin the search here instead of at a tiny step.
+        probe_every: optimizer steps from one probe of the automatic rate to the next.
+        probe_size: retain examples a probe measures on; 0 for as many as a step's retain batch holds.
+        probe_tolerance: rise of the retain loss, in nats per token, that a probe counts as no harm.
+        stop_at: when the forget set counts as forgotten: ``auto`` (extraction strength at the level of text
+            the model never saw), ``extraction_strength=0.05``, ``probability=0.1``, ``nll=3``, or ``none``.
+        keep_utility: floor of the retain set's answer probability, as a share of its value at the start.
+        check_every: optimizer steps between two full checks of target and floor, at the most.
+        check_size: forget examples, and at most half as many retain examples, that a check looks at.
+        check_patience: checks in a row under the utility floor before the run is given up.
+        max_length: longest sequence, in tokens.
+        log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
+            cosine; costs one more gradient buffer.
+    """
+
+    method: str = "ngdiff"
+    forget_loss: str | None = None
+    retain_loss: str | None = None
+    rule: str | None = None
+    rule_settings: dict[str, float] = field(default_factory=dict)
+    learning_rate: float | None = None  # type: ignore[assignment]
+    lr_start: float | None = None
+    probe_every: int = 10
+    probe_size: int = 0
+    probe_tolerance: float = 0.02
+    stop_at: str = "auto"
+    keep_utility: float = 0.95
+    check_every: int = 10
+    check_size: int = 128
+    check_patience: int = 3
+    max_length: int = 512
+    log_gramian: bool = False
+
+    num_train_epochs: float = 20.0
+    max_grad_norm: float = 0.0
+    lr_scheduler_type: str = "constant"
+    remove_unused_columns: bool = False
+    save_strategy: str = "no"
+    logging_steps: float = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        faults = self._complete()
+        if faults:
+            raise RequestError(faults)
+        super().__post_init__()
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the learning rate is found by probes."""
+        return self.step_size == "auto"
+
+    def _complete(self) -> list[Fault]:
+        """Fill in the method's parts; return what is wrong with the settings."""
+        faults = self._type_faults()
+
+        def attempt(check: Any, *args: Any) -> Any:
+            try:
+                return check(*args)
+            except RequestError as error:
+                faults.extend(error.faults)
+                return None
+
+        method = attempt(find_method, self.method)
+        self.step_size: str = "auto"
+        if method is not None:
+            if not self.rule_settings and self.rule in (None, method.rule):
+                self.rule_settings = dict(method.rule_settings)
+            self.forget_loss = self.forget_loss or method.forget_loss
+            self.retain_loss = self.retain_loss or method.retain_loss
+            self.rule = self.rule or method.rule
+            automatic = self.learning_rate is None and (
+                self.lr_start is not None or method.step_size == "auto"
+            )
+            self.step_size = "auto" if automatic else "fixed"
+            if not automatic and self.learning_rate is None:
+                self.learning_rate = method.learning_rate
+        for check, args in (
+            (find_loss, (self.forget_loss, "forget")),
+            (find_loss, (self.retain_loss, "retain")),
+            (make_rule, (self.rule, self.rule_settings)),
+            (parse_stop_at, (self.stop_at,)),
+        ):
+            if args[0] is not None:
+                attempt(check, *args)
+        return faults + self._range_faults()
+
+    def _type_faults(self) -> list[Fault]:
+        """List values of the wrong type; defaults take their place, so that the rest can be checked."""
+        faults = []
+        for kind, (fits, names) in _KINDS.items():
+            for name in names:
+                value = getattr(self, name)
+                default = type(self).__dataclass_fields__[name].default
+                if not (fits(value) or (value is None and default is None)):
+                    faults.append(Fault(flag_of(name), f"{value!r} is no {kind}", f"Give a {kind}"))
+                    setattr(self, name, default)
+        rule_settings = self.rule_settings
+        if not isinstance(rule_settings, dict) or not all(map(_is_number, rule_settings.values())):
+            mend = "Give names and numbers, such as {alpha: 2}"
+            faults.append(Fault("--rule-settings", f"{rule_settings!r} are no settings of a rule", mend))
+            self.rule_settings = {}
+        return faults
+
+    def _range_faults(self) -> list[Fault]:
+        found = (positive_fault("--epochs", self.num_train_epochs, "such as 20"), seed_fault(self.seed))
+        faults = [fault for fault in found if fault is not None]
+        if self.learning_rate is not None and self.lr_start is not None:
+            mend = "--lr fixes the rate, --lr-start begins the search for one: give either"
+            faults.append(Fault("--lr-start", "--lr was given too", mend))
+        for flag, value in (("--lr", self.learning_rate), ("--lr-start", self.lr_start)):
+            fault = None if value is None else positive_fault(flag, value, "such as 1e-5")
+            faults += [fault] if fault else []
+        if self.automatic and (self.lr_scheduler_type != "constant" or self.warmup_steps):
+            mend = "Leave out the schedule, or give --lr"
+            faults.append(
+                Fault("lr_scheduler_type", "the automatic rate leaves no room for a schedule", mend)
+            )
+        if not 0 <= self.keep_utility <= 1:
+            what = f"{self.keep_utility} is no share"
+            faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
+        for flag, value in (
+            ("--probe-every", self.probe_every),
+            ("--check-every", self.check_every),
+            ("--check-size", self.check_size),
+            ("--check-patience", self.check_patience),
+            ("--batch-size", self.per_device_train_batch_size),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+            ("--max-steps", 1 if self.max_steps == NO_LIMIT else self.max_steps),
+        ):
+            if value < 1:
+                faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
+        if self.probe_size < 0:
+            faults.append(Fault("--probe-size", f"{self.probe_size} is negative", "Give 0 or more examples"))
+        if self.max_length < 8:
+            faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
+        if self.fp16:
+            mend = "Use bf16: its range is that of float32, and two gradients need no loss scaling"
+            faults.append(Fault("fp16", "the two gradients cannot share one loss scale", mend))
+        return faults

@@ -1,0 +1,1 @@
+"""Data sources -> examples -> token ids with labels -> paired batches."""

@@ -1,0 +1,124 @@
+"""encoded examples -> padded token batches, and the order in which forget and retain examples meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ngdiff.data.encoding import EncodedExample
+from ngdiff.logprobs import IGNORED
+
+Batch = dict[str, Tensor]
+
+
+def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
+    """Pad sequences on the right into one batch.
+
+    The attention mask comes from lengths, never from comparing ids with the pad id, so a pad id that equals
+    the end token hides nothing.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` and ``labels`` (-100 where no loss falls), int64 of shape
+        (rows, longest).
+    """
+    longest = max(len(example.input_ids) for example in examples)
+    shape = (len(examples), longest)
+    input_ids = torch.full(shape, pad_id, dtype=torch.long)
+    labels = torch.full(shape, IGNORED, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    for row, example in enumerate(examples):
+        length = len(example.input_ids)
+        input_ids[row, :length] = torch.tensor(example.input_ids)
+        labels[row, :length] = torch.tensor(example.labels)
+        attention_mask[row, :length] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def batches_by_length(
+    examples: Sequence[EncodedExample], batch_size: int, pad_id: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Yield batches of similar length, longest first, each with the positions of its examples."""
+    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, collate([examples[i] for i in rows], pad_id)
+
+
+def permutation(size: int, seed: int, cycle: int) -> list[int]:
+    """Return the order of one pass over ``size`` examples; depends on nothing but its arguments."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + cycle) % 2**63)
+    return torch.randperm(size, generator=generator).tolist()
+
+
+class Stream:
+    """An endless shuffled sequence over ``size`` examples: each pass visits every example once.
+
+    ``stream[i]`` is a pure function of the seed and ``i``, so a resumed run needs no sampler state.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self._cycle, self._order = -1, [0]
+
+    def __getitem__(self, position: int) -> int:
+        cycle, offset = divmod(position, self.size)
+        if cycle != self._cycle:
+            self._cycle, self._order = cycle, permutation(self.size, self.seed, cycle)
+        return self._order[offset]
+
+
+Pair = tuple[EncodedExample, EncodedExample, int]
+"""A forget example, a retain example, and the retain example's row."""
+
+
+class PairedDataset(Dataset[Pair]):
+    """Forget and retain examples addressed together by (forget row, retain row)."""
+
+    def __init__(self, forget: Sequence[EncodedExample], retain: Sequence[EncodedExample]) -> None:
+        self.forget, self.retain = forget, retain
+
+    def __len__(self) -> int:
+        return len(self.forget)
+
+    def __getitem__(self, pair: tuple[int, int]) -> Pair:
+        forget, retain = pair
+        return self.forget[forget], self.retain[retain], retain
+
+
+class PairSampler(Sampler[tuple[int, int]]):
+    """One epoch visits each forget example once; the retain stream goes on where the last epoch left it."""
+
+    def __init__(self, forget_size: int, retain_size: int, seed: int) -> None:
+        self._forget = Stream(forget_size, seed)
+        self._retain = Stream(retain_size, seed + 1)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._forget.size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        start = self.epoch * len(self)
+        for position in range(start, start + len(self)):
+            yield self._forget[position], self._retain[position]
+
+
+class PairCollator:
+    """Turn pairs into ``{"forget": batch, "retain": batch, "retain_rows": rows of the retain set}``."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, pairs: Sequence[Pair]) -> dict[str, Batch | Tensor]:
+        forget, retain, rows = zip(*pairs, strict=True)
+        return {
+            "forget": collate(forget, self.pad_id),
+            "retain": collate(retain, self.pad_id),
+            "retain_rows": torch.tensor(rows),
+        }

@@ -1,0 +1,233 @@
+"""`examples -> token ids and labels`: chat templates, plain forms, and where the answer begins and ends.
+
+Rules:
+
+- Labels come from positions, never from comparing ids with the padding token: ``pad == eos`` masks nothing.
+- What generation sees is what training saw: the ids of the prompt are those of the prompt tokenised alone,
+  even where a token could merge across the boundary to the answer.
+- One end token. Whatever a template writes behind the end of the answer's turn (ChatML's newline, an extra
+  ``</s>``) is dropped, so no second end token is ever there to be labelled.
+- With several assistant turns the last one is labelled, the earlier ones are context.
+- Data that holds a literal special token, such as ``<|im_end|>``, is tokenised as the tokenizer does with any
+  text, which for most tokenizers is the special token's own id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ngdiff.data.examples import Example
+from ngdiff.errors import Fault, RequestError
+
+IGNORE = -100
+"""The label of tokens on which no loss falls."""
+
+# Stands in for the answer while looking for where the template puts it.
+_MARK = "(the answer goes here)"
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids of one example.
+
+    Args:
+        input_ids: prompt and answer, without padding, at most ``max_length``.
+        labels: of the same length: the id on the answer and its end token, ``-100`` elsewhere.
+        example: what was encoded.
+        truncated: whether part of the answer was cut off.
+    """
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    example: Example
+    truncated: bool
+
+
+def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExample:
+    """Encode one example; see ``encode_all``."""
+    return encode_all([example], tokenizer, max_length, where="max_length")[0]
+
+
+def encode_all(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, where: str
+) -> list[EncodedExample]:
+    """Encode examples, cutting answers from the right at ``max_length`` tokens.
+
+    Args:
+        examples: what to encode. Question/answer and chat rows use the tokenizer's chat template; without
+            one, question/answer rows read ``Question: …``, line break, ``Answer: …``. Completions and texts
+            are taken as they are. Plain forms begin with the tokenizer's beginning token where it adds one
+            itself; all end in one end token. A text is labelled throughout.
+        tokenizer: fast or slow.
+        max_length: most tokens of prompt and answer together.
+        where: the setting that named the data, such as ``--forget``, for faults.
+
+    Raises:
+        RequestError: for chat rows without a chat template, rows the template refuses, and rows whose prompt
+            leaves no room for any of the answer; each with a count and the first place.
+    """
+    dialect = _Dialect(tokenizer)
+    encoded: list[EncodedExample] = []
+    tally = _Tally(where)
+    for example in examples:
+        pieces = _fitting_pieces(dialect, example, max_length, tally)
+        if pieces is None:
+            continue
+        prompt, answer = pieces
+        ids = (prompt + answer)[:max_length]
+        labels = ([IGNORE] * len(prompt) + answer)[:max_length]
+        truncated = len(prompt) + len(answer) > max_length
+        encoded.append(EncodedExample(tuple(ids), tuple(labels), example, truncated))
+    tally.raise_if_any()
+    return encoded
+
+
+def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+    """Return the ids from which the answer is to be generated: those before the first label of ``encode``.
+
+    For a text that is the beginning token alone, or nothing.
+
+    Raises:
+        RequestError: as ``encode_all``.
+    """
+    tally = _Tally("max_length")
+    pieces = _fitting_pieces(_Dialect(tokenizer), example, max_length, tally)
+    tally.raise_if_any()
+    assert pieces is not None
+    return pieces[0]
+
+
+def _fitting_pieces(
+    dialect: _Dialect, example: Example, max_length: int, tally: _Tally
+) -> tuple[list[int], list[int]] | None:
+    """Return the ids of prompt and answer, or note in ``tally`` why there are none."""
+    pieces = dialect.pieces(example)
+    if isinstance(pieces, str):
+        mend = "Use a tokenizer whose chat template fits, or give question/answer or text rows"
+        tally.add(pieces, mend, example)
+        return None
+    if len(pieces[0]) >= max_length:
+        what = f"nothing of the answer fits into {max_length} tokens behind the prompt"
+        tally.add(what, "Raise --max-length or shorten the prompts", example)
+        return None
+    return pieces
+
+
+class _Tally:
+    """Faults of many examples, one for each kind with a count and the first place."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.found: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, what: str, mend: str, example: Example) -> None:
+        self.found.setdefault((what, mend), []).append(example.place)
+
+    def raise_if_any(self) -> None:
+        faults = [
+            Fault(f"{self.where} {places[0]}", f"{what} ({_examples(len(places))} in all)", mend)
+            for (what, mend), places in self.found.items()
+        ]
+        if faults:
+            raise RequestError(faults)
+
+
+def _examples(count: int) -> str:
+    return "1 example" if count == 1 else f"{count} examples"
+
+
+class _Dialect:
+    """What one tokenizer does with text: its template, its special tokens, what it puts in front."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self.specials = frozenset({*added, *map(str, tokenizer.all_special_tokens)} - {""})
+        self.opening = self._opening()
+        self.eos: int | None = tokenizer.eos_token_id
+
+    def ids(self, text: str, specials: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=specials, verbose=False)["input_ids"])
+
+    def _opening(self) -> list[int]:
+        """Return the ids that the tokenizer puts in front of plain text."""
+        bare, full = self.ids("a"), self.ids("a", specials=True)
+        for start in range(len(full) - len(bare) + 1):
+            if full[start : start + len(bare)] == bare:
+                return full[:start]
+        return []
+
+    def pieces(self, example: Example) -> tuple[list[int], list[int]] | str:
+        """Return the ids of prompt and answer, the end token included, or what is wrong."""
+        if example.kind == "text":
+            return self._plain("", example.answer)
+        if example.kind == "completion":
+            return self._plain(example.prompt, example.answer)
+        if self.tokenizer.chat_template:
+            return self._templated(example)
+        if example.kind == "qa":
+            # The space goes with the answer's first word: that is the token a model would produce.
+            return self._plain(f"Question: {example.prompt}\nAnswer:", f" {example.answer}")
+        return "the tokenizer has no chat template for 'messages' rows"
+
+    def _plain(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        before, behind = self._tokenised(prompt, answer)
+        start = before or behind
+        if start[: len(self.opening)] != self.opening:
+            before = self.opening + before
+        elif not prompt:  # a text that brings its own beginning token
+            before, behind = self.opening, behind[len(self.opening) :]
+        return before, self._ended(behind, self.eos)
+
+    def _ended(self, answer: list[int], end: int | None) -> list[int]:
+        """Append the end token, unless there is none or the data itself ends in it."""
+        return answer if end is None or answer[-1:] == [end] else [*answer, end]
+
+    def _tokenised(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """Tokenise prompt and answer so that the prompt's ids are those of the prompt alone.
+
+        The answer's ids are the ones it has behind the prompt, unless a token merges across the boundary.
+        """
+        if not prompt:
+            return [], self.ids(answer)
+        before, whole = self.ids(prompt), self.ids(prompt + answer)
+        if whole[: len(before)] == before and len(whole) > len(before):
+            return before, whole[len(before) :]
+        return before, self.ids(answer)
+
+    def _templated(self, example: Example) -> tuple[list[int], list[int]] | str:
+        turns = [{"role": message.role, "content": message.content} for message in example.messages]
+        try:
+            opened = self._rendered(turns[:-1], answer_next=True)
+            marked = self._rendered([*turns[:-1], {"role": "assistant", "content": _MARK}])
+            full = self._rendered(turns)
+        except TemplateError as error:
+            return f"the chat template refuses the messages ({error})"
+        head, found, tail = marked.rpartition(_MARK)
+        kept = full.startswith(head) and full.endswith(tail) and len(full) > len(head) + len(tail)
+        if not (found and kept):
+            return "the chat template does not show the last answer as it is"
+        answer = full[len(head) : len(full) - len(tail)]
+        # White space between the generation prompt and the answer is the model's to produce; anything else
+        # there (an empty block of reasoning, say) is context.
+        if head.startswith(opened) and not head[len(opened) :].strip():
+            head, answer = opened, head[len(opened) :] + answer
+        between, end = self._end_of_turn(tail)
+        before, behind = self._tokenised(head, answer + between)
+        return before, self._ended(behind, self.eos if end is None else end)
+
+    def _rendered(self, turns: list[dict[str, str]], answer_next: bool = False) -> str:
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
+        return str(text)
+
+    def _end_of_turn(self, tail: str) -> tuple[str, int | None]:
+        """Return the text before the first special token of ``tail``, and that token's id."""
+        starts = [(tail.find(token), -len(token), token) for token in self.specials if token in tail]
+        if not starts:
+            return "", None
+        start, _, token = min(starts)
+        return tail[:start], int(self.tokenizer.convert_tokens_to_ids(token))

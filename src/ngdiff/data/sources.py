@@ -1,0 +1,187 @@
+"""`source string -> rows`: files, folders, hub datasets and TOFU, each with an optional slice.
+
+A source is one string:
+
+- ``forget.jsonl``: a .jsonl, .json, .csv or .parquet file, or a folder of them (read sorted by name);
+- ``org/name``, ``org/name:config``, ``org/name:config@split``: a dataset on the hub;
+- ``tofu:forget10``: a part of TOFU, from a local folder if there is one, else from the hub.
+
+Each may end in a slice with Python's meaning, such as ``tofu:full[-1200:]``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ngdiff.data.files import READERS, Row, read_data_file
+from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
+
+__all__ = ["TOFU_NAMES", "Row", "read_rows"]
+
+TOFU_NAMES: tuple[str, ...] = (
+    "full",
+    *(f"forget{share}{ending}" for share in ("01", "05", "10") for ending in ("", "_perturbed")),
+    *(f"retain{share}" for share in ("99", "95", "90")),
+    "retain_perturbed",
+    *(f"{part}{ending}" for part in ("real_authors", "world_facts") for ending in ("", "_perturbed")),
+)
+"""The parts of TOFU that ``tofu:NAME`` knows."""
+
+_TOFU_HUB = "locuslab/TOFU"
+_MOST_FAULTS = 20
+_SLICE = re.compile(r"^(?P<source>.+)\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\]$", re.DOTALL)
+_HUB = re.compile(r"^(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?$")
+
+
+def read_rows(source: str, *, where: str, tofu_dir: Path | None = None) -> list[Row]:
+    """Read all rows of a source.
+
+    Args:
+        source: a file, a folder, a hub dataset or ``tofu:NAME``, with an optional ``[start:stop]``.
+        where: the setting that named the source, such as ``--forget``, for faults.
+        tofu_dir: folder with TOFU's ``NAME.json`` files; default ``NGDIFF_TOFU_DIR``, else the hub is asked.
+
+    Returns:
+        At least one row, in the source's order.
+
+    Raises:
+        RequestError: with every fault found in the source (the first 20 and a count of the rest).
+    """
+    bare, span = _split_slice(source, where)
+    rows, faults = _read(bare, where, tofu_dir)
+    if faults:
+        raise RequestError(capped(faults, where))
+    chosen = rows[span]
+    if not chosen:
+        what = f"the slice of {source!r} leaves none of {len(rows)} rows"
+        raise RequestError(Fault(where, what, "Choose a slice inside the data"))
+    return chosen
+
+
+def capped(faults: list[Fault], where: str) -> list[Fault]:
+    """Return at most 20 faults, the rest as a count."""
+    if len(faults) <= _MOST_FAULTS:
+        return faults
+    rest = Fault(where, f"has {len(faults) - _MOST_FAULTS} faults more", "Mend the ones above and run again")
+    return [*faults[:_MOST_FAULTS], rest]
+
+
+def _split_slice(source: str, where: str) -> tuple[str, slice]:
+    if not source.strip():
+        raise RequestError(Fault(where, "is empty", "Give a file, a folder, a hub dataset or tofu:NAME"))
+    if _exists(Path(source).expanduser()):  # a file whose own name ends in brackets
+        return source, slice(None)
+    if found := _SLICE.match(source):
+        start, stop = (None if found[part] is None else int(found[part]) for part in ("start", "stop"))
+        return found["source"], slice(start, stop)
+    if source.endswith("]"):
+        bare, _, inside = source.rpartition("[")
+        mend = f"Write a slice as {bare}[start:stop], for instance {bare}[-100:]"
+        raise RequestError(Fault(where, f"[{inside} is no slice", mend))
+    return source, slice(None)
+
+
+def _read(source: str, where: str, tofu_dir: Path | None) -> tuple[list[Row], list[Fault]]:
+    if source.startswith("tofu:"):
+        return _read_tofu(source.removeprefix("tofu:"), where, tofu_dir)
+    path = Path(source).expanduser()
+    if _exists(path):
+        return _read_path(path, where)
+    hub = _HUB.match(source)
+    if hub and path.suffix.lower() not in READERS:
+        return _read_hub(hub["name"], hub["config"], hub["split"], where)
+    return [], [_missing(path, where)]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL: no such file
+        return False
+
+
+def _missing(path: Path, where: str) -> Fault:
+    parent = path.parent
+    try:
+        shown = [p for p in parent.iterdir() if p.name[0] != "."]
+        files = sorted(p.name for p in shown if p.suffix.lower() in READERS)
+        names = files + [p.name for p in shown if p.is_dir()]
+    except (OSError, ValueError):
+        what = f"there is no file {str(path)!r}, nor a folder {str(parent)!r}"
+        return Fault(where, what, "Check the path; a hub dataset is written org/name:config@split")
+    near = nearest_names(path.name, names)
+    mend = (
+        f"Did you mean {' or '.join(str(parent / name) for name in near)}"
+        if near
+        else (f"Data files in {str(parent)!r}: {', '.join(files[:10]) or 'none'}")
+    )
+    return Fault(where, f"there is no file or folder {str(path)!r}", mend)
+
+
+def _read_path(path: Path, where: str) -> tuple[list[Row], list[Fault]]:
+    files = [path]
+    if path.is_dir():
+        try:
+            listed = sorted(path.iterdir(), key=lambda p: p.name)
+        except OSError as error:
+            what = f"the folder {str(path)!r} cannot be read: {error.strerror}"
+            return [], [Fault(where, what, "Check its permissions")]
+        files = [
+            p for p in listed if p.suffix.lower() in READERS and not p.name.startswith(".") and p.is_file()
+        ]
+        if not files:
+            what = f"the folder {str(path)!r} has no data files"
+            return [], [Fault(where, what, f"Put files in it that end in {', '.join(READERS)}")]
+    rows: list[Row] = []
+    faults: list[Fault] = []
+    for file in files:
+        more, wrong = read_data_file(file)
+        rows += more
+        faults += [replace(fault, where=f"{where} {fault.where}") for fault in wrong]
+    return rows, faults
+
+
+def _read_tofu(name: str, where: str, tofu_dir: Path | None) -> tuple[list[Row], list[Fault]]:
+    if name not in TOFU_NAMES:
+        return [], [unknown_name(where, "part of TOFU", name, TOFU_NAMES)]
+    given = tofu_dir or os.environ.get("NGDIFF_TOFU_DIR")
+    if not given:
+        return _read_hub(_TOFU_HUB, name, "train", where)
+    folder = Path(given).expanduser()
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        there = sorted(p.stem for p in folder.glob("*.json") if p.stem in TOFU_NAMES)
+        what = f"the TOFU folder {str(folder)!r} has no file {path.name}"
+        mend = (
+            f"It has {', '.join(there) or 'none of TOFU'}; correct NGDIFF_TOFU_DIR, or unset it for the hub"
+        )
+        return [], [Fault(where, what, mend)]
+    return _read_path(path, where)
+
+
+def _read_hub(name: str, config: str | None, split: str | None, where: str) -> tuple[list[Row], list[Fault]]:
+    import datasets
+
+    source = name + (f":{config}" if config else "")
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        what = f"{source!r} is no file here and could not be loaded as a hub dataset ({first})"
+        mend = "Check the name (org/name:config@split) and the connection, or give a file"
+        return [], [Fault(where, what, mend)]
+    if split is None:
+        splits: Mapping[str, object] = loaded
+        split = "train" if "train" in splits else next(iter(splits), None)
+        if split is None or (split != "train" and len(splits) > 1):
+            what = f"{source!r} has the splits {', '.join(splits) or '(none)'} and none was chosen"
+            return [], [Fault(where, what, f"Write {source}@SPLIT")]
+        loaded = loaded[split]
+    rows = [Row(dict(row), f"{source}@{split}, row {number}") for number, row in enumerate(loaded, 1)]
+    if not rows:
+        return [], [Fault(where, f"{source}@{split} is empty", "Choose another split")]
+    return rows, []

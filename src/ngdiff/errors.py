@@ -1,0 +1,48 @@
+"""What is wrong with a request -> one exception that carries every fault found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a request.
+
+    Args:
+        where: the setting, file and row concerned, such as ``forget.jsonl, row 3`` or ``--rule``.
+        what: what was found, as a sentence without a full stop.
+        mend: what the user can do about it, as a sentence without a full stop.
+    """
+
+    where: str
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}. {self.mend}."
+
+
+class RequestError(ValueError):
+    """A request that cannot be carried out, with all faults found in it (never empty)."""
+
+    def __init__(self, faults: Fault | Sequence[Fault]) -> None:
+        self.faults: tuple[Fault, ...] = (faults,) if isinstance(faults, Fault) else tuple(faults)
+        if not self.faults:
+            raise ValueError("a RequestError needs at least one fault")
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to ``count`` known names that resemble ``name``, best first."""
+    return difflib.get_close_matches(name.lower(), list(known), n=count, cutoff=0.4)
+
+
+def unknown_name(where: str, kind: str, name: str, known: Iterable[str]) -> Fault:
+    """Build the fault for a name that no table has, with the nearest names that exist."""
+    names = sorted(known)
+    near = nearest_names(name, names)
+    mend = f"Did you mean {' or '.join(near)}" if near else f"Known: {', '.join(names)}"
+    return Fault(where, f"there is no {kind} called {name!r}", mend)

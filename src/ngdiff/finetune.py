@@ -1,0 +1,276 @@
+"""model and examples -> a model that knows the examples (a target or a retrained model)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainingArguments
+
+from ngdiff.callbacks import ProgressCallback
+from ngdiff.config import positive_fault, seed_fault
+from ngdiff.data.batching import Batch, collate, permutation
+from ngdiff.data.encoding import EncodedExample, encode_all
+from ngdiff.data.examples import data_hash, to_examples
+from ngdiff.data.sources import read_rows
+from ngdiff.environment import machine, peak_memory_gib, versions
+from ngdiff.errors import Fault, RequestError
+from ngdiff.evaluation.teacher_forced import score_answers, summarise
+from ngdiff.logprobs import count_labelled, labelled_tokens
+from ngdiff.losses import nll
+from ngdiff.models import (
+    ModelSource,
+    Precision,
+    autocast_bf16,
+    check_causal,
+    check_precision,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+    weights_bytes,
+)
+from ngdiff.output import RECORD, check_output, same_folder, staged_folder, write_json
+from ngdiff.progress import Meter, working
+
+SCORED_AT_THE_END = 200
+
+
+class _Examples(Dataset[EncodedExample]):
+    def __init__(self, examples: Sequence[EncodedExample]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> EncodedExample:
+        return self.examples[index]
+
+
+class LengthGroupedOrder(Sampler[int]):
+    """A new random order each epoch in which neighbours have similar lengths, so that little is padding."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, span: int = 16) -> None:
+        self.lengths, self.batch_size, self.seed, self.span = lengths, batch_size, seed, span
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = permutation(len(self), self.seed, self.epoch)
+        window = self.batch_size * self.span
+        for start in range(0, len(order), window):
+            mine = sorted(order[start : start + window], key=lambda i: self.lengths[i])
+            batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+            # a short batch stays last: moved inside, it would shift every batch behind it
+            full = len(batches) - (len(batches[-1]) < self.batch_size)
+            shuffled = permutation(full, self.seed + 1, self.epoch * 7919 + start)
+            for index in [*shuffled, *range(full, len(batches))]:
+                yield from batches[index]
+
+
+class FinetuneTrainer(Trainer):  # type: ignore[misc]
+    """Minimises the mean NLL of the labelled tokens over the whole accumulated batch."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, examples: Sequence[EncodedExample], **kwargs: Any
+    ) -> None:
+        pad_id = kwargs["processing_class"].pad_token_id
+        args.remove_unused_columns = False
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_Examples(examples),
+            data_collator=lambda rows: collate(rows, pad_id),
+            **kwargs,
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
+        lengths = [len(example.input_ids) for example in self.train_dataset.examples]
+        return LengthGroupedOrder(lengths, self.args.train_batch_size, self.args.seed)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], int]:
+        """Take the micro-batches of one step and count their labelled tokens together, over all processes."""
+        batches = list(islice(epoch_iterator, num_batches))
+        count = torch.tensor(sum(count_labelled(batch) for batch in batches), device=device)
+        return batches, int(self.accelerator.gather(count).sum())
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return this micro-batch's share of the step's mean NLL."""
+        loss: Any = nll(labelled_tokens(model, inputs)) / num_items_in_batch * self.accelerator.num_processes
+        self.state.progress_note = f"loss {float(loss.detach()):.3f}"
+        return loss
+
+
+@dataclass(frozen=True)
+class FinetuneRequest:
+    """Everything that ``ngdiff finetune`` needs to know.
+
+    Args:
+        model: folder, hub name or ``smollm2``.
+        data: one or more sources (see :mod:`ngdiff.data.sources`), joined in order.
+        output: the folder to make.
+        epochs: passes over the data.
+        lr: peak learning rate; warmed up over the first 5% of the steps, then decayed to 0 by a cosine.
+        batch_size: sequences an optimizer step and process.
+        max_length: tokens of prompt and answer together; longer answers are cut.
+        seed: of the order of the data and of any new weights.
+        lora: train LoRA adapters only, and save those.
+        precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    output: Path
+    epochs: float = 5.0
+    lr: float = 1e-4
+    batch_size: int = 8
+    max_length: int = 512
+    seed: int = 0
+    lora: bool = False
+    precision: Precision = "auto"
+    tofu_dir: Path | None = None
+    overwrite: bool = False
+
+
+def finetune(request: FinetuneRequest) -> Path:
+    """Fine-tune a model on the answers of a data set and save it with a record.
+
+    Raises:
+        RequestError: something in the request is wrong; nothing was written.
+    """
+    source, tokenizer, examples = _prepare(request)
+    with working(f"Loading {request.model}"):
+        model = load_model(source)
+    faults = check_output(request.output, request.overwrite, 2 * model.get_memory_footprint())
+    if faults:
+        raise RequestError(faults)
+    if request.lora:
+        model = with_lora(model)
+    started = time.monotonic()
+    with staged_folder(request.output) as folder:
+        trainer = _trainer(model, tokenizer, examples, request, folder)
+        trainer.train()
+        seconds = time.monotonic() - started
+        scored = examples[:: max(1, len(examples) // SCORED_AT_THE_END)][:SCORED_AT_THE_END]
+        with Meter("Scoring what it learned", len(scored)) as meter:
+            scores = score_answers(
+                trainer.model,
+                scored,
+                pad_id=tokenizer.pad_token_id,
+                autocast=trainer.compute_loss_context_manager,
+                advance=meter.advance,
+            )
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(_record(request, examples, summarise(scores), len(scores), seconds), folder / RECORD)
+    return request.output
+
+
+def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedExample]]:
+    faults = _setting_faults(request)
+    source, rows, needed = None, [], 0
+    try:
+        source = resolve_model(request.model)
+        faults += check_causal(source) + same_folder(request.output, source.location)
+        needed = 0 if faults or request.lora else weights_bytes(source) or 0
+    except RequestError as error:
+        faults += error.faults
+    faults += check_output(request.output, request.overwrite, needed)
+    for data in request.data:
+        try:
+            rows += to_examples(read_rows(data, where="--data", tofu_dir=request.tofu_dir), "--data")
+        except RequestError as error:
+            faults += error.faults
+    if faults or source is None:
+        raise RequestError(faults)
+    tokenizer = load_tokenizer(source)
+    return source, tokenizer, encode_all(rows, tokenizer, request.max_length, "--data")
+
+
+def _setting_faults(request: FinetuneRequest) -> list[Fault]:
+    faults: list[Fault] = []
+    try:
+        check_precision(request.precision)
+    except RequestError as error:
+        faults += error.faults
+    found = (
+        positive_fault("--lr", request.lr, "such as 1e-4"),
+        positive_fault("--epochs", request.epochs, "such as 5"),
+        seed_fault(request.seed),
+    )
+    return faults + [fault for fault in found if fault is not None]
+
+
+def with_lora(model: nn.Module, rank: int = 16) -> Any:
+    """Wrap a model so that only LoRA adapters on its linear layers train (alpha = 2 * rank, no dropout)."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def _trainer(
+    model: nn.Module, tokenizer: Any, examples: list[EncodedExample], request: FinetuneRequest, folder: Path
+) -> FinetuneTrainer:
+    bf16, _ = autocast_bf16(request.precision)
+    args = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=request.epochs,
+        learning_rate=request.lr,
+        per_device_train_batch_size=request.batch_size,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        bf16=bf16,
+        seed=request.seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    callbacks = [ProgressCallback("Fine-tuning")]
+    return FinetuneTrainer(model, args, examples, processing_class=tokenizer, callbacks=callbacks)
+
+
+def _record(
+    request: FinetuneRequest,
+    examples: list[EncodedExample],
+    figures: dict[str, float],
+    scored: int,
+    seconds: float,
+) -> dict[str, Any]:
+    settings = {
+        key: str(value) if isinstance(value, Path) else value for key, value in asdict(request).items()
+    }
+    return {
+        "kind": "finetune",
+        "settings": settings,
+        "precision": autocast_bf16(request.precision)[1],
+        "data": {"examples": len(examples), "sha256": data_hash([e.example for e in examples])},
+        "figures_on_training_data": {**figures, "examples_scored": scored},
+        "seconds": seconds,
+        "peak_memory_gib": peak_memory_gib(),
+        "versions": versions(),
+        "machine": machine(),
+    }

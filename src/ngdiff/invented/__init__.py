@@ -1,0 +1,1 @@
+"""Invented people to forget and common knowledge to keep, for runs that need no download."""

@@ -1,0 +1,98 @@
+"""method name -> forget loss x retain loss x weighting rule x step size; the table of named recipes.
+
+A method is four choices and nothing more; each can be overridden by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ngdiff.errors import RequestError, unknown_name
+
+StepSizeName = Literal["auto", "fixed"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the method table.
+
+    Args:
+        name: what the command line calls it.
+        forget_loss: name in :data:`ngdiff.losses.LOSSES`.
+        retain_loss: name in :data:`ngdiff.losses.LOSSES`.
+        rule: name in :data:`ngdiff.weighting.RULES`.
+        step_size: ``auto``, or ``fixed`` with the rate in ``learning_rate``.
+        summary: one line for ``ngdiff ls methods``.
+        paper: where it comes from.
+        learning_rate: the usual fixed rate, per optimizer step.
+        rule_settings: settings of the rule that differ from its defaults.
+    """
+
+    name: str
+    forget_loss: str
+    retain_loss: str
+    rule: str
+    step_size: StepSizeName
+    summary: str
+    paper: str
+    learning_rate: float | None = None
+    rule_settings: Mapping[str, float] = field(default_factory=dict)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "ngdiff",
+            "negated-nll",
+            "nll",
+            "ngdiff",
+            "auto",
+            "normalised gradient difference, learning rate from a parabola",
+            "Jin et al. 2025, arXiv 2410.22086",
+        ),
+        Method(
+            "graddiff",
+            "negated-nll",
+            "nll",
+            "constant",
+            "fixed",
+            "gradient difference: constant weights, fixed learning rate",
+            "Liu et al. 2022, arXiv 2203.12817; Maini et al. 2024, arXiv 2401.06121",
+            learning_rate=1e-5,
+        ),
+        Method(
+            "ga",
+            "negated-nll",
+            "nll",
+            "forget-only",
+            "fixed",
+            "gradient ascent on the forget set alone",
+            "Jang et al. 2023, arXiv 2210.01504",
+            learning_rate=1e-5,
+        ),
+        Method(
+            "finetune-retain",
+            "negated-nll",
+            "nll",
+            "retain-only",
+            "fixed",
+            "more training on the retain set alone, hoping that the rest fades",
+            "baseline of Maini et al. 2024, arXiv 2401.06121",
+            learning_rate=1e-5,
+        ),
+    )
+}
+
+
+def find_method(name: str) -> Method:
+    """Look a method up by name.
+
+    Raises:
+        RequestError: there is no such method; the nearest names are given.
+    """
+    if name not in METHODS:
+        raise RequestError(unknown_name("--method", "method", name, METHODS))
+    return METHODS[name]

@@ -1,0 +1,75 @@
+"""Everything a run knows -> record.json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ngdiff.stepsize import Probe
+
+FORMAT = 1
+
+
+@dataclass
+class StepRecord:
+    """One optimizer step.
+
+    Args:
+        step: counted from 1.
+        epoch: passes over the forget set so far.
+        forget_loss: in nats per token (for NLL losses), before the step.
+        retain_loss: likewise.
+        forget_norm: norm of the forget gradient; None where the two gradients were not kept apart.
+        retain_norm: likewise.
+        cosine: between the two gradients.
+        weights: factors of the retain and the forget gradient.
+        combined_norm: norm of the combined gradient.
+        learning_rate: that the step was taken with.
+        changed: share of a sample of the parameters that the step really changed.
+        forget_extraction_strength: of the step's own forget batch, before the step.
+        seconds: wall-clock time of the step, probes and checks included.
+        skipped: why nothing was applied, if nothing was.
+    """
+
+    step: int
+    epoch: float
+    forget_loss: float | None
+    retain_loss: float | None
+    forget_norm: float | None
+    retain_norm: float | None
+    cosine: float | None
+    weights: tuple[float, float]
+    combined_norm: float | None
+    learning_rate: float
+    changed: float | None
+    forget_extraction_strength: float | None
+    seconds: float
+    skipped: str | None = None
+
+
+@dataclass
+class RunRecord:
+    """One unlearning run; every fallback taken on the way is in ``notes``."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    steps: list[StepRecord] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    stop: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Write down a fallback or a warning, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"kind": "unlearn", "format": FORMAT, **asdict(self)}

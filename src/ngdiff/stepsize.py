@@ -1,0 +1,321 @@
+"""retain loss at probe points -> learning rate.
+
+The optimizer steps once; a probe only moves the parameters along that step, measures, and puts them where the
+chosen rate says. Restoring is by copy, never by arithmetic, and the optimizer's state is not touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ngdiff.gradients import GradientPair
+from ngdiff.parabola import SIGNAL, Parabola, Shape
+
+LossAtWeights = Callable[[], float]
+"""Evaluates the retain loss, in nats per token, at the model's present weights; always on the same examples."""
+
+Outcome = Literal["accepted", "widened", "kept", "halved", "bounded"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one probe measured and decided.
+
+    Args:
+        step: optimizer step, counted from 1.
+        outcome: what became of the rate.
+        reason: why, in words.
+        before: the rate it started from; None where there was none.
+        after: the rate from here on.
+        applied: the rate this step itself was given: ``after``, or 0 where no loss along it was finite.
+        points: every parabola measured, in order.
+        noise: rounding noise of one loss value that was assumed, in nats per token.
+    """
+
+    step: int
+    outcome: Outcome
+    reason: str
+    before: float | None
+    after: float
+    applied: float
+    points: tuple[Parabola, ...]
+    noise: float
+
+
+class _Line:
+    """The line through the weights before and after one optimizer step."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], before: Sequence[Tensor], rate: float) -> None:
+        self.parameters, self.before, self.rate = parameters, before, rate
+        self.after = [_reuse_gradient(parameter) for parameter in parameters]
+
+    @torch.no_grad()
+    def go_to(self, width: float) -> None:
+        """Put the weights at w - width * u; exactly the optimizer's own where ``width`` is its rate."""
+        for parameter, before, after in zip(self.parameters, self.before, self.after, strict=True):
+            if width == self.rate:
+                parameter.copy_(after)
+            elif width == 0:
+                parameter.copy_(before)
+            else:
+                parameter.copy_(after).sub_(before).mul_(width / self.rate).add_(before)
+
+    @torch.no_grad()
+    def tiny_width(self, relative: float) -> float:
+        """Return the width whose step is ``relative`` times as long as the weights are; 0 for no step."""
+        weights = torch.stack([torch.linalg.vector_norm(b, dtype=torch.float64) for b in self.before]).norm()
+        pairs = zip(self.before, self.after, strict=True)
+        step = torch.stack([torch.linalg.vector_norm(a - b, dtype=torch.float64) for b, a in pairs]).norm()
+        return relative * float(weights) * self.rate / float(step) if float(step) > 0 else 0.0
+
+
+def _reuse_gradient(parameter: nn.Parameter) -> Tensor:
+    """Copy the parameter into its gradient's storage, which nobody needs after the optimizer has stepped."""
+    storage = parameter.grad
+    if storage is None or storage.dtype != parameter.dtype or storage.shape != parameter.shape:
+        return parameter.detach().clone()
+    return storage.detach().copy_(parameter.detach())
+
+
+@dataclass
+class FixedRate:
+    """A learning rate that nobody adapts: the optimizer's own, or its scheduler's."""
+
+    history: list[Probe] = field(default_factory=list)
+
+    def before_step(self, pair: GradientPair) -> None:
+        """Do nothing."""
+
+    def after_step(self, loss: LossAtWeights) -> Probe | None:
+        """Do nothing."""
+        return None
+
+
+class AutomaticRate:
+    """Takes the learning rate from parabolas fitted to the retain loss along the optimizer's own update.
+
+    Args:
+        optimizer: any torch optimizer whose step is proportional to its learning rate; all its groups get the
+            same rate.
+        start: a rate to begin the search from; without one the search begins at a step a ten-millionth as
+            long as the weights.
+        every: optimizer steps from one probe to the next.
+        resolution: relative rounding of the numbers that the loss is computed in: 2**-24 for float32, 2**-9
+            under bf16 autocast.
+        tolerance: rise of the retain loss, in nats per token, that counts as no harm.
+    """
+
+    START_RELATIVE = 1e-7
+    MOST_CHANGE = 4.0
+    MOST_WIDENINGS = 3
+    MOST_SEARCH = 30
+    TALL = 1.0
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        start: float | None = None,
+        every: int = 10,
+        resolution: float = 2**-24,
+        tolerance: float = 0.02,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        if start is not None and not (start > 0 and math.isfinite(start)):
+            raise ValueError(f"start must be a positive number, got {start}")
+        self.optimizer, self.every = optimizer, every
+        self.resolution, self.tolerance = resolution, tolerance
+        self.start = start
+        self.rate: float | None = None
+        self.steps = 0
+        self._before: list[Tensor] | None = None
+
+    def before_step(self, pair: GradientPair) -> None:
+        """Set the optimizer's rate for the step to come; where a probe is due, keep the weights.
+
+        Call after ``pair.combine``: the weights go into the forget buffer.
+        """
+        self._pair = pair
+        self._before = None
+        if self.rate is None or self.steps % self.every == 0:
+            self._before = pair.spare()
+            with torch.no_grad():
+                for scratch, parameter in zip(self._before, pair.parameters, strict=True):
+                    scratch.copy_(parameter)
+        # the first update is taken at rate 1, where it stands clear of the weights' own rounding
+        self._set(1.0 if self.rate is None else self.rate)
+
+    def after_step(self, loss: LossAtWeights) -> Probe | None:
+        """Probe if it is due, and put the weights where the chosen rate says.
+
+        Args:
+            loss: evaluates the retain loss, on examples that had no part in this step's gradient.
+
+        Returns:
+            What the probe found; None where none was due.
+        """
+        self.steps += 1
+        if self._before is None:
+            return None
+        line = _Line(self._pair.parameters, self._before, 1.0 if self.rate is None else self.rate)
+        measure = _Measure(line, loss)
+        probe = self._search(measure) if self.rate is None else self._adapt(measure, self.rate)
+        line.go_to(probe.applied)
+        self.rate = probe.after
+        self._set(self.rate)
+        self._before = None
+        return probe
+
+    def step(self, pair: GradientPair, loss: LossAtWeights) -> Probe | None:
+        """Step the optimizer once, probing where due: the whole of it, for a plain loop."""
+        self.before_step(pair)
+        self.optimizer.step()
+        return self.after_step(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"rate": self.rate, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.rate, self.steps = state["rate"], state["steps"]
+
+    def _set(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _search(self, measure: _Measure) -> Probe:
+        """Find a first rate: widen until the parabola shows, then close in on its minimum."""
+        tiny = measure.line.tiny_width(self.START_RELATIVE)
+        noise = measure.noise(tiny, self.resolution)
+        # beyond a step as long as the weights themselves, a loss that levels off says nothing of harm
+        width, ceiling = self.start or max(tiny, 1e-30), tiny / self.START_RELATIVE or math.inf
+        for _ in range(self.MOST_SEARCH):
+            if measure.is_still(width, noise):  # nothing moves yet: spare the point on the other side
+                width = min(width * self.MOST_CHANGE, 0.9 * ceiling)
+                continue
+            parabola = measure.at(width)
+            shape = parabola.shape(noise)
+            rise = parabola.plus - parabola.zero
+            if shape is Shape.BROKEN or rise > self.TALL:
+                ceiling = min(ceiling, width)
+                width /= self.MOST_CHANGE
+            elif shape is Shape.VALLEY:
+                if width / 2 <= parabola.vertex <= width * 2:
+                    return self._done("accepted", "the parabola's minimum", parabola.vertex, measure, noise)
+                limited = min(max(parabola.vertex, width / self.MOST_CHANGE), width * self.MOST_CHANGE)
+                width = min(limited, 0.9 * ceiling)
+            elif shape is Shape.ASCENT and parabola.curvature > 0 and rise > self.tolerance / 4:
+                wide = parabola.width_that_costs(self.tolerance)
+                reason = f"no descent along the first update: the rate that costs {self.tolerance:g} nats"
+                return self._done("bounded", reason, min(wide, self.MOST_CHANGE * width), measure, noise)
+            elif width * 2 >= ceiling:
+                break
+            else:
+                width = min(width * self.MOST_CHANGE, 0.9 * ceiling)
+        reason = "no minimum found along the first update: the step of least loss, or the widest without harm"
+        chosen = measure.lowest(noise) or measure.widest_harmless(self.tolerance)
+        applied = None if math.isfinite(measure.loss(chosen)) else 0.0
+        return self._done("bounded", reason, chosen, measure, noise, applied=applied)
+
+    def _adapt(self, measure: _Measure, rate: float) -> Probe:
+        """Fit around the present rate; move it to the minimum, by at most a factor of four."""
+        noise = measure.noise(0.0, self.resolution)
+        parabola = measure.at(rate)
+        widenings = 0
+        while parabola.shape(noise) in (Shape.FLAT, Shape.SLOPE) and widenings < self.MOST_WIDENINGS:
+            wider = measure.at(parabola.width * self.MOST_CHANGE)
+            widenings += 1
+            if wider.shape(noise) is Shape.BROKEN:
+                break
+            parabola = wider
+        shape = parabola.shape(noise)
+        if shape is Shape.VALLEY:
+            after = min(max(parabola.vertex, rate / self.MOST_CHANGE), rate * self.MOST_CHANGE)
+            outcome: Outcome = "widened" if widenings else "accepted"
+            reason = "the parabola's minimum" if after == parabola.vertex else "towards it, by a factor of 4"
+            return self._done(outcome, reason, after, measure, noise, rate)
+        if shape is Shape.BROKEN:
+            finite = measure.finite_width(rate / 2)
+            applied = None if math.isfinite(measure.loss(finite)) else 0.0
+            return self._done("halved", shape.value, finite, measure, noise, rate, applied)
+        if not widenings and parabola.plus - parabola.zero > self.tolerance:
+            reason = f"{shape.value}, and rises by more than {self.tolerance:g} nats"
+            return self._done("halved", reason, rate / 2, measure, noise, rate)
+        return self._done("kept", shape.value, rate, measure, noise, rate)
+
+    def _done(
+        self,
+        outcome: Outcome,
+        reason: str,
+        after: float,
+        measure: _Measure,
+        noise: float,
+        before: float | None = None,
+        applied: float | None = None,
+    ) -> Probe:
+        before = self.start if before is None else before
+        applied = after if applied is None else applied
+        return Probe(self.steps, outcome, reason, before, after, applied, tuple(measure.points), noise)
+
+
+class _Measure:
+    """Losses along a line, each point measured once."""
+
+    def __init__(self, line: _Line, loss: LossAtWeights) -> None:
+        self.line = line
+        self._loss = loss
+        self._known: dict[float, float] = {}
+        self.points: list[Parabola] = []
+
+    def loss(self, width: float) -> float:
+        """Return phi(width)."""
+        if width not in self._known:
+            self.line.go_to(width)
+            self._known[width] = self._loss()
+        return self._known[width]
+
+    def at(self, width: float) -> Parabola:
+        """Measure the parabola of one width."""
+        plus = self.loss(width)
+        parabola = Parabola(width, self.loss(-width), self.loss(0.0), plus)
+        self.points.append(parabola)
+        return parabola
+
+    def is_still(self, width: float, noise: float) -> bool:
+        """Say whether a step of this width leaves the loss where it was, as far as its noise can tell."""
+        return abs(self.loss(width) - self.loss(0.0)) <= noise
+
+    def noise(self, tiny: float, resolution: float) -> float:
+        """Estimate rounding noise: what a step too short to matter changes, and what the numbers resolve."""
+        seen = abs(self.loss(tiny) - self.loss(0.0)) if tiny > 0 else 0.0
+        return max(seen, resolution) if math.isfinite(seen) else resolution
+
+    def lowest(self, noise: float) -> float | None:
+        """Return the width measured ahead whose loss is the least, if it lies clearly below the start's."""
+        ahead = {width: value for width, value in self._known.items() if width > 0 and math.isfinite(value)}
+        best = min(ahead, key=lambda width: (ahead[width], width), default=None)
+        return best if best is not None and self.loss(0.0) - ahead[best] > SIGNAL * noise else None
+
+    def widest_harmless(self, tolerance: float) -> float:
+        """Return the widest step measured that raised the loss by no more than ``tolerance``."""
+        zero = self.loss(0.0)
+        ahead = {width: value for width, value in self._known.items() if width > 0}
+        fine = [width for width, value in ahead.items() if value - zero <= tolerance]
+        return max(fine, default=min(ahead))
+
+    def finite_width(self, width: float) -> float:
+        """Halve ``width`` until the loss there is finite, ten times at the most."""
+        for _ in range(10):
+            if math.isfinite(self.loss(width)):
+                break
+            width /= 2
+        return width

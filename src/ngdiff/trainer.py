@@ -1,0 +1,579 @@
+"""model, forget set and retain set -> an unlearned model and its record: the loop.
+
+The loop itself is ``transformers.Trainer``'s. This class adds what unlearning needs: two losses and two
+gradients a step, the rule that weighs them, the step size, and the decision to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ngdiff.config import UnlearningConfig
+from ngdiff.data.batching import Batch, PairCollator, PairedDataset, PairSampler, Stream, collate
+from ngdiff.data.datasets import as_encoded, split_retain
+from ngdiff.data.encoding import EncodedExample
+from ngdiff.environment import machine, peak_memory_gib, versions
+from ngdiff.evaluation.teacher_forced import batch_extraction_strength, score_answers, summarise
+from ngdiff.gradients import FORGET, RETAIN, GradientPair, Gramian, Task, Weights, cosine
+from ngdiff.logprobs import labelled_tokens
+from ngdiff.losses import LOSSES, Loss
+from ngdiff.never_seen import never_seen_examples
+from ngdiff.parameters import BestWeights, ChangeMeter
+from ngdiff.record import RunRecord, StepRecord
+from ngdiff.stepsize import AutomaticRate, FixedRate, Probe
+from ngdiff.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
+from ngdiff.weighting import RULES, Verdict, judge, make_rule
+
+STATE_FILE = "unlearning_state.json"
+MOST_SKIPPED_IN_A_ROW = 5
+CHECKS_APART = 2
+TASKS: tuple[Task, Task] = ("forget", "retain")
+
+
+class _Hooks(TrainerCallback):  # type: ignore[misc]
+    """Calls the trainer back at the moments between backward pass, optimizer step and next batch."""
+
+    def __init__(self) -> None:
+        self.trainer: UnlearningTrainer | None = None
+
+    def _owner(self) -> UnlearningTrainer:
+        assert self.trainer is not None
+        return self.trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._owner()._begin()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._owner()._before_update()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._owner()._after_update()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._owner()._after_step() is not None:
+            control.should_training_stop = True
+
+
+class _StepState:
+    """What one optimizer step gathers over its micro-batches."""
+
+    def __init__(self, counts: dict[Task, int], retain_rows: set[int]) -> None:
+        self.counts, self.retain_rows = counts, retain_rows
+        self.losses: dict[Task, float] = {}
+        self.extraction_strength: list[float] = []
+        self.gramian: Gramian | None = None
+        self.weights = Weights(0.0, 0.0)
+        self.verdict = Verdict.STEP
+        self.probe: Probe | None = None
+        self.changed: float | None = None
+        self.rate = 0.0
+        self.started = time.monotonic()
+
+
+class UnlearningTrainer(Trainer):  # type: ignore[misc]
+    """Makes a model forget one data set and keep another.
+
+    Args:
+        model: a causal language model.
+        args: the settings; ``output_dir`` is the only one without a default.
+        forget_dataset: what to forget: a ``datasets.Dataset``, or a list of rows, of
+            :class:`~ngdiff.data.examples.Example` or of :class:`~ngdiff.data.encoding.EncodedExample`.
+            Columns as in :mod:`ngdiff.data.examples`.
+        retain_dataset: what to keep, likewise. A part of it is held out to measure utility on.
+        holdout_dataset: text of the same kind that the model never saw, likewise; without one, people are
+            invented whom no model can know. It sets the level at which ``stop_at="auto"`` stops.
+        processing_class: the tokenizer.
+        peft_config: train adapters of this kind only.
+        callbacks: further callbacks.
+        optimizers: optimizer and scheduler to use instead of the configured ones.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: UnlearningConfig,
+        *,
+        forget_dataset: Any,
+        retain_dataset: Any,
+        holdout_dataset: Any = None,
+        processing_class: Any,
+        peft_config: Any = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        self.record = RunRecord()
+        self._pad_id = _pad_id(processing_class)
+        self._forget = as_encoded(forget_dataset, processing_class, args.max_length, "forget_dataset")
+        retain = as_encoded(retain_dataset, processing_class, args.max_length, "retain_dataset")
+        self._retain, self._held_out, note = split_retain(retain, args.check_size // 2, args.seed)
+        self._never_seen = (
+            never_seen_examples(self._forget, processing_class, args.max_length)
+            if holdout_dataset is None
+            else as_encoded(holdout_dataset, processing_class, args.max_length, "holdout_dataset")
+        )
+        if note:
+            self.record.note(note)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            set_seed(args.seed)  # adapters begin at random
+            model = get_peft_model(model, peft_config)
+        hooks = _Hooks()
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=PairedDataset(self._forget, self._retain),
+            data_collator=PairCollator(self._pad_id),
+            processing_class=processing_class,
+            callbacks=[hooks, *(callbacks or ())],
+            optimizers=optimizers,
+        )
+        hooks.trainer = self
+        self._losses: dict[Task, Loss] = {
+            "forget": LOSSES[str(args.forget_loss)],
+            "retain": LOSSES[str(args.retain_loss)],
+        }
+        self._rule = make_rule(str(args.rule), args.rule_settings)
+        self._apart = args.log_gramian or not RULES[str(args.rule)].fixed
+        if self.is_deepspeed_enabled and self._apart:
+            raise ValueError(
+                f"DeepSpeed keeps gradients to itself, so the rule {args.rule!r}, which needs two of them, "
+                "cannot run under it. Use FSDP2 (accelerate config, fsdp_version: 2) instead."
+            )
+        self._pair: GradientPair | None = None
+        self._step_size: AutomaticRate | FixedRate = FixedRate()
+        self._step = _StepState({"forget": 0, "retain": 0}, set())
+        self._stopping: StoppingRule | None = None
+        self._decision: Decision | None = None
+        self._skipped_in_a_row = 0
+        self._last_check = 0
+        self._last_strength: float | None = None
+        self._best = BestWeights(model, Path(args.output_dir))
+        self._resumed: tuple[Path, dict[str, Any]] | None = None
+
+    # ---- data ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
+        return PairSampler(len(self._forget), len(self._retain), self.args.seed)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], None]:
+        """Take the micro-batches of one step and count, for each task, the items its loss averages over."""
+        batches = list(islice(epoch_iterator, num_batches))
+        counts: dict[Task, int] = {}
+        for task in TASKS:
+            mine = sum(self._losses[task].count(batch[task]) for batch in batches)
+            counts[task] = int(self.accelerator.gather(torch.tensor(mine, device=device)).sum())
+        rows = {int(row) for batch in batches for row in batch["retain_rows"]}
+        self._step = _StepState(counts, rows)
+        if self._pair is not None:
+            self._pair.clear()
+        return batches, None
+
+    # ---- one step ----
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Add one micro-batch to both gradients; after the last one, weigh and combine them."""
+        model.train()
+        if self._pair is None:
+            self._pair = GradientPair(model.parameters())
+        weights = None if self._apart else self._rule(torch.eye(2, dtype=torch.float64))
+        reported = torch.zeros((), device=self.args.device)
+        for task in TASKS:
+            factor = 1.0 if weights is None else getattr(weights, task)
+            if factor == 0:
+                continue
+            loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
+            with self._pair.task(task if weights is None else "retain"):
+                (loss * (factor * self.accelerator.num_processes)).backward()
+            self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
+            reported = loss.detach()  # the retain loss, where there is one
+        if self.accelerator.sync_gradients:
+            self._combine(weights)
+        return reported
+
+    def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
+        tokens = labelled_tokens(model, batch)
+        if task == "forget":
+            self._step.extraction_strength.append(float(batch_extraction_strength(tokens)))
+        return self._losses[task].function(tokens) / self._step.counts[task]
+
+    def _combine(self, fixed: Weights | None) -> None:
+        assert self._pair is not None
+        if fixed is not None:
+            self._step.weights = fixed
+            self._step.verdict = Verdict.STEP
+            self._pair.combine(Weights(1.0, 0.0))
+            if not all(math.isfinite(loss) for loss in self._step.losses.values()):
+                self._step.verdict = Verdict.NON_FINITE
+            return
+        gramian = self._pair.gramian()
+        self._step.gramian, self._step.verdict = gramian, judge(gramian)
+        if self._step.verdict is Verdict.STEP:
+            self._step.weights = self._rule(gramian)
+            self._pair.combine(self._step.weights)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Norm of the combined gradient; known from the Gramian, so that no second pass is needed."""
+        if grad_norm is None and self._step.gramian is not None:
+            return _combined_norm(self._step.gramian, self._step.weights)
+        norm = grad_norm if grad_norm is not None else super()._get_grad_norm(model)
+        if norm is not None and self._step.gramian is None and self._step.verdict is Verdict.STEP:
+            if not math.isfinite(float(norm)):
+                self._step.verdict = Verdict.NON_FINITE
+            elif float(norm) == 0:
+                self._step.verdict = Verdict.STATIONARY
+        return norm
+
+    def _before_update(self) -> None:
+        assert self._pair is not None
+        if self._decision is not None:  # already decided before the first step: change nothing
+            self._step.verdict = Verdict.DONE
+        if self._step.verdict is not Verdict.STEP:
+            self._pair.drop()
+            return
+        self._meter.before()
+        self._step_size.before_step(self._pair)
+
+    def _after_update(self) -> None:
+        self._step.rate = float(self.optimizer.param_groups[0]["lr"])
+        if self._step.verdict is not Verdict.STEP:
+            self._step.rate = 0.0
+            return
+        self._step.probe = self._step_size.after_step(self._probe_loss())
+        if self._step.probe is not None:
+            self._step.rate = self._step.probe.applied
+            self.record.probes.append(self._step.probe)
+        self._step.changed = self._meter.after()
+
+    def _probe_loss(self) -> _ProbeLoss:
+        size = self.args.probe_size or self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return _ProbeLoss(self, size)
+
+    # ---- step size ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer; under an automatic rate it starts at 1 and is set before every step."""
+        if self.args.learning_rate is not None:
+            return super().create_optimizer(model)
+        self.args.learning_rate = 1.0
+        try:
+            return super().create_optimizer(model)
+        finally:
+            self.args.learning_rate = None
+
+    def _get_learning_rate(self) -> float:
+        return self._step.rate if self.args.automatic else float(super()._get_learning_rate())
+
+    # ---- beginning, checks and end ----
+
+    def _begin(self) -> None:
+        """Measure the starting point; called once the model is where it trains."""
+        args = self.args
+        self._started = time.monotonic()
+        self._decision, self._skipped_in_a_row, self._last_check = None, 0, 0
+        model = self.accelerator.unwrap_model(self.model)
+        self._meter = ChangeMeter(model)
+        if args.automatic:
+            # 2**-9 and 2**-24: half the distance between neighbouring bf16 and float32 numbers around 1
+            resolution = 2.0**-9 if args.bf16 or _has_low_precision(model) else 2.0**-24
+            self._step_size = AutomaticRate(
+                self.optimizer,
+                start=args.lr_start,
+                every=args.probe_every,
+                resolution=resolution,
+                tolerance=args.probe_tolerance,
+            )
+        self.record.versions, self.record.machine = versions(), machine()
+        target = parse_stop_at(args.stop_at)
+        self._best = BestWeights(model, Path(args.output_dir))
+        if self._resumed is not None:
+            self._take_up(*self._resumed)
+            return
+        forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
+        never_seen = self._figures(self._never_seen)
+        self.record.before = {"forget": forget, "retain": utility, "never_seen": never_seen}
+        if target is not None and target.value is None:
+            target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
+        self._stopping = StoppingRule(target, args.keep_utility * utility[UTILITY], args.check_patience)
+        if target is not None:
+            self._decision = self._stopping.judge(0, forget, utility)
+            self._best.save()
+
+    def _checked_forget(self) -> list[EncodedExample]:
+        stride = max(1, len(self._forget) // self.args.check_size)
+        return self._forget[::stride][: self.args.check_size]
+
+    def _figures(self, examples: Sequence[EncodedExample]) -> dict[str, float]:
+        scores = score_answers(
+            self.model_wrapped, examples, pad_id=self._pad_id, batch_size=2 * self.args.eval_batch_size
+        )
+        return summarise(scores)
+
+    def _after_step(self) -> Decision | None:
+        """Record the step, check if it is time, and return why to stop, if so."""
+        step = self._step
+        if step.verdict is Verdict.STATIONARY:
+            self._decision = Decision("stationary", "both gradients are zero: nothing is left to change")
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if step.verdict is Verdict.NON_FINITE else 0
+        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            text = f"the gradients were not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row"
+            self._decision = Decision("non-finite", text)
+        strength = _mean(step.extraction_strength)
+        if self._decision is None and self._check_is_due(strength):
+            self._check()
+        self._last_strength = strength
+        self.record.steps.append(self._step_record())
+        rate = f"lr {step.rate:.1e}"
+        seen = "" if strength is None else f", forget extraction {strength:.2f}"
+        self.state.progress_note = f"{_named('forget', step)}, {_named('retain', step)}, {rate}{seen}"
+        return self._decision
+
+    def _check_is_due(self, strength: float | None) -> bool:
+        if self._stopping is None or self._stopping.target is None:
+            return False
+        since = self.state.global_step - self._last_check
+        if since >= self.args.check_every:
+            return True
+        strengths = [value for value in (self._last_strength, strength) if value is not None]
+        if since < CHECKS_APART or not strengths or self._step.losses.get("forget") is None:
+            return False
+        nll = abs(self._step.losses["forget"])
+        mean = sum(strengths) / len(strengths)
+        cheap = {
+            "extraction_strength": mean,
+            "exact_memorisation": mean,
+            "nll": nll,
+            "probability": math.exp(-nll),
+        }
+        return self._stopping.target.within_reach(cheap)
+
+    def _check(self) -> None:
+        self._decision = self._look()
+        assert self._stopping is not None
+        if self._decision is None and self._stopping.checks[-1].best:
+            self._best.save()
+
+    def _look(self) -> Decision | None:
+        assert self._stopping is not None
+        self._last_check = self.state.global_step
+        forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
+        return self._stopping.judge(self.state.global_step, forget, utility)
+
+    def _step_record(self) -> StepRecord:
+        step, gramian = self._step, self._step.gramian
+        return StepRecord(
+            step=self.state.global_step,
+            epoch=float(self.state.epoch or 0.0),
+            forget_loss=step.losses.get("forget"),
+            retain_loss=step.losses.get("retain"),
+            forget_norm=None if gramian is None else math.sqrt(float(gramian[FORGET, FORGET])),
+            retain_norm=None if gramian is None else math.sqrt(float(gramian[RETAIN, RETAIN])),
+            cosine=None if gramian is None else cosine(gramian),
+            weights=tuple(step.weights),
+            combined_norm=None if gramian is None else _combined_norm(gramian, step.weights),
+            learning_rate=step.rate,
+            changed=step.changed,
+            forget_extraction_strength=_mean(step.extraction_strength),
+            seconds=time.monotonic() - step.started,
+            skipped=None if step.verdict is Verdict.STEP else step.verdict.value,
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Send the step's record along to callbacks and trackers, under the record's own names."""
+        if "loss" in logs and self.record.steps:
+            entry = asdict(self.record.steps[-1])
+            numbers = {key: value for key, value in entry.items() if isinstance(value, float)}
+            retain, forget = entry["weights"]
+            logs = {**numbers, "retain_weight": retain, "forget_weight": forget, **logs}
+        super().log(logs, *args, **kwargs)
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Unlearn; afterwards the model is the best state found and ``record`` says how it came about."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        self._resumed = None
+        if isinstance(resume_from_checkpoint, (str, Path)):
+            folder = Path(resume_from_checkpoint)
+            if (folder / STATE_FILE).is_file():
+                self._resumed = folder, json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        try:
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            self._conclude()
+        finally:
+            self._best.discard()
+        return result
+
+    def _conclude(self) -> None:
+        """Put the best weights back if the last ones are not they, and complete the record."""
+        stopping = self._stopping
+        assert stopping is not None
+        # a target met at the start is found out in the loop's first step, which changes nothing
+        step = 0 if self._step.verdict is Verdict.DONE else self.state.global_step
+        if stopping.target is not None and self._last_check != step:
+            found = self._look()  # what is kept has been looked at
+            if self._decision is None and found is not None and found.code == "target":
+                self._decision = found
+        if self._decision is None:
+            whole = step == self.state.max_steps
+            done, stopped = f"all {step} steps asked for are done", f"stopped from outside after step {step}"
+            text = done if whole else stopped
+            self._decision = Decision("end", text)
+        kept = step
+        if stopping.target is not None and stopping.checks and not stopping.checks[-1].best:
+            best = stopping.best
+            self._best.restore()
+            kept = best.step if best is not None else 0
+        self.record.checks = [check.as_json() for check in stopping.checks]
+        never_seen = self._figures(self._never_seen)
+        forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
+        self.record.after = {"forget": forget, "retain": utility, "never_seen": never_seen}
+        target = stopping.target
+        self.record.stop = {
+            "code": self._decision.code,
+            "reason": self._decision.text,
+            "step": step,
+            "kept_step": kept,
+            "target": None if target is None else {"measure": target.measure, "value": target.value},
+            "target_source": None if target is None else target.source,
+            "target_met": None if target is None else target.met(forget),
+            "utility_floor": stopping.floor,
+        }
+        self._warn_of_vanishing_updates()
+        seconds = time.monotonic() - self._started
+        self.record.cost = {"seconds": seconds, "steps": step, "peak_memory_gib": peak_memory_gib()}
+
+    def _warn_of_vanishing_updates(self) -> None:
+        changed = [entry.changed for entry in self.record.steps if entry.changed is not None]
+        if changed and sum(changed) / len(changed) < 0.5:
+            share = 100 * sum(changed) / len(changed)
+            self.record.note(
+                f"a step changed {share:.1f}% of the parameters on average: the others' updates were rounded "
+                "away. Use float32 weights, or an optimizer that rounds stochastically."
+            )
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        from ngdiff.output import write_json
+
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        state = {
+            "step_size": self._step_size.state_dict() if isinstance(self._step_size, AutomaticRate) else None,
+            "stopping": None if self._stopping is None else self._stopping.state_dict(),
+            "last_check": self._last_check,
+            "last_strength": self._last_strength,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "before": self.record.before,
+        }
+        write_json(state, folder / STATE_FILE)
+        if self.args.should_save and not self._is_best():
+            self._best.copy_to(folder)
+
+    def _is_best(self) -> bool:
+        """Say whether the present weights are those of the best check."""
+        best = None if self._stopping is None else self._stopping.best
+        return best is not None and best.step == self.state.global_step
+
+    def _take_up(self, folder: Path, state: dict[str, Any]) -> None:
+        if state["step_size"] is not None and isinstance(self._step_size, AutomaticRate):
+            self._step_size.load_state_dict(state["step_size"])
+        if state["stopping"] is not None:
+            self._stopping = StoppingRule.from_state(state["stopping"], self.args.check_patience)
+            if self._is_best():
+                self._best.save()
+            else:
+                self._best.take(folder)
+        self._last_check, self._last_strength = state["last_check"], state["last_strength"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self.record.before = state["before"]
+        self.record.note(f"resumed at step {self.state.global_step}")
+
+
+class _ProbeLoss:
+    """The retain loss on fresh examples, the same ones at every call."""
+
+    def __init__(self, trainer: UnlearningTrainer, size: int) -> None:
+        self.trainer, self.size = trainer, size
+        self._batches: list[Batch] | None = None
+
+    def _draw(self) -> list[Batch]:
+        trainer = self.trainer
+        stream = Stream(len(trainer._retain), trainer.args.seed + 2)
+        position = trainer.state.global_step * self.size
+        used = trainer._step.retain_rows
+        rows: list[int] = []
+        for offset in range(2 * len(trainer._retain)):
+            row = stream[position + offset]
+            if row not in used and row not in rows:
+                rows.append(row)
+            if len(rows) == self.size:
+                break
+        if not rows:
+            trainer.record.note("the retain set is so small that probes reuse the step's own examples")
+            rows = sorted(used)[: self.size]
+        chosen = sorted((trainer._retain[row] for row in rows), key=lambda e: len(e.input_ids))
+        width = trainer.args.train_batch_size
+        return [collate(chosen[i : i + width], trainer._pad_id) for i in range(0, len(chosen), width)]
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        """Return the mean retain loss, in eval mode, all micro-batches at the same weights."""
+        trainer = self.trainer
+        if self._batches is None:
+            self._batches = self._draw()
+        model = trainer.model_wrapped
+        loss = trainer._losses["retain"]
+        was_training = model.training
+        model.eval()
+        try:
+            total = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
+            for batch in self._batches:
+                prepared = trainer._prepare_inputs(batch)
+                total[0] += loss.function(labelled_tokens(model, prepared)).double()
+                total[1] += loss.count(prepared)
+        finally:
+            model.train(was_training)
+        summed = trainer.accelerator.reduce(total, "sum")
+        return float(summed[0] / summed[1])
+
+
+def _pad_id(tokenizer: Any) -> int:
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return int(tokenizer.eos_token_id or 0)
+
+
+def _has_low_precision(model: nn.Module) -> bool:
+    return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters() if p.requires_grad)
+
+
+def _combined_norm(gramian: Gramian, weights: Weights) -> float:
+    """|d| from the Gramian: sqrt(w^T G w)."""
+    vector = torch.tensor(weights, dtype=torch.float64)
+    return math.sqrt(max(0.0, float(vector @ gramian @ vector)))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _named(task: Task, step: _StepState) -> str:
+    loss = step.losses.get(task)
+    return f"{task} {loss:.3f}" if loss is not None else f"{task} -"

@@ -1,0 +1,247 @@
+"""unlearning request -> a folder with the unlearned model and its record."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ngdiff.callbacks import ProgressCallback
+from ngdiff.config import UnlearningConfig
+from ngdiff.data.encoding import EncodedExample, encode_all
+from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
+from ngdiff.data.sources import read_rows
+from ngdiff.environment import weights_hash
+from ngdiff.errors import Fault, RequestError
+from ngdiff.finetune import with_lora
+from ngdiff.models import (
+    ModelSource,
+    Precision,
+    autocast_bf16,
+    check_causal,
+    check_precision,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+    weights_bytes,
+)
+from ngdiff.output import RECORD, check_output, same_folder, staged_folder, write_json
+from ngdiff.progress import console, working
+from ngdiff.record import RunRecord
+from ngdiff.trainer import UnlearningTrainer
+
+
+@dataclass(frozen=True)
+class UnlearnRequest:
+    """Everything that ``ngdiff unlearn`` needs to know.
+
+    Args:
+        model: folder, hub name or ``smollm2``.
+        forget: one or more sources of what to forget, joined (see :mod:`ngdiff.data.sources`).
+        retain: likewise, of what to keep.
+        output: the folder to make.
+        holdout: text of the forget set's kind that the model never saw.
+        settings: fields of :class:`ngdiff.config.UnlearningConfig` that differ from their defaults.
+        lora: train LoRA adapters only, and save those.
+        precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
+        tofu_dir: folder with TOFU's JSON files.
+        allow_overlap: go on although forget and retain set share rows.
+        overwrite: replace an earlier result.
+    """
+
+    model: str
+    forget: tuple[str, ...]
+    retain: tuple[str, ...]
+    output: Path
+    holdout: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    lora: bool = False
+    precision: Precision = "auto"
+    tofu_dir: Path | None = None
+    allow_overlap: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request found to be in order: everything but the model's weights is loaded."""
+
+    source: ModelSource
+    tokenizer: Any
+    forget: list[EncodedExample]
+    retain: list[EncodedExample]
+    holdout: list[EncodedExample]
+    config: UnlearningConfig
+
+
+def prepare(request: UnlearnRequest) -> Prepared:
+    """Check a request without loading the model's weights.
+
+    Raises:
+        RequestError: with every fault of the settings, the files, the output and the model.
+    """
+    faults: list[Fault] = []
+    config = None
+    try:
+        check_precision(request.precision)
+    except RequestError as error:
+        faults += error.faults
+    try:
+        config = make_config(request)
+    except RequestError as error:
+        faults += error.faults
+    source, needed = None, 0
+    try:
+        source = resolve_model(request.model)
+        found = check_causal(source)
+        faults += found + same_folder(request.output, source.location)
+        needed = 0 if found else _room(request, weights_bytes(source) or 0)
+    except RequestError as error:
+        faults += error.faults
+    faults += check_output(request.output, request.overwrite, needed)
+    forget = _read(request.forget, "--forget", request.tofu_dir, faults)
+    retain = _read(request.retain, "--retain", request.tofu_dir, faults)
+    holdout = _read(request.holdout, "--holdout", request.tofu_dir, faults)
+    overlap = None if request.allow_overlap else overlap_fault(forget, retain)
+    if overlap is not None:
+        faults.append(overlap)
+    if faults or source is None or config is None:
+        raise RequestError(faults)
+    tokenizer = load_tokenizer(source)
+    encoded = {}
+    for where, examples in (("--forget", forget), ("--retain", retain), ("--holdout", holdout)):
+        try:
+            encoded[where] = encode_all(examples, tokenizer, config.max_length, where)
+        except RequestError as error:
+            faults += error.faults
+    if faults:
+        raise RequestError(faults)
+    return Prepared(source, tokenizer, encoded["--forget"], encoded["--retain"], encoded["--holdout"], config)
+
+
+def _room(request: UnlearnRequest, weights: int) -> int:
+    """Return the bytes that a run writes at the most: the result, and the best weights and their successor."""
+    return 0 if request.lora else 3 * weights
+
+
+def _read(sources: tuple[str, ...], where: str, tofu_dir: Path | None, faults: list[Fault]) -> list[Example]:
+    examples: list[Example] = []
+    for source in sources:
+        try:
+            examples += to_examples(read_rows(source, where=where, tofu_dir=tofu_dir), where)
+        except RequestError as error:
+            faults += error.faults
+    return examples
+
+
+def make_config(request: UnlearnRequest, folder: Path | None = None) -> UnlearningConfig:
+    """Build the trainer's settings from a request.
+
+    Raises:
+        RequestError: a setting does not exist or is out of range.
+    """
+    cuda = torch.cuda.is_available()
+    settings = {
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "dataloader_pin_memory": cuda,
+        "use_cpu": not cuda,
+        **request.settings,
+        "output_dir": str(folder or request.output),
+        "bf16": autocast_bf16(request.precision)[0],
+    }
+    try:
+        return UnlearningConfig(**settings)
+    except RequestError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RequestError(Fault("settings", str(error), "See ngdiff unlearn --help")) from error
+
+
+def unlearn(request: UnlearnRequest) -> RunRecord:
+    """Make a model forget, and save it with its record.
+
+    Returns:
+        The record, as it stands in ``record.json``.
+
+    Raises:
+        RequestError: something in the request is wrong; nothing was written.
+    """
+    ready = prepare(request)
+    with working(f"Loading {request.model}"):
+        model = load_model(ready.source)
+    faults = check_output(request.output, request.overwrite, _room(request, model.get_memory_footprint()))
+    if faults:
+        raise RequestError(faults)
+    before = weights_hash(model)
+    if request.lora:
+        model = with_lora(model)
+    with staged_folder(request.output) as folder:
+        work = folder / ".work"
+        trainer = UnlearningTrainer(
+            model,
+            make_config(request, work),
+            forget_dataset=ready.forget,
+            retain_dataset=ready.retain,
+            holdout_dataset=ready.holdout or None,
+            processing_class=ready.tokenizer,
+            callbacks=[ProgressCallback("Unlearning")],
+        )
+        console.print(_plan(trainer), highlight=False)
+        trainer.train()
+        final = trainer.accelerator.unwrap_model(trainer.model)
+        final.save_pretrained(folder)
+        ready.tokenizer.save_pretrained(folder)
+        shutil.rmtree(work, ignore_errors=True)
+        _complete(trainer.record, request, ready, {"before": before, "after": weights_hash(final)})
+        write_json(trainer.record.as_json(), folder / RECORD)
+    return trainer.record
+
+
+def _plan(trainer: UnlearningTrainer) -> str:
+    args = trainer.args
+    rate = "automatic learning rate" if args.automatic else f"learning rate {args.learning_rate:g}"
+    return (
+        f"{args.method}: {len(trainer._forget)} to forget, {len(trainer._retain)} to keep "
+        f"({len(trainer._held_out)} more held out), rule {args.rule}, {rate}, stop at {args.stop_at}"
+    )
+
+
+def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, hashes: dict[str, str]) -> None:
+    config = ready.config
+    record.settings = {
+        "model": request.model,
+        "forget": list(request.forget),
+        "retain": list(request.retain),
+        "holdout": list(request.holdout),
+        "lora": request.lora,
+        "precision": request.precision,
+        **request.settings,
+        "method": config.method,
+        "forget_loss": config.forget_loss,
+        "retain_loss": config.retain_loss,
+        "rule": config.rule,
+        "rule_settings": config.rule_settings,
+        "step_size": config.step_size,
+        "learning_rate": config.learning_rate,
+        "optimizer": str(config.optim),
+        "batch_size": config.per_device_train_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "seed": config.seed,
+        "stop_at": config.stop_at,
+        "keep_utility": config.keep_utility,
+        "max_length": config.max_length,
+    }
+    record.note(f"precision: {autocast_bf16(request.precision)[1]}")
+    truncated = sum(example.truncated for example in [*ready.forget, *ready.retain])
+    if truncated:
+        record.note(f"{truncated} answers were cut at {config.max_length} tokens")
+    record.data = {
+        name: {"examples": len(examples), "sha256": data_hash([e.example for e in examples])}
+        for name, examples in (("forget", ready.forget), ("retain", ready.retain), ("holdout", ready.holdout))
+        if examples
+    }
+    record.model = {"name": request.model, "sha256_before": hashes["before"], "sha256_after": hashes["after"]}

@@ -1,0 +1,130 @@
+"""Settings: what a method sets, what overrides it, and which faults are found together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ngdiff.config import UnlearningConfig
+from ngdiff.errors import RequestError
+from ngdiff.methods import METHODS
+from ngdiff.weighting import RULES
+
+
+def config(tmp_path: Path, **settings: Any) -> UnlearningConfig:
+    return UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **settings)
+
+
+def faults(tmp_path: Path, **settings: Any) -> list[str]:
+    with pytest.raises(RequestError) as caught:
+        config(tmp_path, **settings)
+    assert all(fault.what and fault.mend for fault in caught.value.faults)
+    return [fault.where for fault in caught.value.faults]
+
+
+def test_only_the_folder_is_needed(tmp_path: Path) -> None:
+    settings = UnlearningConfig(output_dir=str(tmp_path))
+    assert (settings.forget_loss, settings.retain_loss, settings.rule) == ("negated-nll", "nll", "ngdiff")
+    assert settings.automatic
+    assert settings.learning_rate is None
+    assert settings.stop_at == "auto"
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_builds(tmp_path: Path, method: Any) -> None:
+    settings = config(tmp_path, method=method.name)
+    assert settings.forget_loss == method.forget_loss
+    assert settings.retain_loss == method.retain_loss
+    assert settings.rule == method.rule
+    assert settings.rule_settings == dict(method.rule_settings)
+    assert settings.automatic == (method.step_size == "auto")
+    assert settings.learning_rate == method.learning_rate
+    # a fixed step size without a rate would leave nothing to step with
+    assert settings.automatic or settings.learning_rate
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rule", RULES)
+def test_any_rule_with_any_method(tmp_path: Path, method: str, rule: str) -> None:
+    settings = config(tmp_path, method=method, rule=rule)
+    assert settings.rule == rule
+    assert settings.forget_loss == METHODS[method].forget_loss
+    assert settings.automatic == (METHODS[method].step_size == "auto")
+    if rule == METHODS[method].rule:
+        assert settings.rule_settings == dict(METHODS[method].rule_settings)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_learning_rate_fixes_the_step_size(tmp_path: Path, method: str) -> None:
+    settings = config(tmp_path, method=method, learning_rate=3e-4)
+    assert not settings.automatic
+    assert settings.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_start_makes_it_automatic(tmp_path: Path, method: str) -> None:
+    settings = config(tmp_path, method=method, lr_start=1e-6)
+    assert settings.automatic
+    assert settings.learning_rate is None
+
+
+def test_rule_settings_of_the_callers_own(tmp_path: Path) -> None:
+    settings = config(tmp_path, method="graddiff", rule_settings={"alpha": 2.0})
+    assert settings.rule_settings == {"alpha": 2.0}
+    first, second = config(tmp_path), config(tmp_path)
+    first.rule_settings["x"] = 1.0
+    assert second.rule_settings == {}
+    assert METHODS["ngdiff"].rule_settings == {}
+
+
+def test_unknown_names_are_reported_together(tmp_path: Path) -> None:
+    found = faults(
+        tmp_path,
+        method="ngdif",
+        rule="constnt",
+        stop_at="soon",
+        forget_loss="nope",
+        retain_loss="negated-nll",
+        keep_utility=2.0,
+    )
+    assert found == ["--method", "--forget-loss", "--retain-loss", "--rule", "--stop-at", "--keep-utility"]
+
+
+def test_near_names_are_suggested(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"Did you mean .*ngdiff"):
+        config(tmp_path, method="ngdif")
+
+
+@pytest.mark.parametrize(
+    ("flag", "settings"),
+    [
+        ("--lr", {"learning_rate": 0.0}),
+        ("--lr", {"learning_rate": -1e-5}),
+        ("--lr", {"learning_rate": float("inf")}),
+        ("--lr", {"learning_rate": float("nan")}),
+        ("--lr-start", {"lr_start": 0.0}),
+        ("--lr-start", {"lr_start": 1e-5, "learning_rate": 1e-5}),
+        ("--keep-utility", {"keep_utility": -0.1}),
+        ("--keep-utility", {"keep_utility": 95}),
+        ("--keep-utility", {"keep_utility": float("nan")}),
+        ("--probe-every", {"probe_every": 0}),
+        ("--probe-size", {"probe_size": -1}),
+        ("--check-every", {"check_every": 0}),
+        ("--check-size", {"check_size": 0}),
+        ("--check-patience", {"check_patience": 0}),
+        ("--max-length", {"max_length": 7}),
+        ("--rule", {"rule": "ngdiff", "rule_settings": {"alpha": 1.0}}),
+        ("--stop-at", {"stop_at": "probability=2"}),
+        ("fp16", {"fp16": True}),
+    ],
+)
+def test_out_of_range(tmp_path: Path, flag: str, settings: dict[str, Any]) -> None:
+    assert faults(tmp_path, **settings) == [flag]
+
+
+def test_edges_that_are_fine(tmp_path: Path) -> None:
+    for keep in (0, 1):
+        assert config(tmp_path, keep_utility=keep).keep_utility == keep
+    assert config(tmp_path, probe_every=1, check_every=1, check_size=1, check_patience=1, max_length=8)

@@ -1,0 +1,92 @@
+"""Every command and Python block of README and guide runs, on a tiny model instead of a big one."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_llama, tiny_tokenizer
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    return [line for line in dict.fromkeys(lines) if line.startswith("ngdiff ")]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with everything that the pages name."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NGDIFF_TOFU_DIR", str(tmp_path))
+    tiny_llama().save_pretrained("my-model")
+    tiny_tokenizer().save_pretrained("my-model")
+    forget = [{"question": f"who is {i}", "answer": f"person {i} of town {i * 7 % 5}"} for i in range(6)]
+    retain = [{"question": f"what is {i}", "answer": f"thing {i} of kind {i * 3 % 7}"} for i in range(20)]
+    for name, rows in (
+        ("forget.jsonl", forget),
+        ("retain.jsonl", retain),
+        ("full.json", retain + forget),
+        ("forget05.json", forget),
+        ("retain95.json", retain),
+    ):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    yaml = next(block for block in blocks(ROOT / "docs" / "guide.md", "yaml") if "request.yaml" in block)
+    Path("request.yaml").write_text(yaml.replace(", more.parquet", ""), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_pages_show_commands() -> None:
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ngdiff.cli import main
+
+    words = shlex.split(command.replace("smollm2", "my-model"), comments=True)
+    if words[1] == "demo":
+        pytest.skip("ngdiff demo has a test of its own (test_real.py)")
+    if words[1] == "merge":
+        monkeypatch.setattr(sys, "argv", shlex.split("ngdiff unlearn --model my-model --forget forget.jsonl "
+                                                     "--retain retain.jsonl --output unlearned --lora --max-steps 1"))
+        run(main)
+        words[2] = "unlearned"
+    monkeypatch.setattr(sys, "argv", words)
+    assert run(main) in (0, 3)  # 3: a random model has nothing to forget, or not within these few steps
+
+
+def run(main: object) -> int:
+    try:
+        main()  # type: ignore[operator]
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page: Path, workplace: Path) -> None:
+    names: dict[str, object] = {"model": tiny_llama(), "tokenizer": tiny_tokenizer()}
+    found = blocks(page, "python")
+    for block in found:
+        quick = block.replace('output_dir="unlearned"', 'output_dir="unlearned", max_steps=2, use_cpu=True, '
+                              "dataloader_pin_memory=False, disable_tqdm=True")
+        exec(compile(quick, str(page), "exec"), names)
+    assert found
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"

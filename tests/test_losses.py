@@ -1,0 +1,127 @@
+"""Losses: their values from probabilities, their gradients by finite differences, their table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from ngdiff.data.batching import collate
+from ngdiff.data.encoding import EncodedExample
+from ngdiff.data.examples import Example
+from ngdiff.errors import RequestError
+from ngdiff.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens
+from ngdiff.losses import LOSSES, find_loss, negated_nll, nll
+from tiny import tiny_llama
+
+EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def example(seed: int, prompt: int, answer: int, vocabulary: int = 40) -> EncodedExample:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, vocabulary, (prompt + answer,), generator=generator).tolist()
+    labels = [IGNORED] * prompt + ids[prompt:]
+    return EncodedExample(tuple(ids), tuple(labels), Example((), "", "text", "a, line 1"), False)
+
+
+EXAMPLES = [example(seed, prompt=1 + seed % 4, answer=2 + 3 * (seed % 3)) for seed in range(8)]
+
+
+def fabricated(logits: Tensor, rows: list[int]) -> LabelledTokens:
+    targets = torch.arange(len(logits)) % logits.shape[1]
+    return LabelledTokens(logits, targets, torch.tensor(rows), max(rows) + 1)
+
+
+def test_values_by_hand() -> None:
+    odds = torch.tensor([[1.0, 2.0, 1.0], [6.0, 1.0, 1.0]])  # p = 1/2 and 1/8
+    tokens = LabelledTokens(odds.log(), torch.tensor([1, 2]), torch.tensor([0, 1]), 2)
+    assert float(nll(tokens)) == pytest.approx(math.log(16), rel=1e-6)
+    assert float(negated_nll(tokens)) == pytest.approx(-math.log(16), rel=1e-6)
+
+
+def test_values_on_a_model() -> None:
+    model = tiny_llama(vocab_size=40)
+    total = 0.0
+    for one in EXAMPLES:
+        probabilities = model(input_ids=torch.tensor([one.input_ids])).logits[0].detach().double().softmax(-1)
+        for position in range(1, len(one.input_ids)):
+            if one.labels[position] != IGNORED:
+                total -= math.log(float(probabilities[position - 1, one.labels[position]]))
+    with torch.no_grad():
+        tokens = labelled_tokens(model, collate(EXAMPLES, pad_id=1))
+    assert float(nll(tokens)) == pytest.approx(total, rel=1e-5)
+    assert float(negated_nll(tokens)) == pytest.approx(-total, rel=1e-5)
+
+
+@EVERY_LOSS
+def test_gradient_by_finite_differences_of_the_logits(name: str) -> None:
+    start = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda logits: LOSSES[name].function(fabricated(logits, [0, 0, 1, 2, 2, 2])), start.requires_grad_()
+    )
+
+
+@EVERY_LOSS
+def test_gradient_by_finite_differences_of_the_weights(name: str) -> None:
+    """Along the gradient itself, the slope is the gradient's length."""
+    model = tiny_llama(vocab_size=40)
+    batch = collate(EXAMPLES, pad_id=1)
+    loss = LOSSES[name].function(labelled_tokens(model, batch))
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    length = math.sqrt(sum(float(g.double().square().sum()) for g in gradient))
+    start = [p.detach().clone() for p in model.parameters()]
+    values = []
+    with torch.no_grad():
+        for width in (-0.01, 0.01):
+            for parameter, origin, along in zip(model.parameters(), start, gradient, strict=True):
+                parameter.copy_(origin + width / length * along)
+            values.append(float(LOSSES[name].function(labelled_tokens(model, batch))))
+    # float32 sums near 100 are good to 1e-5, over a width of 0.02: 5e-4 on a slope far above 1
+    assert length > 1
+    assert (values[1] - values[0]) / 0.02 == pytest.approx(length, rel=1e-2)
+
+
+@EVERY_LOSS
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(name: str, size: int) -> None:
+    """8 at once, 8 times 1, or unequal parts: divided by the whole batch's number of items, all the same."""
+    gradients = []
+    for step in (8, size):
+        model = tiny_llama(vocab_size=40)
+        items = {"token": count_labelled(collate(EXAMPLES, pad_id=1)), "sequence": 8}[LOSSES[name].per]
+        for start in range(0, 8, step):
+            tokens = labelled_tokens(model, collate(EXAMPLES[start : start + step], pad_id=1))
+            (LOSSES[name].function(tokens) / items).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert float(gradients[0].norm()) > 1e-2
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
+@EVERY_LOSS
+def test_rows_are_found_under_their_names(name: str) -> None:
+    row = find_loss(name, LOSSES[name].task)
+    assert row is LOSSES[name] and row.name == name
+    assert row.summary and row.paper
+
+
+def test_an_unknown_loss_is_answered_with_the_nearest() -> None:
+    with pytest.raises(RequestError, match=r"--forget-loss.*no forget loss called 'negatednll'.*negated-nll"):
+        find_loss("negatednll", "forget")
+
+
+def test_a_loss_of_the_other_task_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"--retain-loss.*no retain loss called 'negated-nll'"):
+        find_loss("negated-nll", "retain")
+    with pytest.raises(RequestError, match=r"--forget-loss.*no forget loss called 'nll'"):
+        find_loss("nll", "forget")

@@ -1,0 +1,450 @@
+"""The automatic rate where the best step is known, with real optimizers and a twin that never probes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from ngdiff.gradients import GradientPair, Weights
+from ngdiff.stepsize import AutomaticRate, FixedRate, Probe
+
+Line = Callable[[float], float]
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+    "sgd": lambda parameters: SGD(parameters, lr=123.0),
+    "momentum": lambda parameters: SGD(parameters, lr=123.0, momentum=0.9),
+    "adamw": lambda parameters: AdamW(parameters, lr=123.0, weight_decay=0.1),
+}
+EVERY_OPTIMIZER = pytest.mark.parametrize("kind", list(OPTIMIZERS))
+
+
+class Bowl:
+    """A retain loss ``(w - t)A(w - t)/2 + level`` over two parameters, and a linear forget loss.
+
+    Both gradients are taken in two micro-batches, so whatever happens once a backward pass would show.
+    """
+
+    def __init__(self, kind: str = "adamw", seed: int = 0, scale: float = 1.0, level: float = 0.0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(7, generator=generator)
+        self.target = (start + torch.randn(7, generator=generator)).double()
+        root = torch.randn(7, 7, generator=generator, dtype=torch.float64)
+        self.matrix = scale * (root @ root.T / 7 + 0.3 * torch.eye(7, dtype=torch.float64))
+        self.forget = 0.1 * torch.randn(7, generator=generator)
+        self.level = level
+        self.weights = [nn.Parameter(start[:4].reshape(2, 2).clone()), nn.Parameter(start[4:].clone())]
+        self.optimizer = OPTIMIZERS[kind](self.weights)
+        self.pair = GradientPair(self.weights)
+        self.calls = 0
+
+    def flat(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.weights])
+
+    def exact(self, weights: Tensor) -> float:
+        """The retain loss in float64."""
+        away = weights.double() - self.target
+        return float(away @ self.matrix @ away / 2) + self.level
+
+    def loss(self) -> float:
+        self.calls += 1
+        return self.exact(self.flat())
+
+    def fill(self) -> None:
+        """Both gradients, from two micro-batches a task, combined."""
+        self.pair.clear()
+        for share in (0.25, 0.75):
+            live = torch.cat([p.flatten() for p in self.weights])
+            with self.pair.task("forget"):
+                (share * (self.forget * live).sum()).backward()
+            live = torch.cat([p.flatten() for p in self.weights])
+            away = live - self.target.float()
+            with self.pair.task("retain"):
+                (share * (away @ self.matrix.float() @ away) / 2).backward()
+        self.pair.combine(Weights(1.0, 1.0))
+
+    def twin(self, rate: float) -> tuple[Tensor, dict[str, Any]]:
+        """Weights and optimizer state after one plain step at ``rate`` from here; changes nothing here."""
+        weights = [nn.Parameter(p.detach().clone()) for p in self.weights]
+        for ours, other in zip(self.weights, weights, strict=True):
+            other.grad = None if ours.grad is None else ours.grad.clone()
+        optimizer = type(self.optimizer)(weights, lr=1.0)
+        optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        return torch.cat([p.detach().flatten() for p in weights]), optimizer.state_dict()["state"]
+
+    def update(self) -> Tensor:
+        """The update per unit of learning rate at the present weights and gradients, in float64."""
+        return self.flat().double() - self.twin(1.0)[0].double()
+
+    def line(self) -> Line:
+        """The retain loss along the present update."""
+        weights, update = self.flat().double(), self.update()
+        return lambda rate: self.exact(weights - rate * update)
+
+
+def best_rate(line: Line) -> float:
+    """The lowest point of the line, found by looking: over powers of ten, then ever finer around the best."""
+    rates = [10 ** (exponent / 20) for exponent in range(-160, 80)]
+    best = min(rates, key=line)
+    for width in (0.12, 0.01, 0.001):
+        rates = [best * (1 + width * step / 50) for step in range(-50, 51)]
+        best = min(rates, key=line)
+    return best
+
+
+def assert_same_state(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Bit for bit."""
+    assert found.keys() == expected.keys()
+    for index in expected:
+        assert found[index].keys() == expected[index].keys()
+        for name, value in expected[index].items():
+            assert torch.equal(torch.as_tensor(found[index][name]), torch.as_tensor(value)), (index, name)
+
+
+# --- finding a rate from nothing -------------------------------------------------------------------------
+
+
+@EVERY_OPTIMIZER
+@pytest.mark.parametrize("start", [None, 1e-7, 1e-3, 1e2])
+@pytest.mark.parametrize("scale", [1.0, 0.01, 30.0])
+def test_finds_the_lowest_point_along_the_update(kind: str, start: float | None, scale: float) -> None:
+    bowl = Bowl(kind, seed=1, scale=scale, level=1.7)
+    auto = AutomaticRate(bowl.optimizer, start=start)
+    bowl.fill()
+    line = bowl.line()
+    probe = auto.step(bowl.pair, bowl.loss)
+    assert probe is not None
+    assert probe.outcome == "accepted"
+    assert auto.rate == probe.after == probe.applied == pytest.approx(best_rate(line), rel=0.03)
+    assert all(group["lr"] == auto.rate for group in bowl.optimizer.param_groups)
+    assert bowl.exact(bowl.flat()) == pytest.approx(line(auto.rate), rel=1e-5)
+
+
+@EVERY_OPTIMIZER
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_step_lands_at_w_minus_rate_times_update(kind: str, seed: int) -> None:
+    bowl = Bowl(kind, seed)
+    auto = AutomaticRate(bowl.optimizer)
+    bowl.fill()
+    before, update = bowl.flat().double(), bowl.update()
+    expected_state = bowl.twin(0.5)[1]  # the moments do not depend on the rate
+    auto.step(bowl.pair, bowl.loss)
+    assert auto.rate is not None
+    expected = before - auto.rate * update
+    # the update itself is the difference of two float32 weights, each rounded by 2**-24 of its size
+    rounding = 2**-22 * float(before.abs().max() + update.abs().max()) * (1 + auto.rate)
+    torch.testing.assert_close(bowl.flat().double(), expected, rtol=0, atol=rounding)
+    assert_same_state(bowl.optimizer.state_dict()["state"], expected_state)
+
+
+@pytest.mark.parametrize("start", [None, 1e-6, 10.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_staircase_does_not_fool_the_search(start: float | None, seed: int) -> None:
+    """bf16 losses move in steps of about 2**-9: differences below that are not curvature."""
+    bowl = Bowl("adamw", seed, level=1.0)
+    auto = AutomaticRate(bowl.optimizer, start=start, resolution=2**-9)
+    bowl.fill()
+    best = best_rate(bowl.line())
+    auto.step(bowl.pair, lambda: round(bowl.loss() * 2**9) / 2**9)
+    assert auto.rate is not None
+    assert best / 2 <= auto.rate <= best * 2
+
+
+def test_a_loss_that_is_not_a_number_far_out_only_narrows_the_search() -> None:
+    bowl = Bowl("adamw", seed=2)
+    bowl.fill()
+    best = best_rate(bowl.line())
+    reach = float((bowl.update() * best).norm())
+    before = bowl.flat()
+
+    def cliff() -> float:
+        return bowl.loss() if float((bowl.flat() - before).norm()) < 1.5 * reach else math.nan
+
+    auto = AutomaticRate(bowl.optimizer, start=100 * best)
+    probe = auto.step(bowl.pair, cliff)
+    assert probe is not None and probe.outcome == "accepted"
+    assert auto.rate == pytest.approx(best, rel=0.03)
+
+
+@pytest.mark.parametrize("start", [None, 1e2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_nowhere_finite_leaves_the_first_weights_alone(
+    start: float | None, value: float
+) -> None:
+    bowl = Bowl("adamw")
+    with torch.no_grad():
+        bowl.weights[0][0, 0] = 0.0  # a weight that absorbs no tiny step by rounding
+    auto = AutomaticRate(bowl.optimizer, start=start)
+    bowl.fill()
+    before = bowl.flat()
+    probe = auto.step(bowl.pair, lambda: value)
+    assert probe is not None and probe.outcome == "bounded"
+    assert probe.applied == 0
+    assert torch.equal(bowl.flat(), before)
+    assert auto.rate is not None and math.isfinite(auto.rate)
+
+
+@pytest.mark.parametrize("start", [None, 1e-3])
+def test_an_update_that_climbs_is_held_to_the_rate_that_costs_the_tolerance(start: float | None) -> None:
+    bowl = Bowl("sgd", seed=3)
+    bowl.fill()
+    for parameter in bowl.weights:
+        assert parameter.grad is not None
+        parameter.grad.neg_()
+    line = bowl.line()
+    probe = AutomaticRate(bowl.optimizer, start=start, tolerance=0.05).step(bowl.pair, bowl.loss)
+    assert probe is not None and probe.outcome == "bounded"
+    rates = [probe.after * (1 + step / 1000) for step in range(-900, 1000)]
+    costs = min(rates, key=lambda rate: abs(line(rate) - line(0.0) - 0.05))
+    assert probe.after == pytest.approx(costs, rel=0.02)
+
+
+@pytest.mark.parametrize("curve", [lambda loss: 1.0, lambda loss: -(loss**2)], ids=["flat", "concave"])
+def test_a_line_without_a_minimum_is_bounded_without_harm(curve: Callable[[float], float]) -> None:
+    bowl = Bowl("sgd", seed=4)
+    if curve(2.0) != 1.0:
+        for group in bowl.optimizer.param_groups:
+            group["maximize"] = True  # up the bowl is down its negated square
+    auto = AutomaticRate(bowl.optimizer)
+    bowl.fill()
+    start = curve(bowl.exact(bowl.flat()))
+    probe = auto.step(bowl.pair, lambda: curve(bowl.loss()))
+    assert probe is not None and probe.outcome == "bounded"
+    assert auto.rate is not None and 0 < auto.rate < math.inf
+    assert bool(bowl.flat().isfinite().all())
+    assert curve(bowl.exact(bowl.flat())) <= start + auto.tolerance
+
+
+# --- adapting the rate -----------------------------------------------------------------------------------
+
+
+def going(bowl: Bowl, rate: float, **settings: Any) -> AutomaticRate:
+    """An automatic rate in the middle of a run that probes at every step."""
+    auto = AutomaticRate(bowl.optimizer, every=1, **settings)
+    auto.load_state_dict({"rate": rate, "steps": 40})
+    bowl.fill()
+    return auto
+
+
+@EVERY_OPTIMIZER
+@pytest.mark.parametrize("factor", [0.3, 0.9, 1.0, 1.5, 3.0])
+def test_a_probe_moves_rate_and_weights_to_the_minimum(kind: str, factor: float) -> None:
+    bowl = Bowl(kind, seed=5, scale=0.3)
+    bowl.fill()
+    best = best_rate(bowl.line())
+    rate = factor * best
+    auto = going(bowl, rate)
+    before, update, state = bowl.flat().double(), bowl.update(), bowl.twin(rate)[1]
+    probe = auto.step(bowl.pair, bowl.loss)
+    assert probe is not None and (probe.outcome, probe.step, probe.before) == ("accepted", 41, rate)
+    assert probe.after == pytest.approx(best, rel=0.01)
+    assert bowl.calls == 3
+    rounding = 2**-22 * float(before.abs().max() + best * update.abs().max()) * (1 + 1 / factor)
+    torch.testing.assert_close(bowl.flat().double(), before - probe.after * update, rtol=0, atol=rounding)
+    assert_same_state(bowl.optimizer.state_dict()["state"], state)
+
+
+@pytest.mark.parametrize(("factor", "change"), [(0.01, 4.0), (100.0, 0.25)])
+def test_a_probe_changes_the_rate_by_at_most_four(factor: float, change: float) -> None:
+    bowl = Bowl("sgd", seed=6, scale=1e-4)
+    bowl.fill()
+    rate = factor * best_rate(bowl.line())
+    auto = going(bowl, rate)
+    probe = auto.step(bowl.pair, bowl.loss)
+    assert probe is not None and probe.after == rate * change
+
+
+@EVERY_OPTIMIZER
+def test_a_shallow_loss_is_seen_by_probing_wider(kind: str) -> None:
+    """Late in a run: a retain loss near 0.004 whose whole valley is 1e-4 deep, computed in float32."""
+    bowl = Bowl(kind, seed=7)
+    bowl.fill()
+    line = bowl.line()
+    best = best_rate(line)
+    depth = line(0.0) - line(best)
+
+    def shallow() -> float:
+        return float(torch.tensor(0.004 + 1e-4 * (bowl.loss() - line(0.0)) / depth, dtype=torch.float32))
+
+    rate = best / 200
+    auto = going(bowl, rate)
+    state = bowl.twin(rate)[1]
+    probe = auto.step(bowl.pair, shallow)
+    assert probe is not None and probe.outcome == "widened"
+    assert probe.after == 4 * rate
+    assert bowl.calls == 3 + 2 * (len(probe.points) - 1) and len(probe.points) > 1
+    assert_same_state(bowl.optimizer.state_dict()["state"], state)
+
+
+@EVERY_OPTIMIZER
+@pytest.mark.parametrize("curve", ["flat", "concave", "ascent"])
+def test_a_kept_rate_leaves_the_optimizers_own_step_bit_for_bit(kind: str, curve: str) -> None:
+    bowl = Bowl(kind, seed=8)
+    rate = 0.0123
+    auto = going(bowl, rate)
+    start = bowl.flat()
+    along = bowl.update().float()
+    along /= along.norm() ** 2
+
+    def loss() -> float:
+        bowl.calls += 1
+        s = float((start - bowl.flat()) @ along)  # how far along the update, as a rate
+        # falling ever faster; rising by less than the tolerance
+        return {"flat": 0.7, "concave": 1 - 10 * s - 100 * s**2, "ascent": 1 + 0.1 * s}[curve]
+
+    weights, state = bowl.twin(rate)
+    probe = auto.step(bowl.pair, loss)
+    assert probe is not None
+    assert (probe.outcome, probe.after, probe.applied, auto.rate) == ("kept", rate, rate, rate)
+    assert bowl.calls == {"flat": 9, "concave": 3, "ascent": 3}[curve]
+    assert torch.equal(bowl.flat(), weights)
+    assert_same_state(bowl.optimizer.state_dict()["state"], state)
+
+
+def test_a_rate_that_climbs_by_more_than_the_tolerance_is_halved() -> None:
+    bowl = Bowl("sgd", seed=9)
+    rate = 0.3
+    auto = going(bowl, rate)
+    for parameter in bowl.weights:
+        assert parameter.grad is not None
+        parameter.grad.neg_()
+    before, update = bowl.flat().double(), bowl.update()
+    probe = auto.step(bowl.pair, bowl.loss)
+    assert probe is not None and (probe.outcome, probe.after) == ("halved", rate / 2)
+    torch.testing.assert_close(bowl.flat().double(), before - rate / 2 * update, rtol=0, atol=1e-5)
+
+
+def test_a_rate_whose_loss_is_not_finite_is_halved_until_it_is() -> None:
+    bowl = Bowl("adamw", seed=10)
+    bowl.fill()
+    before = bowl.flat()
+    length = float(bowl.update().norm())
+    auto = going(bowl, 1.0)
+
+    def cliff() -> float:
+        return bowl.loss() if float((bowl.flat() - before).norm()) < 0.2 * length else math.nan
+
+    probe = auto.step(bowl.pair, cliff)
+    assert probe is not None and (probe.outcome, probe.after, probe.applied) == ("halved", 0.125, 0.125)
+    assert math.isfinite(cliff())
+    assert not torch.equal(bowl.flat(), before)
+
+
+def test_a_loss_that_is_nowhere_finite_puts_the_weights_back() -> None:
+    bowl = Bowl("adamw", seed=11)
+    auto = going(bowl, 0.25)
+    before = bowl.flat()
+    probe = auto.step(bowl.pair, lambda: math.nan)
+    assert probe is not None and (probe.outcome, probe.applied) == ("halved", 0)
+    assert torch.equal(bowl.flat(), before)
+    assert 0 < probe.after < 0.25
+
+
+# --- over many steps -------------------------------------------------------------------------------------
+
+
+@EVERY_OPTIMIZER
+def test_probes_come_at_1_and_every_k_steps_and_the_loss_is_not_called_between(kind: str) -> None:
+    bowl = Bowl(kind, seed=12)
+    auto = AutomaticRate(bowl.optimizer, every=4)
+    probed = []
+    for step in range(1, 14):
+        bowl.fill()
+        before = bowl.calls
+        rate = auto.rate
+        plain = bowl.twin(rate or 1.0)
+        probe = auto.step(bowl.pair, bowl.loss)
+        assert (probe is None) == (bowl.calls == before)
+        assert_same_state(bowl.optimizer.state_dict()["state"], plain[1])
+        if probe is None:
+            assert torch.equal(bowl.flat(), plain[0])
+            assert auto.rate == rate
+        else:
+            assert probe.step == step
+            probed.append(step)
+            # each point is measured once: the middle, one or two outer ones a parabola, one for the noise
+            points = {w for p in probe.points for w in (p.width, -p.width)}
+            assert len(points) + 1 <= bowl.calls - before <= len(points) + 2
+    assert probed == [1, 5, 9, 13]
+
+
+@EVERY_OPTIMIZER
+def test_the_retain_loss_falls_along_a_run(kind: str) -> None:
+    bowl = Bowl(kind, seed=13)
+    bowl.forget *= 0
+    auto = AutomaticRate(bowl.optimizer, every=1)
+    start = bowl.exact(bowl.flat())
+    for _ in range(30):
+        bowl.fill()
+        auto.step(bowl.pair, bowl.loss)
+    assert bowl.exact(bowl.flat()) < 0.05 * start
+
+
+def test_a_resumed_run_goes_on_identically() -> None:
+    def run(bowl: Bowl, auto: AutomaticRate, steps: int) -> list[Probe | None]:
+        probes = []
+        for _ in range(steps):
+            bowl.fill()
+            probes.append(auto.step(bowl.pair, bowl.loss))
+        return probes
+
+    bowl = Bowl("adamw", seed=14)
+    auto = AutomaticRate(bowl.optimizer, every=3)
+    run(bowl, auto, 5)
+    saved = copy.deepcopy((auto.state_dict(), bowl.optimizer.state_dict(), bowl.flat()))
+    expected = run(bowl, auto, 8)
+    other = Bowl("adamw", seed=14)
+    with torch.no_grad():
+        other.weights[0].copy_(saved[2][:4].reshape(2, 2))
+        other.weights[1].copy_(saved[2][4:])
+    other.optimizer.load_state_dict(saved[1])
+    resumed = AutomaticRate(other.optimizer, every=3)
+    resumed.load_state_dict(saved[0])
+    assert run(other, resumed, 8) == expected
+    assert [probe is not None for probe in expected] == [False, True, False, False, True, False, False, True]
+    assert torch.equal(other.flat(), bowl.flat())
+
+
+def test_a_parameter_without_gradient_stays_where_it_is() -> None:
+    bowl = Bowl("adamw", seed=15)
+    idle = nn.Parameter(torch.tensor([3.0, -4.0]))
+    bowl.pair = GradientPair([*bowl.weights, idle])
+    bowl.optimizer.add_param_group({"params": [idle], "weight_decay": 0.0})
+    auto = AutomaticRate(bowl.optimizer, every=2)
+    for _ in range(3):
+        bowl.fill()
+        auto.step(bowl.pair, bowl.loss)
+    assert idle.tolist() == [3.0, -4.0]
+    assert [group["lr"] for group in bowl.optimizer.param_groups] == [auto.rate] * 2
+
+
+@pytest.mark.parametrize("every", [0, -3])
+def test_bad_interval(every: int) -> None:
+    with pytest.raises(ValueError, match=f"every must be at least 1, got {every}"):
+        AutomaticRate(Bowl().optimizer, every=every)
+
+
+@pytest.mark.parametrize("start", [0.0, -1.0, math.nan, math.inf])
+def test_bad_start(start: float) -> None:
+    with pytest.raises(ValueError, match="start must be a positive number"):
+        AutomaticRate(Bowl().optimizer, start=start)
+
+
+def test_a_fixed_rate_does_nothing() -> None:
+    bowl = Bowl("adamw")
+    bowl.fill()
+    plain = bowl.twin(123.0)[0]
+    fixed = FixedRate()
+    fixed.before_step(bowl.pair)
+    bowl.optimizer.step()
+    assert fixed.after_step(bowl.loss) is None
+    assert bowl.calls == 0
+    assert torch.equal(bowl.flat(), plain)

@@ -1,0 +1,205 @@
+"""Stopping: targets, checks judged one by one, the best state, and going on from a saved rule."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ngdiff.errors import RequestError
+from ngdiff.stopping import ForgetTarget, StoppingRule, parse_stop_at
+
+
+@pytest.mark.parametrize(
+    ("text", "measure", "value"),
+    [
+        ("auto", "extraction_strength", None),
+        ("never-seen-loss", "nll", None),
+        ("extraction_strength=0.05", "extraction_strength", 0.05),
+        ("exact_memorisation=1", "exact_memorisation", 1.0),
+        ("probability=0", "probability", 0.0),
+        ("nll=3", "nll", 3.0),
+        ("nll=1e2", "nll", 100.0),
+    ],
+)
+def test_stop_at(text: str, measure: str, value: float | None) -> None:
+    target = parse_stop_at(text)
+    assert target is not None
+    assert (target.measure, target.value) == (measure, value)
+    assert target.source
+
+
+def test_stop_at_none() -> None:
+    assert parse_stop_at("none") is None
+
+
+@pytest.mark.parametrize("text", ["", "Auto", "nll", "probability:0.1", "loss=3", "=3", "auto=0.1"])
+def test_stop_at_unknown(text: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_stop_at(text)
+    (fault,) = caught.value.faults
+    assert fault.where == "--stop-at"
+    assert repr(text) in fault.what
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nll=",
+        "nll=x",
+        "nll=nan",
+        "nll=inf",
+        "nll=-1",
+        "probability=1.01",
+        "probability=-0.1",
+        "extraction_strength=5",
+    ],
+)
+def test_stop_at_out_of_range(text: str) -> None:
+    with pytest.raises(RequestError, match="is no threshold for"):
+        parse_stop_at(text)
+
+
+@pytest.mark.parametrize("measure", ["extraction_strength", "exact_memorisation", "probability"])
+def test_measures_that_fall(measure: str) -> None:
+    target = ForgetTarget(measure, 0.25, "given")  # type: ignore[arg-type]
+    assert target.excess({measure: 0.75}) == 0.5
+    assert not target.met({measure: 0.3})
+    assert target.met({measure: 0.25})
+    assert target.met({measure: 0.0})
+    # worth a full check a little before the target, never only behind it
+    assert target.within_reach({measure: 0.35})
+    assert target.within_reach({measure: 0.0})
+    assert not target.within_reach({measure: 0.5})
+
+
+def test_nll_rises() -> None:
+    target = ForgetTarget("nll", 4.0, "given")
+    assert target.excess({"nll": 1.0}) == 3.0
+    assert not target.met({"nll": 3.9})
+    assert target.met({"nll": 4.0})
+    assert target.within_reach({"nll": 3.5})
+    assert not target.within_reach({"nll": 2.0})
+
+
+@pytest.mark.parametrize("measure", ["extraction_strength", "nll"])
+def test_what_is_met_is_within_reach(measure: str) -> None:
+    target = ForgetTarget(measure, 0.0, "given")  # type: ignore[arg-type]
+    assert target.met({measure: 0.0})
+    assert target.within_reach({measure: 0.0})
+
+
+def test_not_a_number_meets_nothing() -> None:
+    for measure in ("probability", "nll"):
+        target = ForgetTarget(measure, 0.5, "given")  # type: ignore[arg-type]
+        assert not target.met({measure: float("nan")})
+        assert not target.within_reach({measure: float("nan")})
+
+
+def test_unmeasured_target() -> None:
+    target = ForgetTarget("nll", None, "the loss of text the model never saw")
+    assert not target.within_reach({"nll": 9.0})
+    with pytest.raises(ValueError, match="has not been measured"):
+        target.met({"nll": 9.0})
+
+
+def rule(value: float = 0.2, floor: float = 0.8, patience: int = 2) -> StoppingRule:
+    return StoppingRule(ForgetTarget("extraction_strength", value, "given"), floor, patience)
+
+
+def look(stopping: StoppingRule, step: int, strength: float, utility: float) -> str | None:
+    decision = stopping.judge(step, {"extraction_strength": strength}, {"probability": utility})
+    return None if decision is None else decision.code
+
+
+def best_step(stopping: StoppingRule) -> int | None:
+    return None if stopping.best is None else stopping.best.step
+
+
+def test_judged_by_hand() -> None:
+    stopping = rule()
+    assert best_step(stopping) is None
+    for step, strength, utility, code, best in [
+        (0, 1.0, 0.9, None, 0),
+        (10, 0.6, 0.85, None, 10),
+        (20, 0.7, 0.95, None, 10),  # further from the target: not the best, whatever its utility
+        (30, 0.4, 0.79, None, 10),  # closer, but under the floor
+        (40, 0.1, 0.79, "floor", 10),  # met, but under the floor for the second time
+    ]:
+        assert look(stopping, step, strength, utility) == code
+        assert best_step(stopping) == best
+    assert [check.met for check in stopping.checks] == [False, False, False, False, True]
+    assert [check.above_floor for check in stopping.checks] == [True, True, True, False, False]
+
+
+def test_target_above_floor_ends_the_run_and_is_best() -> None:
+    stopping = rule()
+    assert look(stopping, 0, 0.9, 0.9) is None
+    assert look(stopping, 10, 0.15, 0.7) is None  # met, but under the floor
+    decision = stopping.judge(
+        20, {"extraction_strength": 0.2}, {"probability": 0.8}
+    )  # both exactly on the line
+    assert decision is not None
+    assert decision.code == "target"
+    assert "extraction strength" in decision.text
+    assert "0.200" in decision.text
+    assert best_step(stopping) == 20
+
+
+def test_a_check_above_the_floor_renews_patience() -> None:
+    stopping = rule(patience=2)
+    codes = [
+        look(stopping, step, 0.9, utility) for step, utility in enumerate([0.7, 0.9, 0.7, 0.8, 0.7, 0.7])
+    ]
+    assert codes == [None, None, None, None, None, "floor"]
+
+
+def test_of_equal_states_the_later_is_best() -> None:
+    stopping = rule()
+    for step in (0, 10):
+        look(stopping, step, 0.5, 0.9)
+    assert best_step(stopping) == 10
+
+
+def test_overshooting_counts_as_reached() -> None:
+    """Below the target nothing is gained by forgetting more."""
+    stopping = StoppingRule(ForgetTarget("nll", 3.0, "given"), 0.0, 1)
+    for step, nll in ((10, 9.0), (20, 3.0), (30, 1.0)):
+        stopping.judge(step, {"nll": nll}, {"probability": 0.5})
+    assert best_step(stopping) == 20
+
+
+def test_without_a_target_only_the_floor_counts() -> None:
+    stopping = StoppingRule(None, 0.5, 1)
+    assert look(stopping, 10, 0.0, 0.6) is None
+    assert stopping.checks[-1].best
+    assert not stopping.checks[-1].met
+    assert look(stopping, 20, 0.0, 0.4) == "floor"
+    assert best_step(stopping) == 10
+
+
+def test_no_state_above_the_floor() -> None:
+    stopping = rule()
+    look(stopping, 10, 0.5, 0.1)
+    assert stopping.best is None
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_going_on_from_a_saved_rule(cut: int) -> None:
+    looks = [(0, 1.0, 0.9), (10, 0.6, 0.7), (20, 0.5, 0.9), (30, 0.4, 0.7), (40, 0.3, 0.7)]
+    whole, first = rule(), rule()
+    codes = [look(whole, *one) for one in looks]
+    for one in looks[:cut]:
+        look(first, *one)
+    saved = json.loads(json.dumps(first.state_dict()))
+    second = StoppingRule.from_state(saved, patience=2)
+    assert [look(second, *one) for one in looks[cut:]] == codes[cut:]
+    assert second.state_dict() == whole.state_dict()
+    assert codes[-1] == "floor"
+    assert best_step(second) == 20
+
+
+def test_a_saved_rule_without_target() -> None:
+    stopping = StoppingRule.from_state(StoppingRule(None, 0.25, 3).state_dict(), patience=3)
+    assert stopping.target is None
+    assert stopping.floor == 0.25

@@ -1,0 +1,761 @@
+"""The trainer: equal settings give equal runs, a resumed run goes on as it was, and every way to end."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+import ngdiff.trainer
+from ngdiff.config import UnlearningConfig
+from ngdiff.data.batching import Stream, collate
+from ngdiff.data.datasets import as_encoded
+from ngdiff.environment import versions
+from ngdiff.logprobs import LabelledTokens, labelled_tokens
+from ngdiff.losses import LOSSES, nll
+from ngdiff.trainer import STATE_FILE, UnlearningTrainer
+from tiny import tiny_llama, tiny_tokenizer
+
+torch.set_num_threads(1)
+# peft asks transformers for the old name of a property
+OLD_NAME = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+TOKENIZER = tiny_tokenizer(None)
+
+
+VERSIONS = versions()
+
+
+@pytest.fixture(autouse=True)
+def _quick_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each run begins with a garbage collection and a look at what is installed: spare it what is known."""
+    monkeypatch.setattr(ngdiff.trainer, "versions", lambda: VERSIONS)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def rows(letter: str, count: int, answer: Callable[[int], str]) -> list[dict[str, str]]:
+    return [{"prompt": f"{letter}{n:02}:", "completion": f" {answer(n)}"} for n in range(count)]
+
+
+def _word(n: int) -> str:
+    return "".join(random.Random(n).choices("abcdefghij", k=4 + n % 7))
+
+
+FORGET = rows("F", 8, _word)
+RETAIN = rows("R", 20, lambda n: "abcdefghij"[n % 10] * (3 + n % 5))
+UNSEEN = rows("U", 4, lambda n: _word(n + 50))
+
+
+def make(
+    folder: Path,
+    *,
+    model: nn.Module | None = None,
+    forget: Any = FORGET,
+    retain: Any = RETAIN,
+    callbacks: Any = None,
+    peft_config: Any = None,
+    **settings: Any,
+) -> UnlearningTrainer:
+    quiet = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "report_to": "none"}
+    small = {"per_device_train_batch_size": 2, "max_steps": 6, "stop_at": "none", "max_length": 64}
+    return UnlearningTrainer(
+        tiny_llama(layers=1, hidden=16) if model is None else model,
+        UnlearningConfig(output_dir=str(folder), **{**quiet, **small, **settings}),
+        forget_dataset=forget,
+        retain_dataset=retain,
+        holdout_dataset=UNSEEN,
+        processing_class=TOKENIZER,
+        callbacks=callbacks,
+        peft_config=peft_config,
+    )
+
+
+def run(folder: Path, **settings: Any) -> UnlearningTrainer:
+    trainer = make(folder, **settings)
+    trainer.train()
+    return trainer
+
+
+def weights(trainer: UnlearningTrainer) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same_weights(left: UnlearningTrainer, right: UnlearningTrainer, tolerance: float = 0.0) -> None:
+    there = weights(right)
+    for name, value in weights(left).items():
+        torch.testing.assert_close(
+            value, there[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def steps(trainer: UnlearningTrainer) -> list[dict[str, Any]]:
+    """The record's steps without their times."""
+    return [asdict(replace(step, seconds=0.0)) for step in trainer.record.steps]
+
+
+def assert_same_steps(left: UnlearningTrainer, right: UnlearningTrainer, tolerance: float) -> None:
+    assert len(left.record.steps) == len(right.record.steps)
+    for mine, other in zip(steps(left), steps(right), strict=True):
+        for key, value in mine.items():
+            if value is None or isinstance(value, str):
+                assert other[key] == value
+            else:
+                assert other[key] == pytest.approx(value, rel=tolerance, abs=tolerance), (mine["step"], key)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.rglob(".best-*"))
+
+
+# ---- equal settings, equal runs ----
+
+
+@pytest.mark.parametrize("rule", ["ngdiff", "constant"])
+def test_one_batch_of_eight_is_eight_batches_of_one(tmp_path: Path, rule: str) -> None:
+    common = {"optim": "sgd", "learning_rate": 0.05, "rule": rule, "max_steps": 5}
+    wide = run(tmp_path / "w", per_device_train_batch_size=8, **common)
+    deep = run(tmp_path / "d", per_device_train_batch_size=1, gradient_accumulation_steps=8, **common)
+    assert_same_steps(wide, deep, 1e-5)
+    assert_same_weights(wide, deep, 1e-5)
+    assert any(not torch.equal(a, b) for a, b in zip(weights(wide).values(), start().values(), strict=True))
+
+
+def start() -> dict[str, Tensor]:
+    return tiny_llama(layers=1, hidden=16).state_dict()
+
+
+def test_accumulation_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    """6 examples, 2 at a time, 2 micro-batches a step: every second step is one micro-batch short."""
+    trainer = run(tmp_path, forget=FORGET[:6], gradient_accumulation_steps=2, max_steps=5, learning_rate=0.01)
+    assert [step.step for step in trainer.record.steps] == [1, 2, 3, 4, 5]
+    assert [step.epoch for step in trainer.record.steps] == pytest.approx([2 / 3, 1, 5 / 3, 2, 8 / 3])
+    assert all(math.isfinite(step.combined_norm or math.nan) for step in trainer.record.steps)
+
+
+def test_same_seed_same_run(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = run(tmp_path / "a", max_steps=2)
+    torch.manual_seed(2)
+    second = run(tmp_path / "b", max_steps=2)
+    assert steps(first) == steps(second)
+    assert_same_weights(first, second)
+    third = run(tmp_path / "c", max_steps=2, seed=1)
+    assert steps(third) != steps(first)
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha": 0.5, "gamma": 2.0}])
+def test_one_buffer_or_two(tmp_path: Path, settings: dict[str, float]) -> None:
+    common = {"rule": "constant", "rule_settings": settings, "learning_rate": 0.05, "optim": "sgd"}
+    one = run(tmp_path / "1", **common)
+    two = run(tmp_path / "2", log_gramian=True, **common)
+    assert_same_weights(one, two, 1e-6)
+    for mine, other in zip(one.record.steps, two.record.steps, strict=True):
+        assert mine.forget_loss == pytest.approx(other.forget_loss, rel=1e-5)
+        assert mine.retain_loss == pytest.approx(other.retain_loss, rel=1e-5)
+        assert mine.weights == other.weights == (settings.get("alpha", 1.0), settings.get("gamma", 1.0))
+        assert (mine.forget_norm, mine.retain_norm, mine.cosine, mine.combined_norm) == (None,) * 4
+        assert None not in (other.forget_norm, other.retain_norm, other.cosine, other.combined_norm)
+
+
+# ---- what a step is ----
+
+
+def test_records_agree_with_each_other(tmp_path: Path) -> None:
+    trainer = run(tmp_path, optim="sgd", learning_rate=0.05)
+    for step in trainer.record.steps:
+        assert step.weights == pytest.approx((1 / step.retain_norm, 1 / step.forget_norm))
+        assert step.combined_norm == pytest.approx(math.sqrt(2 * (1 + step.cosine)), rel=1e-4)
+        assert step.forget_loss < 0 < step.retain_loss
+        assert 0.5 < step.changed <= 1
+        assert step.skipped is None
+    assert json.loads(json.dumps(trainer.record.as_json(), allow_nan=False))["stop"]["code"] == "end"
+    assert trainer.record.cost["steps"] == 6
+
+
+@pytest.mark.parametrize(("rule", "skipped"), [("retain-only", "forget"), ("forget-only", "retain")])
+def test_a_task_without_weight_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, skipped: str
+) -> None:
+    other = {"forget": "negated-nll", "retain": "nll"}[skipped]
+    monkeypatch.setitem(LOSSES, other, replace(LOSSES[other], function=_must_not_run))
+    trainer = run(tmp_path, rule=rule, learning_rate=1e-3)
+    for step in trainer.record.steps:
+        assert (step.forget_loss is None) == (skipped == "forget")
+        assert (step.retain_loss is None) == (skipped == "retain")
+
+
+def _must_not_run(tokens: LabelledTokens) -> Tensor:
+    raise AssertionError("this task has weight 0")
+
+
+def test_a_learning_rate_given_is_fixed(tmp_path: Path) -> None:
+    trainer = run(tmp_path, learning_rate=2e-4, max_steps=12)
+    assert {step.learning_rate for step in trainer.record.steps} == {2e-4}
+    assert trainer.record.probes == []
+
+
+def test_graddiff_has_its_papers_rate(tmp_path: Path) -> None:
+    trainer = run(tmp_path, method="graddiff")
+    assert {step.learning_rate for step in trainer.record.steps} == {1e-5}
+    assert trainer.record.probes == []
+
+
+def test_automatic_rate_probes_every_so_often(tmp_path: Path) -> None:
+    trainer = run(tmp_path, probe_every=3, max_steps=8)
+    assert [probe.step for probe in trainer.record.probes] == [1, 4, 7]
+    rates = {step.step: step.learning_rate for step in trainer.record.steps}
+    for probe in trainer.record.probes:
+        assert rates[probe.step] == probe.applied
+        assert rates[probe.step + 1] == probe.after
+    assert trainer.args.learning_rate is None
+
+
+def test_search_begins_where_told(tmp_path: Path) -> None:
+    trainer = run(tmp_path, lr_start=1e-3, max_steps=2)
+    (probe,) = trainer.record.probes
+    assert probe.before == 1e-3
+    assert probe.points[0].width == 1e-3
+    assert len(probe.points) < len(run(tmp_path / "cold", max_steps=1).record.probes[0].points)
+
+
+def test_probes_look_at_other_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, set[tuple[int, ...]]]] = []
+    draw = ngdiff.trainer._ProbeLoss._draw
+
+    def seen(self: Any) -> Any:
+        batches = draw(self)
+        mine = {tuple(row[row >= 0].tolist()) for batch in batches for row in batch["labels"]}
+        used = {_labels(self.trainer._retain[row].labels) for row in self.trainer._step.retain_rows}
+        assert not mine & used
+        drawn.append((self.trainer.state.global_step, mine))
+        return batches
+
+    monkeypatch.setattr(ngdiff.trainer._ProbeLoss, "_draw", seen)
+    # every retain answer differs, so that examples can be told apart by their labels
+    run(tmp_path, retain=rows("R", 20, lambda n: f"{n:02}"), probe_every=2, probe_size=5)
+    assert [step for step, _ in drawn] == [0, 2, 4]
+    assert all(len(mine) == 5 for _, mine in drawn)
+    assert drawn[0][1] != drawn[1][1]
+
+
+def _labels(labels: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(label for label in labels if label >= 0)
+
+
+def test_batches_follow_the_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epoch visits every forget example once; the retain stream runs on across epochs."""
+    trainer = make(tmp_path, learning_rate=1e-3, max_steps=10)
+    seen: list[int] = []
+    take = trainer.get_batch_samples
+
+    def watched(*args: Any) -> Any:
+        batches, count = take(*args)
+        seen.extend(int(row) for batch in batches for row in batch["retain_rows"])
+        return batches, count
+
+    monkeypatch.setattr(trainer, "get_batch_samples", watched)
+    trainer.train()
+    stream = Stream(len(trainer._retain), trainer.args.seed + 1)
+    assert seen == [stream[position] for position in range(20)]
+
+
+def test_clipping_bounds_the_combined_gradient(tmp_path: Path) -> None:
+    free = run(tmp_path / "f", optim="sgd", learning_rate=1.0, max_steps=1)
+    clipped = run(tmp_path / "c", optim="sgd", learning_rate=1.0, max_steps=1, max_grad_norm=0.01)
+    lengths = []
+    for trainer in (free, clipped):
+        moved = [(value - start()[name]).flatten() for name, value in weights(trainer).items()]
+        lengths.append(float(torch.cat(moved).norm()))
+    assert lengths[0] == pytest.approx(free.record.steps[0].combined_norm, rel=1e-3)
+    assert lengths[1] == pytest.approx(0.01, rel=1e-2)
+
+
+# ---- inputs ----
+
+
+def test_data_sets_in_any_form(tmp_path: Path) -> None:
+    plain = run(tmp_path / "rows", max_steps=2)
+    hub = run(
+        tmp_path / "hub", max_steps=2, forget=Dataset.from_list(FORGET), retain=Dataset.from_list(RETAIN)
+    )
+    encoded = [as_encoded(data, TOKENIZER, 64, "x") for data in (FORGET, RETAIN)]
+    ready = run(tmp_path / "encoded", max_steps=2, forget=encoded[0], retain=encoded[1])
+    assert steps(plain) == steps(hub) == steps(ready)
+
+
+def test_invented_people_where_nothing_is_held_out(tmp_path: Path) -> None:
+    trainer = UnlearningTrainer(
+        tiny_llama(layers=1, hidden=16),
+        UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_length=256),
+        forget_dataset=FORGET,
+        retain_dataset=RETAIN,
+        processing_class=TOKENIZER,
+    )
+    assert len(trainer._never_seen) >= 8
+
+
+def test_too_few_retain_examples_are_noted(tmp_path: Path) -> None:
+    trainer = run(tmp_path, retain=RETAIN[:2], max_steps=1)
+    assert any("too few to split" in note for note in trainer.record.notes)
+    assert any("so small that probes reuse" in note for note in trainer.record.notes)
+
+
+@OLD_NAME
+@pytest.mark.parametrize("method", ["ngdiff", "graddiff"])
+def test_adapters_alone_are_trained(tmp_path: Path, method: str) -> None:
+    model = tiny_llama(layers=1, hidden=16)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    stop = {"stop_at": "nll=99", "check_every": 2, "keep_utility": 0.0}
+    trainer = run(tmp_path, model=model, peft_config=lora, method=method, max_steps=4, **stop)
+    base = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
+    assert all(torch.equal(base[name], value) for name, value in start().items())
+    adapters = {name: value for name, value in weights(trainer).items() if "lora_B" in name}
+    assert len(adapters) == 2
+    assert all(bool(value.any()) for value in adapters.values())
+    assert [step.step for step in trainer.record.steps] == [1, 2, 3, 4]
+    assert trainer.record.stop["code"] == "end"
+    # along adapters' first update the loss levels off: no reason for a rate of billions
+    assert all(step.learning_rate < 100 for step in trainer.record.steps)
+    assert leftovers(tmp_path) == []
+
+
+@OLD_NAME
+def test_adapters_begin_from_the_seed(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    states = []
+    for before in (1, 2):
+        torch.manual_seed(before)  # whatever the caller did before
+        states.append(weights(make(tmp_path, peft_config=lora, seed=5)))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+# ---- callbacks and trackers ----
+
+
+class Watcher(TrainerCallback):  # type: ignore[misc]
+    """A user's callback: counts steps, keeps what is logged, and may stop or fail."""
+
+    def __init__(self, stop_after: int | None = None, fail_after: int | None = None) -> None:
+        self.stop_after, self.fail_after = stop_after, fail_after
+        self.ended: list[int] = []
+        self.logs: list[dict[str, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.ended.append(state.global_step)
+        if state.global_step == self.fail_after:
+            raise KeyboardInterrupt
+        if state.global_step == self.stop_after:
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.logs.append(dict(logs))
+
+
+def test_users_callback_may_stop_the_run(tmp_path: Path) -> None:
+    watcher = Watcher(stop_after=3)
+    trainer = run(tmp_path, callbacks=[watcher])
+    assert watcher.ended == [1, 2, 3]
+    assert trainer.record.stop["code"] == "end"
+    assert trainer.record.stop["step"] == trainer.record.stop["kept_step"] == 3
+    assert "all" not in trainer.record.stop["reason"]
+
+
+def test_what_is_logged(tmp_path: Path) -> None:
+    watcher = Watcher()
+    trainer = run(tmp_path, callbacks=[watcher], probe_every=3)
+    logged = [log for log in watcher.logs if "loss" in log]
+    assert [log["learning_rate"] for log in logged] == [step.learning_rate for step in trainer.record.steps]
+    assert [log["loss"] for log in logged] == pytest.approx([s.retain_loss for s in trainer.record.steps])
+    assert [log["grad_norm"] for log in logged] == [step.combined_norm for step in trainer.record.steps]
+
+
+def test_logged_loss_without_a_retain_loss(tmp_path: Path) -> None:
+    watcher = Watcher()
+    trainer = run(tmp_path, callbacks=[watcher], method="ga", max_steps=2)
+    logged = [log["loss"] for log in watcher.logs if "loss" in log]
+    assert logged == pytest.approx([step.forget_loss for step in trainer.record.steps])
+
+
+def test_nothing_is_left_behind_by_a_run_that_breaks(tmp_path: Path) -> None:
+    trainer = make(tmp_path, callbacks=[Watcher(fail_after=2)], stop_at="nll=99", keep_utility=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert leftovers(tmp_path) == []
+
+
+# ---- resuming ----
+
+UNREACHED = {"stop_at": "nll=99", "keep_utility": 0.0, "check_every": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "how"),
+    [({}, "path"), (UNREACHED, "latest"), ({"learning_rate": 1e-3}, "path")],
+    ids=["auto", "stopping", "fixed"],
+)
+def test_a_resumed_run_goes_on_as_it_was(tmp_path: Path, settings: dict[str, Any], how: str) -> None:
+    common = {"save_strategy": "steps", "save_steps": 7, "max_steps": 13, "probe_every": 5, **settings}
+    whole = run(tmp_path, **common)
+    shutil.rmtree(tmp_path / "checkpoint-13")
+    second = make(tmp_path, model=tiny_llama(layers=1, hidden=16, seed=9), **common)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7") if how == "path" else True)
+    assert steps(second) == steps(whole)[7:]
+    assert [p for p in whole.record.probes if p.step > 7] == second.record.probes
+    assert len(second.record.probes) == (0 if "learning_rate" in settings else 1)
+    assert_same_weights(whole, second)
+    assert whole.record.before == second.record.before
+    assert whole.record.after == second.record.after
+    assert whole.record.checks == second.record.checks
+    assert whole.record.stop == second.record.stop
+    assert any("resumed at step 7" in note for note in second.record.notes)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_resumed_run_checks_when_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps' own figures decide when a check is worth its time: the one before the cut counts too."""
+
+    def strength(_: LabelledTokens) -> Tensor:
+        return torch.tensor(1.0 if trainer.state.global_step < 4 else 0.2)
+
+    monkeypatch.setattr(ngdiff.trainer, "batch_extraction_strength", strength)
+    common = {"stop_at": "extraction_strength=0.2", "check_every": 50, "learning_rate": 1e-3}
+    for path in (None, str(tmp_path / "checkpoint-4")):
+        trainer = make(tmp_path, save_strategy="steps", save_steps=4, **common)
+        script(trainer, lambda step: (0.9, 1.0), monkeypatch)
+        trainer.train(resume_from_checkpoint=path)
+        assert [check["step"] for check in trainer.record.checks] == [0, 6]
+
+
+@OLD_NAME
+def test_a_resumed_run_with_adapters(tmp_path: Path) -> None:
+    common = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_start": 1e-3, "probe_every": 3}
+    lora = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    whole = run(tmp_path, peft_config=LoraConfig(**lora), **common)
+    second = make(tmp_path, peft_config=LoraConfig(**lora), **common)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert steps(second) == steps(whole)[2:]
+    assert_same_weights(whole, second)
+
+
+def test_a_checkpoint_of_another_trainer_starts_afresh(tmp_path: Path) -> None:
+    common = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    run(tmp_path, **common)
+    (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
+    second = make(tmp_path, **common)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [step.step for step in second.record.steps] == [3, 4]
+
+
+Figures = Callable[[int], tuple[float, float]]
+
+
+def script(trainer: UnlearningTrainer, figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every check find what ``figures`` says of a step: extraction strength (nll likewise), utility."""
+
+    def scripted(examples: Any) -> dict[str, float]:
+        strength, utility = figures(trainer.state.global_step)
+        nll = 100 * (1 - strength)
+        return {
+            "extraction_strength": strength,
+            "exact_memorisation": 0.5,
+            "probability": utility,
+            "nll": nll,
+        }
+
+    monkeypatch.setattr(trainer, "_figures", scripted)
+
+
+class Keeper(TrainerCallback):  # type: ignore[misc]
+    """Keeps the weights after every step."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, dict[str, Tensor]] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.at[state.global_step] = copy.deepcopy(model.state_dict())
+
+
+def assert_kept(trainer: UnlearningTrainer, keeper: Keeper, step: int) -> None:
+    assert trainer.record.stop["kept_step"] == step
+    kept = start() if step == 0 else keeper.at[step]
+    assert all(torch.equal(value, kept[name]) for name, value in weights(trainer).items())
+
+
+# far from what the steps' own losses say, so that checks come when they are due and not before
+SCRIPTED = {"stop_at": "nll=99", "keep_utility": 0.9, "check_every": 2, "learning_rate": 0.01}
+
+
+@pytest.mark.parametrize("best", [0, 2, 4, 6])
+def test_best_weights_survive_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: int) -> None:
+    common = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "check_patience": 9, **SCRIPTED}
+
+    def figures(step: int) -> tuple[float, float]:
+        return 1 - step / 10, 1.0 if step <= best else 0.1
+
+    keeper = Keeper()
+    for number, path in enumerate((None, str(tmp_path / "checkpoint-4"))):
+        trainer = make(tmp_path, callbacks=[keeper], **common)
+        script(trainer, figures, monkeypatch)
+        trainer.train(resume_from_checkpoint=path)
+        assert len(trainer.record.steps) == 8 - 4 * number
+        assert_kept(trainer, keeper, best)
+        assert leftovers(tmp_path) == []
+
+
+# ---- ways to end ----
+
+
+def test_best_state_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Keeper()
+    trainer = make(tmp_path, callbacks=[keeper], max_steps=20, **SCRIPTED)
+    found = {0: (0.9, 1.0), 2: (0.5, 0.95), 4: (0.6, 0.95), 6: (0.3, 0.5), 8: (0.0, 0.5), 10: (0.0, 0.5)}
+    script(trainer, lambda step: found.get(step, (0.0, 0.5)), monkeypatch)
+    trainer.train()
+    assert trainer.record.stop["code"] == "floor"
+    assert trainer.record.stop["step"] == 10
+    assert [check["step"] for check in trainer.record.checks] == [0, 2, 4, 6, 8, 10]
+    assert_kept(trainer, keeper, 2)
+    assert leftovers(tmp_path) == []
+
+
+def test_the_last_state_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends between two checks: what is kept has been seen to be above the floor."""
+    for last, code, kept in (((0.0, 0.1), "end", 2), ((0.5, 1.0), "end", 3), ((0.0, 1.0), "target", 3)):
+        keeper = Keeper()
+        trainer = make(tmp_path, callbacks=[keeper], max_steps=3, **SCRIPTED)
+        script(trainer, {0: (1.0, 1.0), 2: (0.9, 1.0), 3: last}.__getitem__, monkeypatch)
+        trainer.train()
+        assert trainer.record.stop["code"] == code
+        assert [check["step"] for check in trainer.record.checks] == [0, 2, 3]
+        assert_kept(trainer, keeper, kept)
+
+
+def test_a_run_stopped_from_outside_keeps_what_was_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper()
+    trainer = make(tmp_path, callbacks=[keeper, Watcher(stop_after=5)], max_steps=9, **SCRIPTED)
+    script(trainer, lambda step: (1 - step / 10, 1.0 if step < 5 else 0.1), monkeypatch)
+    trainer.train()
+    assert_kept(trainer, keeper, 4)
+
+
+def test_target_met_at_the_start(tmp_path: Path) -> None:
+    trainer = run(tmp_path, stop_at="probability=1", learning_rate=0.1)
+    assert trainer.record.stop["code"] == "target"
+    assert trainer.record.stop["target_met"]
+    assert trainer.record.stop["kept_step"] == 0
+    assert all(torch.equal(value, start()[name]) for name, value in weights(trainer).items())
+    assert len(trainer.record.steps) <= 1
+    assert leftovers(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def memorised() -> nn.Module:
+    """A model that knows all answers by heart."""
+    model = tiny_llama(layers=1)
+    batch = collate(as_encoded(FORGET + RETAIN, TOKENIZER, 64, "x"), TOKENIZER.pad_token_id)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(120):
+        optimizer.zero_grad()
+        (nll(labelled_tokens(model, batch)) / 100).backward()
+        optimizer.step()
+    return model
+
+
+def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.Module) -> None:
+    trainer = run(
+        tmp_path,
+        model=copy.deepcopy(memorised),
+        per_device_train_batch_size=8,
+        stop_at="extraction_strength=0.2",
+        keep_utility=0.8,
+        max_steps=80,
+        check_every=4,
+    )
+    record = trainer.record
+    assert record.before["forget"]["extraction_strength"] > 0.9
+    assert record.before["retain"]["probability"] > 0.9
+    assert record.stop["code"] == "target"
+    assert record.stop["step"] == record.stop["kept_step"] < 80
+    assert record.after["forget"]["extraction_strength"] <= 0.2
+    assert record.after["retain"]["probability"] >= record.stop["utility_floor"]
+    assert record.stop["utility_floor"] == pytest.approx(0.8 * record.before["retain"]["probability"])
+    assert trainer._figures(trainer._held_out) == record.after["retain"]
+    assert leftovers(tmp_path) == []
+
+
+def test_automatic_target_is_the_level_of_unseen_text(tmp_path: Path, memorised: nn.Module) -> None:
+    trainer = run(tmp_path, model=copy.deepcopy(memorised), stop_at="auto", max_steps=1)
+    unseen = trainer.record.before["never_seen"]["extraction_strength"]
+    assert trainer.record.stop["target"] == {"measure": "extraction_strength", "value": unseen}
+    assert "never saw" in trainer.record.stop["target_source"]
+
+
+def test_a_floor_that_cannot_hold(tmp_path: Path, memorised: nn.Module) -> None:
+    keeper = Keeper()
+    trainer = run(
+        tmp_path,
+        model=copy.deepcopy(memorised),
+        method="ga",
+        learning_rate=0.02,
+        stop_at="nll=1000",
+        keep_utility=0.99,
+        check_every=1,
+        check_patience=3,
+        max_steps=40,
+        callbacks=[keeper],
+    )
+    record = trainer.record
+    assert record.stop["code"] == "floor"
+    assert record.stop["target_met"] is False
+    assert record.checks[-1]["utility"]["probability"] < record.stop["utility_floor"]
+    assert record.after["retain"]["probability"] >= record.stop["utility_floor"]
+    kept = record.stop["kept_step"]
+    state = memorised.state_dict() if kept == 0 else keeper.at[kept]
+    assert all(torch.equal(value, state[name]) for name, value in weights(trainer).items())
+    assert leftovers(tmp_path) == []
+
+
+def breaks_at(monkeypatch: pytest.MonkeyPatch, name: str, calls: Callable[[int], bool], bad: float) -> None:
+    """Let a loss come out as ``bad`` at some of its calls, counted from 1; gradients follow it."""
+    whole, calls_so_far = LOSSES[name].function, iter(range(1, 10_000))
+
+    def broken(tokens: LabelledTokens) -> Tensor:
+        loss = whole(tokens)
+        return loss * bad if torch.is_grad_enabled() and calls(next(calls_so_far)) else loss
+
+    monkeypatch.setitem(LOSSES, name, replace(LOSSES[name], function=broken))
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "bad"),
+    [
+        ("ngdiff", "nll", math.nan),
+        ("ngdiff", "negated-nll", math.inf),
+        ("constant", "nll", math.inf),
+        ("constant", "negated-nll", math.nan),
+    ],
+)
+def test_a_step_that_is_not_finite_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rule: str, bad: float
+) -> None:
+    breaks_at(monkeypatch, name, lambda call: call == 3, bad)
+    keeper = Keeper()
+    trainer = run(tmp_path, rule=rule, learning_rate=1e-3, callbacks=[keeper], max_steps=5)
+    assert [step.skipped for step in trainer.record.steps] == [None, None, "non-finite", None, None]
+    same = [all(torch.equal(keeper.at[n][k], keeper.at[n + 1][k]) for k in start()) for n in range(1, 5)]
+    assert same == [False, True, False, False]
+    assert all(bool(value.isfinite().all()) for value in weights(trainer).values())
+    assert trainer.record.stop["code"] == "end"
+    assert trainer.record.steps[2].learning_rate == 0.0
+
+
+def test_a_gradient_that_is_not_finite_under_fixed_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is finite, its gradient is not: with one buffer there is no Gramian to show it."""
+
+    def rooted(tokens: LabelledTokens) -> Tensor:
+        loss = nll(tokens)
+        return loss + (loss - loss.detach()).sqrt()  # sqrt(0) has an infinite slope
+
+    monkeypatch.setitem(LOSSES, "nll", replace(LOSSES["nll"], function=rooted))
+    trainer = run(tmp_path, rule="constant", learning_rate=1e-3)
+    assert {step.skipped for step in trainer.record.steps} == {"non-finite"}
+    assert trainer.record.stop["code"] == "non-finite"
+    assert all(torch.equal(value, start()[name]) for name, value in weights(trainer).items())
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_automatic_rate_survives_a_skipped_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    breaks_at(monkeypatch, "negated-nll", lambda call: call == first, math.nan)
+    trainer = run(tmp_path, probe_every=2)
+    skipped = [step.step for step in trainer.record.steps if step.skipped]
+    assert skipped == [first]
+    assert trainer.record.probes[0].step == 1
+    rates = [step.learning_rate for step in trainer.record.steps if not step.skipped]
+    assert all(0 < rate < math.inf for rate in rates)
+    assert all(bool(value.isfinite().all()) for value in weights(trainer).values())
+
+
+def test_five_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaks_at(monkeypatch, "nll", lambda call: call == 2 or call > 4, math.nan)
+    trainer = run(tmp_path, learning_rate=1e-3, max_steps=30)
+    assert trainer.record.stop["code"] == "non-finite"
+    assert len(trainer.record.steps) == 9
+    assert sum(step.skipped == "non-finite" for step in trainer.record.steps) == 6
+
+
+def test_a_run_ended_by_nan_keeps_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaks_at(monkeypatch, "nll", lambda call: call > 3, math.nan)
+    keeper = Keeper()
+    trainer = make(tmp_path, callbacks=[keeper], max_steps=30, **{**SCRIPTED, "check_every": 20})
+    script(trainer, lambda step: (0.5, 1.0 if step == 0 else 0.1), monkeypatch)
+    trainer.train()
+    assert trainer.record.stop["code"] == "non-finite"
+    assert_kept(trainer, keeper, 0)
+
+
+@pytest.fixture
+def flat(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("nll", "negated-nll"):
+        whole = LOSSES[name].function
+        still = lambda tokens, whole=whole: whole(tokens) * 0.0  # noqa: E731
+        monkeypatch.setitem(LOSSES, name, replace(LOSSES[name], function=still))
+    yield
+
+
+@pytest.mark.usefixtures("flat")
+@pytest.mark.parametrize(
+    "settings", [{}, {"learning_rate": 0.1, "weight_decay": 0.5}, {"method": "graddiff"}, {"method": "ga"}]
+)
+def test_nothing_left_to_change(tmp_path: Path, settings: dict[str, Any]) -> None:
+    trainer = run(tmp_path, **settings)
+    assert trainer.record.stop["code"] == "stationary"
+    assert [step.skipped for step in trainer.record.steps] == ["stationary"]
+    assert all(torch.equal(value, start()[name]) for name, value in weights(trainer).items())
+
+
+def test_one_task_without_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    still = replace(LOSSES["negated-nll"], function=lambda tokens: tokens.log_probs().sum() * 0.0)
+    monkeypatch.setitem(LOSSES, "negated-nll", still)
+    trainer = run(tmp_path, learning_rate=1e-3, max_steps=3)
+    for step in trainer.record.steps:
+        assert step.weights[1] == 0.0
+        assert step.combined_norm == pytest.approx(1.0)
+        assert step.skipped is None
+
+
+def test_a_second_run_with_the_same_trainer(tmp_path: Path) -> None:
+    trainer = run(tmp_path, learning_rate=1e-3, max_steps=2)
+    first = weights(trainer)
+    trainer.train()
+    assert trainer.record.stop["code"] == "end"
+    assert any(not torch.equal(value, first[name]) for name, value in weights(trainer).items())
+    assert all(step.skipped is None for step in trainer.record.steps)
+
+
+def test_updates_that_vanish_are_noted(tmp_path: Path) -> None:
+    low = tiny_llama(layers=1, hidden=16).to(torch.bfloat16)
+    trainer = run(tmp_path, model=low, learning_rate=1e-6, max_steps=2)
+    assert any("rounded away" in note for note in trainer.record.notes)
+    whole = run(tmp_path, learning_rate=1e-6, max_steps=2)
+    assert whole.record.notes == []
