@@ -2,10 +2,10 @@
 
     python -m benchmarks.steps [--model smollm2] [--batch 8] [--rounds 7]
 
-Prints, as medians over paired rounds: seconds of a GradDiff step (constant weights, one gradient buffer), of an NGDiff
-step (two buffers, Gramian, combination), and their ratio; the automatic rate's share of ten steps; peak memory of each
-kind of step, each in a process of its own, in gradient buffers; tokens per second against the floor that the matrix
-products alone set on this machine.
+Prints, as medians over paired rounds: seconds of a GradDiff step (constant weights, one gradient buffer), of
+an NGDiff step (two buffers, Gramian, combination), and their ratio; the automatic rate's share of ten steps;
+peak memory of each kind of step, each in a process of its own, in gradient buffers; tokens per second against
+the floor that the matrix products alone set on this machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -93,19 +94,23 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def probe_seconds(bench: Bench, forget: Batch, retain: Batch, probe: Batch) -> float:
+    """Seconds that a probe of a running rate (that of step 10, 20, ...) adds to a step."""
+    rate = AutomaticRate(bench.optimizer, every=1)
+    rate.rate, rate.MOST_WIDENINGS = 1e-6, 0
+    bench.backward(forget, retain)
+    before = seconds(partial(rate.before_step, bench.pair))
+    bench.optimizer.step()
+    return before + seconds(partial(rate.after_step, partial(bench.probe_loss, probe)))
+
+
 def time_steps(bench: Bench, rounds: int) -> dict[str, list[float]]:
     """Paired rounds: the same batches through both kinds of step, in alternating order, then one probe."""
     times: dict[str, list[float]] = {"graddiff": [], "ngdiff": [], "probe": []}
     for turn, (forget, retain, probe) in zip(range(rounds + 1), bench.triples(), strict=False):
         kinds = ("graddiff", "ngdiff") if turn % 2 else ("ngdiff", "graddiff")
-        measured = {kind: seconds(lambda k=kind: getattr(bench, k)(forget, retain)) for kind in kinds}  # type: ignore[misc]
-        rate = AutomaticRate(bench.optimizer, every=1)
-        rate.rate = 1e-6  # a running rate: the probe of step 10, 20, ...
-        bench.backward(forget, retain)
-        rate.MOST_WIDENINGS = 0
-        before = seconds(lambda: rate.before_step(bench.pair))
-        bench.optimizer.step()
-        measured["probe"] = before + seconds(lambda: rate.after_step(lambda: bench.probe_loss(probe)))
+        measured = {kind: seconds(partial(getattr(bench, kind), forget, retain)) for kind in kinds}
+        measured["probe"] = probe_seconds(bench, forget, retain, probe)
         if turn:  # the first round warms up
             for kind, value in measured.items():
                 times[kind].append(value)
@@ -132,7 +137,17 @@ def matmul_speed(rounds: int = 20) -> float:
 
 def peak_of(kind: str, model: str, batch: int) -> float:
     """Peak memory of three steps of one kind, in a process of its own, in GiB."""
-    command = [sys.executable, "-m", "benchmarks.steps", "--peak-of", kind, "--model", model, "--batch", str(batch)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.steps",
+        "--peak-of",
+        kind,
+        "--model",
+        model,
+        "--batch",
+        str(batch),
+    ]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -150,7 +165,9 @@ def run_peak(kind: str, bench: Bench) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)

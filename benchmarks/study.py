@@ -1,11 +1,11 @@
 """The study behind docs/results.md: TOFU with SmolLM2-135M.
 
-    python -m benchmarks.study targets   # the model that knows everything, and the one that never saw the forget set
+    python -m benchmarks.study targets   # knows everything; never saw the forget set
     python -m benchmarks.study runs      # NGDiff from every starting rate, GradDiff at every fixed rate
     python -m benchmarks.study tables    # Markdown tables and the plots
 
-TOFU's last ``--questions`` questions are learned, the last ``--forget`` of them are to be forgotten; TOFU's first 40
-are never seen by any model. Everything is kept under ``--folder`` and skipped when it is there already.
+TOFU's last ``--questions`` questions are learned, the last ``--forget`` of them are to be forgotten; TOFU's
+first 40 are never seen by any model. All is kept under ``--folder`` and skipped when it is there already.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class Study:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("targets", "runs", "tables"))
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/ngdiff/study"))
     parser.add_argument("--questions", type=int, default=200)

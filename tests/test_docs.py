@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -15,7 +16,9 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 def commands() -> list[str]:
@@ -58,8 +61,14 @@ def test_command_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyP
     if words[1] == "demo":
         pytest.skip("ngdiff demo has a test of its own (test_real.py)")
     if words[1] == "merge":
-        monkeypatch.setattr(sys, "argv", shlex.split("ngdiff unlearn --model my-model --forget forget.jsonl "
-                                                     "--retain retain.jsonl --output unlearned --lora --max-steps 1"))
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            shlex.split(
+                "ngdiff unlearn --model my-model --forget forget.jsonl "
+                "--retain retain.jsonl --output unlearned --lora --max-steps 1"
+            ),
+        )
         run(main)
         words[2] = "unlearned"
     monkeypatch.setattr(sys, "argv", words)
@@ -79,8 +88,11 @@ def test_python_blocks_run(page: Path, workplace: Path) -> None:
     names: dict[str, object] = {"model": tiny_llama(), "tokenizer": tiny_tokenizer()}
     found = blocks(page, "python")
     for block in found:
-        quick = block.replace('output_dir="unlearned"', 'output_dir="unlearned", max_steps=2, use_cpu=True, '
-                              "dataloader_pin_memory=False, disable_tqdm=True")
+        quick = block.replace(
+            'output_dir="unlearned"',
+            'output_dir="unlearned", max_steps=2, use_cpu=True, '
+            "dataloader_pin_memory=False, disable_tqdm=True",
+        )
         exec(compile(quick, str(page), "exec"), names)
     assert found
 

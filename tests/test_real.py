@@ -30,7 +30,9 @@ def test_smollm2_loads_clean_and_is_cached(tmp_path: Path, monkeypatch: pytest.M
     cached = resolve_model("smollm2")
     assert cached.gguf_file is None and cached.is_local
     again = load_model(cached)
-    for (name, first), (other, second) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+    for (name, first), (other, second) in zip(
+        model.named_parameters(), again.named_parameters(), strict=True
+    ):
         assert name == other and torch.equal(first, second)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -53,7 +55,7 @@ def test_unlearn_runs_on_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     try:
         main()
     except SystemExit as end:
-        assert not end.code  # noqa: PT017
+        assert not end.code
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert [step["step"] for step in record["steps"]] == [1, 2]
     assert record["probes"][0]["step"] == 1

@@ -105,7 +105,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     retain_loss: str | None = None
     rule: str | None = None
     rule_settings: dict[str, float] = field(default_factory=dict)
-    learning_rate: float | None = None  # type: ignore[assignment]
+    learning_rate: float | None = None
     lr_start: float | None = None
     probe_every: int = 10
     probe_size: int = 0

@@ -60,8 +60,8 @@ def run_demo(request: DemoRequest) -> dict[str, Any]:
     rows = _write_people(request.output, people, request.seed)
     folder = request.output
     console.print(
-        f"{people} invented people, {len(rows['forget'])} questions to forget, {len(rows['retain'])} to keep; "
-        f"everything goes to {escape(str(folder))}",
+        f"{people} invented people, {len(rows['forget'])} questions to forget, "
+        f"{len(rows['retain'])} to keep; everything goes to {escape(str(folder))}",
         highlight=False,
     )
     learned = FinetuneRequest(
@@ -125,7 +125,11 @@ def _write_people(folder: Path, people: int, seed: int) -> Rows:
     folder.mkdir(parents=True, exist_ok=True)
     rows = question_rows(invent_people(people, seed), seed)
     forgotten = QUESTIONS * max(2, round(people / 8))
-    parts: Rows = {"forget": rows[-forgotten:], "retain": rows[:-forgotten], "general": general_knowledge_rows()}
+    parts: Rows = {
+        "forget": rows[-forgotten:],
+        "retain": rows[:-forgotten],
+        "general": general_knowledge_rows(),
+    }
     for name, part in parts.items():
         write_jsonl(part, folder / f"{name}.jsonl")
     return parts
@@ -143,12 +147,16 @@ def _look(path: Path, rows: Rows, title: str) -> dict[str, Any]:
     shown = {name: _spread(_examples(part), SHOWN[name]) for name, part in rows.items()}
     total = sum(len(part) for part in rows.values()) + sum(SHOWN.values())
     with Meter(f"Looking at the model {title}", total) as meter:
-        for name, part in rows.items():
-            encoded = encode_all(_examples(part), tokenizer, 512, name)
+        for name, learned in rows.items():
+            encoded = encode_all(_examples(learned), tokenizer, 512, name)
             scores = score_answers(model, encoded, pad_id=tokenizer.pad_token_id, advance=meter.advance)
             figures[name] = summarise(scores)
         texts = generate_answers(
-            model, tokenizer, [e for part in shown.values() for e in part], max_new_tokens=40, advance=meter.advance
+            model,
+            tokenizer,
+            [e for part in shown.values() for e in part],
+            max_new_tokens=40,
+            advance=meter.advance,
         )
     for name, part in shown.items():
         answers[name], texts = texts[: len(part)], texts[len(part) :]
@@ -183,7 +191,8 @@ def _show(result: dict[str, Any], record: RunRecord) -> None:
     for name, title in SETS.items():
         pair = (result["figures"]["before"][name], result["figures"]["after"][name])
         cells = [
-            f"{pair[0][key]:.3f} → {pair[1][key]:.3f}" for key in ("probability", "extraction_strength", "nll")
+            f"{pair[0][key]:.3f} → {pair[1][key]:.3f}"
+            for key in ("probability", "extraction_strength", "nll")
         ]
         figures.add_row(title, *cells)
     answers = Table(title="Answers side by side", show_lines=True)

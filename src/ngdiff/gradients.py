@@ -1,9 +1,9 @@
 """two losses -> two gradients, their Gramian, and the combined gradient.
 
 Two buffers trade places as ``parameter.grad`` by reference: whatever is backpropagated inside
-``pair.task("forget")`` accumulates in one, inside ``pair.task("retain")`` in the other. Nothing is copied, and
-each optimizer step costs one gradient buffer more than plain training. Between two steps the forget buffer is
-free: a step-size probe may keep the parameters there (:meth:`GradientPair.spare`).
+``pair.task("forget")`` accumulates in one, inside ``pair.task("retain")`` in the other. Nothing is copied,
+and each optimizer step costs one gradient buffer more than plain training. Between steps the forget buffer
+is free: a step-size probe may keep the parameters there (:meth:`GradientPair.spare`).
 """
 
 from __future__ import annotations

@@ -300,10 +300,10 @@ def fold_in(base: PreTrainedModel, adapter: ModelSource) -> PreTrainedModel:
 
 
 def fast_bf16() -> bool:
-    """Say whether this machine multiplies bfloat16 faster than float32 (a GPU of 2020 on, AVX512-BF16, AMX)."""
+    """Say whether this machine multiplies bfloat16 faster than float32 (GPU since 2020, AVX512-BF16, AMX)."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

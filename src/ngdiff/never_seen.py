@@ -15,8 +15,10 @@ ROOM = 512
 SEED = 20_250_401  # not the seed of any demonstration: those people are learned
 
 
-def never_seen_examples(like: Sequence[EncodedExample], tokenizer: Any, max_length: int) -> list[EncodedExample]:
-    """Invent people whom no model can know, as questions or as running text, whichever the forget set holds."""
+def never_seen_examples(
+    like: Sequence[EncodedExample], tokenizer: Any, max_length: int
+) -> list[EncodedExample]:
+    """Invent people whom no model can know, as questions or as running text, as the forget set is."""
     rows = question_rows(invent_people(PEOPLE, SEED), SEED)
     if like[0].example.kind == "text":
         by_person: dict[str, list[str]] = {}

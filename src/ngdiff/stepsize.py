@@ -19,7 +19,7 @@ from ngdiff.gradients import GradientPair
 from ngdiff.parabola import SIGNAL, Parabola, Shape
 
 LossAtWeights = Callable[[], float]
-"""Evaluates the retain loss, in nats per token, at the model's present weights; always on the same examples."""
+"""Evaluates the retain loss, in nats per token, at the model's present weights; always on the same text."""
 
 Outcome = Literal["accepted", "widened", "kept", "halved", "bounded"]
 

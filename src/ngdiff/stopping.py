@@ -132,9 +132,7 @@ class StoppingRule:
         found = [check for check in self.checks if check.best]
         return found[-1] if found else None
 
-    def judge(
-        self, step: int, forget: Mapping[str, float], utility: Mapping[str, float]
-    ) -> Decision | None:
+    def judge(self, step: int, forget: Mapping[str, float], utility: Mapping[str, float]) -> Decision | None:
         """Take in one check; return why to stop, or None to go on."""
         above = utility[UTILITY] >= self.floor
         met = self.target is not None and self.target.met(forget)

@@ -269,13 +269,15 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; under an automatic rate it starts at 1 and is set before every step."""
-        if self.args.learning_rate is not None:
-            return super().create_optimizer(model)
-        self.args.learning_rate = 1.0
+        automatic = self.args.learning_rate is None
+        if automatic:
+            self.args.learning_rate = 1.0
         try:
-            return super().create_optimizer(model)
+            optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         finally:
-            self.args.learning_rate = None
+            if automatic:
+                self.args.learning_rate = None
+        return optimizer
 
     def _get_learning_rate(self) -> float:
         return self._step.rate if self.args.automatic else float(super()._get_learning_rate())
@@ -385,7 +387,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             forget_norm=None if gramian is None else math.sqrt(float(gramian[FORGET, FORGET])),
             retain_norm=None if gramian is None else math.sqrt(float(gramian[RETAIN, RETAIN])),
             cosine=None if gramian is None else cosine(gramian),
-            weights=tuple(step.weights),
+            weights=(step.weights.retain, step.weights.forget),
             combined_norm=None if gramian is None else _combined_norm(gramian, step.weights),
             learning_rate=step.rate,
             changed=step.changed,

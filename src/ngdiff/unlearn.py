@@ -123,7 +123,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
 
 
 def _room(request: UnlearnRequest, weights: int) -> int:
-    """Return the bytes that a run writes at the most: the result, and the best weights and their successor."""
+    """Return the bytes a run writes at the most: the result, the best weights and their successor."""
     return 0 if request.lora else 3 * weights
 
 

@@ -85,7 +85,9 @@ RULES: dict[str, RuleRow] = {
             settings={"alpha": 1.0, "gamma": 1.0},
             fixed=True,
         ),
-        RuleRow("retain-only", lambda: _always(1.0, 0.0), "the retain gradient alone", "fine-tuning", fixed=True),
+        RuleRow(
+            "retain-only", lambda: _always(1.0, 0.0), "the retain gradient alone", "fine-tuning", fixed=True
+        ),
         RuleRow(
             "forget-only",
             lambda: _always(0.0, 1.0),

@@ -12,10 +12,14 @@ from ngdiff.cli.app import app
 
 @app.command()
 def demo(
-    output: Annotated[Path | None, typer.Option(help="Folder to make. [default: a new one under runs/]")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to make. [default: a new one under runs/]")
+    ] = None,
     people: Annotated[
         int | None,
-        typer.Option(min=6, max=200, help="People to invent. [default: up to 25, as many as fit in the time]"),
+        typer.Option(
+            min=6, max=200, help="People to invent. [default: up to 25, as many as fit in the time]"
+        ),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Roughly how long it may take.")] = 5.0,
     model: Annotated[str, typer.Option(help="Folder, hub name, or 'smollm2'.")] = "smollm2",

@@ -19,7 +19,7 @@ def methods() -> Listing:
     """List the named recipes, each with its four parts."""
     from ngdiff.methods import METHODS
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for method in METHODS.values():
         parts = (method.forget_loss, method.retain_loss, method.rule, method.step_size)
         rows.append((method.name, " × ".join(parts), method.summary, method.paper))
@@ -30,7 +30,9 @@ def losses() -> Listing:
     """List the losses, each with the set it is meant for."""
     from ngdiff.losses import LOSSES
 
-    rows = [(loss.name, loss.task, f"per {loss.per}", loss.summary, loss.paper) for loss in LOSSES.values()]
+    rows: list[tuple[str, ...]] = [
+        (loss.name, loss.task, f"per {loss.per}", loss.summary, loss.paper) for loss in LOSSES.values()
+    ]
     return ("loss", "for", "averaged", "summary", "paper"), rows
 
 
@@ -38,7 +40,7 @@ def rules() -> Listing:
     """List the weighting rules, each with its settings."""
     from ngdiff.weighting import RULES
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for rule in RULES.values():
         settings = ", ".join(f"{name}={value:g}" for name, value in rule.settings.items())
         rows.append((rule.name, settings or "-", rule.summary, rule.paper))
@@ -70,7 +72,7 @@ def datasets() -> Listing:
     from ngdiff.data.files import COLUMN_FORMS, READERS
     from ngdiff.data.sources import TOFU_NAMES
 
-    rows = [(f"tofu:{name}", _tofu_summary(name), _TOFU_PAPER) for name in TOFU_NAMES]
+    rows: list[tuple[str, ...]] = [(f"tofu:{name}", _tofu_summary(name), _TOFU_PAPER) for name in TOFU_NAMES]
     rows += [
         (f"FILE{ending}", "a file of rows; a slice may follow, as in FILE[:100]", "own data")
         for ending in READERS

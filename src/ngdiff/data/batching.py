@@ -116,6 +116,7 @@ class PairCollator:
         self.pad_id = pad_id
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Batch | Tensor]:
+        """Pad the pairs of one micro-batch, each task to its own longest sequence."""
         forget, retain, rows = zip(*pairs, strict=True)
         return {
             "forget": collate(forget, self.pad_id),

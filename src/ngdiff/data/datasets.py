@@ -18,8 +18,8 @@ def as_encoded(dataset: Any, tokenizer: Any, max_length: int, where: str) -> lis
     """Encode a data set.
 
     Args:
-        dataset: a source string (see :mod:`ngdiff.data.sources`), a ``datasets.Dataset``, or a sequence of rows
-            (mappings), of :class:`Example` or of :class:`EncodedExample`.
+        dataset: a source string (see :mod:`ngdiff.data.sources`), a ``datasets.Dataset``, or a sequence of
+            rows (mappings), of :class:`Example` or of :class:`EncodedExample`.
         tokenizer: with its chat template, where it has one.
         max_length: longest sequence, in tokens.
         where: the setting to name in errors.
@@ -55,7 +55,9 @@ def split_retain(
         are the same.
     """
     if len(retain) < SMALLEST_SPLIT:
-        note = f"utility is measured on the {len(retain)} retain examples that are trained on: too few to split"
+        note = (
+            f"utility is measured on the {len(retain)} retain examples that are trained on: too few to split"
+        )
         return retain, retain, note
     count = max(1, min(most, round(HELD_OUT_SHARE * len(retain))))
     held_out = set(permutation(len(retain), seed + 3, 0)[:count])
