@@ -14,7 +14,7 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.errors import RequestError
 from ngdiff.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens
-from ngdiff.losses import LOSSES, find_loss, negated_nll, nll
+from ngdiff.losses import LOSSES, bounded_nll, find_loss, negated_nll, nll
 from tiny import tiny_llama
 
 EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
@@ -48,6 +48,43 @@ def test_values_by_hand() -> None:
     tokens = LabelledTokens(odds.log(), torch.tensor([1, 2]), torch.tensor([0, 1]), 2)
     assert float(nll(tokens)) == pytest.approx(math.log(16), rel=1e-6)
     assert float(negated_nll(tokens)) == pytest.approx(-math.log(16), rel=1e-6)
+
+
+def test_a_bound_stops_counting_tokens_beyond_it() -> None:
+    odds = torch.tensor([[1.0, 2.0, 1.0], [6.0, 1.0, 1.0]])  # NLL = log 2 and log 8
+    logits = odds.log().requires_grad_()
+    tokens = LabelledTokens(logits, torch.tensor([1, 2]), torch.tensor([0, 1]), 2)
+    loss = bounded_nll(tokens, ceiling=math.log(4))
+    assert float(loss.detach()) == pytest.approx(-math.log(2) - math.log(4), rel=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    # d(-NLL)/d logits = onehot - softmax for the token below the ceiling, nothing for the one beyond it
+    assert torch.allclose(logits.grad[0], torch.tensor([-0.25, 0.5, -0.25]))
+    assert torch.equal(logits.grad[1], torch.zeros(3))
+
+
+def test_without_a_bound_it_is_the_negated_nll() -> None:
+    tokens = fabricated(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), [0, 0, 1, 2, 2, 2])
+    assert torch.equal(bounded_nll(tokens), negated_nll(tokens))
+    assert torch.equal(bounded_nll(tokens, ceiling=1e9), negated_nll(tokens))
+
+
+def test_settings_are_those_given_else_the_level_measured() -> None:
+    row = LOSSES["bounded-nll"]
+    assert dict(row.settings) == {"ceiling": None}
+    assert row.complete({}, never_seen_nll=2.5).settings == {"ceiling": 2.5}
+    assert row.complete({"ceiling": 1.0}, never_seen_nll=2.5).settings == {"ceiling": 1.0}
+    tokens = fabricated(torch.zeros(6, 5), [0, 0, 1, 2, 2, 2])  # every NLL is log 5 = 1.61
+    assert float(row.complete({}, 1.0).function(tokens)) == pytest.approx(-6.0)
+    assert float(row.complete({}, 2.0).function(tokens)) == pytest.approx(-6 * math.log(5), rel=1e-6)
+    assert LOSSES["nll"].complete({}, 2.0).settings == {}
+
+
+def test_unknown_settings_of_a_loss() -> None:
+    with pytest.raises(RequestError, match=r"--forget-loss.*bounded-nll.*no setting called beta.*ceiling"):
+        find_loss("bounded-nll", "forget", {"beta": 1.0})
+    with pytest.raises(RequestError, match=r"--retain-loss.*'nll' has no setting called ceiling.*none"):
+        find_loss("nll", "retain", {"ceiling": 1.0})
 
 
 def test_values_on_a_model() -> None:

@@ -84,6 +84,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         retain_loss: a retain loss of the same table.
         rule: a row of :data:`ngdiff.weighting.RULES`.
         rule_settings: settings of the rule, such as ``{"alpha": 2}``.
+        forget_loss_settings: settings of the forget loss, such as ``{"ceiling": 3}``.
+        retain_loss_settings: settings of the retain loss.
         learning_rate: a fixed learning rate per optimizer step; None for the method's own step size.
         lr_start: automatic rate, but begin the search here instead of at a tiny step.
         probe_every: optimizer steps from one probe of the automatic rate to the next.
@@ -105,6 +107,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     retain_loss: str | None = None
     rule: str | None = None
     rule_settings: dict[str, float] = field(default_factory=dict)
+    forget_loss_settings: dict[str, float] = field(default_factory=dict)
+    retain_loss_settings: dict[str, float] = field(default_factory=dict)
     learning_rate: float | None = None
     lr_start: float | None = None
     probe_every: int = 10
@@ -163,8 +167,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             if not automatic and self.learning_rate is None:
                 self.learning_rate = method.learning_rate
         for check, args in (
-            (find_loss, (self.forget_loss, "forget")),
-            (find_loss, (self.retain_loss, "retain")),
+            (find_loss, (self.forget_loss, "forget", self.forget_loss_settings)),
+            (find_loss, (self.retain_loss, "retain", self.retain_loss_settings)),
             (make_rule, (self.rule, self.rule_settings)),
             (parse_stop_at, (self.stop_at,)),
         ):
@@ -182,11 +186,13 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 if not (fits(value) or (value is None and default is None)):
                     faults.append(Fault(flag_of(name), f"{value!r} is no {kind}", f"Give a {kind}"))
                     setattr(self, name, default)
-        rule_settings = self.rule_settings
-        if not isinstance(rule_settings, dict) or not all(map(_is_number, rule_settings.values())):
-            mend = "Give names and numbers, such as {alpha: 2}"
-            faults.append(Fault("--rule-settings", f"{rule_settings!r} are no settings of a rule", mend))
-            self.rule_settings = {}
+        for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
+            settings = getattr(self, name)
+            if not isinstance(settings, dict) or not all(map(_is_number, settings.values())):
+                mend = "Give names and numbers, such as {alpha: 2}"
+                part = name.removesuffix("_settings").replace("_", " ")
+                faults.append(Fault(flag_of(name), f"{settings!r} are no settings of a {part}", mend))
+                setattr(self, name, {})
         return faults
 
     def _range_faults(self) -> list[Fault]:

@@ -49,13 +49,17 @@ class StepRecord:
 
 @dataclass
 class RunRecord:
-    """One unlearning run; every fallback taken on the way is in ``notes``."""
+    """One unlearning run; every fallback taken on the way is in ``notes``.
+
+    ``losses`` holds the settings of both losses as they were used, those measured at the beginning included.
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, Any] = field(default_factory=dict)
     steps: list[StepRecord] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)

@@ -306,16 +306,28 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self._best = BestWeights(model, Path(args.output_dir))
         if self._resumed is not None:
             self._take_up(*self._resumed)
+            self._complete_losses()
             return
         forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
         never_seen = self._figures(self._never_seen)
         self.record.before = {"forget": forget, "retain": utility, "never_seen": never_seen}
+        self._complete_losses()
         if target is not None and target.value is None:
             target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
         self._stopping = StoppingRule(target, args.keep_utility * utility[UTILITY], args.check_patience)
         if target is not None:
             self._decision = self._stopping.judge(0, forget, utility)
             self._best.save()
+
+    def _complete_losses(self) -> None:
+        """Fill in the losses' settings, now that the level of never-seen text is known."""
+        level = float(self.record.before["never_seen"]["nll"])
+        args = self.args
+        self._losses = {
+            "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, level),
+            "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, level),
+        }
+        self.record.losses = {task: dict(loss.settings) for task, loss in self._losses.items()}
 
     def _checked_forget(self) -> list[EncodedExample]:
         stride = max(1, len(self._forget) // self.args.check_size)

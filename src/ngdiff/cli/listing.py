@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
@@ -13,6 +13,11 @@ from ngdiff.errors import RequestError, unknown_name
 
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Titles of the columns, and the rows."""
+
+
+def _settings(settings: Mapping[str, float | None]) -> str:
+    values = {name: "measured" if value is None else f"{value:g}" for name, value in settings.items()}
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "-"
 
 
 def methods() -> Listing:
@@ -31,9 +36,10 @@ def losses() -> Listing:
     from ngdiff.losses import LOSSES
 
     rows: list[tuple[str, ...]] = [
-        (loss.name, loss.task, f"per {loss.per}", loss.summary, loss.paper) for loss in LOSSES.values()
+        (loss.name, loss.task, f"per {loss.per}", _settings(loss.settings), loss.summary, loss.paper)
+        for loss in LOSSES.values()
     ]
-    return ("loss", "for", "averaged", "summary", "paper"), rows
+    return ("loss", "for", "averaged", "settings", "summary", "paper"), rows
 
 
 def rules() -> Listing:
@@ -42,8 +48,7 @@ def rules() -> Listing:
 
     rows: list[tuple[str, ...]] = []
     for rule in RULES.values():
-        settings = ", ".join(f"{name}={value:g}" for name, value in rule.settings.items())
-        rows.append((rule.name, settings or "-", rule.summary, rule.paper))
+        rows.append((rule.name, _settings(rule.settings), rule.summary, rule.paper))
     return ("rule", "settings", "summary", "paper"), rows
 
 
