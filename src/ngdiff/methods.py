@@ -54,6 +54,15 @@ METHODS: dict[str, Method] = {
             "Jin et al. 2025, arXiv 2410.22086",
         ),
         Method(
+            "ngdiff-bounded",
+            "bounded-nll",
+            "nll",
+            "ngdiff",
+            "auto",
+            "NGDiff that leaves a token alone once it is as improbable as never-seen text",
+            "Jin et al. 2025, arXiv 2410.22086, with a bounded forget loss",
+        ),
+        Method(
             "graddiff",
             "negated-nll",
             "nll",
