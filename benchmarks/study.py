@@ -57,7 +57,8 @@ class Study:
             for name, settings in stopped.items()
         }
         no_stop = {"stop_at": "none", "num_train_epochs": EPOCHS_WITHOUT_STOP}
-        return {"ngdiff": {}} | automatic | stopped | {"ngdiff-no-stop": no_stop} | endless
+        plain = {"ngdiff-plain": {"method": "ngdiff"}, "ngdiff-bounded": {"method": "ngdiff-bounded"}}
+        return {"ngdiff": {}} | plain | automatic | stopped | {"ngdiff-no-stop": no_stop} | endless
 
     def run(self, name: str, settings: dict[str, Any]) -> None:
         output = self.folder / "runs" / name

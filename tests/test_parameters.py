@@ -32,6 +32,29 @@ def test_share_is_exact_on_a_small_model() -> None:
     assert meter.after() == 0.0
 
 
+def test_descent_is_the_cosine_of_gradient_and_applied_update() -> None:
+    model = two_layers()
+    meter = ChangeMeter(model)
+    generator = torch.Generator().manual_seed(0)
+    gradient = [torch.randn(p.shape, generator=generator) for p in model.parameters()]
+    update = [torch.randn(p.shape, generator=generator) for p in model.parameters()]
+    sampled = meter.sample(gradient)
+    with pytest.raises(ValueError, match="no step"):
+        meter.descent(sampled)
+    meter.before()
+    with torch.no_grad():
+        for parameter, part in zip(model.parameters(), update, strict=True):
+            parameter -= part
+    meter.after()
+    flat = [torch.cat([part.flatten() for part in parts]).double() for parts in (gradient, update)]
+    by_hand = float(flat[0] @ flat[1] / (flat[0].norm() * flat[1].norm()))
+    assert meter.descent(sampled) == pytest.approx(by_hand, abs=1e-5)
+    assert meter.descent(-sampled) == pytest.approx(-by_hand, abs=1e-5)
+    assert meter.descent(torch.zeros_like(sampled)) == 0.0
+    nothing = meter.sample([None, *gradient[1:]])
+    assert float(nothing[: gradient[0].numel()].abs().sum()) == 0.0
+
+
 def test_frozen_parameters_do_not_count() -> None:
     model = two_layers()
     model[0].requires_grad_(False)

@@ -182,6 +182,9 @@ def test_records_agree_with_each_other(tmp_path: Path) -> None:
         assert step.combined_norm == pytest.approx(math.sqrt(2 * (1 + step.cosine)), rel=1e-4)
         assert step.forget_loss < 0 < step.retain_loss
         assert 0.5 < step.changed <= 1
+        # plain descent applies d itself: cos(d, g_R) = cos(d, g_f) = (1 + c) / |d|
+        both = math.sqrt((1 + step.cosine) / 2)
+        assert (step.retain_descent, step.forget_descent) == pytest.approx((both, both), abs=1e-4)
         assert step.skipped is None
     assert json.loads(json.dumps(trainer.record.as_json(), allow_nan=False))["stop"]["code"] == "end"
     assert trainer.record.cost["steps"] == 6

@@ -70,6 +70,10 @@ class GradientPair:
                 buffer[index] = parameter.grad
                 parameter.grad = None
 
+    def gradient(self, task: Task) -> list[Tensor | None]:
+        """Return one task's gradient, a tensor a parameter; None where nothing reached it."""
+        return list(self._buffers[task])
+
     def gramian(self) -> Gramian:
         """Return ``[[g_R·g_R, g_R·g_f], [g_R·g_f, g_f·g_f]]`` in float64 on the CPU, with one device sync."""
         device = self.parameters[0].device

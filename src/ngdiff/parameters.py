@@ -1,9 +1,10 @@
-"""A model's parameters -> which of them a step changed, and a copy of the best ones."""
+"""A model's parameters -> which of them a step changed and where to, and a copy of the best ones."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ BEST_FILE = "best.safetensors"
 
 
 class ChangeMeter:
-    """Measures the share of trainable parameters that a step really changes, on an evenly spread sample.
+    """Measures what a step really does to the trainable parameters, on an evenly spread sample of them.
 
     In low precision most small updates round away: the weights stay what they were although a step was taken.
+    And an optimizer that rescales each coordinate, such as Adam, steps along something else than the gradient
+    it was given, so whether a loss falls along its update has to be measured.
     """
 
     def __init__(self, model: nn.Module, sample: int = SAMPLE) -> None:
@@ -26,19 +29,43 @@ class ChangeMeter:
         total = sum(parameter.numel() for parameter in self._parameters)
         self._stride = max(1, total // sample)
         self._before: list[Tensor] = []
+        self._update: Tensor | None = None
 
     def _sample(self) -> list[Tensor]:
         return [parameter.detach().flatten()[:: self._stride] for parameter in self._parameters]
 
+    def sample(self, gradient: Sequence[Tensor | None]) -> Tensor:
+        """Copy a gradient's part that belongs to the sample; None stands for zeros."""
+        parts = [
+            torch.zeros_like(place) if part is None else part.detach().flatten()[:: self._stride]
+            for part, place in zip(gradient, self._sample(), strict=True)
+        ]
+        return torch.cat([part.to(parts[0].device, torch.float32) for part in parts])
+
     def before(self) -> None:
         """Keep the sample."""
         self._before = [values.clone() for values in self._sample()]
+        self._update = None
 
     def after(self) -> float:
         """Return the share of the sample that differs now, in [0, 1]."""
         pairs = list(zip(self._before, self._sample(), strict=True))
-        changed = torch.stack([(before != after).sum() for before, after in pairs]).sum()
+        device = pairs[0][0].device
+        changed = torch.stack([(before != after).sum().to(device) for before, after in pairs]).sum()
+        steps = [(after.float() - before.float()).to(device) for before, after in pairs]
+        self._update = torch.cat(steps)
         return float(changed) / sum(before.numel() for before, _ in pairs)
+
+    def descent(self, gradient: Tensor) -> float:
+        """Return the cosine between minus the applied update and a gradient sampled before it.
+
+        Positive: to first order the step lowered that gradient's loss. 0 where one of the two is zero.
+        Call after :meth:`after`.
+        """
+        if self._update is None:
+            raise ValueError("no step has been measured: call before() and after() around it")
+        norms = float(self._update.norm()) * float(gradient.norm())
+        return -float(self._update.double() @ gradient.double()) / norms if norms > 0 else 0.0
 
 
 class BestWeights:

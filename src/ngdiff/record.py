@@ -25,6 +25,10 @@ class StepRecord:
         weights: factors of the retain and the forget gradient.
         combined_norm: norm of the combined gradient.
         learning_rate: that the step was taken with.
+        retain_descent: cosine between the retain gradient and minus the update that the optimizer applied, on
+            a sample of the parameters: positive where the step lowered the retain loss to first order; None
+            where the two gradients were not kept apart.
+        forget_descent: likewise, of the forget gradient.
         changed: share of a sample of the parameters that the step really changed.
         forget_extraction_strength: of the step's own forget batch, before the step.
         seconds: wall-clock time of the step, probes and checks included.
@@ -41,6 +45,8 @@ class StepRecord:
     weights: tuple[float, float]
     combined_norm: float | None
     learning_rate: float
+    retain_descent: float | None
+    forget_descent: float | None
     changed: float | None
     forget_extraction_strength: float | None
     seconds: float

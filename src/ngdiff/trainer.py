@@ -77,6 +77,8 @@ class _StepState:
         self.weights = Weights(0.0, 0.0)
         self.verdict = Verdict.STEP
         self.probe: Probe | None = None
+        self.sampled: dict[Task, Tensor] = {}
+        self.descent: dict[Task, float] = {}
         self.changed: float | None = None
         self.rate = 0.0
         self.started = time.monotonic()
@@ -226,6 +228,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self._step.gramian, self._step.verdict = gramian, judge(gramian)
         if self._step.verdict is Verdict.STEP:
             self._step.weights = self._rule(gramian)
+            self._step.sampled = {task: self._meter.sample(self._pair.gradient(task)) for task in TASKS}
             self._pair.combine(self._step.weights)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -260,6 +263,8 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             self._step.rate = self._step.probe.applied
             self.record.probes.append(self._step.probe)
         self._step.changed = self._meter.after()
+        self._step.descent = {task: self._meter.descent(part) for task, part in self._step.sampled.items()}
+        self._step.sampled = {}
 
     def _probe_loss(self) -> _ProbeLoss:
         size = self.args.probe_size or self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -402,6 +407,8 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             weights=(step.weights.retain, step.weights.forget),
             combined_norm=None if gramian is None else _combined_norm(gramian, step.weights),
             learning_rate=step.rate,
+            retain_descent=step.descent.get("retain"),
+            forget_descent=step.descent.get("forget"),
             changed=step.changed,
             forget_extraction_strength=_mean(step.extraction_strength),
             seconds=time.monotonic() - step.started,
