@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ngdiff.callbacks import ProgressCallback
 from ngdiff.config import positive_fault, seed_fault
@@ -250,7 +250,9 @@ def _trainer(
         disable_tqdm=True,
     )
     callbacks = [ProgressCallback("Fine-tuning")]
-    return FinetuneTrainer(model, args, examples, processing_class=tokenizer, callbacks=callbacks)
+    trainer = FinetuneTrainer(model, args, examples, processing_class=tokenizer, callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
+    return trainer
 
 
 def _record(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 
 from ngdiff.callbacks import ProgressCallback
 from ngdiff.config import UnlearningConfig
@@ -190,6 +191,7 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
             processing_class=ready.tokenizer,
             callbacks=[ProgressCallback("Unlearning")],
         )
+        trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
         console.print(_plan(trainer), highlight=False)
         trainer.train()
         final = trainer.accelerator.unwrap_model(trainer.model)
