@@ -27,7 +27,7 @@ from ngdiff.unlearn import UnlearnRequest, unlearn
 NEVER_SEEN = "tofu:full[:40]"
 RATES = ("1e-7", "1e-6", "1e-5", "1e-4", "1e-3")
 FIXED_RATES = ("1e-5", "2e-5", "5e-5", "1e-4")
-EPOCHS_WITHOUT_STOP = 5
+EPOCHS_WITHOUT_STOP = 4
 
 
 class Study:
@@ -57,7 +57,7 @@ class Study:
             for name, settings in stopped.items()
         }
         no_stop = {"stop_at": "none", "num_train_epochs": EPOCHS_WITHOUT_STOP}
-        plain = {"ngdiff-plain": {"method": "ngdiff"}, "ngdiff-bounded": {"method": "ngdiff-bounded"}}
+        plain = {"ngdiff-plain": {"method": "ngdiff"}}
         return {"ngdiff": {}} | plain | automatic | stopped | {"ngdiff-no-stop": no_stop} | endless
 
     def run(self, name: str, settings: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ def test_same_trajectory_as_the_trainer(
         output_dir=str(tmp_path),
         stop_at="none",
         max_steps=STEPS,
+        method="ngdiff",
         probe_every=10,
         optim="adamw_torch",
         per_device_train_batch_size=2,

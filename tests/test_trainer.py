@@ -73,6 +73,9 @@ def make(
 ) -> UnlearningTrainer:
     quiet = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "report_to": "none"}
     small = {"per_device_train_batch_size": 2, "max_steps": 6, "stop_at": "none", "max_length": 64}
+    small["method"] = (
+        "ngdiff"  # an untrained model finds every token improbable: nothing is left below a bound
+    )
     return UnlearningTrainer(
         tiny_llama(layers=1, hidden=16) if model is None else model,
         UnlearningConfig(output_dir=str(folder), **{**quiet, **small, **settings}),
@@ -188,6 +191,27 @@ def test_records_agree_with_each_other(tmp_path: Path) -> None:
         assert step.skipped is None
     assert json.loads(json.dumps(trainer.record.as_json(), allow_nan=False))["stop"]["code"] == "end"
     assert trainer.record.cost["steps"] == 6
+
+
+def test_the_bound_is_the_level_of_never_seen_text(tmp_path: Path) -> None:
+    trainer = run(tmp_path, method="ngdiff-bounded", max_steps=2)
+    level = trainer.record.before["never_seen"]["nll"]
+    assert trainer.record.losses == {"forget": {"ceiling": level}, "retain": {}}
+    assert -level <= trainer.record.steps[0].forget_loss < 0
+    given = run(tmp_path, forget_loss="bounded-nll", forget_loss_settings={"ceiling": 0.5}, max_steps=2)
+    assert given.record.losses["forget"] == {"ceiling": 0.5}
+    for step in given.record.steps:  # every token is far less probable than e^-0.5: the forget set is done
+        assert (step.forget_loss, step.forget_norm, step.weights[1]) == (-0.5, 0.0, 0.0)
+        assert step.retain_norm > 0 and step.skipped is None
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_a_bound_pushes_no_token_far_beyond_it(tmp_path: Path, memorised: nn.Module, bounded: bool) -> None:
+    method = "ngdiff-bounded" if bounded else "ngdiff"
+    model = copy.deepcopy(memorised)
+    trainer = run(tmp_path, model=model, method=method, max_steps=40, learning_rate=3e-3)
+    level = trainer.record.losses["forget"].get("ceiling", trainer.record.before["never_seen"]["nll"])
+    assert (trainer.record.after["forget"]["nll"] < 2 * level) is bounded
 
 
 @pytest.mark.parametrize(("rule", "skipped"), [("retain-only", "forget"), ("forget-only", "retain")])

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from ngdiff.errors import Fault, RequestError
 from ngdiff.losses import find_loss
-from ngdiff.methods import find_method
+from ngdiff.methods import DEFAULT_METHOD, find_method
 from ngdiff.stopping import parse_stop_at
 from ngdiff.weighting import make_rule
 
@@ -102,7 +102,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             cosine; costs one more gradient buffer.
     """
 
-    method: str = "ngdiff"
+    method: str = DEFAULT_METHOD
     forget_loss: str | None = None
     retain_loss: str | None = None
     rule: str | None = None

@@ -96,6 +96,9 @@ METHODS: dict[str, Method] = {
 }
 
 
+DEFAULT_METHOD = "ngdiff-bounded"
+
+
 def find_method(name: str) -> Method:
     """Look a method up by name.
 

@@ -125,7 +125,9 @@ def unlearn(
     holdout: Annotated[
         list[str] | None, typer.Option(help="Text of the forget set's kind that the model never saw.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="See 'ngdiff ls methods'. [default: ngdiff]")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="See 'ngdiff ls methods'. [default: ngdiff-bounded]")
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Fixed learning rate, instead of the method's own.")
     ] = None,
