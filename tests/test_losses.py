@@ -14,7 +14,7 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.errors import RequestError
 from ngdiff.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens
-from ngdiff.losses import LOSSES, bounded_nll, find_loss, negated_nll, nll
+from ngdiff.losses import LOSSES, bounded_nll, find_loss, negated_nll, nll, unlikelihood
 from tiny import tiny_llama
 
 EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
@@ -67,6 +67,28 @@ def test_without_a_bound_it_is_the_negated_nll() -> None:
     tokens = fabricated(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), [0, 0, 1, 2, 2, 2])
     assert torch.equal(bounded_nll(tokens), negated_nll(tokens))
     assert torch.equal(bounded_nll(tokens, ceiling=1e9), negated_nll(tokens))
+
+
+def test_unlikelihood_by_hand() -> None:
+    logits = torch.tensor([[1.0, 2.0, 1.0], [6.0, 1.0, 1.0]]).log().requires_grad_()  # p = 1/2 and 1/8
+    loss = unlikelihood(LabelledTokens(logits, torch.tensor([1, 2]), torch.tensor([0, 1]), 2))
+    assert float(loss.detach()) == pytest.approx(-math.log(1 / 2) - math.log(7 / 8), rel=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    # d(-log(1 - p))/d logits = p (onehot - softmax over the others)
+    assert torch.allclose(logits.grad[0], torch.tensor([-0.25, 0.5, -0.25]))
+    assert torch.allclose(logits.grad[1], torch.tensor([-6 / 56, -1 / 56, 7 / 56]))
+
+
+@pytest.mark.parametrize("margin", [-60.0, -1.0, 0.0, 3.0, 60.0])
+def test_unlikelihood_is_exact_where_one_minus_p_rounds_to_nothing(margin: float) -> None:
+    logits = torch.tensor([[0.0, margin, -math.inf]], requires_grad=True)
+    tokens = LabelledTokens(logits, torch.tensor([1]), torch.tensor([0]), 1)
+    loss = unlikelihood(tokens)
+    loss.backward()
+    assert logits.grad is not None
+    assert float(loss.detach()) == pytest.approx(math.log1p(math.exp(margin)), rel=1e-6)
+    assert float(logits.grad[0, 1]) == pytest.approx(1 / (1 + math.exp(-margin)), rel=1e-6)
 
 
 def test_settings_are_those_given_else_the_level_measured() -> None:

@@ -34,6 +34,12 @@ class LabelledTokens:
         """Return log p(token | text before it), in nats."""
         return -nn.functional.cross_entropy(self.logits, self.targets, reduction="none")
 
+    def log_odds(self) -> Float[Tensor, " tokens"]:
+        """Return log(p / (1 - p)) of each token, exact where p is so near 1 that 1 - p would round to 0."""
+        target = self.targets.unsqueeze(1)
+        others = self.logits.scatter(1, target, -torch.inf).logsumexp(dim=1)
+        return self.logits.gather(1, target).squeeze(1) - others
+
     def correct(self) -> Bool[Tensor, " tokens"]:
         """Return whether each token is the most probable one under teacher forcing."""
         return self.logits.detach().argmax(dim=-1) == self.targets

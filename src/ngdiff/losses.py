@@ -15,6 +15,7 @@ from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.logprobs import LabelledTokens, count_labelled
@@ -85,6 +86,17 @@ def bounded_nll(tokens: LabelledTokens, ceiling: float = math.inf) -> Float[Tens
     return -(-tokens.log_probs()).clamp(max=ceiling).sum()
 
 
+def unlikelihood(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum -log(1 - p) of the labelled tokens, in nats.
+
+    Its gradient on the log-odds of a token is p: a token that is still known gets all of it, one that is
+    forgotten next to none, and the loss has a minimum, 0. Gradient ascent's is -(1 - p), the other way about.
+    Source: Welleck et al., "Neural text generation with unlikelihood training", ICLR 2020, arXiv 1908.04319,
+    eq. 5 (token level), with the true token as the negative candidate.
+    """
+    return softplus(tokens.log_odds()).sum()
+
+
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
@@ -105,6 +117,14 @@ LOSSES: dict[str, Loss] = {
             "minus the NLL, each token only up to the level of never-seen text",
             "NGDiff's own; see docs/decisions.md",
             settings={"ceiling": None},
+        ),
+        Loss(
+            "unlikelihood",
+            "forget",
+            "token",
+            unlikelihood,
+            "-log(1 - p) of each token: pushes what is known, leaves what is forgotten",
+            "Welleck et al. 2020, arXiv 1908.04319",
         ),
     )
 }
