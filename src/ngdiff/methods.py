@@ -54,6 +54,15 @@ METHODS: dict[str, Method] = {
             "Jin et al. 2025, arXiv 2410.22086",
         ),
         Method(
+            "ngdiff-unlikelihood",
+            "unlikelihood",
+            "nll",
+            "ngdiff",
+            "auto",
+            "NGDiff that pushes what is still known and leaves alone what is forgotten",
+            "Jin et al. 2025, arXiv 2410.22086, with the forget loss of Welleck et al. 2020, arXiv 1908.04319",
+        ),
+        Method(
             "ngdiff-bounded",
             "bounded-nll",
             "nll",
@@ -96,7 +105,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-DEFAULT_METHOD = "ngdiff-bounded"
+DEFAULT_METHOD = "ngdiff-unlikelihood"
+"""NGDiff with the forget loss that over-forgot least; docs/results.md has the comparison."""
 
 
 def find_method(name: str) -> Method:

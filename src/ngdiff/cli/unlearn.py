@@ -126,7 +126,7 @@ def unlearn(
         list[str] | None, typer.Option(help="Text of the forget set's kind that the model never saw.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="See 'ngdiff ls methods'. [default: ngdiff-bounded]")
+        str | None, typer.Option(help="See 'ngdiff ls methods'. [default: ngdiff-unlikelihood]")
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Fixed learning rate, instead of the method's own.")
