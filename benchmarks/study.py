@@ -28,6 +28,7 @@ NEVER_SEEN = "tofu:full[:40]"
 RATES = ("1e-7", "1e-6", "1e-5", "1e-4", "1e-3")
 FIXED_RATES = ("1e-5", "2e-5", "5e-5", "1e-4")
 EPOCHS_WITHOUT_STOP = 4
+MOST_EPOCHS = 10
 
 
 class Study:
@@ -50,14 +51,22 @@ class Study:
     def runs(self) -> dict[str, dict[str, Any]]:
         automatic = {f"ngdiff-from-{rate}": {"lr_start": float(rate)} for rate in RATES}
         stopped = {
-            f"graddiff-{rate}": {"method": "graddiff", "learning_rate": float(rate)} for rate in FIXED_RATES
+            f"graddiff-{rate}": {
+                "method": "graddiff",
+                "learning_rate": float(rate),
+                "num_train_epochs": MOST_EPOCHS,
+            }
+            for rate in FIXED_RATES
         }
         endless = {
             f"{name}-no-stop": {**settings, "stop_at": "none", "num_train_epochs": EPOCHS_WITHOUT_STOP}
             for name, settings in stopped.items()
         }
         no_stop = {"stop_at": "none", "num_train_epochs": EPOCHS_WITHOUT_STOP}
-        plain = {"ngdiff-plain": {"method": "ngdiff"}}
+        plain = {
+            "ngdiff-plain": {"method": "ngdiff"},  # the paper's forget loss: gradient ascent
+            "ngdiff-bounded": {"method": "ngdiff-bounded"},
+        }
         return {"ngdiff": {}} | plain | automatic | stopped | {"ngdiff-no-stop": no_stop} | endless
 
     def run(self, name: str, settings: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
             "ngdiff",
             "auto",
             "NGDiff that pushes what is still known and leaves alone what is forgotten",
-            "Jin et al. 2025, arXiv 2410.22086, with the forget loss of Welleck et al. 2020, arXiv 1908.04319",
+            "Jin et al. 2025, arXiv 2410.22086; forget loss: Welleck et al. 2020, arXiv 1908.04319",
         ),
         Method(
             "ngdiff-bounded",
