@@ -627,6 +627,17 @@ def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.parametrize("method", ["ngdiff", "ngdiff-unlikelihood"])
+@pytest.mark.parametrize("target", ["nll=1.5", "probability=0.25"])
+def test_the_end_is_seen_coming_whatever_the_forget_loss(
+    tmp_path: Path, memorised: nn.Module, method: str, target: str
+) -> None:
+    settings = {"check_every": 1000, "keep_utility": 0.0, "learning_rate": 3e-3, "max_steps": 60}
+    trainer = run(tmp_path, model=copy.deepcopy(memorised), method=method, stop_at=target, **settings)
+    assert trainer.record.stop["code"] == "target"
+    assert trainer.record.stop["step"] < 60
+
+
 def test_automatic_target_is_the_level_of_unseen_text(tmp_path: Path, memorised: nn.Module) -> None:
     trainer = run(tmp_path, model=copy.deepcopy(memorised), stop_at="auto", max_steps=1)
     unseen = trainer.record.before["never_seen"]["extraction_strength"]

@@ -127,6 +127,11 @@ class StoppingRule:
         self._under_floor = 0
 
     @property
+    def watches_nll(self) -> bool:
+        """Whether the target is one that the NLL of a few examples hints at."""
+        return self.target is not None and self.target.measure in ("nll", "probability")
+
+    @property
     def best(self) -> Check | None:
         """The best state so far, if any was above the floor."""
         found = [check for check in self.checks if check.best]

@@ -73,6 +73,7 @@ class _StepState:
         self.counts, self.retain_rows = counts, retain_rows
         self.losses: dict[Task, float] = {}
         self.extraction_strength: list[float] = []
+        self.forget_nll: list[float] = []
         self.gramian: Gramian | None = None
         self.weights = Weights(0.0, 0.0)
         self.verdict = Verdict.STEP
@@ -213,6 +214,9 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         tokens = labelled_tokens(model, batch)
         if task == "forget":
             self._step.extraction_strength.append(float(batch_extraction_strength(tokens)))
+            if self._stopping is not None and self._stopping.watches_nll:
+                with torch.no_grad():
+                    self._step.forget_nll.append(-float(tokens.log_probs().mean()))
         return self._losses[task].function(tokens) / self._step.counts[task]
 
     def _combine(self, fixed: Weights | None) -> None:
@@ -370,16 +374,13 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         if since >= self.args.check_every:
             return True
         strengths = [value for value in (self._last_strength, strength) if value is not None]
-        if since < CHECKS_APART or not strengths or self._step.losses.get("forget") is None:
+        if since < CHECKS_APART or not strengths:
             return False
-        nll = abs(self._step.losses["forget"])
         mean = sum(strengths) / len(strengths)
-        cheap = {
-            "extraction_strength": mean,
-            "exact_memorisation": mean,
-            "nll": nll,
-            "probability": math.exp(-nll),
-        }
+        cheap = {"extraction_strength": mean, "exact_memorisation": mean}
+        nll = _mean(self._step.forget_nll)
+        if nll is not None:
+            cheap |= {"nll": nll, "probability": math.exp(-nll)}
         return self._stopping.target.within_reach(cheap)
 
     def _check(self) -> None:
