@@ -128,6 +128,28 @@ def test_finds_the_lowest_point_along_the_update(kind: str, start: float | None,
     assert bowl.exact(bowl.flat()) == pytest.approx(line(auto.rate), rel=1e-5)
 
 
+@pytest.mark.parametrize("bend", [-0.3, 0.3, 1.0])
+def test_the_rate_found_does_not_depend_on_where_the_search_began(bend: float) -> None:
+    """On a loss that is a parabola only near its minimum, as a model's is, wide fits see other curvatures."""
+    found = []
+    for start in (None, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+        bowl = Bowl("adamw", seed=5)
+        bowl.fill()
+        before, update = bowl.flat().double(), bowl.update()
+
+        def curved(
+            bowl: Bowl = bowl, before: Tensor = before, update: Tensor = update
+        ) -> float:  # its slope is that of a parabola with its minimum at 1e-3; the third order bends it
+            rate = float((before - bowl.flat().double()) @ update / (update @ update)) / 1e-3
+            return 3.0 + 0.4 * math.expm1(min(-rate, 50.0)) + 0.4 * rate**2 * (0.5 + bend * math.tanh(rate))
+
+        auto = AutomaticRate(bowl.optimizer, start=start)
+        probe = auto.step(bowl.pair, curved)
+        assert probe is not None and probe.outcome == "accepted", start
+        found.append(probe.after)
+    assert max(found) / min(found) < 1.1
+
+
 @EVERY_OPTIMIZER
 @pytest.mark.parametrize("seed", range(3))
 def test_the_first_step_lands_at_w_minus_rate_times_update(kind: str, seed: int) -> None:

@@ -117,6 +117,7 @@ class AutomaticRate:
     MOST_WIDENINGS = 3
     MOST_SEARCH = 30
     TALL = 1.0
+    AGREEMENT = 1.1
 
     def __init__(
         self,
@@ -205,14 +206,20 @@ class AutomaticRate:
             parabola = measure.at(width)
             shape = parabola.shape(noise)
             rise = parabola.plus - parabola.zero
-            if shape is Shape.BROKEN or rise > self.TALL:
+            far_up = shape is Shape.ASCENT and rise > self.MOST_CHANGE * self.tolerance
+            if shape is Shape.BROKEN or rise > self.TALL or far_up:
                 ceiling = min(ceiling, width)
                 width /= self.MOST_CHANGE
             elif shape is Shape.VALLEY:
-                if width / 2 <= parabola.vertex <= width * 2:
+                # a parabola through points far beyond its minimum sees the bends out there: fit again at the
+                # minimum itself, until the two agree, so that the rate found does not depend on the start
+                agreed = width / self.AGREEMENT <= parabola.vertex <= width * self.AGREEMENT
+                nearest = min(max(parabola.vertex, width / self.MOST_CHANGE), width * self.MOST_CHANGE)
+                nearest = min(nearest, 0.9 * ceiling)
+                held_back = nearest == width and parabola.vertex <= 2 * width
+                if agreed or held_back:
                     return self._done("accepted", "the parabola's minimum", parabola.vertex, measure, noise)
-                limited = min(max(parabola.vertex, width / self.MOST_CHANGE), width * self.MOST_CHANGE)
-                width = min(limited, 0.9 * ceiling)
+                width = nearest
             elif shape is Shape.ASCENT and parabola.curvature > 0 and rise > self.tolerance / 4:
                 wide = parabola.width_that_costs(self.tolerance)
                 reason = f"no descent along the first update: the rate that costs {self.tolerance:g} nats"
