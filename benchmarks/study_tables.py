@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 SETS = ("forget", "retain", "never_seen")
 HEAD = (
-    "| model | steps | forget P | forget ES | retain P | retain ES | never-seen NLL | never-seen ES "
+    "| model | steps | forget P | forget ES | forget NLL | retain P | retain ES | never-seen NLL | never-seen ES "
     "| rate, first → last | s | GiB | ended |"
 )
 
@@ -28,6 +29,7 @@ def row(name: str, folder: Path) -> str | None:
         str(record["cost"]["steps"]) if "cost" in record else "",
         f"{forget['probability']:.3f}",
         f"{forget['extraction_strength']:.3f}",
+        f"{forget['nll']:.2f}",
         f"{retain['probability']:.3f}",
         f"{retain['extraction_strength']:.3f}",
         f"{never_seen['nll']:.2f}",
@@ -46,20 +48,27 @@ def row(name: str, folder: Path) -> str | None:
 
 
 def write_tables(folder: Path, output: Path) -> None:
-    """Print the table of all runs found and write the plot of retain against forget over the steps."""
-    columns = HEAD.count("|") - 1
-    lines = [HEAD, "|" + "---|" * columns]
-    runs = sorted((folder / "runs").glob("*/record.json"))
-    for name, place in [
-        ("target", folder / "target"),
-        ("retrained", folder / "retrained"),
-        *((record.parent.name, record.parent) for record in runs),
-    ]:
-        found = row(name, place)
-        if found is not None:
-            lines.append(found)
-    print("\n".join(lines))
-    plot([record.parent for record in runs], output)
+    """Print the tables of all runs found, and write the plot of what each starting rate came to."""
+    runs = sorted((record.parent for record in (folder / "runs").glob("*/record.json")), key=_order)
+    starts = [place for place in runs if place.name == "ngdiff" or "-from-" in place.name]
+    others = [place for place in runs if "-from-" not in place.name]
+    for title, places in (
+        ("Methods", [folder / "target", folder / "retrained", *others]),
+        ("NGDiff from any starting rate", starts),
+    ):
+        lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
+        lines += [found for place in places if (found := row(place.name, place)) is not None]
+        print(f"{title}\n\n" + "\n".join(lines) + "\n")
+    plot(runs, output)
+
+
+def _order(place: Path) -> tuple[int, bool, float, str]:
+    """Sort by method, then runs that stop before those that do not, then by rate."""
+    name = place.name.removesuffix("-no-stop")
+    number = re.search(r"\de-\d$", name)
+    methods = ("ngdiff", "graddiff")
+    method = next(i for i, known in enumerate(methods) if name.startswith(known))
+    return method, name != place.name, float(number[0]) if number else 0.0, name
 
 
 def plot(folders: list[Path], output: Path) -> None:
@@ -90,7 +99,8 @@ def plot(folders: list[Path], output: Path) -> None:
         axes.set(xscale="log", xlabel="learning rate", title=title)
         axes.legend()
     right.set(yscale="log", xlabel="optimizer step", title="NGDiff: learning rate")
-    right.legend()
+    if right.lines:
+        right.legend()
     figure.tight_layout()
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
