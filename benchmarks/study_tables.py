@@ -9,8 +9,8 @@ from typing import Any
 
 SETS = ("forget", "retain", "never_seen")
 HEAD = (
-    "| model | steps | forget P | forget ES | forget NLL | retain P | retain ES | never-seen NLL | never-seen ES "
-    "| rate, first → last | s | GiB | ended |"
+    "| model | steps | forget P | forget ES | forget NLL | retain P | retain ES | never-seen NLL "
+    "| never-seen ES | rate, first → last | s | GiB | ended |"
 )
 
 
