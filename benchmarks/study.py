@@ -27,8 +27,8 @@ from ngdiff.unlearn import UnlearnRequest, unlearn
 NEVER_SEEN = "tofu:full[:40]"
 RATES = ("1e-7", "1e-6", "1e-5", "1e-4", "1e-3")
 FIXED_RATES = ("1e-5", "2e-5", "5e-5", "1e-4")
-EPOCHS_WITHOUT_STOP = 4
-MOST_EPOCHS = 10
+EPOCHS_WITHOUT_STOP = 6
+MOST_EPOCHS = 6
 
 
 class Study:
