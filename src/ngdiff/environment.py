@@ -57,11 +57,20 @@ def machine() -> dict[str, object]:
 
 def peak_memory_gib() -> dict[str, float]:
     """Return the process's peak resident memory, and the accelerator's peak where there is one, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    peaks = {"process": _peak_resident_bytes() / 2**30}
     if torch.cuda.is_available():
         peaks["accelerator"] = torch.cuda.max_memory_allocated() / 2**30
     return peaks
+
+
+def _peak_resident_bytes() -> int:
+    # not ru_maxrss where it can be helped: a process inherits it from the one that started it
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def keep_freed_memory() -> bool:
