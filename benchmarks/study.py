@@ -2,7 +2,7 @@
 
     python -m benchmarks.study targets   # knows everything; never saw the forget set
     python -m benchmarks.study runs      # NGDiff from every starting rate, GradDiff at every fixed rate
-    python -m benchmarks.study tables    # Markdown tables and the plots
+    python -m benchmarks.study tables    # Markdown tables and the plot, and the runs' records into docs/study
 
 TOFU's last ``--questions`` questions are learned, the last ``--forget`` of them are to be forgotten; TOFU's
 first 40 are never seen by any model. All is kept under ``--folder`` and skipped when it is there already.
@@ -29,6 +29,7 @@ RATES = ("1e-7", "1e-6", "1e-5", "1e-4", "1e-3")
 FIXED_RATES = ("1e-5", "2e-5", "5e-5", "1e-4")
 EPOCHS_WITHOUT_STOP = 6
 MOST_EPOCHS = 6
+EVIDENCE = Path("docs/study")
 
 
 class Study:
@@ -122,9 +123,10 @@ def main() -> None:
                 study.run(name, settings)
                 print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     else:
-        from benchmarks.study_tables import write_tables
+        from benchmarks.study_tables import keep_evidence, write_tables
 
-        write_tables(study.folder, Path("docs/images/rates.png"))
+        keep_evidence(study.folder, EVIDENCE)
+        write_tables(EVIDENCE, Path("docs/images/rates.png"), Path("docs/results.md"))
 
 
 if __name__ == "__main__":

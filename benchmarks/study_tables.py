@@ -47,8 +47,20 @@ def row(name: str, folder: Path) -> str | None:
     return "| " + " | ".join(cells) + " |"
 
 
-def write_tables(folder: Path, output: Path) -> None:
-    """Print the tables of all runs found, and write the plot of what each starting rate came to."""
+def keep_evidence(folder: Path, evidence: Path) -> None:
+    """Copy records and figures of all finished runs to where they are published; models stay behind."""
+    for found in (*folder.glob("*/figures.json"), *folder.glob("runs/*/figures.json")):
+        place = evidence / found.parent.relative_to(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        for name in ("figures.json", "record.json"):
+            content = load(found.parent / name)
+            content.get("machine", {}).pop("system", None)  # whose machine it was is nobody's business
+            text = json.dumps(content, ensure_ascii=False).replace(str(Path.home()), "~")
+            (place / name).write_text(text + "\n", encoding="utf-8")
+
+
+def write_tables(folder: Path, output: Path, page: Path) -> None:
+    """Print the tables of all runs found, put them into the page of results, and draw the plot."""
     runs = sorted((record.parent for record in (folder / "runs").glob("*/record.json")), key=_order)
     starts = [place for place in runs if place.name == "ngdiff" or "-from-" in place.name]
     others = [place for place in runs if "-from-" not in place.name]
@@ -58,8 +70,20 @@ def write_tables(folder: Path, output: Path) -> None:
     ):
         lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
         lines += [found for place in places if (found := row(place.name, place)) is not None]
-        print(f"{title}\n\n" + "\n".join(lines) + "\n")
+        text = "\n".join(lines)
+        print(f"{title}\n\n{text}\n")
+        put(page, title, text)
     plot(runs, output)
+
+
+def put(page: Path, title: str, text: str) -> None:
+    """Replace what stands between a table's two marks in a page."""
+    begin, end = f"<!-- begin: {title} -->", f"<!-- end: {title} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{page} has no {begin} ... {end}: where should the table go?")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _order(place: Path) -> tuple[int, bool, float, str]:
