@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from published_logs import tofu_log
 from tiny import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("retain95.json", retain),
     ):
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for seed, log in enumerate(("TOFU_EVAL.json", "retrained-eval/TOFU_EVAL.json")):
+        Path(log).parent.mkdir(exist_ok=True)
+        Path(log).write_text(json.dumps(tofu_log(seed)), encoding="utf-8")
     yaml = next(block for block in blocks(ROOT / "docs" / "guide.md", "yaml") if "request.yaml" in block)
     Path("request.yaml").write_text(yaml.replace(", more.parquet", ""), encoding="utf-8")
     return tmp_path

@@ -1,7 +1,8 @@
 """words typed -> a command run, with an exit code.
 
 Exit codes: 0 done; 1 an unexpected failure; 2 the request was wrong and nothing was written; 3 the run ended
-and its model was saved, but the forget target was not reached; 130 interrupted.
+and its model was saved, but the forget target was not reached; 4 a log's figures do not follow from its
+items; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ngdiff.errors import RequestError
 
 EXIT_BAD_REQUEST = 2
 EXIT_TARGET_MISSED = 3
+EXIT_DISAGREES = 4
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
