@@ -46,3 +46,7 @@ def unknown_name(where: str, kind: str, name: str, known: Iterable[str]) -> Faul
     near = nearest_names(name, names)
     mend = f"Did you mean {' or '.join(near)}" if near else f"Known: {', '.join(names)}"
     return Fault(where, f"there is no {kind} called {name!r}", mend)
+
+
+class EvaluationError(RuntimeError):
+    """A model that cannot be evaluated, such as one whose likelihoods are not numbers; it names the item."""

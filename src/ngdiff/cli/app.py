@@ -1,8 +1,8 @@
 """words typed -> a command run, with an exit code.
 
-Exit codes: 0 done; 1 an unexpected failure; 2 the request was wrong and nothing was written; 3 the run ended
-and its model was saved, but the forget target was not reached; 4 a log's figures do not follow from its
-items; 130 interrupted.
+Exit codes: 0 done; 1 an unexpected failure, or a model that cannot be evaluated; 2 the request was wrong and
+nothing was written; 3 the run ended and its model was saved, but the forget target was not reached; 4 a log's
+figures do not follow from its items; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Annotated
 
 import typer
 
-from ngdiff.errors import RequestError
+from ngdiff.errors import EvaluationError, RequestError
 
+EXIT_FAILED = 1
 EXIT_BAD_REQUEST = 2
 EXIT_TARGET_MISSED = 3
 EXIT_DISAGREES = 4
@@ -66,6 +67,12 @@ def main() -> None:
                 soft_wrap=True,
             )
         sys.exit(EXIT_BAD_REQUEST)
+    except EvaluationError as error:
+        from rich.markup import escape
+
+        text = escape(inert(str(error)))
+        console.print(f"[red]✗[/red] {text}.\n  Nothing was written.", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_FAILED)
     except SystemExit as ending:
         if ending.code == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             console.print("Interrupted; nothing half-written was left behind.")

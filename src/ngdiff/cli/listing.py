@@ -90,11 +90,36 @@ def datasets() -> Listing:
     return ("data set", "summary", "paper"), rows
 
 
+def suites() -> Listing:
+    """List the suites of evaluation, each with what it needs."""
+    from ngdiff.evaluation.suites import suites as table
+
+    rows: list[tuple[str, ...]] = []
+    for suite in table().values():
+        options = [f"--{name}" for name in suite.needs]
+        options += [f"[--{name.replace('_', '-')}]" for name in suite.takes]
+        rows.append((suite.name, " ".join(options), suite.summary, suite.paper))
+    return ("suite", "options", "summary", "paper"), rows
+
+
+def metrics() -> Listing:
+    """List the figures that suites work out, each with its better direction and version."""
+    from ngdiff.evaluation.metrics import METRICS
+
+    words = {True: "higher is better", False: "lower is better", None: "-"}
+    rows: list[tuple[str, ...]] = []
+    for row in METRICS.values():
+        rows.append((row.name, words[row.higher_is_better], str(row.version), row.summary, row.source))
+    return ("metric", "on what should be known", "version", "summary", "source"), rows
+
+
 TABLES: dict[str, Callable[[], Listing]] = {
     "methods": methods,
     "losses": losses,
     "rules": rules,
     "datasets": datasets,
+    "suites": suites,
+    "metrics": metrics,
 }
 
 
@@ -109,7 +134,7 @@ def ls(
         str | None, typer.Argument(help=f"{', '.join(TABLES)}; leave it out to list these.")
     ] = None,
 ) -> None:
-    """List the methods, losses, rules and data sets there are.
+    """List the methods, losses, rules, data sets, suites and metrics there are.
 
     Example: `ngdiff ls methods`
 

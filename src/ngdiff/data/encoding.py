@@ -53,7 +53,11 @@ def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def encode_all(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int, where: str
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    where: str,
+    end_token: bool = True,
 ) -> list[EncodedExample]:
     """Encode examples, cutting answers from the right at ``max_length`` tokens.
 
@@ -65,12 +69,13 @@ def encode_all(
         tokenizer: fast or slow.
         max_length: most tokens of prompt and answer together.
         where: the setting that named the data, such as ``--forget``, for faults.
+        end_token: whether plain forms end in an end token; not where they are excerpts that go on.
 
     Raises:
         RequestError: for chat rows without a chat template, rows the template refuses, and rows whose prompt
             leaves no room for any of the answer; each with a count and the first place.
     """
-    dialect = _Dialect(tokenizer)
+    dialect = _Dialect(tokenizer, end_token)
     encoded: list[EncodedExample] = []
     tally = _Tally(where)
     for example in examples:
@@ -143,8 +148,9 @@ def _examples(count: int) -> str:
 class _Dialect:
     """What one tokenizer does with text: its template, its special tokens, what it puts in front."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token: bool = True) -> None:
         self.tokenizer = tokenizer
+        self.end_token = end_token
         added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
         self.specials = frozenset({*added, *map(str, tokenizer.all_special_tokens)} - {""})
         self.opening = self._opening()
@@ -181,7 +187,7 @@ class _Dialect:
             before = self.opening + before
         elif not prompt:  # a text that brings its own beginning token
             before, behind = self.opening, behind[len(self.opening) :]
-        return before, self._ended(behind, self.eos)
+        return before, self._ended(behind, self.eos) if self.end_token else behind
 
     def _ended(self, answer: list[int], end: int | None) -> list[int]:
         """Append the end token, unless there is none or the data itself ends in it."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ngdiff.errors import Fault, RequestError
+from ngdiff.evaluation.result import EvaluationResult
 
 _WHERE = "--reference"
+_LARGEST_EXPONENT = 700.0  # exp overflows at 710
+
+
+def truth_ratio_from_log(value: float) -> float:
+    """Return p(wrong)/p(right) from its logarithm; beyond e^700 it stays there."""
+    return math.exp(max(-_LARGEST_EXPONENT, min(_LARGEST_EXPONENT, value)))
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,9 @@ class Reference:
             evaluation has none.
         membership: attack, such as ``min_k``, to its AUC of forget set against holdout.
         figures: key of a figure, such as ``forget.extraction_strength``, to its value.
+        forget_nll: mean NLL of each item of the forget set, in nats per token; empty where it is not known.
+        holdout_nll: likewise, of the holdout.
+        forget_sha256: :func:`ngdiff.data.examples.data_hash` of the forget set, where it is known.
     """
 
     name: str
@@ -30,6 +41,15 @@ class Reference:
     truth_ratios: tuple[float, ...] = ()
     membership: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
+    forget_nll: tuple[float, ...] = ()
+    holdout_nll: tuple[float, ...] = ()
+    forget_sha256: str | None = None
+
+    def losses(self, forget: int, holdout: int) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Return the losses of both sets' items where they are known and of these sizes, else ``None``."""
+        if (len(self.forget_nll), len(self.holdout_nll)) != (forget, holdout):
+            return None
+        return self.forget_nll, self.holdout_nll
 
     def forget_truth_ratios(self, size: int, split: str | None = None) -> tuple[float, ...]:
         """Return the truth ratios of the forget set, to compare with those of ``size`` items.
@@ -65,3 +85,32 @@ class Reference:
             mend = f"Evaluate the retrained model with a holdout set (attacks there: {found})"
             raise RequestError(Fault(_WHERE, what, mend))
         return self.membership[attack]
+
+
+def reference_from_result(result: EvaluationResult, name: str) -> Reference:
+    """Return what other evaluations compare with, from an evaluation of a retrained model."""
+
+    def items(key: str) -> tuple[float, ...]:
+        found = result.figures.get(key)
+        return () if found is None else tuple(item for item in found.items if item is not None)
+
+    prefix = "forget.membership."
+    values = {key: found.value for key, found in result.figures.items() if found.value is not None}
+    return Reference(
+        name=name,
+        suite=result.suite,
+        split=result.split,
+        truth_ratios=tuple(map(truth_ratio_from_log, items("forget.log_truth_ratio"))),
+        membership={key.removeprefix(prefix): v for key, v in values.items() if key.startswith(prefix)},
+        figures=values,
+        forget_nll=items("forget.nll"),
+        holdout_nll=items("holdout.nll"),
+        forget_sha256=_forget_hash(result),
+    )
+
+
+def _forget_hash(result: EvaluationResult) -> str | None:
+    data = result.provenance.get("data")
+    forget = data.get("forget") if isinstance(data, dict) else None
+    found = forget.get("sha256") if isinstance(forget, dict) else None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,161 @@
+"""``ngdiff evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ngdiff.cli.app import app
+
+if TYPE_CHECKING:
+    from ngdiff.evaluation.result import EvaluationResult, Figure
+    from ngdiff.models import Precision
+
+MAIN_FIGURES = ("forget_quality", "model_utility", "utility", "privleak")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder, hub name, or 'smollm2'.")],
+    suite: Annotated[str, typer.Option(help="tofu, muse, own or lm-eval; see 'ngdiff ls suites'.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write, such as eval.json.")],
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(help="tofu: forget01, forget05 or forget10; own: file, folder or hub data set."),
+    ] = None,
+    retain: Annotated[list[str] | None, typer.Option(help="own: likewise, of what was to be kept.")] = None,
+    holdout: Annotated[
+        list[str] | None, typer.Option(help="Text of the forget set's kind that the model never saw.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="muse: news, books, or a folder like them.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="lm-eval: names of tasks, with commas between.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="lm-eval: most items of a task.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="The retrained model, its eval.json, or its log (TOFU_EVAL.json, MUSE_EVAL.json)."),
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(help="Refuse to run without: forget_quality, privleak or membership; may be repeated."),
+    ] = None,
+    tofu_dir: Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.")] = 8,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest sequence in tokens. [default: 512; muse: 2048]")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest generated answer, in tokens.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap intervals.")] = 0,
+    resamples: Annotated[int, typer.Option(help="Resamples of the bootstrap intervals.")] = 2000,
+    paraphrases: Annotated[
+        bool, typer.Option("--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.")
+    ] = True,
+    gradient_norms: Annotated[
+        bool, typer.Option("--gradient-norms/--no-gradient-norms", help="Run the attack by gradient norm.")
+    ] = True,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Remember items: an interrupted evaluation goes on.")
+    ] = True,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    openunlearning: Annotated[
+        Path | None, typer.Option(help="Folder to make with OpenUnlearning's TOFU_EVAL.json or MUSE's.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+) -> None:
+    """Measure how well a model forgot, and what it still knows.
+
+    `ngdiff evaluate unlearned --suite tofu --forget forget10 --reference retrained --output eval.json`
+
+    `ngdiff evaluate unlearned --suite own --forget forget.jsonl --retain retain.jsonl --output eval.json`
+
+    Interrupted, it goes on where it stopped when it is started again.
+    """
+    from ngdiff.environment import keep_freed_memory
+    from ngdiff.evaluation.distributed import is_first_process
+    from ngdiff.evaluation.evaluate import evaluate as run
+    from ngdiff.evaluation.request import EvaluateRequest
+
+    keep_freed_memory()
+    request = EvaluateRequest(
+        model=model,
+        suite=suite,
+        output=output,
+        forget=tuple(forget or ()),
+        retain=tuple(retain or ()),
+        holdout=tuple(holdout or ()),
+        data=data,
+        tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()),
+        limit=limit,
+        reference=reference,
+        require=tuple(require or ()),
+        tofu_dir=tofu_dir,
+        batch_size=batch_size,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        resamples=resamples,
+        paraphrases=paraphrases,
+        gradient_norms=gradient_norms,
+        cache=cache,
+        cache_dir=cache_dir,
+        precision=cast("Precision", precision),  # checked with all the rest
+        overwrite=overwrite,
+        openunlearning=openunlearning,
+    )
+    result = run(request)
+    if is_first_process():
+        show(result, output)
+
+
+def show(result: EvaluationResult, output: Path) -> None:
+    """Print the figures with their intervals and directions, and the notes."""
+    from rich.markup import escape
+
+    from ngdiff.progress import console
+
+    console.print(figure_table(result))
+    for key, found in result.figures.items():
+        if found.value is None:
+            console.print(f"{escape(key)}: {escape(found.note or 'no value')}.", highlight=False)
+    for note in result.notes:
+        console.print(f"Note: {escape(note)}.", highlight=False)
+    console.print("↑ higher is better, ↓ lower; 95% bootstrap intervals over items.", highlight=False)
+    console.print(f"The result is in {escape(str(output))}", highlight=False)
+
+
+def figure_table(result: EvaluationResult) -> Any:
+    """Lay the figures out, the ones that sum up first."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("figure", "", title=None)
+    for title in ("value", "95% interval", "items"):
+        table.add_column(title, justify="right")
+    first = [key for key in MAIN_FIGURES if key in result.figures]
+    for key in [*first, *(key for key in result.figures if key not in first)]:
+        found = result.figures[key]
+        if found.value is not None:
+            count = str(len(found.items)) if found.items else ""
+            table.add_row(escape(key), _arrow(key, found), _number(found.value), _interval(found), count)
+    return table
+
+
+def _arrow(key: str, found: Figure) -> str:
+    from ngdiff.evaluation.metrics import higher_is_better
+
+    return {True: "↑", False: "↓", None: ""}[higher_is_better(key, found.metric)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.2e}"
+
+
+def _interval(found: Figure) -> str:
+    if found.interval is None:
+        return ""
+    low, high = found.interval
+    return f"{_number(low)} – {_number(high)}"

@@ -1,0 +1,374 @@
+"""evaluation request -> eval.json."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ngdiff.data.encoding import encode_all
+from ngdiff.data.examples import data_hash
+from ngdiff.environment import machine, versions, weights_hash
+from ngdiff.errors import EvaluationError, Fault, RequestError, unknown_name
+from ngdiff.evaluation.cache import Cache, default_folder
+from ngdiff.evaluation.distributed import is_main, process_count
+from ngdiff.evaluation.evaluator import Evaluator
+from ngdiff.evaluation.metrics import metric_named
+from ngdiff.evaluation.openunlearning_write import write_log
+from ngdiff.evaluation.reference import Reference, truth_ratio_from_log
+from ngdiff.evaluation.references import ReferenceSource, resolve_reference
+from ngdiff.evaluation.request import EvaluateRequest
+from ngdiff.evaluation.result import (
+    Bootstrap,
+    EvaluationResult,
+    Figure,
+    is_result,
+    seconds_by_figure,
+    write_result,
+)
+from ngdiff.evaluation.suites import Suite, SuiteData, suites
+from ngdiff.models import (
+    ModelSource,
+    autocast_bf16,
+    check_causal,
+    check_precision,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+)
+from ngdiff.output import check_output
+from ngdiff.progress import working
+
+REQUIRABLE = ("forget_quality", "privleak", "membership")
+"""Figures that a request may insist on."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request found to be in order; no weights are loaded.
+
+    Args:
+        source: the model.
+        tokenizer: its tokenizer.
+        suite: what to run.
+        data: what to run it on.
+        reference: what to compare with, if anything.
+        max_length: longest sequence in tokens.
+    """
+
+    source: ModelSource
+    tokenizer: Any
+    suite: Suite
+    data: SuiteData
+    reference: ReferenceSource | None
+    max_length: int
+
+
+class _Faults:
+    """Collects what is wrong with the parts of a request."""
+
+    def __init__(self) -> None:
+        self.found: list[Fault] = []
+
+    def attempt(self, work: Callable[[], Any]) -> Any:
+        """Return what ``work`` does, or ``None`` where the request does not allow it."""
+        try:
+            return work()
+        except RequestError as error:
+            self.found += error.faults
+            return None
+
+    def raise_if_any(self) -> None:
+        if self.found:
+            raise RequestError(list(dict.fromkeys(self.found)))
+
+
+def prepare(request: EvaluateRequest) -> Prepared:
+    """Check a request without loading weights.
+
+    Raises:
+        RequestError: with every fault of settings, files, output, model and reference.
+    """
+    faults = _Faults()
+    faults.attempt(lambda: check_precision(request.precision))
+    faults.found += _setting_faults(request) + check_output_file(request.output, request.overwrite)
+    if request.openunlearning is not None:
+        faults.found += _log_folder_faults(request)
+    source = faults.attempt(lambda: resolve_model(request.model))
+    if source is not None:
+        faults.found += check_causal(source)
+    suite = faults.attempt(lambda: _suite(request))
+    data = None if suite is None else faults.attempt(lambda: suite.read(request))
+    reference = None
+    if request.reference is not None and suite is not None and "reference" in suite.takes:
+        name = request.reference
+        reference = faults.attempt(lambda: resolve_reference(name, suite.name, data))
+    if suite is not None:
+        faults.found += _require_faults(request, reference, data)
+    faults.raise_if_any()
+    assert source is not None and suite is not None and data is not None
+    tokenizer = load_tokenizer(source)
+    max_length = request.max_length or suite.max_length
+    for name, examples in data.sets.items():
+        faults.attempt(partial(encode_all, examples, tokenizer, max_length, f"--{name}"))
+    faults.raise_if_any()
+    return Prepared(source, tokenizer, suite, data, reference, max_length)
+
+
+def _setting_faults(request: EvaluateRequest) -> list[Fault]:
+    numbers = {"batch-size": request.batch_size, "max-new-tokens": request.max_new_tokens}
+    numbers |= {"resamples": request.resamples}
+    numbers |= {"max-length": request.max_length} if request.max_length is not None else {}
+    return [
+        Fault(f"--{name}", f"is {value}", "Give a number of at least 1")
+        for name, value in numbers.items()
+        if value < 1
+    ]
+
+
+def _log_folder_faults(request: EvaluateRequest) -> list[Fault]:
+    where, folder = "--openunlearning", request.openunlearning
+    assert folder is not None
+    if request.suite not in ("tofu", "muse"):
+        mend = "Leave it out, or run the suite tofu or muse"
+        return [Fault(where, f"OpenUnlearning has no layout for the suite {request.suite}", mend)]
+    return check_output(folder, False, where=where)
+
+
+def _suite(request: EvaluateRequest) -> Suite:
+    table = suites()
+    if request.suite not in table:
+        raise RequestError(unknown_name("--suite", "suite", request.suite, table))
+    suite = table[request.suite]
+    named = ("forget", "retain", "holdout", "data", "tasks", "reference", "tofu_dir", "limit")
+    given = [name for name in named if getattr(request, name) not in (None, ())]
+    missing = [name for name in suite.needs if name not in given]
+    extra = [name for name in given if name not in suite.needs + suite.takes]
+    faults = [
+        Fault(f"--{name}", "is missing", f"The suite {suite.name} needs it; see ngdiff evaluate --help")
+        for name in missing
+    ]
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in suite.needs + suite.takes)
+    faults += [
+        Fault(
+            f"--{name.replace('_', '-')}", f"does not go with the suite {suite.name}", f"It takes {options}"
+        )
+        for name in extra
+    ]
+    if faults:
+        raise RequestError(faults)
+    return suite
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def check_output_file(path: Path, overwrite: bool, where: str = "--output") -> list[Fault]:
+    """Say what keeps ``path`` from being written; nothing but an earlier result is ever replaced."""
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+        reason = getattr(error, "strerror", None) or error
+        return [Fault(where, f"no file can be called {path.name[:40]!r}... ({reason})", "Give another name")]
+    if path.is_dir():
+        return [Fault(where, f"{path} is a folder", "Give the name of a file, such as eval.json")]
+    if path.exists() and not is_result(path):
+        return [Fault(where, f"{path} is there and is no eval.json", "Give another name")]
+    if path.exists() and not overwrite:
+        mend = "Give another name, or --overwrite to replace the earlier result"
+        return [Fault(where, f"{path} is there already", mend)]
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        return [Fault(where, f"{parent} cannot be written to", "Choose a folder that you may write to")]
+    return []
+
+
+def _require_faults(
+    request: EvaluateRequest, reference: ReferenceSource | None, data: SuiteData | None
+) -> list[Fault]:
+    faults = [
+        unknown_name("--require", "figure to insist on", name, REQUIRABLE)
+        for name in request.require
+        if name not in REQUIRABLE
+    ]
+    compared = [name for name in ("forget_quality", "privleak") if name in request.require]
+    if compared and request.reference is None:
+        what = f"is missing, and {' and '.join(compared)} compare with a model that never saw the forget set"
+        mend = "Give the retrained model, its eval.json, or its log (TOFU_EVAL.json)"
+        faults.append(Fault("--reference", what, mend))
+    held_out = [name for name in ("privleak", "membership") if name in request.require]
+    no_holdout = data is not None and not {"holdout", "holdout_texts"} & set(data.sets)
+    if held_out and no_holdout:
+        what = f"is missing, and {' and '.join(held_out)} compare the forget set with text never seen"
+        faults.append(Fault("--holdout", what, "Give text of the forget set's kind that the model never saw"))
+    read = reference.read if reference is not None else None
+    if read is not None and "privleak" in request.require and "min_k" not in read.membership:
+        what = f"{read.name} has no AUC of the membership attack min_k, from which PrivLeak is worked out"
+        faults.append(Fault("--reference", what, "Evaluate the retrained model with the same holdout"))
+    return faults
+
+
+def evaluate(request: EvaluateRequest) -> EvaluationResult:
+    """Evaluate a model and write the result.
+
+    Started by ``torchrun``, all processes share the rows, and the first one writes.
+
+    Raises:
+        RequestError: something in the request is wrong; nothing was written.
+        EvaluationError: the model gives an item no finite likelihood; nothing was written.
+    """
+    with _processes() as device:
+        started = time.perf_counter()
+        ready = prepare(request)
+        cache = Cache(request.cache_dir or default_folder()) if request.cache else None
+        bf16, why = autocast_bf16(request.precision)
+        open_evaluator = partial(_evaluator, request, ready, cache, device, bf16)
+        reference, reference_hash = _reference(ready, open_evaluator)
+        evaluator, model_hash = open_evaluator(ready.source, ready.tokenizer)
+        bootstrap = Bootstrap(request.resamples, request.seed)
+        figures = ready.suite.run(evaluator, ready.data, reference, bootstrap)
+        _check_required(request, figures)
+        result = EvaluationResult(
+            suite=ready.suite.name,
+            figures=figures,
+            provenance=_provenance(request, ready, evaluator, (model_hash, reference_hash), figures),
+            places={name: [e.place for e in examples] for name, examples in ready.data.sets.items()},
+            split=ready.data.split,
+            notes=[*ready.data.notes, *(cache.notes if cache else []), f"precision: {why}"],
+        )
+        total = time.perf_counter() - started
+        result.provenance["seconds"]["total"] = total
+        if cache is not None:
+            cache.close()
+        if is_main():
+            write_result(result, request.output)
+            if request.openunlearning is not None:
+                write_log(request.openunlearning, result.suite, figures, _truth_ratios(figures))
+    return result
+
+
+def _truth_ratios(figures: dict[str, Figure]) -> dict[str, list[float]]:
+    ending = ".log_truth_ratio"
+    return {
+        key.removesuffix(ending): [truth_ratio_from_log(item) for item in found.items if item is not None]
+        for key, found in figures.items()
+        if key.endswith(ending)
+    }
+
+
+@contextmanager
+def _processes() -> Iterator[torch.device]:
+    """Join the other processes where torchrun started several; yields this one's device."""
+    cuda = torch.cuda.is_available()
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    ours = several and not dist.is_initialized()
+    if ours:
+        dist.init_process_group("gloo")  # results are small objects on the host
+    try:
+        yield device
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def _evaluator(
+    request: EvaluateRequest,
+    ready: Prepared,
+    cache: Cache | None,
+    device: torch.device,
+    bf16: bool,
+    source: ModelSource,
+    tokenizer: Any,
+) -> tuple[Evaluator, str]:
+    with working(f"Loading {source.name}") if is_main() else nullcontext():
+        model = load_model(source).to(device)
+        model_hash = weights_hash(model)
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
+    if bf16:
+        context = partial(torch.autocast, device.type, dtype=torch.bfloat16)
+    evaluator = Evaluator(
+        model.eval(),
+        tokenizer,
+        model_hash=model_hash,
+        cache=cache,
+        batch_size=request.batch_size,
+        max_length=ready.max_length,
+        max_new_tokens=request.max_new_tokens,
+        autocast=context,
+        precision="bf16" if bf16 else "fp32",
+    )
+    return evaluator, model_hash
+
+
+def _reference(ready: Prepared, open_evaluator: Any) -> tuple[Reference | None, str | None]:
+    """Return the reference's evaluation, made first where a model was given, and its hash."""
+    found = ready.reference
+    if found is None or found.model is None:
+        return (None if found is None else found.read), None
+    assert ready.suite.refer is not None
+    evaluator, model_hash = open_evaluator(found.model, load_tokenizer(found.model))
+    return ready.suite.refer(evaluator, ready.data, found.model.name), model_hash
+
+
+def _check_required(request: EvaluateRequest, figures: dict[str, Figure]) -> None:
+    for name in request.require:
+        keys = ["forget.membership.min_k"] if name == "membership" else [name]
+        found = [figures[key] for key in keys if key in figures]
+        if not found or found[0].value is None:
+            why = found[0].note if found and found[0].note else "the suite does not have it"
+            raise EvaluationError(f"{name}, which --require asks for, could not be worked out: {why}")
+
+
+def _provenance(
+    request: EvaluateRequest,
+    ready: Prepared,
+    evaluator: Evaluator,
+    hashes: tuple[str, str | None],
+    figures: dict[str, Figure],
+) -> dict[str, Any]:
+    data = {
+        name: {"examples": len(examples), "sha256": data_hash(examples)}
+        for name, examples in ready.data.sets.items()
+    }
+    used = [metric_named(name) for name in sorted({found.metric for found in figures.values()})]
+    reference = None if request.reference is None else {"name": request.reference, "sha256": hashes[1]}
+    return {
+        "model": {"name": request.model, "sha256": hashes[0]},
+        "reference": reference,
+        "data": data,
+        "settings": {
+            "forget": list(request.forget),
+            "retain": list(request.retain),
+            "holdout": list(request.holdout),
+            "data": request.data,
+            "batch_size": request.batch_size,
+            "max_length": ready.max_length,
+            "max_new_tokens": request.max_new_tokens,
+            "precision": evaluator.precision,
+            "resamples": request.resamples,
+            "interval_level": 0.95,
+            "processes": process_count(),
+            **(ready.data.settings or {}),
+        },
+        "seed": request.seed,
+        "metrics": {row.name: {"version": row.version, "summary": row.summary} for row in used},
+        "versions": versions(),
+        "machine": machine(),
+        "seconds": {
+            "passes": dict(evaluator.seconds),
+            "figures": seconds_by_figure(figures, evaluator.seconds),
+        },
+        "cached": dict(evaluator.cached),
+    }

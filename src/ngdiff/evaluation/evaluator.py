@@ -1,0 +1,259 @@
+"""model, tokenizer and cache -> what was measured on each item of named data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import torch
+import transformers
+
+from ngdiff.data.encoding import encode_all, encode_prompt
+from ngdiff.data.examples import Example
+from ngdiff.environment import weights_hash
+from ngdiff.errors import EvaluationError
+from ngdiff.evaluation.cache import Cache, cache_key
+from ngdiff.evaluation.distributed import gathered, is_main, my_share
+from ngdiff.evaluation.generation import generate_answers
+from ngdiff.evaluation.gradient_norm import gradient_norms
+from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
+from ngdiff.progress import Meter
+
+T = TypeVar("T")
+
+CODE_VERSIONS = {"score": 1, "generate": 1, "gradient_norm": 1}
+"""Counted up when a measurement's code changes what it gives; part of every cache key."""
+
+BATCHES_A_CHUNK = 4
+
+
+class Evaluator:
+    """Measures one model, item by item; nothing that is in the cache is measured again.
+
+    Args:
+        model: a causal language model; its mode is put back after each pass.
+        tokenizer: its tokenizer.
+        model_hash: SHA-256 of the weights; worked out where it is not given and there is a cache.
+        cache: where results are remembered, or ``None``.
+        batch_size: sequences a forward pass; changes no figure beyond rounding.
+        max_length: longest sequence in tokens.
+        max_new_tokens: longest answer that is generated, in tokens.
+        autocast: opens the context in which the model runs.
+        precision: the name of that context, for the cache.
+        quiet: show no progress.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        model_hash: str = "",
+        cache: Cache | None = None,
+        batch_size: int = 8,
+        max_length: int = 512,
+        max_new_tokens: int = 200,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        precision: str = "fp32",
+        quiet: bool = False,
+    ) -> None:
+        self.model, self.tokenizer, self.cache = model, tokenizer, cache
+        self.batch_size, self.max_length, self.max_new_tokens = batch_size, max_length, max_new_tokens
+        self.autocast, self.precision, self.quiet = autocast, precision, quiet
+        self.seconds: dict[str, float] = {}
+        self.cached: dict[str, int] = {}
+        self._pad_id = int(tokenizer.pad_token_id or 0)
+        self._identity = ""
+        if cache is not None:
+            self._identity = identity(model, tokenizer, model_hash or weights_hash(model), precision)
+
+    # ---- the three measurements ----
+
+    def score(
+        self, name: str, examples: Sequence[Example], z_scores: bool = False, end_token: bool = True
+    ) -> list[AnswerScore]:
+        """Score each example's answer under teacher forcing.
+
+        Args:
+            name: of the pass, ``SET KIND``, for progress and ``seconds``.
+            examples: with the answers to score.
+            z_scores: also standardise each token's log-probability, for min-k++.
+            end_token: whether the end token belongs to the answer of plain forms.
+
+        Raises:
+            EvaluationError: the model gives an item no finite likelihood; it names the first such.
+        """
+        encoded = encode_all(examples, self.tokenizer, self.max_length, name, end_token)
+        keys = [self._key("score", z_scores, e.input_ids, e.labels) for e in encoded]
+
+        def measure(rows: Sequence[int]) -> list[Any]:
+            found = score_answers(
+                self.model,
+                [encoded[row] for row in rows],
+                pad_id=self._pad_id,
+                batch_size=self.batch_size,
+                autocast=self.autocast,
+                z_scores=z_scores,
+            )
+            for row, score in zip(rows, found, strict=True):
+                _check_finite(name, examples[row], score)
+            return [asdict(score) for score in found]
+
+        found = self._all(name, keys, [len(e.input_ids) for e in encoded], measure)
+        return [_score_from(value) for value in found]
+
+    def generate(
+        self,
+        name: str,
+        examples: Sequence[Example],
+        max_new_tokens: int | None = None,
+        stop_strings: Sequence[str] = (),
+    ) -> list[str]:
+        """Answer each example's prompt by greedy decoding.
+
+        Args:
+            name: as in ``score``.
+            examples: whose prompts to answer.
+            max_new_tokens: longest answer; the evaluator's own where it is not given.
+            stop_strings: texts before which an answer ends.
+        """
+        most = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        prompts = [encode_prompt(example, self.tokenizer, self.max_length) for example in examples]
+        own = _generation_settings(self.model)
+        keys = [self._key("generate", most, list(stop_strings), own, prompt) for prompt in prompts]
+
+        def measure(rows: Sequence[int]) -> list[Any]:
+            with self.autocast():
+                return list(
+                    generate_answers(
+                        self.model,
+                        self.tokenizer,
+                        [examples[row] for row in rows],
+                        max_new_tokens=most,
+                        batch_size=self.batch_size,
+                        max_length=self.max_length,
+                        stop_strings=stop_strings,
+                    )
+                )
+
+        return [str(text) for text in self._all(name, keys, [len(p) for p in prompts], measure)]
+
+    def gradient_norms(self, name: str, examples: Sequence[Example]) -> list[float]:
+        """Return the norm of the gradient of each answer's mean NLL, over all parameters.
+
+        Raises:
+            EvaluationError: a norm is not finite; it names the first such item.
+        """
+        encoded = encode_all(examples, self.tokenizer, self.max_length, name)
+        keys = [self._key("gradient_norm", e.input_ids, e.labels) for e in encoded]
+
+        def measure(rows: Sequence[int]) -> list[Any]:
+            with self.autocast():
+                found = gradient_norms(self.model, [encoded[row] for row in rows], pad_id=self._pad_id)
+            for row, norm in zip(rows, found, strict=True):
+                if not math.isfinite(norm):
+                    raise EvaluationError(f"the gradient of {examples[row].place} ({name}) is not finite")
+            return found
+
+        return [float(norm) for norm in self._all(name, keys, [len(e.input_ids) for e in encoded], measure)]
+
+    # ---- cache, processes, progress ----
+
+    def _key(self, kind: str, *parts: object) -> str:
+        if self.cache is None:
+            return ""
+        return cache_key(self._identity, kind, CODE_VERSIONS[kind], *parts)
+
+    def _all(
+        self,
+        name: str,
+        keys: Sequence[str],
+        lengths: Sequence[int],
+        measure: Callable[[Sequence[int]], list[Any]],
+    ) -> list[Any]:
+        """Return one JSON value a row: those of the cache, and the rest measured, longest rows first."""
+        mine = my_share(sorted(range(len(keys)), key=lambda row: -lengths[row]))
+
+        def work() -> dict[int, tuple[Any, bool]]:
+            stored = self.cache.get([keys[row] for row in mine]) if self.cache is not None else {}
+            found = {row: (stored[keys[row]], True) for row in mine if keys[row] in stored}
+            missing = [row for row in mine if row not in found]
+            with self._meter(name, len(mine)) as advance:
+                advance(len(found))
+                for rows in _chunks(missing, BATCHES_A_CHUNK * self.batch_size):
+                    values = measure(rows)
+                    if self.cache is not None:
+                        self.cache.put({keys[row]: v for row, v in zip(rows, values, strict=True)})
+                    found |= {row: (value, False) for row, value in zip(rows, values, strict=True)}
+                    advance(len(rows))
+            return found
+
+        started = time.perf_counter()
+        found = gathered(work)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.cached[name] = self.cached.get(name, 0) + sum(old for _, old in found.values())
+        return [found[row][0] for row in range(len(keys))]
+
+    @contextmanager
+    def _meter(self, name: str, total: int) -> Iterator[Callable[[int], object]]:
+        if self.quiet or not is_main():
+            yield lambda count: None
+            return
+        with Meter(name, total) as meter:
+            yield meter.advance
+
+
+def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _check_finite(name: str, example: Example, score: AnswerScore) -> None:
+    numbers = (score.nll, *score.log_probs, *score.z_scores)
+    if not all(math.isfinite(number) for number in numbers):
+        what = f"the model gives {example.place} ({name}) no finite likelihood"
+        raise EvaluationError(f"{what}; no figure is worked out from it")
+
+
+def _score_from(value: dict[str, Any]) -> AnswerScore:
+    tuples = {key: tuple(value[key]) for key in ("log_probs", "z_scores")}
+    return AnswerScore(**(value | tuples))
+
+
+def _generation_settings(model: Any) -> dict[str, str]:
+    """Return the model's own settings of generation, such as the ids at which an answer ends."""
+    settings = getattr(getattr(model, "module", model), "generation_config", None)
+    found = {} if settings is None else settings.to_dict()
+    return {key: str(value) for key, value in found.items() if key != "transformers_version"}
+
+
+def identity(model: Any, tokenizer: Any, model_hash: str, precision: str) -> str:
+    """Return the SHA-256 of what decides a model's answers apart from the tokens it is given.
+
+    That is its weights, their type, its configuration, the kind of device, the precision, the tokenizer, and
+    the versions of the libraries. Names and paths are left out.
+    """
+    inner = getattr(model, "module", model)
+    config = inner.config.to_dict() if hasattr(inner, "config") else {}
+    first = next(inner.parameters())
+    passing = {"_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype"}
+    return cache_key(
+        model_hash,
+        {key: str(value) for key, value in config.items() if key not in passing},
+        [str(first.dtype), first.device.type, precision],
+        _tokenizer_hash(tokenizer),
+        [torch.__version__, transformers.__version__],
+    )
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    template = [tokenizer.pad_token_id, tokenizer.eos_token_id, str(tokenizer.chat_template)]
+    return hashlib.sha256(f"{whole}{template}".encode()).hexdigest()

@@ -1,0 +1,186 @@
+"""The table of figures: what each one is, which way is better, its version and where it is defined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_TOFU = "Maini et al. 2024, arXiv 2401.06121"
+_CARLINI = "Carlini et al. 2021, arXiv 2012.07805"
+_WANG = "Wang et al. 2025, arXiv 2406.09179"
+_ROUGE = "Lin 2004, ROUGE; rouge-score with stemmer"
+_MUSE = "Shi et al. 2024, arXiv 2407.06460"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One kind of figure.
+
+    Args:
+        name: as in :class:`ngdiff.evaluation.result.Figure`.
+        higher_is_better: on a set that the model should know; ``None`` where neither direction is.
+        version: counted up when the definition changes; part of every result file.
+        summary: one line.
+        source: the paper.
+        passes: kinds of passes over a data set that feed it.
+        knowledge: whether it says how well a set is known, so that on a set to forget less is better.
+    """
+
+    name: str
+    higher_is_better: bool | None
+    version: int
+    summary: str
+    source: str
+    passes: tuple[str, ...] = ("answers",)
+    knowledge: bool = True
+
+
+def _table(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+_OPTIONS = ("answers", "options")
+_MODEL = {"knowledge": False}
+
+METRICS: dict[str, Metric] = _table(
+    Metric("probability", True, 1, "exp(-mean NLL) of the answer's tokens, mean over items", _TOFU),
+    Metric("nll", False, 1, "negative log-likelihood of an answer in nats per token, mean over items", _TOFU),
+    Metric(
+        "option_probability",
+        True,
+        1,
+        "p(right) / (p(right) + sum of p(wrong)), mean over items",
+        _TOFU,
+        _OPTIONS,
+    ),
+    Metric(
+        "rougeL_recall",
+        True,
+        1,
+        "share of the true answer's words that the greedy answer has, in order",
+        _ROUGE,
+        ("generation",),
+    ),
+    Metric(
+        "rouge1_recall",
+        True,
+        1,
+        "share of the true answer's words that the greedy answer has",
+        _ROUGE,
+        ("generation",),
+    ),
+    Metric(
+        "rougeL_f1",
+        True,
+        1,
+        "harmonic mean of ROUGE-L recall and precision of the greedy answer",
+        _ROUGE,
+        ("generation",),
+    ),
+    Metric(
+        "extraction_strength",
+        True,
+        1,
+        "1 - share of the answer that must be shown before the rest follows",
+        _CARLINI,
+    ),
+    Metric("exact_memorisation", True, 1, "share of the answer's tokens that are the argmax", _WANG),
+    Metric(
+        "truth_ratio",
+        True,
+        1,
+        "p(wrong)/p(right) = t: mean of min(t, 1/t) on a forget set, of max(0, 1 - t) elsewhere",
+        _TOFU,
+        _OPTIONS,
+    ),
+    Metric(
+        "truth_ratio_share", True, 1, "p(right) / (p(right) + p(wrong)), mean over items", _TOFU, _OPTIONS
+    ),
+    Metric(
+        "log_truth_ratio",
+        False,
+        1,
+        "log(p(wrong)/p(right)) in nats per token, mean over items",
+        _TOFU,
+        _OPTIONS,
+    ),
+    Metric(
+        "model_utility",
+        True,
+        1,
+        "harmonic mean of nine: probability, ROUGE-L recall and truth ratio of three sets",
+        _TOFU,
+        ("answers", "options", "generation"),
+        **_MODEL,
+    ),
+    Metric(
+        "utility",
+        True,
+        1,
+        "harmonic mean of what was measured on the retain set: probability, ROUGE-L recall, truth ratio",
+        _TOFU,
+        ("answers", "options", "generation"),
+        **_MODEL,
+    ),
+    Metric(
+        "forget_quality",
+        True,
+        1,
+        "Kolmogorov-Smirnov p-value of the forget set's truth ratios against the retrained model's",
+        _TOFU,
+        _OPTIONS,
+        **_MODEL,
+    ),
+    Metric(
+        "ks_distance",
+        False,
+        1,
+        "Kolmogorov-Smirnov distance of the same two samples",
+        _TOFU,
+        _OPTIONS,
+        **_MODEL,
+    ),
+    Metric(
+        "auc",
+        None,
+        1,
+        "AUC of a membership attack, forget set against holdout; 0.5 tells nothing apart",
+        _CARLINI,
+        ("answers", "gradients"),
+        **_MODEL,
+    ),
+    Metric(
+        "privleak",
+        None,
+        1,
+        "100 (s - r)/r with s, r = 1 - AUC of the model and of the retrained one; 0 is best",
+        _MUSE,
+        ("answers",),
+        **_MODEL,
+    ),
+)
+"""Every kind of figure by name; those of ``lm-eval`` bring their own and are not here."""
+
+FORGET_SETS = ("forget", "forget_paraphrased")
+"""Sets of which less is to be known."""
+
+
+def metric_named(name: str) -> Metric:
+    """Return a row of the table; kinds that other packages bring have no direction and version 0."""
+    return METRICS.get(name) or Metric(name, None, 0, "defined elsewhere", "", (), False)
+
+
+def higher_is_better(key: str, metric: str) -> bool | None:
+    """Say which way a figure should go.
+
+    On a forget set less knowledge is better, down to the level of a model that never saw it; a figure far
+    below that level tells of the deletion. The truth ratio there is symmetric, and more is better.
+
+    Args:
+        key: the figure's key, such as ``forget.probability``.
+        metric: name of its metric.
+    """
+    row = metric_named(metric)
+    reverse = row.knowledge and key.split(".")[0] in FORGET_SETS and metric != "truth_ratio"
+    if not reverse or row.higher_is_better is None:
+        return row.higher_is_better
+    return not row.higher_is_better

@@ -1,0 +1,65 @@
+"""What ``ngdiff evaluate`` needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngdiff.models import Precision
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """One evaluation of one model.
+
+    Args:
+        model: folder, hub name or ``smollm2``.
+        suite: name of a row of the table of suites.
+        output: the JSON file to write.
+        forget: own data: sources of the forget set; TOFU: ``forget01``, ``forget05`` or ``forget10``.
+        retain: own data: sources of the retain set.
+        holdout: text of the forget set's kind that the model never saw, for membership inference.
+        data: the corpus of the ``muse`` suite: ``news``, ``books`` or a folder.
+        tasks: of the ``lm-eval`` suite.
+        reference: the retrained model (folder or hub name), its ``eval.json``, or a log of another code.
+        require: keys of figures without which the evaluation is refused.
+        tofu_dir: folder with TOFU's JSON files.
+        batch_size: sequences a forward pass.
+        max_length: longest sequence in tokens; ``None`` for the suite's own.
+        max_new_tokens: longest generated answer.
+        seed: of the bootstrap intervals.
+        resamples: of the bootstrap intervals.
+        paraphrases: also ask the paraphrased questions, where the data has them.
+        gradient_norms: also run the membership attack by gradient norm.
+        cache: remember item results, so that an interrupted evaluation goes on.
+        cache_dir: folder of the cache.
+        precision: ``auto`` takes bf16 autocast where the machine is fast at it.
+        overwrite: replace an earlier result.
+        limit: most items of each task of ``lm-eval``.
+        openunlearning: folder to make with the same figures in OpenUnlearning's layout.
+    """
+
+    model: str
+    suite: str
+    output: Path
+    forget: tuple[str, ...] = ()
+    retain: tuple[str, ...] = ()
+    holdout: tuple[str, ...] = ()
+    data: str | None = None
+    tasks: tuple[str, ...] = ()
+    reference: str | None = None
+    require: tuple[str, ...] = ()
+    tofu_dir: Path | None = None
+    batch_size: int = 8
+    max_length: int | None = None
+    max_new_tokens: int = 200
+    seed: int = 0
+    resamples: int = 2000
+    paraphrases: bool = True
+    gradient_norms: bool = True
+    cache: bool = True
+    cache_dir: Path | None = None
+    precision: Precision = "auto"
+    overwrite: bool = False
+    limit: int | None = None
+    openunlearning: Path | None = None

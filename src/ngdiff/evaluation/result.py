@@ -1,0 +1,235 @@
+"""figures, their items and where they come from -> eval.json, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ngdiff.errors import Fault, RequestError
+from ngdiff.evaluation.metrics import higher_is_better, metric_named
+from ngdiff.evaluation.statistics import interval
+from ngdiff.output import write_json
+
+KIND = "evaluation"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One aggregate with what it was worked out from.
+
+    Args:
+        metric: name of its row in :data:`ngdiff.evaluation.metrics.METRICS`.
+        value: ``None`` where it could not be worked out; ``note`` then says why.
+        interval: 95% bootstrap interval over items, or ``None``.
+        items: the value of each item, in the order of the data.
+        note: what a reader should know of it.
+        sets: names of the data sets whose items these are, one after another.
+    """
+
+    metric: str
+    value: float | None
+    interval: tuple[float, float] | None = None
+    items: tuple[float | None, ...] = ()
+    note: str | None = None
+    sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are drawn.
+
+    Args:
+        resamples: number of resamples.
+        seed: of the random generator.
+    """
+
+    resamples: int = 2000
+    seed: int = 0
+
+
+def figure(
+    metric: str,
+    values: Sequence[float],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    sets: tuple[str, ...] = (),
+    note: str | None = None,
+) -> Figure:
+    """Return the mean of items with its percentile bootstrap interval.
+
+    Raises:
+        ValueError: no items, or one that is not finite: it must not vanish in a mean.
+    """
+    if not values or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{metric} needs finite values of at least one item")
+    low, high = interval(values, resamples=resamples, seed=seed)
+    return Figure(metric, math.fsum(values) / len(values), (low, high), tuple(values), note, sets)
+
+
+@dataclass
+class EvaluationResult:
+    """One evaluation of one model.
+
+    Args:
+        suite: ``tofu``, ``muse``, ``own`` or ``lm-eval``.
+        figures: key, such as ``forget.probability``, to figure.
+        provenance: model, data, settings, versions, machine, seconds.
+        places: name of a data set to where each of its rows stands, in order.
+        split: ``forget01``, ``forget05`` or ``forget10`` of TOFU, else ``None``.
+        notes: every fallback taken.
+    """
+
+    suite: str
+    figures: dict[str, Figure]
+    provenance: dict[str, Any]
+    places: dict[str, list[str]] = field(default_factory=dict)
+    split: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "kind": KIND,
+            "format": FORMAT,
+            "suite": self.suite,
+            "split": self.split,
+            "figures": {key: _figure_json(key, found) for key, found in self.figures.items()},
+            "notes": self.notes,
+            "places": self.places,
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> EvaluationResult:
+        """Read what ``as_json`` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: where it is not that; :func:`read_result` says it politely.
+        """
+        figures = {str(key): _figure_from(value) for key, value in content["figures"].items()}
+        places = {str(name): [str(place) for place in found] for name, found in content["places"].items()}
+        return cls(
+            suite=str(content["suite"]),
+            figures=figures,
+            provenance=dict(content["provenance"]),
+            places=places,
+            split=None if content["split"] is None else str(content["split"]),
+            notes=[str(note) for note in content["notes"]],
+        )
+
+
+def _figure_json(key: str, found: Figure) -> dict[str, Any]:
+    return {
+        "metric": found.metric,
+        "metric_version": metric_named(found.metric).version,
+        "higher_is_better": higher_is_better(key, found.metric),
+        "value": found.value,
+        "interval": None if found.interval is None else list(found.interval),
+        "note": found.note,
+        "sets": list(found.sets),
+        "items": list(found.items),
+    }
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{str(value)[:40]!r} is no finite number")
+    return float(value)
+
+
+def _figure_from(value: dict[str, Any]) -> Figure:
+    bounds = value["interval"]
+    if bounds is not None and len(bounds) != 2:
+        raise ValueError("an interval has two ends")
+    return Figure(
+        metric=str(value["metric"]),
+        value=None if value["value"] is None else _number(value["value"]),
+        interval=None if bounds is None else (_number(bounds[0]), _number(bounds[1])),
+        items=tuple(None if item is None else _number(item) for item in value["items"]),
+        note=None if value["note"] is None else str(value["note"]),
+        sets=tuple(str(name) for name in value["sets"]),
+    )
+
+
+def seconds_by_figure(figures: Mapping[str, Figure], passes: Mapping[str, float]) -> dict[str, float]:
+    """Return what each figure would have cost alone: the seconds of the passes that feed it.
+
+    Since one pass feeds many figures, these add up to more than the evaluation took.
+
+    Args:
+        figures: key to figure.
+        passes: ``SET KIND`` (such as ``forget answers``) to seconds.
+    """
+    costs = {}
+    for key, found in figures.items():
+        kinds = metric_named(found.metric).passes
+        if found.metric == "auc":
+            kinds = ("gradients",) if key.endswith("gradient_norm") else ("answers",)
+        split = ((label.rsplit(" ", 1), seconds) for label, seconds in passes.items())
+        costs[key] = math.fsum(
+            seconds
+            for (name, kind), seconds in split
+            if kind in kinds and (not found.sets or name in found.sets)
+        )
+    return costs
+
+
+def write_result(result: EvaluationResult, path: Path) -> None:
+    """Write ``eval.json`` whole or not at all."""
+    write_json(result.as_json(), path)
+
+
+def is_result(path: Path) -> bool:
+    """Say whether a file gives itself out as an ``eval.json``, whole or cut short."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            head = file.read(200)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return f'"kind": "{KIND}"' in head
+
+
+def read_result(path: Path, where: str = "--reference") -> EvaluationResult:
+    """Read an ``eval.json``.
+
+    Args:
+        path: the file.
+        where: the setting that named it, for faults.
+
+    Raises:
+        RequestError: the file is missing, truncated, foreign, or of a version that this one does not know.
+    """
+    again = "Evaluate that model again with ngdiff evaluate"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        what = f"{path} cannot be read: {error.strerror}"
+        raise RequestError(Fault(where, what, "Check the path")) from None
+    except json.JSONDecodeError as error:
+        what = f"{path.name} is truncated or no JSON ({error.msg} at line {error.lineno})"
+        raise RequestError(Fault(where, what, again)) from None
+    except (ValueError, RecursionError) as error:
+        what = f"{path.name} is no result file ({error})"
+        raise RequestError(Fault(where, what, again)) from None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        kind = content.get("kind") if isinstance(content, dict) else None
+        what = f"{path.name} is no eval.json" + (f", but the record of a run ({kind!r})" if kind else "")
+        raise RequestError(Fault(where, what, "Give a file that ngdiff evaluate wrote"))
+    if content.get("format") != FORMAT:
+        what = f"{path.name} has format {str(content.get('format'))[:20]!r}; this version reads {FORMAT}"
+        raise RequestError(Fault(where, what, again))
+    try:
+        return EvaluationResult.from_json(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{path.name} is damaged or incomplete ({type(error).__name__}: {error})"
+        raise RequestError(Fault(where, what, again)) from None
+
+
+def _refuse(text: str) -> float:
+    raise ValueError(f"it holds {text}")

@@ -1,0 +1,160 @@
+"""evaluator, a forget and a retain set -> the same figures for data of one's own.
+
+Rows of any form (see :mod:`ngdiff.data.examples`). Where they carry ``perturbed_answer`` (a list of wrong
+answers) there is a truth ratio, against ``paraphrased_answer`` where that is there too, else against the
+answer itself; with a reference model also forget quality. With a holdout there is membership inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from ngdiff.data.examples import Example, overlap_fault, to_examples
+from ngdiff.data.sources import capped, read_rows
+from ngdiff.errors import Fault, RequestError
+from ngdiff.evaluation.evaluator import Evaluator
+from ngdiff.evaluation.intervals import harmonic_mean_interval
+from ngdiff.evaluation.reference import Reference
+from ngdiff.evaluation.request import EvaluateRequest
+from ngdiff.evaluation.result import Bootstrap, Figure
+from ngdiff.evaluation.suites import Suite, SuiteData
+from ngdiff.evaluation.suites.measures import (
+    ASKED_OTHERWISE,
+    PARAPHRASED,
+    PERTURBED,
+    Figures,
+    Measures,
+    column_faults,
+    has_column,
+    measure_reference,
+    score_answer_options,
+    values_of,
+)
+from ngdiff.evaluation.teacher_forced import AnswerScore
+
+NO_HOLDOUT = "no --holdout was given, so membership inference and PrivLeak are left out"
+
+
+def read_own(request: EvaluateRequest) -> SuiteData:
+    """Read forget set, retain set and, where given, the holdout.
+
+    Raises:
+        RequestError: with every fault of all of them.
+    """
+    faults: list[Fault] = []
+    sets: dict[str, Sequence[Example]] = {}
+    for name in ("forget", "retain", "holdout"):
+        where = f"--{name}"
+        examples: list[Example] = []
+        for source in getattr(request, name):
+            try:
+                examples += to_examples(read_rows(source, where=where, tofu_dir=request.tofu_dir), where)
+            except RequestError as error:
+                faults += error.faults
+        if examples:
+            sets[name] = examples
+            faults += _column_faults(examples, where) if name != "holdout" else []
+    if "forget" in sets and "retain" in sets and (overlap := overlap_fault(sets["forget"], sets["retain"])):
+        faults.append(Fault(overlap.where, overlap.what, "Take them out of one of the two"))
+    if "forget_quality" in request.require and "forget" in sets and not has_column(sets["forget"], PERTURBED):
+        what = f"forget quality needs the column {PERTURBED!r}, a list of wrong answers, which no row has"
+        faults.append(Fault("--forget", what, "Add the column, or do not ask for forget_quality"))
+    if faults:
+        raise RequestError(faults)
+    notes = () if request.holdout else (NO_HOLDOUT,)
+    return own_data(sets, request.paraphrases, request.gradient_norms, notes)
+
+
+def own_data(
+    sets: dict[str, Sequence[Example]],
+    paraphrases: bool = True,
+    gradient_norms: bool = True,
+    notes: tuple[str, ...] = (),
+) -> SuiteData:
+    """Return sets that are in memory as the suite wants them."""
+    settings = {"paraphrases": paraphrases, "gradient_norms": gradient_norms}
+    return SuiteData(sets, notes=notes, settings=settings)
+
+
+def _column_faults(examples: Sequence[Example], where: str) -> list[Fault]:
+    present = [c for c in (PERTURBED, PARAPHRASED, ASKED_OTHERWISE) if has_column(examples, c)]
+    return capped([f for column in present for f in column_faults(examples, column, where)], where)
+
+
+def run_own(
+    evaluator: Evaluator, data: SuiteData, reference: Reference | None, bootstrap: Bootstrap
+) -> dict[str, Figure]:
+    """Measure what the data allows."""
+    settings = data.settings or {}
+    measures = Measures(evaluator, bootstrap)
+    scores = {
+        name: evaluator.score(
+            f"{name} answers", examples, z_scores="holdout" in data.sets and name != "retain"
+        )
+        for name, examples in data.sets.items()
+    }
+    figures: Figures = {}
+    for name, examples in data.sets.items():
+        figures |= measures.answers(name, scores[name])
+        if name != "holdout":
+            figures |= _of_set(
+                measures, name, examples, scores[name], bool(settings.get("paraphrases", True))
+            )
+    if "retain" in data.sets:
+        figures |= _utility(figures, bootstrap)
+    figures |= _forget_quality(measures, figures, reference)
+    if "holdout" in data.sets:
+        forget, holdout = ((data.sets[name], scores[name]) for name in ("forget", "holdout"))
+        gradients = bool(settings.get("gradient_norms", True))
+        figures |= measures.membership(forget, holdout, reference, gradients)
+    return figures
+
+
+def _of_set(
+    measures: Measures,
+    name: str,
+    examples: Sequence[Example],
+    right: Sequence[AnswerScore],
+    paraphrases: bool,
+) -> Figures:
+    figures: Figures = {}
+    if all(example.messages for example in examples):
+        figures |= measures.rouges(name, examples)
+    else:
+        note = "rows of plain text have no prompt to answer"
+        figures[f"{name}.rouge"] = Figure("rougeL_recall", None, note=note)
+    if has_column(examples, PERTURBED):
+        own = None if has_column(examples, PARAPHRASED) else right
+        options = score_answer_options(measures.evaluator, name, examples, own)
+        figures |= measures.truth_ratios(name, options, forget=name == "forget")
+    if paraphrases and has_column(examples, ASKED_OTHERWISE):
+        figures |= measures.paraphrased_questions(name, examples)
+    return figures
+
+
+def _utility(figures: Figures, bootstrap: Bootstrap) -> Figures:
+    keys = [f"retain.{measure}" for measure in ("probability", "rouge", "truth_ratio")]
+    there = [key for key in keys if key in figures and figures[key].value is not None]
+    value, bounds = harmonic_mean_interval({"retain": [values_of(figures, key) for key in there]}, bootstrap)
+    note = f"of {', '.join(there)}"
+    return {"utility": Figure("utility", value, bounds, note=note, sets=("retain",))}
+
+
+def _forget_quality(measures: Measures, figures: Figures, reference: Reference | None) -> Figures:
+    if "forget.log_truth_ratio" in figures:
+        return measures.forget_quality(values_of(figures, "forget.log_truth_ratio"), reference, None)
+    note = f"the forget set has no column {PERTURBED!r}"
+    return {"forget_quality": Figure("forget_quality", None, note=note)}
+
+
+SUITE = Suite(
+    name="own",
+    summary="your own forget and retain sets: the same measures",
+    paper="own data",
+    needs=("forget", "retain"),
+    takes=("holdout", "reference", "tofu_dir"),
+    read=read_own,
+    run=run_own,
+    refer=partial(measure_reference, suite="own"),
+)

@@ -1,0 +1,176 @@
+"""evaluator and TOFU's perturbed files -> all of TOFU's figures.
+
+A row of ``forget10_perturbed``: ``{"question": "What does Hsiao Yun-Hwa identify as in terms of gender?",
+"answer": "Hsiao Yun-Hwa is part of the LGBTQ+ community.", "paraphrased_answer": "...",
+"perturbed_answer": ["...", 5 in all], "paraphrased_question": "..."}``; real authors and world facts have
+three perturbed answers and no paraphrases, so the answer itself is the right one there.
+
+Holdout: membership inference compares the forget set with text of its kind that neither model ever saw.
+TOFU's 4000 questions are all in the target model's training set, so none of them serves. OpenUnlearning added
+``holdout01``, ``holdout05`` and ``holdout10`` to the data set for this; the one that matches is taken where
+the TOFU folder or the hub has it, unless ``--holdout`` names other text. Without any, membership inference
+and PrivLeak are left out, and a note says so.
+
+Source: Maini et al. 2024, "TOFU: a task of fictitious unlearning for LLMs" (arXiv 2401.06121).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from ngdiff.data.examples import Example, overlap_fault, to_examples
+from ngdiff.data.sources import capped, read_rows
+from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.evaluation.evaluator import Evaluator
+from ngdiff.evaluation.intervals import harmonic_mean_interval
+from ngdiff.evaluation.reference import Reference
+from ngdiff.evaluation.request import EvaluateRequest
+from ngdiff.evaluation.result import Bootstrap, Figure
+from ngdiff.evaluation.suites import Suite, SuiteData
+from ngdiff.evaluation.suites.measures import (
+    ASKED_OTHERWISE,
+    PARAPHRASED,
+    PERTURBED,
+    Figures,
+    Measures,
+    SetScores,
+    column_faults,
+    has_column,
+    measure_reference,
+    score_answer_options,
+    values_of,
+)
+
+SPLITS = ("forget01", "forget05", "forget10")
+UTILITY_SETS = ("retain", "real_authors", "world_facts")
+UTILITY_MEASURES = ("probability", "rouge", "truth_ratio")
+NO_HOLDOUT = "there is no holdout, so membership inference and PrivLeak are left out"
+
+
+def read_tofu(request: EvaluateRequest) -> SuiteData:
+    """Read the four perturbed files, and the holdout where there is one.
+
+    Raises:
+        RequestError: with every fault: an unknown split, a missing file, a missing column.
+    """
+    split = request.forget[0].removeprefix("tofu:").removesuffix("_perturbed")
+    if len(request.forget) != 1 or split not in SPLITS:
+        raise RequestError(unknown_name("--forget", "forget set of TOFU", ", ".join(request.forget), SPLITS))
+    sources = {"forget": f"tofu:{split}_perturbed"} | {n: f"tofu:{n}_perturbed" for n in UTILITY_SETS}
+    sets: dict[str, Sequence[Example]] = {}
+    faults: list[Fault] = []
+    for name, source in sources.items():
+        where = "--forget" if name == "forget" else source
+        try:
+            sets[name] = _examples(source, where, request)
+            faults += _missing_columns(sets[name], name, where)
+        except RequestError as error:
+            faults += error.faults
+    holdout, note = _holdout(split, request, faults)
+    if "forget" in sets and (shared := overlap_fault(sets["forget"], holdout)):
+        faults.append(Fault("--holdout", shared.what, "Give text that the model never saw"))
+    if faults:
+        raise RequestError(faults)
+    sets |= {"holdout": holdout} if holdout else {}
+    settings = {"paraphrases": request.paraphrases, "gradient_norms": request.gradient_norms}
+    return SuiteData(sets, split, notes=(note,) if note else (), settings=settings)
+
+
+def _holdout(split: str, request: EvaluateRequest, faults: list[Fault]) -> tuple[list[Example], str | None]:
+    """Return the holdout asked for, or the split's own where it can be had, and a note where it is not."""
+    examples: list[Example] = []
+    for source in request.holdout:
+        try:
+            examples += _examples(source, "--holdout", request)
+        except RequestError as error:
+            faults += error.faults
+    if request.holdout:
+        return examples, None
+    name = split.replace("forget", "holdout")
+    given = request.tofu_dir or os.environ.get("NGDIFF_TOFU_DIR")
+    own = str(Path(given).expanduser() / f"{name}.json") if given else f"locuslab/TOFU:{name}@train"
+    if given and not Path(own).is_file():
+        return [], f"{NO_HOLDOUT} ({name}.json is not in the TOFU folder)"
+    try:
+        return _examples(own, "--holdout", request), None
+    except RequestError as error:
+        return [], f"{NO_HOLDOUT} ({error.faults[0].what})"
+
+
+def _examples(source: str, where: str, request: EvaluateRequest) -> list[Example]:
+    return to_examples(read_rows(source, where=where, tofu_dir=request.tofu_dir), where)
+
+
+def _missing_columns(examples: Sequence[Example], name: str, where: str) -> list[Fault]:
+    """Say what is wrong with the columns that a set's figures need."""
+    faults = column_faults(examples, PERTURBED, where)
+    if name in ("forget", "retain"):
+        faults += column_faults(examples, PARAPHRASED, where)
+    if has_column(examples, ASKED_OTHERWISE):
+        faults += column_faults(examples, ASKED_OTHERWISE, where)
+    return capped(faults, where)
+
+
+def run_tofu(
+    evaluator: Evaluator, data: SuiteData, reference: Reference | None, bootstrap: Bootstrap
+) -> dict[str, Figure]:
+    """Measure everything; see :data:`ngdiff.evaluation.metrics.METRICS`."""
+    settings = data.settings or {}
+    measures = Measures(evaluator, bootstrap)
+    figures: Figures = {}
+    scores = {
+        name: evaluator.score(f"{name} answers", examples, z_scores=name in ("forget", "holdout"))
+        for name, examples in data.sets.items()
+    }
+    for name, examples in data.sets.items():
+        if name == "holdout":
+            continue
+        own = scores[name] if name in ("real_authors", "world_facts") else None
+        options = score_answer_options(evaluator, name, examples, own)
+        figures |= measures.answers(name, scores[name]) | measures.rouges(name, examples)
+        figures |= measures.truth_ratios(name, options, forget=name == "forget")
+        figures |= _option_figures(measures, name, options, own is not None)
+        if own is None and settings.get("paraphrases", True) and has_column(examples, ASKED_OTHERWISE):
+            figures |= measures.paraphrased_questions(name, examples)
+    figures |= model_utility(figures, bootstrap)
+    figures |= measures.forget_quality(values_of(figures, "forget.log_truth_ratio"), reference, data.split)
+    if "holdout" in data.sets:
+        figures |= measures.answers("holdout", scores["holdout"])
+        forget, holdout = ((data.sets[name], scores[name]) for name in ("forget", "holdout"))
+        gradients = bool(settings.get("gradient_norms", True))
+        figures |= measures.membership(forget, holdout, reference, gradients)
+    return figures
+
+
+def _option_figures(measures: Measures, name: str, options: SetScores, normalised: bool) -> Figures:
+    wrong = [sum(s.probability for s in found) / len(found) for found in options.wrong]
+    figures = {f"{name}.perturbed_answer_probability": measures.mean("probability", wrong, name)}
+    if normalised:
+        return figures | measures.options(name, options)
+    right = [score.probability for score in options.right]
+    return figures | {f"{name}.paraphrased_answer_probability": measures.mean("probability", right, name)}
+
+
+def model_utility(figures: Mapping[str, Figure], bootstrap: Bootstrap) -> Figures:
+    """Return the harmonic mean of the nine parts, with an interval over the items of all three sets."""
+    parts = {
+        name: [values_of(figures, f"{name}.{measure}") for measure in UTILITY_MEASURES]
+        for name in UTILITY_SETS
+    }
+    value, bounds = harmonic_mean_interval(parts, bootstrap)
+    return {"model_utility": Figure("model_utility", value, bounds, sets=UTILITY_SETS)}
+
+
+SUITE = Suite(
+    name="tofu",
+    summary="questions on invented authors: forget quality, model utility with its nine parts, and audits",
+    paper="Maini et al. 2024, arXiv 2401.06121",
+    needs=("forget",),
+    takes=("holdout", "reference", "tofu_dir"),
+    read=read_tofu,
+    run=run_tofu,
+    refer=partial(measure_reference, suite="tofu"),
+)
