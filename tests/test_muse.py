@@ -134,7 +134,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows, Any, A
 
 def evaluator(model: Any, tokenizer: Any, batch_size: int = 8) -> Evaluator:
     return Evaluator(
-        model, tokenizer, model_hash="tiny", cache=None, batch_size=batch_size, max_length=2048, seed=0
+        model, tokenizer, model_hash="tiny", cache=None, batch_size=batch_size, max_length=2048, quiet=True
     )
 
 

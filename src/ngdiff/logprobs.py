@@ -67,7 +67,7 @@ def output_head(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _head_sees_only(model: nn.Module, positions: Bool[Tensor, "rows length"]) -> Iterator[None]:
+def head_sees_only(model: nn.Module, positions: Bool[Tensor, "rows length"]) -> Iterator[None]:
     """Narrow the head's input to some positions, whatever the model does before and after its head."""
 
     def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -93,7 +93,7 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTo
     """
     labels = batch["labels"]
     positions = predicting_positions(labels)
-    with _head_sees_only(model, positions):
+    with head_sees_only(model, positions):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     rows, columns = positions.nonzero(as_tuple=True)
     return LabelledTokens(

@@ -22,6 +22,7 @@ from ngdiff.evaluation.cache import Cache, cache_key
 from ngdiff.evaluation.distributed import gathered, is_main, my_share
 from ngdiff.evaluation.generation import generate_answers
 from ngdiff.evaluation.gradient_norm import gradient_norms
+from ngdiff.evaluation.shared_prompts import group_by_prompt
 from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
 from ngdiff.progress import Meter
 
@@ -30,7 +31,11 @@ T = TypeVar("T")
 CODE_VERSIONS = {"score": 1, "generate": 1, "gradient_norm": 1}
 """Counted up when a measurement's code changes what it gives; part of every cache key."""
 
-BATCHES_A_CHUNK = 4
+BATCHES_A_CHUNK = 16
+"""What is measured between two writes to the cache."""
+
+PROMPTS_A_SEQUENCE = 4
+"""A decoding step reads all weights for one token a row, and needs little memory: more rows at once."""
 
 
 class Evaluator:
@@ -105,7 +110,9 @@ class Evaluator:
                 _check_finite(name, examples[row], score)
             return [asdict(score) for score in found]
 
-        found = self._all(name, keys, [len(e.input_ids) for e in encoded], measure)
+        groups, alone = group_by_prompt(encoded)  # answers to one prompt stay together: they share its pass
+        units = [*(list(group.rows) for group in groups), *([row] for row in alone)]
+        found = self._all(name, keys, _longest_first(units, [len(e.input_ids) for e in encoded]), measure)
         return [_score_from(value) for value in found]
 
     def generate(
@@ -136,13 +143,14 @@ class Evaluator:
                         self.tokenizer,
                         [examples[row] for row in rows],
                         max_new_tokens=most,
-                        batch_size=self.batch_size,
+                        batch_size=PROMPTS_A_SEQUENCE * self.batch_size,
                         max_length=self.max_length,
                         stop_strings=stop_strings,
                     )
                 )
 
-        return [str(text) for text in self._all(name, keys, [len(p) for p in prompts], measure)]
+        units = _longest_first([[row] for row in range(len(prompts))], [len(prompt) for prompt in prompts])
+        return [str(text) for text in self._all(name, keys, units, measure)]
 
     def gradient_norms(self, name: str, examples: Sequence[Example]) -> list[float]:
         """Return the norm of the gradient of each answer's mean NLL, over all parameters.
@@ -155,13 +163,19 @@ class Evaluator:
 
         def measure(rows: Sequence[int]) -> list[Any]:
             with self.autocast():
-                found = gradient_norms(self.model, [encoded[row] for row in rows], pad_id=self._pad_id)
+                found = gradient_norms(
+                    self.model,
+                    [encoded[row] for row in rows],
+                    pad_id=self._pad_id,
+                    batch_size=max(1, self.batch_size // 2),  # a backward pass keeps every activation
+                )
             for row, norm in zip(rows, found, strict=True):
                 if not math.isfinite(norm):
                     raise EvaluationError(f"the gradient of {examples[row].place} ({name}) is not finite")
             return found
 
-        return [float(norm) for norm in self._all(name, keys, [len(e.input_ids) for e in encoded], measure)]
+        units = _longest_first([[row] for row in range(len(encoded))], [len(e.input_ids) for e in encoded])
+        return [float(norm) for norm in self._all(name, keys, units, measure)]
 
     # ---- cache, processes, progress ----
 
@@ -174,16 +188,17 @@ class Evaluator:
         self,
         name: str,
         keys: Sequence[str],
-        lengths: Sequence[int],
+        units: Sequence[Sequence[int]],
         measure: Callable[[Sequence[int]], list[Any]],
     ) -> list[Any]:
-        """Return one JSON value a row: those of the cache, and the rest measured, longest rows first."""
-        mine = my_share(sorted(range(len(keys)), key=lambda row: -lengths[row]))
+        """Return one JSON value a row: those of the cache, and the rest measured, unit after unit."""
+        my_units = [units[place] for place in my_share(range(len(units)))]
+        mine = [row for unit in my_units for row in unit]
 
         def work() -> dict[int, tuple[Any, bool]]:
             stored = self.cache.get([keys[row] for row in mine]) if self.cache is not None else {}
             found = {row: (stored[keys[row]], True) for row in mine if keys[row] in stored}
-            missing = [row for row in mine if row not in found]
+            missing = [[row for row in unit if row not in found] for unit in my_units]
             with self._meter(name, len(mine)) as advance:
                 advance(len(found))
                 for rows in _chunks(missing, BATCHES_A_CHUNK * self.batch_size):
@@ -209,9 +224,20 @@ class Evaluator:
             yield meter.advance
 
 
-def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _longest_first(units: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Sequence[int]]:
+    return sorted(units, key=lambda unit: -max(lengths[row] for row in unit))
+
+
+def _chunks(units: Sequence[Sequence[int]], size: int) -> Iterator[Sequence[int]]:
+    """Yield the rows of whole units, at least ``size`` at a time."""
+    rows: list[int] = []
+    for unit in units:
+        rows += unit
+        if len(rows) >= size:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
 
 
 def _check_finite(name: str, example: Example, score: AnswerScore) -> None:

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import DynamicCache
 
 from ngdiff.data.encoding import encode_prompt
 from ngdiff.data.examples import Example
 from ngdiff.evaluation.teacher_forced import Advance
 
+_LOOK_EVERY = 4
+"""Steps between looks for rows that have met a stop string."""
 
-def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Pad prompts on the left, so that every answer begins in the same column.
 
     Returns:
@@ -27,6 +32,15 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Te
     return ids, mask
 
 
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids at which an answer ends: the generation settings' own, else the tokenizer's."""
+    settings = getattr(getattr(model, "module", model), "generation_config", None)
+    found = getattr(settings, "eos_token_id", None)
+    ids = set(found) if isinstance(found, (list, tuple)) else {found}
+    ids.add(tokenizer.eos_token_id)
+    return frozenset(int(token) for token in ids if token is not None)
+
+
 def generate_answers(
     model: Any,
     tokenizer: Any,
@@ -36,8 +50,12 @@ def generate_answers(
     batch_size: int = 16,
     max_length: int = 512,
     advance: Advance | None = None,
+    stop_strings: Sequence[str] = (),
 ) -> list[str]:
-    """Answer every example's prompt by greedy decoding, stopping at the end-of-turn token.
+    """Answer every example's prompt by greedy decoding.
+
+    Rows that have ended leave the batch, so that nothing is computed for them any more. Models whose cache does
+    not allow for it are left to ``model.generate``.
 
     Args:
         model: a causal language model; it is left in the mode it was in.
@@ -47,30 +65,116 @@ def generate_answers(
         batch_size: prompts answered at once; similar lengths go together.
         max_length: longest prompt, in tokens.
         advance: called with the number of examples done, for a progress bar.
+        stop_strings: texts before which an answer ends.
     """
     prompts = [encode_prompt(example, tokenizer, max_length) for example in examples]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers = [""] * len(prompts)
-    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            ids, mask = left_padded([prompts[row] for row in rows], tokenizer.pad_token_id)
-            with torch.no_grad():
-                output = model.generate(
-                    input_ids=ids.to(device),
-                    attention_mask=mask.to(device),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            fresh = output[:, ids.shape[1] :]
-            for row, text in zip(rows, tokenizer.batch_decode(fresh, skip_special_tokens=True), strict=True):
-                answers[row] = text.strip()
-            if advance is not None:
-                advance(len(rows))
+        with torch.no_grad():
+            decode = _Greedy(model, tokenizer, max_new_tokens, stop_strings)
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                for row, tokens in zip(rows, decode([prompts[row] for row in rows]), strict=True):
+                    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+                    answers[row] = cut(text, stop_strings).strip()
+                if advance is not None:
+                    advance(len(rows))
     finally:
         model.train(was_training)
     return answers
+
+
+def cut(text: str, stop_strings: Sequence[str]) -> str:
+    """Return what stands before the first of the stop strings."""
+    ends = [place for stop in stop_strings if (place := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+class _Greedy:
+    """Greedy decoding of batches of prompts."""
+
+    def __init__(self, model: Any, tokenizer: Any, most: int, stop_strings: Sequence[str]) -> None:
+        self.model, self.tokenizer, self.most, self.stops = model, tokenizer, most, stop_strings
+        self.ends = torch.tensor(sorted(end_tokens(model, tokenizer)))
+        self.device = next(model.parameters()).device
+        self.own_loop = _can_loop(model)
+
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return each prompt's new tokens, without the token that ended them."""
+        pad_id = int(self.tokenizer.pad_token_id or 0)
+        ids, mask = (part.to(self.device) for part in left_padded(prompts, pad_id))
+        if self.own_loop:
+            try:
+                return self._loop(ids, mask)
+            except (TypeError, AttributeError, NotImplementedError):  # a cache or forward of another kind
+                self.own_loop = False
+        return self._by_the_model(ids, mask, pad_id)
+
+    def _by_the_model(self, ids: Tensor, mask: Tensor, pad_id: int) -> list[list[int]]:
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=self.most,
+            do_sample=False,
+            pad_token_id=pad_id,
+            eos_token_id=self.ends.tolist() or None,
+        )
+        ends = set(self.ends.tolist())
+        return [_until(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+
+    def _loop(self, ids: Tensor, mask: Tensor) -> list[list[int]]:
+        said: list[list[int]] = [[] for _ in range(len(ids))]
+        alive = list(range(len(ids)))
+        cache: Any = DynamicCache(config=getattr(self.model, "config", None))
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        for step in range(self.most):
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            chosen = output.logits[:, -1].argmax(dim=-1)
+            going = ~torch.isin(chosen, self.ends.to(chosen.device))
+            for place, token in enumerate(chosen.tolist()):
+                if going[place]:
+                    said[alive[place]].append(token)
+            if self.stops and step % _LOOK_EVERY == 0:
+                met = [self._has_stopped(said[row]) for row in alive]
+                going &= ~torch.tensor(met, device=going.device)
+            kept = going.nonzero().squeeze(1)
+            if len(kept) == 0:
+                break
+            if len(kept) < len(alive):
+                alive = [alive[place] for place in kept.tolist()]
+                cache.batch_select_indices(kept)
+                chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
+            ids, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        return said
+
+    def _has_stopped(self, tokens: list[int]) -> bool:
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return any(stop in text for stop in self.stops)
+
+
+def _until(tokens: Sequence[int], ends: set[int]) -> list[int]:
+    return list(tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))])
+
+
+def _can_loop(model: Any) -> bool:
+    """Say whether the model's cache is one of keys and values whose rows can be chosen, and nothing else decides."""
+    inner = getattr(model, "module", model)
+    settings = getattr(inner, "generation_config", None)
+    if settings is None or getattr(inner.config, "is_encoder_decoder", False):
+        return False
+    penalty = getattr(settings, "repetition_penalty", None) not in (None, 1.0)
+    processors = ("no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id")
+    plain = not penalty and not any(getattr(settings, name, None) for name in processors)
+    supported = bool(getattr(inner, "_supports_default_dynamic_cache", lambda: False)())
+    return plain and supported

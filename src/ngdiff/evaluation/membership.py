@@ -1,6 +1,65 @@
-"""areas under the ROC of a model and of a retrained one -> PrivLeak."""
+"""scores of answers -> membership attacks and, with a retrained model's, PrivLeak.
+
+An attack gives each text a score that is higher the likelier the model has seen it; its AUC compares the forget
+set with text of the same kind that the model never saw. Two attacks are not here, since they need more than one
+pass over the text: by gradient norm (:mod:`ngdiff.evaluation.gradient_norm`) and by a reference model's loss.
+"""
 
 from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+from ngdiff.evaluation.teacher_forced import AnswerScore
+
+Attack = Callable[[AnswerScore, str], float]
+
+MIN_K = 0.4
+"""Share of the tokens, the least likely ones, that min-k and min-k++ average (MUSE and OpenUnlearning: 40%)."""
+
+
+def lowest_mean(values: Sequence[float], share: float = MIN_K) -> float:
+    """Return the mean of the lowest ``share`` of the values, of one of them at least.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("min-k needs the log-probability of at least one token")
+    kept = sorted(values)[: max(1, int(len(values) * share))]
+    return sum(kept) / len(kept)
+
+
+def loss_attack(score: AnswerScore, text: str) -> float:
+    """Return minus the mean NLL. Source: Yeom et al. 2018, arXiv 1709.01604."""
+    return -score.mean_nll
+
+
+def zlib_attack(score: AnswerScore, text: str) -> float:
+    """Return minus the mean NLL over the bytes that zlib needs for the text.
+
+    Source: Carlini et al. 2021, arXiv 2012.07805, section 5.2.
+    """
+    return -score.mean_nll / len(zlib.compress(text.encode("utf-8", errors="surrogatepass")))
+
+
+def min_k_attack(score: AnswerScore, text: str) -> float:
+    """Return the mean log-probability of the least likely tokens. Source: Shi et al. 2023, arXiv 2310.16789."""
+    return lowest_mean(score.log_probs)
+
+
+def min_k_plus_plus_attack(score: AnswerScore, text: str) -> float:
+    """Return the mean of the lowest z-scores. Source: Zhang et al. 2024, arXiv 2404.02936, eq. 4."""
+    return lowest_mean(score.z_scores)
+
+
+ATTACKS: dict[str, Attack] = {
+    "loss": loss_attack,
+    "zlib": zlib_attack,
+    "min_k": min_k_attack,
+    "min_k_plus_plus": min_k_plus_plus_attack,
+}
+"""The attacks that one teacher-forced pass feeds, by name."""
 
 
 def privleak(auc: float, retrained_auc: float) -> float:

@@ -8,14 +8,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ngdiff.data.batching import batches_by_length
 from ngdiff.data.encoding import EncodedExample
+from ngdiff.evaluation.shared_prompts import SharedPrompts
 from ngdiff.logprobs import LabelledTokens, labelled_tokens
 
 Advance = Callable[[int], object]
+
+_TOKENS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,17 @@ class AnswerScore:
         tokens: number of labelled tokens, the end-of-turn token included.
         extraction_strength: see :func:`extraction_strength`, in [0, 1].
         exact_memorisation: share of the labelled tokens, the last left out, that are the argmax, in [0, 1].
+        log_probs: log p of each labelled token, in nats, in reading order.
+        z_scores: (log p - mu) / sigma of each, mu and sigma the mean and deviation of log p over the vocabulary
+            under p; empty where they were not asked for.
     """
 
     nll: float
     tokens: int
     extraction_strength: float
     exact_memorisation: float
+    log_probs: tuple[float, ...] = ()
+    z_scores: tuple[float, ...] = ()
 
     @property
     def mean_nll(self) -> float:
@@ -63,19 +71,44 @@ def exact_memorisation(correct: Bool[Tensor, " tokens"]) -> float:
     return float(kept.float().mean())
 
 
-def score_tokens(tokens: LabelledTokens) -> list[AnswerScore]:
+def standardised(
+    logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    """Return (log p(target) - mu) / sigma, with mu and sigma those of log p over the vocabulary, under p.
+
+    Worked out some tokens at a time, in float32 whatever the model runs in. Where one token has all the
+    probability, sigma is 0 and nothing can be told: 0.
+    Source: Zhang et al. 2024, "Min-K%++", arXiv 2404.02936, eq. 3.
+    """
+    found = []
+    for start in range(0, len(targets), _TOKENS_AT_ONCE):
+        part, chosen = (whole[start : start + _TOKENS_AT_ONCE] for whole in (logits, targets))
+        log_probs = part.float().log_softmax(dim=-1)
+        probs = log_probs.exp()
+        mean = (probs * log_probs).nan_to_num().sum(dim=-1)  # 0 log 0 is 0
+        apart = log_probs - mean.unsqueeze(-1)
+        sigma = (probs * apart.square()).nan_to_num().sum(dim=-1).sqrt()
+        mine = apart.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        found.append(torch.where(sigma > 0, mine / sigma, torch.zeros_like(mine)))
+    return torch.cat(found) if found else logits.new_zeros(0)
+
+
+def score_tokens(tokens: LabelledTokens, z_scores: bool = False) -> list[AnswerScore]:
     """Score each sequence of one batch, in the batch's order."""
-    log_probs, correct = tokens.log_probs().detach().cpu(), tokens.correct().cpu()
+    log_probs, correct = tokens.log_probs().detach().double().cpu(), tokens.correct().cpu()
+    z = standardised(tokens.logits.detach(), tokens.targets).double().cpu() if z_scores else None
     rows = tokens.rows.cpu()
     scores = []
     for row in range(tokens.row_count):
         mine = rows == row
         scores.append(
             AnswerScore(
-                nll=-float(log_probs[mine].double().sum()),
+                nll=-float(log_probs[mine].sum()),
                 tokens=int(mine.sum()),
                 extraction_strength=extraction_strength(correct[mine]),
                 exact_memorisation=exact_memorisation(correct[mine]),
+                log_probs=tuple(log_probs[mine].tolist()),
+                z_scores=() if z is None else tuple(z[mine].tolist()),
             )
         )
     return scores
@@ -89,8 +122,12 @@ def score_answers(
     batch_size: int = 16,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     advance: Advance | None = None,
+    z_scores: bool = False,
 ) -> list[AnswerScore]:
     """Score every example, in the given order, with the model in eval mode; its mode is put back.
+
+    Several answers to one prompt run the prompt once, where the model allows it
+    (see :mod:`ngdiff.evaluation.shared_prompts`).
 
     Args:
         model: a causal language model.
@@ -99,21 +136,36 @@ def score_answers(
         batch_size: sequences a forward pass.
         autocast: opens the context in which the model runs.
         advance: called with the number of examples done, for a progress bar.
+        z_scores: also standardise each token's log-probability, for min-k++.
     """
     device = next(model.parameters()).device
     scores: list[AnswerScore | None] = [None] * len(examples)
+
+    def keep(rows: Sequence[int], tokens: LabelledTokens) -> None:
+        for row, score in zip(rows, score_tokens(tokens, z_scores), strict=True):
+            scores[row] = score
+        if advance is not None:
+            advance(len(rows))
+
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for rows, batch in batches_by_length(examples, batch_size, pad_id):
+            alone = list(range(len(examples)))
+            with autocast():
+                sharing = SharedPrompts.of(model, examples, pad_id)
+            if sharing is not None:
+                alone = sharing.alone
+                for rows, work in sharing.batches(batch_size):
+                    with autocast():
+                        tokens = work()
+                    keep(rows, tokens)
+            plain = [examples[row] for row in alone]
+            for places, batch in batches_by_length(plain, batch_size, pad_id):
                 on_device = {key: value.to(device) for key, value in batch.items()}
                 with autocast():
                     tokens = labelled_tokens(model, on_device)
-                for row, score in zip(rows, score_tokens(tokens), strict=True):
-                    scores[row] = score
-                if advance is not None:
-                    advance(len(rows))
+                keep([alone[place] for place in places], tokens)
     finally:
         model.train(was_training)
     return [score for score in scores if score is not None]
