@@ -25,6 +25,8 @@ from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.files import COLUMN_FORMS, READERS
 from ngdiff.data.sources import TOFU_NAMES, read_rows
 from ngdiff.losses import LOSSES
+from ngdiff.evaluation.metrics import METRICS
+from ngdiff.evaluation.suites import suites
 from ngdiff.methods import METHODS
 from ngdiff.weighting import RULES
 from tiny import tiny_llama
@@ -115,6 +117,8 @@ def test_ls_lists_every_row(cli: Cli) -> None:
         "losses": list(LOSSES),
         "rules": list(RULES),
         "datasets": [f"tofu:{name}" for name in TOFU_NAMES],
+        "suites": list(suites()),
+        "metrics": list(METRICS),
     }
     assert set(expected) == set(TABLES)
     for table, names in expected.items():
