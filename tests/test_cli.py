@@ -24,9 +24,9 @@ from ngdiff.cli.listing import TABLES
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.files import COLUMN_FORMS, READERS
 from ngdiff.data.sources import TOFU_NAMES, read_rows
-from ngdiff.losses import LOSSES
 from ngdiff.evaluation.metrics import METRICS
 from ngdiff.evaluation.suites import suites
+from ngdiff.losses import LOSSES
 from ngdiff.methods import METHODS
 from ngdiff.weighting import RULES
 from tiny import tiny_llama
@@ -125,6 +125,7 @@ def test_ls_lists_every_row(cli: Cli) -> None:
         answer = cli("ls", table)
         first = [line.split()[0] for line in answer.out.splitlines()]
         assert answer.code == 0 and first[: len(names)] == names, table
+    first = [line.split()[0] for line in cli("ls", "datasets").out.splitlines()]
     assert {f"FILE{ending}" for ending in READERS} | set(columns) <= set(first)
     rows = {line.split()[0]: line for line in cli("ls", "methods").out.splitlines()}
     for method in METHODS.values():

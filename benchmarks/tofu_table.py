@@ -1,0 +1,176 @@
+"""All of TOFU's figures for the study's models, behind docs/results.md.
+
+    python -m benchmarks.study targets      # makes the target and the retrained model
+    python -m benchmarks.tofu_table runs    # unlearns and evaluates; what is there already is skipped
+    python -m benchmarks.tofu_table tables  # Markdown tables, and the evaluations into docs/study
+
+The study's models learned TOFU's last 200 questions only, so TOFU's own retain set, of other authors, says nothing
+of what they keep. The retain set here is every second one of the 160 questions that are theirs to keep (whose wrong
+answers TOFU gives in ``forget05_perturbed``); the holdout is TOFU's first 40 questions, which no model here has
+seen. Forget set, real authors and world facts are TOFU's own files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study_tables import put
+from ngdiff.data.sources import read_rows
+from ngdiff.evaluation.result import EvaluationResult, read_result
+
+FORGET, RETAIN = "tofu:full[-40:]", "tofu:full[-200:-40]"
+RUNS: dict[str, list[str]] = {
+    "ngdiff": [],
+    "graddiff-2e-5": ["--method", "graddiff", "--lr", "2e-5", "--epochs", "6"],
+}
+MODELS = ("retrained", "target", *RUNS)
+EVIDENCE, PAGE = Path("docs/study/evaluations"), Path("docs/results.md")
+
+SUMS = ("forget_quality", "ks_distance", "model_utility", "privleak")
+MEASURES = (
+    "probability",
+    "rouge",
+    "truth_ratio",
+    "truth_ratio_share",
+    "extraction_strength",
+    "exact_memorisation",
+)
+SETS = (
+    "forget",
+    "forget_paraphrased",
+    "retain",
+    "retain_paraphrased",
+    "real_authors",
+    "world_facts",
+    "holdout",
+)
+ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradient_norm", "reference")
+
+
+def rows(source: str) -> list[dict[str, Any]]:
+    """Return the rows of one of TOFU's files."""
+    return [dict(row.values) for row in read_rows(source, where=source)]
+
+
+def make_folder(folder: Path) -> Path:
+    """Write the files that the suite reads, in TOFU's layout."""
+    known = {row["question"] for row in rows(RETAIN)}
+    kept = [row for row in rows("tofu:forget05_perturbed") if row["question"] in known]
+    if len(kept) != len(known):
+        raise SystemExit(f"{len(kept)} of the {len(known)} questions to keep have wrong answers")
+    parts = {
+        "forget01_perturbed": rows("tofu:forget01_perturbed"),
+        "retain_perturbed": kept[::2],
+        "real_authors_perturbed": rows("tofu:real_authors_perturbed"),
+        "world_facts_perturbed": rows("tofu:world_facts_perturbed"),
+        "holdout01": rows("tofu:full[:40]"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, found in parts.items():
+        text = "".join(json.dumps(row) + "\n" for row in found)
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def command(*words: object) -> None:
+    """Run the project's own command, as a user would."""
+    subprocess.run([sys.executable, "-m", "ngdiff", *map(str, words)], check=True)
+
+
+def run(study: Path, name: str) -> None:
+    """Make the model where it is one of ``RUNS``, and evaluate it."""
+    folder = study / "evaluated"
+    model = folder / name if name in RUNS else study / name
+    if not model.exists():
+        sources = ["--forget", FORGET, "--retain", RETAIN]
+        command("unlearn", "--model", study / "target", *sources, *RUNS[name], "--output", model)
+    output = folder / f"{name}.json"
+    if output.exists():
+        return
+    options = ["--tofu-dir", make_folder(folder / "tofu"), "--output", output]
+    if name != "retrained":
+        options += ["--reference", folder / "retrained.json"]
+    command("evaluate", model, "--suite", "tofu", "--forget", "forget01", *options)
+
+
+def cell(result: EvaluationResult, key: str, digits: int = 3) -> str:
+    """Return a figure with its interval."""
+    found = result.figures.get(key)
+    if found is None or found.value is None:
+        return ""
+    value = (
+        f"{found.value:.{digits}f}" if found.value == 0 or abs(found.value) >= 1e-3 else f"{found.value:.1e}"
+    )
+    if found.interval is None:
+        return value
+    low, high = found.interval
+    return f"{value} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def table(results: dict[str, EvaluationResult], keys: list[tuple[str, str]], digits: int = 3) -> str:
+    """Lay figures out, one row a figure and one column a model."""
+    lines = [f"| | {' | '.join(results)} |", f"|---|{'---|' * len(results)}"]
+    for title, key in keys:
+        cells = [cell(result, key, digits) for result in results.values()]
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def seconds(results: dict[str, EvaluationResult]) -> str:
+    """Lay out what each pass took, and each metric alone would have."""
+    passes: dict[str, dict[str, float]] = {}
+    for name, result in results.items():
+        for label, value in result.provenance["seconds"]["passes"].items():
+            kind = label.rsplit(" ", 1)[1]
+            passes.setdefault(kind, dict.fromkeys(results, 0.0))[name] += value
+    lines = [f"| pass | {' | '.join(results)} |", f"|---|{'---|' * len(results)}"]
+    for kind, found in passes.items():
+        lines.append(f"| {kind} | {' | '.join(f'{found[name]:.0f} s' for name in results)} |")
+    return "\n".join(lines)
+
+
+def write_tables() -> None:
+    """Put the tables into the page, from the evidence."""
+    results = {
+        name: read_result(EVIDENCE / f"{name}.json")
+        for name in MODELS
+        if (EVIDENCE / f"{name}.json").exists()
+    }
+    sums = [(key.replace("_", " "), key) for key in SUMS]
+    of_sets = [(f"{s.replace('_', ' ')}: {m.replace('_', ' ')}", f"{s}.{m}") for s in SETS for m in MEASURES]
+    attacks = [(f"AUC, {a.replace('_', ' ')}", f"forget.membership.{a}") for a in ATTACKS]
+    put(PAGE, "TOFU figures", table(results, sums + of_sets + attacks))
+    put(PAGE, "TOFU seconds", seconds(results))
+
+
+def main() -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("runs", "tables"))
+    parser.add_argument("--folder", type=Path, default=Path("~/.cache/ngdiff/study"))
+    parser.add_argument("--only", nargs="*", help="names of models")
+    args = parser.parse_args()
+    study = args.folder.expanduser()
+    if args.what == "runs":
+        for name in MODELS:
+            if not args.only or name in args.only:
+                run(study, name)
+        return
+    EVIDENCE.mkdir(parents=True, exist_ok=True)
+    for name in MODELS:
+        if (study / "evaluated" / f"{name}.json").exists():
+            shutil.copyfile(study / "evaluated" / f"{name}.json", EVIDENCE / f"{name}.json")
+    write_tables()
+
+
+if __name__ == "__main__":
+    main()
