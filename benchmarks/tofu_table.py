@@ -4,10 +4,10 @@
     python -m benchmarks.tofu_table runs    # unlearns and evaluates; what is there already is skipped
     python -m benchmarks.tofu_table tables  # Markdown tables, and the evaluations into docs/study
 
-The study's models learned TOFU's last 200 questions only, so TOFU's own retain set, of other authors, says nothing
-of what they keep. The retain set here is every second one of the 160 questions that are theirs to keep (whose wrong
-answers TOFU gives in ``forget05_perturbed``); the holdout is TOFU's first 40 questions, which no model here has
-seen. Forget set, real authors and world facts are TOFU's own files.
+The study's models learned TOFU's last 200 questions only, so TOFU's own retain set, of other authors, says
+nothing of what they keep. The retain set here is every second one of the 160 questions that are theirs to
+keep (whose wrong answers TOFU gives in ``forget05_perturbed``); the holdout is TOFU's first 40 questions,
+which no model here has seen. Forget set, real authors and world facts are TOFU's own files.
 """
 
 from __future__ import annotations

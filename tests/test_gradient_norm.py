@@ -55,9 +55,11 @@ def llama(tied: bool, bias: bool = False, padding: int | None = None) -> Any:
 
 
 def gpt2() -> Any:  # Conv1D, LayerNorm with bias, learned positions, tied head, dropout in training
-    return GPT2LMHeadModel(GPT2Config(
+    return GPT2LMHeadModel(
+        GPT2Config(
             vocab_size=VOCAB, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=1
-        ))
+        )
+    )
 
 
 def neox() -> Any:
@@ -90,7 +92,9 @@ def slow_norms(model: Any) -> list[float]:
         model.zero_grad(set_to_none=True)
         model(**collate([one], 0)).loss.backward()
         norms.append(
-            math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+            math.sqrt(
+                sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None)
+            )
         )
     model.zero_grad(set_to_none=True)
     return norms

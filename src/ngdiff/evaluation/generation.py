@@ -54,8 +54,8 @@ def generate_answers(
 ) -> list[str]:
     """Answer every example's prompt by greedy decoding.
 
-    Rows that have ended leave the batch, so that nothing is computed for them any more. Models whose cache does
-    not allow for it are left to ``model.generate``.
+    Rows that have ended leave the batch, so that nothing is computed for them any more. Models whose cache
+    does not allow for it are left to ``model.generate``.
 
     Args:
         model: a causal language model; it is left in the mode it was in.
@@ -168,7 +168,7 @@ def _until(tokens: Sequence[int], ends: set[int]) -> list[int]:
 
 
 def _can_loop(model: Any) -> bool:
-    """Say whether the model's cache is one of keys and values whose rows can be chosen, and nothing else decides."""
+    """Say whether rows can leave the model's cache, and nothing but the likelihoods decides a token."""
     inner = getattr(model, "module", model)
     settings = getattr(inner, "generation_config", None)
     if settings is None or getattr(inner.config, "is_encoder_decoder", False):

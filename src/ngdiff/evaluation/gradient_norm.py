@@ -1,11 +1,12 @@
 """model and encoded examples -> the norm of each example's own gradient, without a backward pass for each.
 
-One backward pass over a batch reaches the output of every layer; an example's share of a layer's gradient needs
-no more than that and the layer's input. For a linear layer with inputs A (tokens, in) and output gradients B
-(tokens, out) it is AᵀB, whose squared norm is the sum of (AAᵀ)∘(BBᵀ): two small products instead of a large one,
-and no gradient is ever stored. Source: Goodfellow 2015, "Efficient per-example gradient computations", arXiv
-1510.01799, for sequences Li et al. 2022, arXiv 2110.05679, section 4. Embeddings tied to the output head add a
-cross term. Layers of any other kind with few parameters (norms) are differentiated one example at a time.
+One backward pass over a batch reaches the output of every layer; an example's share of a layer's gradient
+needs no more than that and the layer's input. For a linear layer with inputs A (tokens, in) and output
+gradients B (tokens, out) it is AᵀB, whose squared norm is the sum of (AAᵀ)∘(BBᵀ): two small products instead
+of a large one, and no gradient is ever stored. Source: Goodfellow 2015, "Efficient per-example gradient
+computations", arXiv 1510.01799, for sequences Li et al. 2022, arXiv 2110.05679, section 4. Embeddings tied
+to the output head add a cross term. Layers of any other kind with few parameters (norms) are differentiated
+one example at a time.
 
 A model with a layer that none of this fits is run one example a backward pass, which is exact for any.
 """
@@ -230,8 +231,8 @@ class _Watch:
     def _cross_term(self, ids: Tensor) -> Norms:
         """Return <gradient as an embedding, gradient as a head> of the shared matrix.
 
-        The embedding adds e_s to the row of token s, and the head adds b_t[v] h_t to every row v, so that it is
-        the sum over s and t of b_t[id_s] <e_s, h_t>.
+        The embedding adds e_s to the row of token s, and the head adds b_t[v] h_t to every row v, so that it
+        is the sum over s and t of b_t[id_s] <e_s, h_t>.
         """
         assert self.embedded is not None and self.head is not None
         hidden, gradient = self.head

@@ -1,8 +1,9 @@
 """scores of answers -> membership attacks and, with a retrained model's, PrivLeak.
 
-An attack gives each text a score that is higher the likelier the model has seen it; its AUC compares the forget
-set with text of the same kind that the model never saw. Two attacks are not here, since they need more than one
-pass over the text: by gradient norm (:mod:`ngdiff.evaluation.gradient_norm`) and by a reference model's loss.
+An attack gives each text a score that is higher the likelier the model has seen it; its AUC compares the
+forget set with text of the same kind that the model never saw. Two attacks are not here, since they need
+more than one pass over the text: by gradient norm (:mod:`ngdiff.evaluation.gradient_norm`) and by a
+reference model's loss.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ngdiff.evaluation.teacher_forced import AnswerScore
 Attack = Callable[[AnswerScore, str], float]
 
 MIN_K = 0.4
-"""Share of the tokens, the least likely ones, that min-k and min-k++ average (MUSE and OpenUnlearning: 40%)."""
+"""Share of the tokens, the least likely, that min-k and min-k++ average (as MUSE and OpenUnlearning do)."""
 
 
 def lowest_mean(values: Sequence[float], share: float = MIN_K) -> float:
@@ -44,7 +45,7 @@ def zlib_attack(score: AnswerScore, text: str) -> float:
 
 
 def min_k_attack(score: AnswerScore, text: str) -> float:
-    """Return the mean log-probability of the least likely tokens. Source: Shi et al. 2023, arXiv 2310.16789."""
+    """Return the mean log-probability of the least likely tokens (Shi et al. 2023, arXiv 2310.16789)."""
     return lowest_mean(score.log_probs)
 
 

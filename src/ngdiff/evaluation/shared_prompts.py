@@ -1,12 +1,12 @@
 """several answers to one prompt -> their tokens' likelihoods, the prompt run once.
 
-TOFU asks of every question what the model makes of one paraphrased and five perturbed answers. A chat prompt is
-about as long as its answer, so running it once for all six saves close to half of the work. It pays wherever
-two answers share a prompt of more than one token; a row without a partner goes the plain way.
+TOFU asks of every question what the model makes of one paraphrased and five perturbed answers. A chat prompt
+is about as long as its answer, so running it once for all six saves close to half of the work. It pays
+wherever two answers share a prompt of more than one token; a row without a partner goes the plain way.
 
-The prompt, but for its last token, fills a cache of keys and values; each answer then continues from a copy of
-it. Models whose cache cannot be copied, or that give other likelihoods that way, are run the plain way: the first
-two answers are always done both ways and compared.
+The prompt, but for its last token, fills a cache of keys and values; each answer then continues from a copy
+of it. Models whose cache cannot be copied, or that give other likelihoods that way, are run the plain way:
+the first two answers are always done both ways and compared.
 """
 
 from __future__ import annotations

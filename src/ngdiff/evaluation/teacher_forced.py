@@ -31,8 +31,8 @@ class AnswerScore:
         extraction_strength: see :func:`extraction_strength`, in [0, 1].
         exact_memorisation: share of the labelled tokens, the last left out, that are the argmax, in [0, 1].
         log_probs: log p of each labelled token, in nats, in reading order.
-        z_scores: (log p - mu) / sigma of each, mu and sigma the mean and deviation of log p over the vocabulary
-            under p; empty where they were not asked for.
+        z_scores: (log p - mu) / sigma of each, mu and sigma the mean and deviation of log p over the
+            vocabulary under p; empty where they were not asked for.
     """
 
     nll: float
