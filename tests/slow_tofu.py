@@ -1,5 +1,4 @@
-"""A model and TOFU's files -> every per-item value the slow way: one sequence at a time, straight from
-logits.
+"""A model and TOFU's files -> every per-item value the slow way: one sequence at a time.
 
 Shares nothing with the evaluation but the encoding of examples, which has tests of its own.
 """

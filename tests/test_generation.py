@@ -1,4 +1,4 @@
-"""Greedy answers: those of ``model.generate`` one by one, whatever the batch, with rows that leave it early."""
+"""Greedy answers: those of ``model.generate`` one by one, whatever the batch; rows leave it early."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def gpt2() -> Any:
 
 def mamba() -> Any:
     config = MambaConfig(vocab_size=320, hidden_size=16, state_size=4, num_hidden_layers=2, eos_token_id=1)
-    return MambaForCausalLM(config)
+    model = MambaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
 
 
 def one_by_one(model: Any, tokenizer: Any, ends: list[int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Gradient norms against one backward pass an example, for layers of several kinds; the model left as it was."""
+"""Gradient norms against a backward pass an example, for several kinds of layers; nothing is left behind."""
 
 from __future__ import annotations
 

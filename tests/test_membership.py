@@ -63,5 +63,5 @@ def test_privleak_by_hand() -> None:
 
 @pytest.mark.parametrize("pair", [(1.1, 0.5), (0.5, -0.1), (0.5, 1.0)])
 def test_privleak_out_of_range(pair: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="AUC|area"):
+    with pytest.raises(ValueError, match=r"AUC|area"):
         privleak(*pair)

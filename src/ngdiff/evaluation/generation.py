@@ -139,6 +139,8 @@ class _Greedy:
                 use_cache=True,
                 logits_to_keep=1,
             )
+            if step == 0 and cache.get_seq_length() != ids.shape[1]:
+                raise NotImplementedError("the model keeps its state elsewhere")
             chosen = output.logits[:, -1].argmax(dim=-1)
             going = ~torch.isin(chosen, self.ends.to(chosen.device))
             for place, token in enumerate(chosen.tolist()):

@@ -6,7 +6,7 @@ wherever two answers share a prompt of more than one token; a row without a part
 
 The prompt, but for its last token, fills a cache of keys and values; each answer then continues from a copy
 of it. Models whose cache cannot be copied, or that give other likelihoods that way, are run the plain way:
-the first two answers are always done both ways and compared.
+some answers are always done both ways first and compared.
 """
 
 from __future__ import annotations
@@ -93,14 +93,14 @@ class SharedPrompts:
         return max(len(self.examples[row].input_ids) for row in group.rows)
 
     def _agrees(self) -> bool:
-        """Run two answers both ways and compare."""
-        first = self._groups[-1]
-        pair = Group(first.rows[:2], first.prompt)
-        rows = [self.examples[row] for row in pair.rows]
+        """Run two answers of the longest and of the shortest prompt both ways and compare."""
+        ends = [self._groups[0], self._groups[-1]] if len(self._groups) > 1 else self._groups
+        pairs = [Group(group.rows[:2], group.prompt) for group in ends]
+        rows = [self.examples[row] for pair in pairs for row in pair.rows]
         batch = {key: value.to(self._device) for key, value in collate(rows, self._pad_id).items()}
         plain = labelled_tokens(self.model, batch).log_probs()
         try:
-            shared = self._run([pair]).log_probs()
+            shared = self._run(pairs).log_probs()
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError):
             return False
         low = torch.is_autocast_enabled(self._device.type) or next(self.model.parameters()).element_size() < 4
