@@ -139,7 +139,7 @@ class _Greedy:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            if step == 0 and cache.get_seq_length() != ids.shape[1]:
+            if step == 0 and _cached_tokens(cache) != ids.shape[1]:
                 raise NotImplementedError("the model keeps its state elsewhere")
             chosen = output.logits[:, -1].argmax(dim=-1)
             going = ~torch.isin(chosen, self.ends.to(chosen.device))
@@ -167,6 +167,13 @@ class _Greedy:
 
 def _until(tokens: Sequence[int], ends: set[int]) -> list[int]:
     return list(tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))])
+
+
+def _cached_tokens(cache: Any) -> int:
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # there are layers without keys and values
+        return 0
 
 
 def _can_loop(model: Any) -> bool:
