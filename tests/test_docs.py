@@ -11,6 +11,7 @@ import torch
 
 from published_logs import tofu_log
 from tiny import tiny_llama, tiny_tokenizer
+from tofu_folder import make_tofu
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
@@ -45,6 +46,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("retain95.json", retain),
     ):
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    make_tofu(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for seed, log in enumerate(("TOFU_EVAL.json", "retrained-eval/TOFU_EVAL.json")):
         Path(log).parent.mkdir(exist_ok=True)
         Path(log).write_text(json.dumps(tofu_log(seed)), encoding="utf-8")
