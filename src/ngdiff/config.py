@@ -19,6 +19,8 @@ _FLAGS = {
     "learning_rate": "--lr",
     "num_train_epochs": "--epochs",
     "per_device_train_batch_size": "--batch-size",
+    "evaluate_every": "--eval-every",
+    "evaluate_items": "--eval-items",
 }
 
 
@@ -59,6 +61,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         _is_whole,
         (
             *("probe_every", "probe_size", "check_every", "check_size", "check_patience", "max_length"),
+            *("evaluate_every", "evaluate_items"),
             *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"),
         ),
     ),
@@ -100,6 +103,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         max_length: longest sequence, in tokens.
         log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
             cosine; costs one more gradient buffer.
+        evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
+            :mod:`ngdiff.evaluation.callback`); 0 for none.
+        evaluate_items: most items of each set that these look at.
     """
 
     method: str = DEFAULT_METHOD
@@ -121,6 +127,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     check_patience: int = 3
     max_length: int = 512
     log_gramian: bool = False
+    evaluate_every: int = 0
+    evaluate_items: int = 64
 
     num_train_epochs: float = 20.0
     max_grad_norm: float = 0.0
@@ -219,12 +227,17 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             ("--check-patience", self.check_patience),
             ("--batch-size", self.per_device_train_batch_size),
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+            ("--eval-items", self.evaluate_items),
             ("--max-steps", 1 if self.max_steps == NO_LIMIT else self.max_steps),
         ):
             if value < 1:
                 faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
         if self.probe_size < 0:
             faults.append(Fault("--probe-size", f"{self.probe_size} is negative", "Give 0 or more examples"))
+        if self.evaluate_every < 0:
+            faults.append(
+                Fault("--eval-every", f"{self.evaluate_every} is negative", "Give 0 (never) or more")
+            )
         if self.max_length < 8:
             faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
         if self.fp16:

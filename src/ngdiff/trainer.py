@@ -24,6 +24,7 @@ from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import Batch, PairCollator, PairedDataset, PairSampler, Stream, collate
 from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
+from ngdiff.data.examples import Example
 from ngdiff.environment import machine, peak_memory_gib, versions
 from ngdiff.evaluation.teacher_forced import batch_extraction_strength, score_answers, summarise
 from ngdiff.gradients import FORGET, RETAIN, GradientPair, Gramian, Task, Weights, cosine
@@ -165,8 +166,30 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self._last_strength: float | None = None
         self._best = BestWeights(model, Path(args.output_dir))
         self._resumed: tuple[Path, dict[str, Any]] | None = None
+        self._has_holdout = holdout_dataset is not None
+        if args.evaluate_every:
+            from ngdiff.evaluation.callback import EvaluationCallback, EvaluationPlan
+
+            self.add_callback(
+                EvaluationCallback(self, EvaluationPlan(args.evaluate_every, args.evaluate_items))
+            )
 
     # ---- data ----
+
+    @property
+    def forget_examples(self) -> list[Example]:
+        """What is to be forgotten."""
+        return [encoded.example for encoded in self._forget]
+
+    @property
+    def held_out_examples(self) -> list[Example]:
+        """The part of the retain set that utility is measured on, and no step sees."""
+        return [encoded.example for encoded in self._held_out]
+
+    @property
+    def holdout_examples(self) -> list[Example]:
+        """Text that the model never saw, where the caller gave some."""
+        return [encoded.example for encoded in self._never_seen] if self._has_holdout else []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
         return PairSampler(len(self._forget), len(self._retain), self.args.seed)

@@ -47,6 +47,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
+ALIASES |= {"eval_every": "evaluate_every", "eval_items": "evaluate_items"}
 # trainer settings that a flag decides
 DECIDED_BY = {"output_dir": "output", "bf16": "precision", "fp16": "precision"}
 
@@ -151,6 +152,12 @@ def unlearn(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice. [default: 0]")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest sequence in tokens. [default: 512]")] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Evaluate every so many steps, into record.json. [default: never]")
+    ] = None,
+    eval_items: Annotated[
+        int | None, typer.Option(help="Most items of a set that these look at. [default: 64]")
+    ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters only, and save those.")] = False,
     precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32. [default: auto]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
@@ -192,6 +199,8 @@ def unlearn(
         "per_device_train_batch_size": batch_size,
         "seed": seed,
         "max_length": max_length,
+        "evaluate_every": eval_every,
+        "evaluate_items": eval_items,
         "lora": lora or None,
         "precision": precision,
         "tofu_dir": tofu_dir,

@@ -7,7 +7,7 @@ answer itself; with a reference model also forget quality. With a holdout there 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ngdiff.data.examples import Example, overlap_fault, to_examples
@@ -67,7 +67,7 @@ def read_own(request: EvaluateRequest) -> SuiteData:
 
 
 def own_data(
-    sets: dict[str, Sequence[Example]],
+    sets: Mapping[str, Sequence[Example]],
     paraphrases: bool = True,
     gradient_norms: bool = True,
     notes: tuple[str, ...] = (),
