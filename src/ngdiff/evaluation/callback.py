@@ -53,7 +53,8 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
 
     On the forget set, on the part of the retain set that is held out from training and, where the trainer was
     given one, on the holdout. The run goes on as if nothing had happened: weights, gradients, random
-    numbers and mode are left alone. Results go to the record's ``evaluations`` and, as ``eval/NAME``, to trackers::
+    numbers and mode are left alone. Results go to the record's ``evaluations`` and, as ``eval/NAME``, to
+    trackers::
 
         trainer.add_callback(EvaluationCallback(trainer, EvaluationPlan(every=5)))
 

@@ -1,0 +1,291 @@
+"""``ngdiff evaluate`` from request to eval.json: provenance, references, and requests that are wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import slow_tofu
+from commandline import Cli, make_cli, save_model
+from ngdiff.environment import weights_hash
+from ngdiff.errors import EvaluationError, RequestError
+from ngdiff.evaluation.evaluate import evaluate
+from ngdiff.evaluation.request import EvaluateRequest
+from ngdiff.evaluation.result import EvaluationResult, read_result
+from tiny import tiny_llama
+from tofu_folder import make_tofu
+
+OWN = ("perturbed_answer", "paraphrased_answer", "paraphrased_question")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, a TOFU folder, and the same rows as files of one's own."""
+    folder = tmp_path_factory.mktemp("place")
+    save_model(folder / "model", 0)
+    save_model(folder / "retrained", 1)
+    save_model(folder / "broken", 0)
+    broken = tiny_llama()
+    with torch.no_grad():
+        broken.lm_head.weight[5] = float("nan")
+    broken.save_pretrained(folder / "broken")
+    tofu = make_tofu(folder / "tofu")
+    for name, file in (
+        ("forget", "forget01_perturbed"),
+        ("retain", "retain_perturbed"),
+        ("holdout", "holdout01"),
+    ):
+        (folder / f"{name}.jsonl").write_text((tofu / f"{file}.json").read_text())
+    return folder
+
+
+def tofu_request(place: Path, output: Path, **changes: Any) -> EvaluateRequest:
+    asked = EvaluateRequest(
+        str(place / "model"),
+        "tofu",
+        output,
+        ("forget01",),
+        tofu_dir=place / "tofu",
+        cache=False,
+        max_new_tokens=4,
+        resamples=20,
+    )
+    return replace(asked, **changes)
+
+
+def own_request(place: Path, output: Path, **changes: Any) -> EvaluateRequest:
+    sources = {name: (str(place / f"{name}.jsonl"),) for name in ("forget", "retain")}
+    return replace(tofu_request(place, output), **{"suite": "own", "tofu_dir": None, **sources, **changes})
+
+
+def refused(request: EvaluateRequest) -> str:
+    """Return what an evaluation was refused for; nothing may have been written."""
+    before = request.output.read_bytes() if request.output.is_file() else None
+    with pytest.raises(RequestError) as caught:
+        evaluate(request)
+    assert (request.output.read_bytes() if request.output.is_file() else None) == before
+    return str(caught.value)
+
+
+def test_the_result_says_where_it_comes_from(place: Path, tmp_path: Path) -> None:
+    written = evaluate(tofu_request(place, tmp_path / "eval.json", seed=5))
+    read = read_result(tmp_path / "eval.json")
+    assert read == EvaluationResult.from_json(json.loads(json.dumps(written.as_json())))
+    content = json.loads((tmp_path / "eval.json").read_text())
+    origin = content["provenance"]
+    assert origin["model"]["sha256"] == weights_hash(tiny_llama())
+    assert set(origin["data"]) == {"forget", "retain", "real_authors", "world_facts", "holdout"}
+    assert all(len(entry["sha256"]) == 64 for entry in origin["data"].values())
+    assert origin["seed"] == 5 and origin["settings"]["max_new_tokens"] == 4
+    assert {"torch", "transformers", "ngdiff"} <= set(origin["versions"])
+    assert (
+        content["places"]["forget"][2] == "forget01_perturbed.json, line 3" or content["places"]["forget"][2]
+    )
+    for key, figure in content["figures"].items():
+        assert figure["metric"] in origin["metrics"] and figure["metric_version"] >= 1, key
+        if figure["value"] is not None:
+            assert figure["interval"][0] <= figure["interval"][1], key
+    assert content["figures"]["forget.probability"]["higher_is_better"] is False
+    assert content["figures"]["retain.probability"]["higher_is_better"] is True
+    assert len(content["figures"]["forget.probability"]["items"]) == 6
+
+
+def test_a_reference_given_in_three_ways(place: Path, tmp_path: Path) -> None:
+    other = tofu_request(place, tmp_path / "retrained.json", model=str(place / "retrained"))
+    evaluate(replace(other, openunlearning=tmp_path / "log"))
+    qualities, leaks = [], []
+    for number, reference in enumerate((place / "retrained", tmp_path / "retrained.json", tmp_path / "log")):
+        output = tmp_path / f"{number}.json"
+        found = evaluate(tofu_request(place, output, reference=str(reference)))
+        qualities.append(found.figures["forget_quality"].value)
+        leaks.append(found.figures["privleak"].value)
+    assert qualities[0] is not None and 0 < qualities[0] < 1
+    assert qualities == pytest.approx([qualities[0]] * 3)
+    assert leaks == pytest.approx([leaks[0]] * 3)
+
+
+def test_own_data_is_measured_as_tofu_is(place: Path, tmp_path: Path) -> None:
+    tofu = evaluate(tofu_request(place, tmp_path / "tofu.json", reference=str(place / "retrained")))
+    holdout = (str(place / "holdout.jsonl"),)
+    own = evaluate(
+        own_request(place, tmp_path / "own.json", holdout=holdout, reference=str(place / "retrained"))
+    )
+    same = [key for key in own.figures if key in tofu.figures]
+    assert len(same) > 30 and "forget_quality" in same
+    for key in same:
+        assert own.figures[key].value == pytest.approx(tofu.figures[key].value, rel=1e-6), key
+    alone = evaluate(own_request(place, tmp_path / "alone.json"))
+    assert alone.figures["forget_quality"].value is None
+    assert not [key for key in alone.figures if "membership" in key]
+
+
+def test_plain_text_has_no_answers(place: Path, tmp_path: Path) -> None:
+    for name in ("forget", "retain"):
+        rows = [{"text": f"{name} text number {n} on the mat"} for n in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluate(own_request(tmp_path, tmp_path / "eval.json", model=str(place / "model")))
+    assert found.figures["forget.rouge"].value is None and "no prompt" in str(
+        found.figures["forget.rouge"].note
+    )
+    assert found.figures["forget.probability"].value is not None
+
+
+def test_a_reference_of_another_kind(place: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    evaluate(own_request(place, own))
+    assert "suite 'own'" in refused(tofu_request(place, tmp_path / "e.json", reference=str(own)))
+    larger = make_tofu(tmp_path / "larger", seed=1, forget=9)
+    evaluate(tofu_request(place, tmp_path / "larger.json", tofu_dir=larger))
+    said = refused(tofu_request(place, tmp_path / "e.json", reference=str(tmp_path / "larger.json")))
+    assert "9 truth ratios for the 6 items" in said
+    changed = make_tofu(tmp_path / "changed", seed=2)
+    evaluate(tofu_request(place, tmp_path / "changed.json", tofu_dir=changed))
+    assert "other rows" in refused(
+        tofu_request(place, tmp_path / "e.json", reference=str(tmp_path / "changed.json"))
+    )
+    content = json.loads((tmp_path / "changed.json").read_text())
+    content["split"] = "forget10"
+    (tmp_path / "split.json").write_text(json.dumps(content))
+    said = refused(tofu_request(place, tmp_path / "e.json", reference=str(tmp_path / "split.json")))
+    assert "forget10" in said
+
+
+BAD_REFERENCES = {
+    "missing": (None, "no such|not found|neither|no model|does not exist"),
+    "truncated": ('{"kind": "evaluation", "format": 1, "fig', "truncated"),
+    "foreign": ('{"some": "thing"}', "--reference"),
+    "not a number": ('{"kind": "evaluation", "format": 1, "figures": NaN}', "NaN"),
+    "another version": ('{"kind": "evaluation", "format": 99}', "99"),
+    "a list": ("[1, 2]", "--reference"),
+    "a record": ('{"kind": "unlearn", "format": 1}', "--reference"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REFERENCES)
+def test_a_bad_reference(place: Path, tmp_path: Path, name: str) -> None:
+    content, said = BAD_REFERENCES[name]
+    file = tmp_path / "reference.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(RequestError, match=said):
+        evaluate(tofu_request(place, tmp_path / "e.json", reference=str(file)))
+
+
+def test_what_is_required_must_be_possible(place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "e.json"
+    said = refused(tofu_request(place, output, require=("forget_quality",)))
+    assert "--reference" in said and "retrained model" in said
+    bare = make_tofu(tmp_path / "bare", holdout=0)
+    said = refused(tofu_request(place, output, tofu_dir=bare, require=("membership", "privleak")))
+    assert "--holdout" in said and "--reference" in said
+    assert "forget_qualty" in refused(tofu_request(place, output, require=("forget_qualty",)))
+    plain = [
+        {k: v for k, v in row.items() if k not in OWN}
+        for row in slow_tofu.rows(place / "tofu", "retain_perturbed")
+    ]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
+    asked = own_request(
+        place, output, retain=(str(place / "forget.jsonl"),), forget=(str(tmp_path / "plain.jsonl"),)
+    )
+    said = refused(replace(asked, require=("forget_quality",), reference=str(place / "retrained")))
+    assert "perturbed_answer" in said
+
+
+def test_faults_come_together(place: Path, tmp_path: Path) -> None:
+    asked = tofu_request(
+        place, tmp_path, model=str(tmp_path / "none"), forget=("forget02",), batch_size=0, precision="fp8"
+    )
+    said = refused(asked)
+    for part in ("--output", "none", "forget02", "--batch-size", "--precision"):
+        assert part in said
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "suite": ({"suite": "tufo"}, "tufo"),
+    "an option of another suite": ({"tasks": ("mmlu",)}, "--tasks"),
+    "a missing option": ({"suite": "own", "retain": ()}, "--retain"),
+    "a missing corpus": ({"suite": "muse", "forget": ()}, "--data"),
+    "no layout": ({"suite": "own", "openunlearning": Path("x")}, "--openunlearning"),
+    "resamples": ({"resamples": 0}, "--resamples"),
+    "length": ({"max_length": 0}, "--max-length"),
+    "answers": ({"max_new_tokens": -3}, "--max-new-tokens"),
+    "holdout": ({"holdout": ("nowhere.jsonl",)}, "nowhere.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_request(place: Path, tmp_path: Path, name: str) -> None:
+    changes, said = WRONG[name]
+    assert said in refused(tofu_request(place, tmp_path / "e.json", **changes))
+
+
+def test_nothing_is_overwritten(place: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text("my notes")
+    assert "no eval.json" in refused(tofu_request(place, mine, overwrite=True))
+    output = tmp_path / "eval.json"
+    evaluate(own_request(place, output))
+    assert "there already" in refused(own_request(place, output))
+    evaluate(own_request(place, output, seed=3, overwrite=True))
+    assert read_result(output).provenance["seed"] == 3
+
+
+def test_an_item_without_likelihood(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="line"):
+        evaluate(tofu_request(place, tmp_path / "e.json", model=str(place / "broken")))
+    assert not (tmp_path / "e.json").exists()
+
+
+def test_interrupted_and_started_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ngdiff.evaluation import evaluator
+
+    asked = tofu_request(place, tmp_path / "e.json", cache=True, cache_dir=tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            evaluator, "generate_answers", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(asked)
+    assert not (tmp_path / "e.json").exists()
+    second = evaluate(asked)
+    whole = evaluate(replace(asked, output=tmp_path / "f.json", cache=False))
+    assert {k: f.value for k, f in second.figures.items()} == pytest.approx(
+        {k: f.value for k, f in whole.figures.items()}, rel=1e-6
+    )
+    assert (
+        second.provenance["cached"]["forget answers"] == 6
+        and second.provenance["cached"]["holdout answers"] == 5
+    )
+    third = evaluate(replace(asked, output=tmp_path / "g.json", model=str(place / "retrained")))
+    assert not any(third.provenance["cached"].values())
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return make_cli(capsys)
+
+
+def words(place: Path, output: Path, model: str = "model") -> tuple[object, ...]:
+    sources = ("--forget", place / "forget.jsonl", "--retain", place / "retain.jsonl")
+    return ("evaluate", place / model, "--suite", "own", *sources, "--output", output, "--no-cache")
+
+
+def test_on_the_command_line(cli: Cli, place: Path, tmp_path: Path) -> None:
+    answer = cli(*words(place, tmp_path / "eval.json"), "--max-new-tokens", 4)
+    assert answer.code == 0, answer.err
+    shown = answer.out + answer.err
+    assert "forget.probability" in shown and "utility" in shown and "95%" in shown
+    assert read_result(tmp_path / "eval.json").figures["utility"].value is not None
+
+
+def test_faults_on_the_command_line(cli: Cli, place: Path, tmp_path: Path) -> None:
+    answer = cli(*words(place, tmp_path / "eval.json"), "--batch-size", 0, "--require", "forget_quality")
+    assert answer.code == 2 and len(answer.faults) == 2
+    broken = cli(*words(place, tmp_path / "eval.json", "broken"))
+    assert broken.code == 1 and "line" in broken.err and "Traceback" not in broken.err
+    assert list(tmp_path.iterdir()) == []
