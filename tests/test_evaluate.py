@@ -156,7 +156,7 @@ def test_a_reference_of_another_kind(place: Path, tmp_path: Path) -> None:
 
 
 BAD_REFERENCES = {
-    "missing": (None, "no such|not found|neither|no model|does not exist"),
+    "missing": (None, "no such file"),
     "truncated": ('{"kind": "evaluation", "format": 1, "fig', "truncated"),
     "foreign": ('{"some": "thing"}', "--reference"),
     "not a number": ('{"kind": "evaluation", "format": 1, "figures": NaN}', "NaN"),
@@ -254,9 +254,12 @@ def test_interrupted_and_started_again(place: Path, tmp_path: Path, monkeypatch:
     assert not (tmp_path / "e.json").exists()
     second = evaluate(asked)
     whole = evaluate(replace(asked, output=tmp_path / "f.json", cache=False))
-    assert {k: f.value for k, f in second.figures.items()} == pytest.approx(
-        {k: f.value for k, f in whole.figures.items()}, rel=1e-6
-    )
+    assert second.figures.keys() == whole.figures.keys()
+    for key, figure in whole.figures.items():
+        if figure.value is None:
+            assert second.figures[key].value is None
+        else:
+            assert second.figures[key].value == pytest.approx(figure.value, rel=1e-6, abs=1e-9)
     assert (
         second.provenance["cached"]["forget answers"] == 6
         and second.provenance["cached"]["holdout answers"] == 5

@@ -1,4 +1,4 @@
-"""Two processes that share an evaluation: one result, with the figures of a single process, and no hanging."""
+"""Two processes share an evaluation: one result, a single process's figures, and no hanging."""
 
 from __future__ import annotations
 

@@ -43,6 +43,9 @@ def resolve_reference(name: str, suite: str, data: SuiteData | None) -> Referenc
     """
     path = Path(name).expanduser()
     is_model = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
+    if path.suffix == ".json" and not path.exists():
+        mend = "Give the retrained model, its eval.json, or a log of OpenUnlearning"
+        raise RequestError(Fault(_WHERE, f"no such file: {path}", mend))
     if not path.exists() or is_model:
         source = resolve_model(name, _WHERE)
         faults = check_causal(source, _WHERE)
