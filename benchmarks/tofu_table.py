@@ -119,12 +119,14 @@ def table(results: dict[str, EvaluationResult], keys: list[tuple[str, str]], dig
     for title, key in keys:
         cells = [cell(result, key, digits) for result in results.values()]
         if any(cells):
+            cells = [cell or "—" for cell in cells]
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def seconds(results: dict[str, EvaluationResult]) -> str:
-    """Lay out what each pass took, and each metric alone would have."""
+    """Lay out what each pass took, in the evaluations that found nothing in the cache."""
+    results = {n: r for n, r in results.items() if not any(r.provenance["cached"].values())}
     passes: dict[str, dict[str, float]] = {}
     for name, result in results.items():
         for label, value in result.provenance["seconds"]["passes"].items():
