@@ -41,19 +41,27 @@ RETAIN = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"
 Values = dict[str, list[float]]
 
 
-def spread(examples: list[Example], count: int | None) -> list[Example]:
+def spread(examples: list[Example], count: int) -> list[Example]:
     """Take ``count`` rows at even distances, so that a part of a file is like the whole."""
-    if count is None or count >= len(examples):
+    if count >= len(examples):
         return examples
     return [examples[row * len(examples) // count] for row in range(count)]
 
 
 def read_data(forget: str, items: int | None) -> tuple[dict[str, list[Example]], list[Example]]:
-    """Read the four parts of the suite, and the holdout's stand-in of the forget set's size."""
-    data = {}
+    """Read the four parts of the suite, and the holdout's stand-in of the forget set's size.
+
+    ``items`` of the forget set, and as large a share of every other file, so that a part costs its share of
+    the whole suite.
+    """
+    data: dict[str, list[Example]] = {}
+    share = 1.0
     for part, name in {"forget": f"{forget}_perturbed", **PARTS}.items():
         where = f"tofu:{name}"
-        data[part] = spread(to_examples(read_rows(where, where=where), where), items)
+        examples = to_examples(read_rows(where, where=where), where)
+        if part == "forget" and items is not None:
+            share = min(1.0, items / len(examples))
+        data[part] = spread(examples, max(1, round(share * len(examples))))
     source = f"tofu:{RETAIN[forget]}"
     holdout = to_examples(read_rows(source, where=source), source)
     return data, spread(holdout, len(data["forget"]))
@@ -135,8 +143,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--forget", default="forget10", choices=list(RETAIN))
-    parser.add_argument("--items", type=int, help="rows of each file (default: all)")
-    parser.add_argument("--peak-items", type=int, default=32, help="rows of each file to measure memory on")
+    parser.add_argument(
+        "--items",
+        type=int,
+        help="rows of the forget set, and as large a share of the other files (default: all)",
+    )
+    parser.add_argument("--peak-items", type=int, default=32, help="likewise, to measure memory on")
     parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument("--no-gradients", action="store_true", help="leave out the attack by gradient norm")
     parser.add_argument("--only", choices=("fast", "slow"), help="run one way and print its peak memory")

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from ngdiff.data.batching import collate
+from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example, Message
 from ngdiff.errors import EvaluationError
 from ngdiff.evaluation import evaluator as module
@@ -157,3 +159,41 @@ def test_an_item_without_likelihood_is_named_and_not_remembered(tmp_path: Path) 
     sound = build(tmp_path)
     sound.score("set", EXAMPLES)
     assert sound.cached == {"set": 0}
+
+
+@pytest.fixture(scope="module")
+def knowing() -> Any:
+    """A model that has learned the first three answers."""
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    batch = collate(encode_all(EXAMPLES[:3], tokenizer, 512, "data"), 0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+def test_what_teacher_forcing_foretells_is_not_generated(knowing: Any, counted: list[int]) -> None:
+    evaluator = Evaluator(knowing, tiny_tokenizer(), quiet=True, max_new_tokens=12)
+    scores = evaluator.score("set answers", EXAMPLES)
+    plain = evaluator.generate("set generation", EXAMPLES)
+    known = [score.extraction_strength == 1 for score in scores]
+    assert all(known[:3]) and not all(known)
+    assert [text == e.answer for text, e in zip(plain, EXAMPLES, strict=True)] == known
+    counted.clear()
+    assert evaluator.generate("set generation", EXAMPLES, scores=scores) == plain
+    assert counted == [known.count(False)]
+    # not where an answer may be cut short, may end elsewhere, or is not the likeliest
+    for change in ({"max_new_tokens": 2}, {"stop_strings": ("cat",)}):
+        counted.clear()
+        evaluator.generate("set generation", EXAMPLES, scores=scores, **change)
+        assert counted == [len(EXAMPLES)]
+    knowing.generation_config.min_new_tokens = 1
+    try:
+        counted.clear()
+        evaluator.generate("set generation", EXAMPLES, scores=scores)
+        assert counted == [len(EXAMPLES)]
+    finally:
+        knowing.generation_config.min_new_tokens = None

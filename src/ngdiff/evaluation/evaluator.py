@@ -20,15 +20,15 @@ from ngdiff.environment import weights_hash
 from ngdiff.errors import EvaluationError
 from ngdiff.evaluation.cache import Cache, cache_key
 from ngdiff.evaluation.distributed import gathered, is_main, my_share
-from ngdiff.evaluation.generation import generate_answers
+from ngdiff.evaluation.generation import answer_text, end_tokens, generate_answers, is_plain_greedy
 from ngdiff.evaluation.gradient_norm import gradient_norms
-from ngdiff.evaluation.shared_prompts import group_by_prompt
+from ngdiff.evaluation.prefix_trees import group_by_prompt
 from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
 from ngdiff.progress import Meter
 
 T = TypeVar("T")
 
-CODE_VERSIONS = {"score": 1, "generate": 1, "gradient_norm": 1}
+CODE_VERSIONS = {"score": 2, "generate": 1, "gradient_norm": 1}
 """Counted up when a measurement's code changes what it gives; part of every cache key."""
 
 BATCHES_A_CHUNK = 16
@@ -81,21 +81,26 @@ class Evaluator:
     # ---- the three measurements ----
 
     def score(
-        self, name: str, examples: Sequence[Example], z_scores: bool = False, end_token: bool = True
+        self,
+        name: str,
+        examples: Sequence[Example],
+        z_scores: bool | Sequence[bool] = False,
+        end_token: bool = True,
     ) -> list[AnswerScore]:
         """Score each example's answer under teacher forcing.
 
         Args:
             name: of the pass, ``SET KIND``, for progress and ``seconds``.
             examples: with the answers to score.
-            z_scores: also standardise each token's log-probability, for min-k++.
+            z_scores: also standardise each token's log-probability, for min-k++; of all, or as each row says.
             end_token: whether the end token belongs to the answer of plain forms.
 
         Raises:
             EvaluationError: the model gives an item no finite likelihood; it names the first such.
         """
         encoded = encode_all(examples, self.tokenizer, self.max_length, name, end_token)
-        keys = [self._key("score", z_scores, e.input_ids, e.labels) for e in encoded]
+        wanted = [z_scores] * len(examples) if isinstance(z_scores, bool) else z_scores
+        keys = [self._key("score", z, e.input_ids, e.labels) for z, e in zip(wanted, encoded, strict=True)]
 
         def measure(rows: Sequence[int]) -> list[Any]:
             found = score_answers(
@@ -104,7 +109,7 @@ class Evaluator:
                 pad_id=self._pad_id,
                 batch_size=self.batch_size,
                 autocast=self.autocast,
-                z_scores=z_scores,
+                z_scores=[wanted[row] for row in rows],
             )
             for row, score in zip(rows, found, strict=True):
                 _check_finite(name, examples[row], score)
@@ -121,14 +126,19 @@ class Evaluator:
         examples: Sequence[Example],
         max_new_tokens: int | None = None,
         stop_strings: Sequence[str] = (),
+        scores: Sequence[AnswerScore] | None = None,
     ) -> list[str]:
         """Answer each example's prompt by greedy decoding.
+
+        An answer all of whose tokens, the end token included, are the most probable ones under teacher
+        forcing is what greedy decoding writes; where ``scores`` show one, nothing is generated.
 
         Args:
             name: as in ``score``.
             examples: whose prompts to answer.
             max_new_tokens: longest answer; the evaluator's own where it is not given.
             stop_strings: texts before which an answer ends.
+            scores: what ``score`` gave for the same examples.
         """
         most = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         prompts = [encode_prompt(example, self.tokenizer, self.max_length) for example in examples]
@@ -149,8 +159,26 @@ class Evaluator:
                     )
                 )
 
-        units = _longest_first([[row] for row in range(len(prompts))], [len(prompt) for prompt in prompts])
-        return [str(text) for text in self._all(name, keys, units, measure)]
+        known = {} if stop_strings or scores is None else self._foretold(examples, scores, most)
+        open_rows = [row for row in range(len(prompts)) if row not in known]
+        units = _longest_first([[row] for row in open_rows], [len(prompt) for prompt in prompts])
+        found = self._all(name, keys, units, measure, {row: (text, False) for row, text in known.items()})
+        return [str(text) for text in found]
+
+    def _foretold(
+        self, examples: Sequence[Example], scores: Sequence[AnswerScore], most: int
+    ) -> dict[int, str]:
+        """Return, by row, the answers that teacher forcing has shown to be what greedy decoding writes."""
+        if not is_plain_greedy(self.model):
+            return {}
+        ends = end_tokens(self.model, self.tokenizer)
+        known = {}
+        for row, encoded in enumerate(encode_all(examples, self.tokenizer, self.max_length, "answers")):
+            said = [label for label in encoded.labels if label >= 0]
+            whole = not encoded.truncated and said[-1] in ends and not ends & set(said[:-1])
+            if scores[row].extraction_strength == 1 and whole and len(said) <= most:
+                known[row] = answer_text(self.tokenizer, said[:-1])
+        return known
 
     def gradient_norms(self, name: str, examples: Sequence[Example]) -> list[float]:
         """Return the norm of the gradient of each answer's mean NLL, over all parameters.
@@ -190,8 +218,9 @@ class Evaluator:
         keys: Sequence[str],
         units: Sequence[Sequence[int]],
         measure: Callable[[Sequence[int]], list[Any]],
+        known: dict[int, tuple[Any, bool]] | None = None,
     ) -> list[Any]:
-        """Return one JSON value a row: those of the cache, and the rest measured, unit after unit."""
+        """Return one JSON value a row: known, in the cache, or measured, unit after unit."""
         my_units = [units[place] for place in my_share(range(len(units)))]
         mine = [row for unit in my_units for row in unit]
 
@@ -210,7 +239,7 @@ class Evaluator:
             return found
 
         started = time.perf_counter()
-        found = gathered(work)
+        found = (known or {}) | gathered(work)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.cached[name] = self.cached.get(name, 0) + sum(old for _, old in found.values())
         return [found[row][0] for row in range(len(keys))]

@@ -16,6 +16,19 @@ from ngdiff.evaluation.teacher_forced import Advance
 _LOOK_EVERY = 4
 """Steps between looks for rows that have met a stop string."""
 
+_SETTINGS_OF_OTHERS = (
+    "no_repeat_ngram_size",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+)
+"""Settings of generation that let something else than the likelihoods decide a token."""
+
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Pad prompts on the left, so that every answer begins in the same column.
@@ -78,13 +91,17 @@ def generate_answers(
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
                 for row, tokens in zip(rows, decode([prompts[row] for row in rows]), strict=True):
-                    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-                    answers[row] = cut(text, stop_strings).strip()
+                    answers[row] = answer_text(tokenizer, tokens, stop_strings)
                 if advance is not None:
                     advance(len(rows))
     finally:
         model.train(was_training)
     return answers
+
+
+def answer_text(tokenizer: Any, tokens: Sequence[int], stop_strings: Sequence[str] = ()) -> str:
+    """Return what generated tokens, without the one that ended them, read."""
+    return cut(str(tokenizer.decode(tokens, skip_special_tokens=True)), stop_strings).strip()
 
 
 def cut(text: str, stop_strings: Sequence[str]) -> str:
@@ -176,14 +193,19 @@ def _cached_tokens(cache: Any) -> int:
         return 0
 
 
-def _can_loop(model: Any) -> bool:
-    """Say whether rows can leave the model's cache, and nothing but the likelihoods decides a token."""
-    inner = getattr(model, "module", model)
-    settings = getattr(inner, "generation_config", None)
-    if settings is None or getattr(inner.config, "is_encoder_decoder", False):
+def is_plain_greedy(model: Any) -> bool:
+    """Say whether nothing but the likelihoods decides a token under greedy decoding."""
+    settings = getattr(getattr(model, "module", model), "generation_config", None)
+    if settings is None:
         return False
     penalty = getattr(settings, "repetition_penalty", None) not in (None, 1.0)
-    processors = ("no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id")
-    plain = not penalty and not any(getattr(settings, name, None) for name in processors)
+    return not penalty and not any(getattr(settings, name, None) for name in _SETTINGS_OF_OTHERS)
+
+
+def _can_loop(model: Any) -> bool:
+    """Say whether rows can leave the model's cache, and decoding is plain."""
+    inner = getattr(model, "module", model)
+    if getattr(inner.config, "is_encoder_decoder", False):
+        return False
     supported = bool(getattr(inner, "_supports_default_dynamic_cache", lambda: False)())
-    return plain and supported
+    return supported and is_plain_greedy(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 _TOFU = "Maini et al. 2024, arXiv 2401.06121"
 _CARLINI = "Carlini et al. 2021, arXiv 2012.07805"
@@ -38,8 +39,7 @@ def _table(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-_OPTIONS = ("answers", "options")
-_MODEL = {"knowledge": False}
+_MODEL: dict[str, Any] = {"knowledge": False}
 
 METRICS: dict[str, Metric] = _table(
     Metric("probability", True, 1, "exp(-mean NLL) of the answer's tokens, mean over items", _TOFU),
@@ -50,7 +50,6 @@ METRICS: dict[str, Metric] = _table(
         1,
         "p(right) / (p(right) + sum of p(wrong)), mean over items",
         _TOFU,
-        _OPTIONS,
     ),
     Metric(
         "rougeL_recall",
@@ -90,18 +89,14 @@ METRICS: dict[str, Metric] = _table(
         1,
         "p(wrong)/p(right) = t: mean of min(t, 1/t) on a forget set, of max(0, 1 - t) elsewhere",
         _TOFU,
-        _OPTIONS,
     ),
-    Metric(
-        "truth_ratio_share", True, 1, "p(right) / (p(right) + p(wrong)), mean over items", _TOFU, _OPTIONS
-    ),
+    Metric("truth_ratio_share", True, 1, "p(right) / (p(right) + p(wrong)), mean over items", _TOFU),
     Metric(
         "log_truth_ratio",
         False,
         1,
         "log(p(wrong)/p(right)) in nats per token, mean over items",
         _TOFU,
-        _OPTIONS,
     ),
     Metric(
         "model_utility",
@@ -109,7 +104,7 @@ METRICS: dict[str, Metric] = _table(
         1,
         "harmonic mean of nine: probability, ROUGE-L recall and truth ratio of three sets",
         _TOFU,
-        ("answers", "options", "generation"),
+        ("answers", "generation"),
         **_MODEL,
     ),
     Metric(
@@ -118,7 +113,7 @@ METRICS: dict[str, Metric] = _table(
         1,
         "harmonic mean of what was measured on the retain set: probability, ROUGE-L recall, truth ratio",
         _TOFU,
-        ("answers", "options", "generation"),
+        ("answers", "generation"),
         **_MODEL,
     ),
     Metric(
@@ -127,7 +122,6 @@ METRICS: dict[str, Metric] = _table(
         1,
         "Kolmogorov-Smirnov p-value of the forget set's truth ratios against the retrained model's",
         _TOFU,
-        _OPTIONS,
         **_MODEL,
     ),
     Metric(
@@ -136,7 +130,6 @@ METRICS: dict[str, Metric] = _table(
         1,
         "Kolmogorov-Smirnov distance of the same two samples",
         _TOFU,
-        _OPTIONS,
         **_MODEL,
     ),
     Metric(

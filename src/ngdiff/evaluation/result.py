@@ -171,8 +171,6 @@ def seconds_by_figure(figures: Mapping[str, Figure], passes: Mapping[str, float]
         kinds = metric_named(found.metric).passes
         if found.metric == "auc":
             kinds = ("gradients",) if key.endswith("gradient_norm") else ("answers",)
-        if key.endswith(("perturbed_answer_probability", "paraphrased_answer_probability")):
-            kinds = ("options",)
         split = ((label.rsplit(" ", 1), seconds) for label, seconds in passes.items())
         costs[key] = math.fsum(
             seconds

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ngdiff.data.batching import batches_by_length
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.evaluation.shared_prompts import SharedPrompts
+from ngdiff.evaluation.prefix_trees import PrefixTrees
 from ngdiff.logprobs import LabelledTokens, labelled_tokens
 
 Advance = Callable[[int], object]
@@ -93,11 +93,16 @@ def standardised(
     return torch.cat(found) if found else logits.new_zeros(0)
 
 
-def score_tokens(tokens: LabelledTokens, z_scores: bool = False) -> list[AnswerScore]:
-    """Score each sequence of one batch, in the batch's order."""
+def score_tokens(tokens: LabelledTokens, z_scores: Sequence[bool] | None = None) -> list[AnswerScore]:
+    """Score each sequence of one batch, in the batch's order; ``z_scores`` says which get theirs."""
     log_probs, correct = tokens.log_probs().detach().double().cpu(), tokens.correct().cpu()
-    z = standardised(tokens.logits.detach(), tokens.targets).double().cpu() if z_scores else None
     rows = tokens.rows.cpu()
+    asked = [False] * tokens.row_count if z_scores is None else z_scores
+    wanted = torch.tensor(asked)[rows]
+    z = torch.zeros(len(rows), dtype=torch.float64)
+    if bool(wanted.any()):
+        there = wanted.to(tokens.logits.device)
+        z[wanted] = standardised(tokens.logits.detach()[there], tokens.targets[there]).double().cpu()
     scores = []
     for row in range(tokens.row_count):
         mine = rows == row
@@ -108,7 +113,7 @@ def score_tokens(tokens: LabelledTokens, z_scores: bool = False) -> list[AnswerS
                 extraction_strength=extraction_strength(correct[mine]),
                 exact_memorisation=exact_memorisation(correct[mine]),
                 log_probs=tuple(log_probs[mine].tolist()),
-                z_scores=() if z is None else tuple(z[mine].tolist()),
+                z_scores=tuple(z[mine].tolist()) if asked[row] else (),
             )
         )
     return scores
@@ -122,12 +127,12 @@ def score_answers(
     batch_size: int = 16,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     advance: Advance | None = None,
-    z_scores: bool = False,
+    z_scores: bool | Sequence[bool] = False,
 ) -> list[AnswerScore]:
     """Score every example, in the given order, with the model in eval mode; its mode is put back.
 
     Several answers to one prompt run the prompt once, where the model allows it
-    (see :mod:`ngdiff.evaluation.shared_prompts`).
+    (see :mod:`ngdiff.evaluation.prefix_trees`).
 
     Args:
         model: a causal language model.
@@ -136,13 +141,14 @@ def score_answers(
         batch_size: sequences a forward pass.
         autocast: opens the context in which the model runs.
         advance: called with the number of examples done, for a progress bar.
-        z_scores: also standardise each token's log-probability, for min-k++.
+        z_scores: also standardise each token's log-probability, for min-k++; of all, or as each row says.
     """
+    wanted = [z_scores] * len(examples) if isinstance(z_scores, bool) else z_scores
     device = next(model.parameters()).device
     scores: list[AnswerScore | None] = [None] * len(examples)
 
     def keep(rows: Sequence[int], tokens: LabelledTokens) -> None:
-        for row, score in zip(rows, score_tokens(tokens, z_scores), strict=True):
+        for row, score in zip(rows, score_tokens(tokens, [wanted[row] for row in rows]), strict=True):
             scores[row] = score
         if advance is not None:
             advance(len(rows))
@@ -153,7 +159,7 @@ def score_answers(
         with torch.no_grad():
             alone = list(range(len(examples)))
             with autocast():
-                sharing = SharedPrompts.of(model, examples, pad_id)
+                sharing = PrefixTrees.of(model, examples, pad_id)
             if sharing is not None:
                 alone = sharing.alone
                 for rows, work in sharing.batches(batch_size):

@@ -95,23 +95,40 @@ class SetScores:
         ]
 
 
-def score_answer_options(
-    evaluator: Evaluator, name: str, examples: Sequence[Example], right: Sequence[AnswerScore] | None
-) -> SetScores:
-    """Score the perturbed answers and, where ``right`` is not given, the paraphrased ones, in one pass."""
+def score_set(
+    evaluator: Evaluator, name: str, examples: Sequence[Example], z_scores: bool, paraphrased: bool
+) -> tuple[list[AnswerScore], SetScores | None]:
+    """Score the answers, the paraphrased and the perturbed ones in one pass, in which they share much.
+
+    Args:
+        evaluator: of the model.
+        name: of the set.
+        examples: all with perturbed answers, or none.
+        z_scores: standardise the log-probabilities of the true answers' tokens, too.
+        paraphrased: the option that is right is the paraphrased answer, not the answer itself.
+
+    Returns:
+        Scores of the true answers; and those of the options, where there are perturbed answers.
+    """
+    options = has_column(examples, PERTURBED)
     asked: list[Example] = []
     spans = []
     for example in examples:
         start = len(asked)
-        if right is None:
+        asked.append(example)
+        if options and paraphrased:
             asked.append(with_answer(example, str(example.extra[PARAPHRASED])))
-        asked += [with_answer(example, wrong) for wrong in _texts(example)]
+        if options:
+            asked += [with_answer(example, wrong) for wrong in _texts(example)]
         spans.append(slice(start, len(asked)))
-    scores = evaluator.score(f"{name} options", asked)
+    firsts = {span.start for span in spans}
+    scores = evaluator.score(f"{name} answers", asked, [z_scores and i in firsts for i in range(len(asked))])
     own = [scores[span] for span in spans]
-    if right is None:
-        return SetScores([found[0] for found in own], [found[1:] for found in own])
-    return SetScores(right, own)
+    answers = [found[0] for found in own]
+    if not options:
+        return answers, None
+    right = int(paraphrased)
+    return answers, SetScores([found[right] for found in own], [found[right + 1 :] for found in own])
 
 
 def _texts(example: Example) -> list[str]:
@@ -149,9 +166,9 @@ class Measures:
             ),
         }
 
-    def rouges(self, name: str, examples: Sequence[Example]) -> Figures:
-        """Generate answers and compare them with the true ones."""
-        answers = self.evaluator.generate(f"{name} generation", examples)
+    def rouges(self, name: str, examples: Sequence[Example], scores: Sequence[AnswerScore]) -> Figures:
+        """Generate answers, where their scores leave them open, and compare them with the true ones."""
+        answers = self.evaluator.generate(f"{name} generation", examples, scores=scores)
         found = [rouge(example.answer, answer) for example, answer in zip(examples, answers, strict=True)]
         return {
             f"{name}.rouge": self.mean("rougeL_recall", [r.rougeL_recall for r in found], name),
@@ -186,7 +203,7 @@ class Measures:
         asked = [with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in examples]
         label = f"{name}_paraphrased"
         scores = self.evaluator.score(f"{label} answers", asked)
-        return self.answers(label, scores) | self.rouges(label, asked)
+        return self.answers(label, scores) | self.rouges(label, asked, scores)
 
     # ---- two sets, or two models ----
 
@@ -273,7 +290,8 @@ class Measures:
 def measure_reference(evaluator: Evaluator, data: SuiteData, name: str, suite: str) -> Reference:
     """Measure on a retrained model what the evaluation of another compares with, and nothing else."""
     forget, holdout = data.sets["forget"], data.sets.get("holdout", ())
-    sides = [evaluator.score("forget answers", forget, z_scores=bool(holdout))]
+    answers, options = score_set(evaluator, "forget", forget, bool(holdout), has_column(forget, PARAPHRASED))
+    sides = [answers]
     membership = {}
     if holdout:
         sides.append(evaluator.score("holdout answers", holdout, z_scores=True))
@@ -283,16 +301,12 @@ def measure_reference(evaluator: Evaluator, data: SuiteData, name: str, suite: s
                 for examples, scores in zip((forget, holdout), sides, strict=True)
             )
             membership[attack] = auc(members, others)
-    ratios: tuple[float, ...] = ()
-    if has_column(forget, PERTURBED):
-        own = None if has_column(forget, PARAPHRASED) else sides[0]
-        logs = score_answer_options(evaluator, "forget", forget, own).log_ratios()
-        ratios = tuple(map(truth_ratio_from_log, logs))
+    logs = [] if options is None else options.log_ratios()
     return Reference(
         name=name,
         suite=suite,
         split=data.split,
-        truth_ratios=ratios,
+        truth_ratios=tuple(map(truth_ratio_from_log, logs)),
         membership=membership,
         forget_nll=tuple(score.mean_nll for score in sides[0]),
         holdout_nll=tuple(score.mean_nll for scores in sides[1:] for score in scores),

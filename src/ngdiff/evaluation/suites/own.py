@@ -28,7 +28,7 @@ from ngdiff.evaluation.suites.measures import (
     column_faults,
     has_column,
     measure_reference,
-    score_answer_options,
+    score_set,
     values_of,
 )
 from ngdiff.evaluation.teacher_forced import AnswerScore
@@ -88,19 +88,22 @@ def run_own(
     """Measure what the data allows."""
     settings = data.settings or {}
     measures = Measures(evaluator, bootstrap)
-    scores = {
-        name: evaluator.score(
-            f"{name} answers", examples, z_scores="holdout" in data.sets and name != "retain"
-        )
-        for name, examples in data.sets.items()
-    }
+    scores: dict[str, list[AnswerScore]] = {}
     figures: Figures = {}
     for name, examples in data.sets.items():
+        if name == "holdout":
+            scores[name] = evaluator.score("holdout answers", examples, z_scores=True)
+            figures |= measures.answers(name, scores[name])
+            continue
+        attacked = "holdout" in data.sets and name == "forget"
+        paraphrased = has_column(examples, PARAPHRASED)
+        scores[name], options = score_set(evaluator, name, examples, attacked, paraphrased)
         figures |= measures.answers(name, scores[name])
-        if name != "holdout":
-            figures |= _of_set(
-                measures, name, examples, scores[name], bool(settings.get("paraphrases", True))
-            )
+        figures |= _answered(measures, name, examples, scores[name])
+        if options is not None:
+            figures |= measures.truth_ratios(name, options, forget=name == "forget")
+        if settings.get("paraphrases", True) and has_column(examples, ASKED_OTHERWISE):
+            figures |= measures.paraphrased_questions(name, examples)
     if "retain" in data.sets:
         figures |= _utility(figures, bootstrap)
     figures |= _forget_quality(measures, figures, reference)
@@ -111,26 +114,13 @@ def run_own(
     return figures
 
 
-def _of_set(
-    measures: Measures,
-    name: str,
-    examples: Sequence[Example],
-    right: Sequence[AnswerScore],
-    paraphrases: bool,
+def _answered(
+    measures: Measures, name: str, examples: Sequence[Example], scores: Sequence[AnswerScore]
 ) -> Figures:
-    figures: Figures = {}
     if all(example.messages for example in examples):
-        figures |= measures.rouges(name, examples)
-    else:
-        note = "rows of plain text have no prompt to answer"
-        figures[f"{name}.rouge"] = Figure("rougeL_recall", None, note=note)
-    if has_column(examples, PERTURBED):
-        own = None if has_column(examples, PARAPHRASED) else right
-        options = score_answer_options(measures.evaluator, name, examples, own)
-        figures |= measures.truth_ratios(name, options, forget=name == "forget")
-    if paraphrases and has_column(examples, ASKED_OTHERWISE):
-        figures |= measures.paraphrased_questions(name, examples)
-    return figures
+        return measures.rouges(name, examples, scores)
+    note = "rows of plain text have no prompt to answer"
+    return {f"{name}.rouge": Figure("rougeL_recall", None, note=note)}
 
 
 def _utility(figures: Figures, bootstrap: Bootstrap) -> Figures:

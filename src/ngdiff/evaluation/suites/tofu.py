@@ -40,9 +40,10 @@ from ngdiff.evaluation.suites.measures import (
     column_faults,
     has_column,
     measure_reference,
-    score_answer_options,
+    score_set,
     values_of,
 )
+from ngdiff.evaluation.teacher_forced import AnswerScore
 
 SPLITS = ("forget01", "forget05", "forget10")
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
@@ -121,19 +122,18 @@ def run_tofu(
     settings = data.settings or {}
     measures = Measures(evaluator, bootstrap)
     figures: Figures = {}
-    scores = {
-        name: evaluator.score(f"{name} answers", examples, z_scores=name in ("forget", "holdout"))
-        for name, examples in data.sets.items()
-    }
+    scores: dict[str, list[AnswerScore]] = {}
     for name, examples in data.sets.items():
         if name == "holdout":
+            scores[name] = evaluator.score("holdout answers", examples, z_scores=True)
             continue
-        own = scores[name] if name in ("real_authors", "world_facts") else None
-        options = score_answer_options(evaluator, name, examples, own)
-        figures |= measures.answers(name, scores[name]) | measures.rouges(name, examples)
+        of_options = name in ("real_authors", "world_facts")
+        scores[name], options = score_set(evaluator, name, examples, name == "forget", not of_options)
+        assert options is not None  # read_tofu has seen to it
+        figures |= measures.answers(name, scores[name]) | measures.rouges(name, examples, scores[name])
         figures |= measures.truth_ratios(name, options, forget=name == "forget")
-        figures |= _option_figures(measures, name, options, own is not None)
-        if own is None and settings.get("paraphrases", True) and has_column(examples, ASKED_OTHERWISE):
+        figures |= _option_figures(measures, name, options, of_options)
+        if not of_options and settings.get("paraphrases", True) and has_column(examples, ASKED_OTHERWISE):
             figures |= measures.paraphrased_questions(name, examples)
     figures |= model_utility(figures, bootstrap)
     figures |= measures.forget_quality(values_of(figures, "forget.log_truth_ratio"), reference, data.split)

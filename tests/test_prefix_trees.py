@@ -18,7 +18,7 @@ from transformers import (
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.evaluation import teacher_forced
-from ngdiff.evaluation.shared_prompts import SharedPrompts, group_by_prompt
+from ngdiff.evaluation.prefix_trees import PrefixTree, PrefixTrees, group_by_prompt
 from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
 from ngdiff.logprobs import IGNORED
 from tiny import tiny_llama
@@ -95,7 +95,7 @@ def test_the_same_as_one_by_one(name: str, batch_size: int) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_these_share(name: str) -> None:
     with torch.no_grad():
-        assert SharedPrompts.of(MODELS[name]().eval(), several(), 0) is not None
+        assert PrefixTrees.of(MODELS[name]().eval(), several(), 0) is not None
 
 
 def test_groups() -> None:
@@ -111,7 +111,7 @@ def test_groups() -> None:
 
 def test_nothing_to_share() -> None:
     examples = [answer(ids(n, 5), *ids(n + 9, 3)) for n in range(3)]
-    assert SharedPrompts.of(tiny_llama(VOCAB), examples, 0) is None
+    assert PrefixTrees.of(tiny_llama(VOCAB), examples, 0) is None
 
 
 def test_a_model_that_differs_with_a_cache_is_run_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_model_that_differs_with_a_cache_is_run_the_plain_way(monkeypatch: pyt
 
     monkeypatch.setattr(type(model), "forward", forgetful)
     with torch.no_grad():
-        assert SharedPrompts.of(model, examples, 0) is None
+        assert PrefixTrees.of(model, examples, 0) is None
     found = score_answers(model, examples, pad_id=0)
     assert [s.nll for s in found] == pytest.approx([s.nll for s in expected], rel=1e-6)
 
@@ -148,3 +148,41 @@ def test_z_scores_of_a_sure_model() -> None:
     assert teacher_forced.standardised(sure, torch.tensor([1, 1])).tolist() == [0.0, 0.0]
     level = torch.zeros(1, 4)  # every token as likely: sigma is 0
     assert teacher_forced.standardised(level, torch.tensor([2])).tolist() == [0.0]
+
+
+def test_a_tree_by_hand() -> None:
+    prompt = [5, 6]
+    examples = [answer(prompt, 7, 8, 9), answer(prompt, 7, 8, 3), answer(prompt, 4), answer(prompt, 7, 8, 9)]
+    tree = PrefixTree(range(4), examples)
+    # 5, 6, 7, 8: what only ends a sequence is never run
+    assert (tree.ids, tree.depths, tree.parents) == ([5, 6, 7, 8], [0, 1, 2, 3], [-1, 0, 1, 2])
+    assert tree.labels == [
+        [(1, 7), (2, 8), (3, 9)],
+        [(1, 7), (2, 8), (3, 3)],
+        [(1, 4)],
+        [(1, 7), (2, 8), (3, 9)],
+    ]
+    assert tree.seen().tolist() == torch.ones(4, 4).tril().bool().tolist()
+    forked = PrefixTree(range(2), [answer(prompt, 7, 8, 9), answer(prompt, 4, 8, 9)])
+    assert (forked.ids, forked.parents) == ([5, 6, 7, 8, 4, 8], [-1, 0, 1, 2, 1, 4])
+    assert forked.seen()[5].tolist() == [True, True, False, False, True, True]
+    assert forked.seen()[3].tolist() == [True, True, True, True, False, False]
+
+
+def test_answers_that_begin_alike() -> None:
+    prompt, common = ids(1, 6), ids(2, 5)
+    examples = [answer(prompt, *common, *ids(n, 3)) for n in range(5)]
+    examples += [answer(prompt, *common), answer(prompt, *common), answer(ids(9, 4), *ids(8, 3))]
+    model = tiny_llama(VOCAB).eval()
+    found = score_answers(model, examples, pad_id=0, z_scores=True)
+    for mine, theirs in zip(found, alone(model, examples), strict=True):
+        assert mine.log_probs == pytest.approx(theirs.log_probs, rel=1e-5, abs=1e-5)
+        assert mine.z_scores == pytest.approx(theirs.z_scores, rel=1e-4, abs=1e-4)
+
+
+def test_z_scores_of_some_rows() -> None:
+    model, examples = tiny_llama(VOCAB), several()
+    wanted = [row % 3 == 0 for row in range(len(examples))]
+    some = score_answers(model, examples, pad_id=0, z_scores=wanted)
+    for asked, mine, theirs in zip(wanted, some, alone(model, examples), strict=True):
+        assert mine.z_scores == pytest.approx(theirs.z_scores if asked else (), rel=1e-4, abs=1e-4)
