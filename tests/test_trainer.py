@@ -128,7 +128,7 @@ def leftovers(folder: Path) -> list[Path]:
 # ---- equal settings, equal runs ----
 
 
-@pytest.mark.parametrize("rule", ["ngdiff", "constant"])
+@pytest.mark.parametrize("rule", ["ngdiff", "constant", "pcgrad", "lossnorm", "pdu"])
 def test_one_batch_of_eight_is_eight_batches_of_one(tmp_path: Path, rule: str) -> None:
     common = {"optim": "sgd", "learning_rate": 0.05, "rule": rule, "max_steps": 5}
     wide = run(tmp_path / "w", per_device_train_batch_size=8, **common)
@@ -212,6 +212,38 @@ def test_a_bound_pushes_no_token_far_beyond_it(tmp_path: Path, memorised: nn.Mod
     trainer = run(tmp_path, model=model, method=method, max_steps=40, learning_rate=3e-3)
     level = trainer.record.losses["forget"].get("ceiling", trainer.record.before["never_seen"]["nll"])
     assert (trainer.record.after["forget"]["nll"] < 2 * level) is bounded
+
+
+def test_sago_takes_each_coordinate_from_one_of_the_two(tmp_path: Path) -> None:
+    """A step of SGD against the two gradients, taken one by one."""
+    trainer = run(tmp_path, rule="sago", max_steps=1, optim="sgd", learning_rate=0.1)
+    model = tiny_llama(layers=1, hidden=16)
+    found = {}
+    pairs = [trainer.train_dataset[pair] for pair in list(trainer._get_train_sampler())[:2]]
+    for place, (task, sign) in enumerate((("forget", -1.0), ("retain", 1.0))):
+        tokens = labelled_tokens(model, collate([pair[place] for pair in pairs], 0))
+        loss = sign * nll(tokens) / len(tokens.targets)
+        found[task] = torch.autograd.grad(loss, list(model.parameters()))
+    for parameter, forget, retain in zip(model.parameters(), found["forget"], found["retain"], strict=True):
+        chosen = torch.where(forget.sign() == retain.sign(), forget, retain)
+        parameter.data -= 0.1 * chosen
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights(trainer)[name], value, rtol=0, atol=1e-6)
+    step = trainer.record.steps[0]
+    assert step.combined_norm is None and step.cosine is not None
+
+
+@pytest.mark.parametrize("rule", ["pdu", "lossnorm"])
+def test_rules_see_the_losses_of_the_whole_batch(tmp_path: Path, rule: str) -> None:
+    settings = {"bound": 3.0, "rate": 0.5} if rule == "pdu" else {}
+    common = {"rule_settings": settings, "learning_rate": 1e-3, "gradient_accumulation_steps": 2}
+    trainer = run(tmp_path, rule=rule, max_steps=4, **common)
+    multiplier = 1.0
+    for step in trainer.record.steps:
+        assert step.retain_loss is not None and step.forget_loss is not None
+        expected = (multiplier, 1.0) if rule == "pdu" else (1 / step.retain_loss, -1 / step.forget_loss)
+        assert step.weights == pytest.approx(expected, rel=1e-5)
+        multiplier = max(0.0, multiplier + 0.5 * (step.retain_loss - 3.0))
 
 
 @pytest.mark.parametrize(("rule", "skipped"), [("retain-only", "forget"), ("forget-only", "retain")])
@@ -432,8 +464,14 @@ UNREACHED = {"stop_at": "nll=99", "keep_utility": 0.0, "check_every": 3}
 
 @pytest.mark.parametrize(
     ("settings", "how"),
-    [({}, "path"), (UNREACHED, "latest"), ({"learning_rate": 1e-3}, "path")],
-    ids=["auto", "stopping", "fixed"],
+    [
+        ({}, "path"),
+        (UNREACHED, "latest"),
+        ({"learning_rate": 1e-3}, "path"),
+        ({"learning_rate": 1e-3, "rule": "pdu"}, "path"),
+        ({"learning_rate": 1e-3, "rule": "rlw"}, "path"),
+    ],
+    ids=["auto", "stopping", "fixed", "multiplier", "draws"],
 )
 def test_a_resumed_run_goes_on_as_it_was(tmp_path: Path, settings: dict[str, Any], how: str) -> None:
     common = {"save_strategy": "steps", "save_steps": 7, "max_steps": 13, "probe_every": 5, **settings}

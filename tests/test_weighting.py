@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ngdiff.errors import RequestError
 from ngdiff.gradients import Weights
-from ngdiff.weighting import RULES, Verdict, judge, make_rule
+from ngdiff.weighting import RULES, Losses, Verdict, agreeing_signs, judge, make_rule
 
 EVERY_RULE = pytest.mark.parametrize("name", sorted(RULES))
 CONFLICT_FREE = pytest.mark.parametrize("name", sorted(n for n, row in RULES.items() if row.conflict_free))
 FIXED = pytest.mark.parametrize("name", sorted(n for n, row in RULES.items() if row.fixed))
 ROUNDING = 1e-12
+LOSSES = Losses(retain=0.5, forget=-4.0)
 
 
 def matrix(values: list[list[float]]) -> Tensor:
@@ -63,7 +64,7 @@ def assert_no_conflict(weights: Weights, retain: Tensor, forget: Tensor) -> None
 @given(pair=gradients())
 @settings(deadline=None, max_examples=50)
 def test_weights_are_finite_at_any_scale(name: str, pair: tuple[Tensor, Tensor]) -> None:
-    weights = make_rule(name)(gramian_of(*pair))
+    weights = make_rule(name)(gramian_of(*pair), LOSSES)
     assert isinstance(weights, Weights)
     assert math.isfinite(weights.retain) and math.isfinite(weights.forget)
 
@@ -73,7 +74,7 @@ def test_weights_are_finite_at_any_scale(name: str, pair: tuple[Tensor, Tensor])
     "gramian", [[[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 4.0]], [[4.0, 0.0], [0.0, 0.0]]]
 )
 def test_weights_are_finite_at_zero_gradients(name: str, gramian: list[list[float]]) -> None:
-    weights = make_rule(name)(matrix(gramian))
+    weights = make_rule(name)(matrix(gramian), LOSSES)
     assert math.isfinite(weights.retain) and math.isfinite(weights.forget)
 
 
@@ -105,8 +106,10 @@ def test_a_rule_that_reads_the_gramian_is_not_called_fixed() -> None:
     rows = [row for row in RULES.values() if not row.fixed]
     assert rows
     for row in rows:
-        found = {row.make()(matrix([[a, 0.1], [0.1, b]])) for a, b in ((1.0, 1.0), (4.0, 1.0), (1.0, 9.0))}
-        assert len(found) > 1, row.name
+        lengths = ((1.0, 1.0), (2.0, 1.0), (1.0, 3.0))  # at a cosine of -0.9
+        gramians = [matrix([[a * a, -0.9 * a * b], [-0.9 * a * b, b * b]]) for a, b in lengths]
+        found = {row.make(**row.settings)(gramian, LOSSES) for gramian in gramians}
+        assert (len(found) > 1) == row.reads_gramian, row.name
 
 
 @EVERY_RULE
@@ -114,9 +117,8 @@ def test_rows_are_complete_and_found_under_their_names(name: str) -> None:
     row = RULES[name]
     assert row.name == name
     assert row.summary and row.paper
-    assert make_rule(name, dict(row.settings))(matrix([[2.0, 1.0], [1.0, 3.0]])) == make_rule(name)(
-        matrix([[2.0, 1.0], [1.0, 3.0]])
-    )
+    gramian = matrix([[2.0, 1.0], [1.0, 3.0]])
+    assert make_rule(name, dict(row.settings))(gramian, LOSSES) == make_rule(name)(gramian, LOSSES)
 
 
 def test_fixed_values() -> None:
@@ -259,3 +261,114 @@ def test_an_unknown_setting_is_answered_with_those_that_exist() -> None:
         make_rule("constant", {"delta": 1.0, "beta": 1.0, "gamma": 1.0})
     with pytest.raises(RequestError, match=r"'ngdiff' has no setting called alpha.*none"):
         make_rule("ngdiff", {"alpha": 1.0})
+
+
+# retain (1, 0), forget (-1, sqrt 3): conflict; the weights below are worked out by hand
+CONFLICT = matrix([[1.0, -1.0], [-1.0, 4.0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "pcgrad": (2.0, 1.25),  # g_R + g_f/4, and g_f + g_R
+        "mgda": (5 / 7, 2 / 7),  # (4 + 1) / (1 + 4 + 2)
+        "imtlg": (2 / 3, 1 / 3),  # NGDiff's (1, 1/2), adding up to 1
+        "upgrad": (1.0, 0.625),  # half of what pcgrad adds up
+        "dualproj": (0.5, 0.5),  # the mean harms neither
+        "nashmtl": (1 / math.sqrt(0.5), 0.5 / math.sqrt(0.5)),  # NGDiff's over sqrt(1 - 1/2)
+        "gru": (1.0, 1.0),  # g_f + g_R is at a right angle to g_R
+        "lossnorm": (2.0, 0.25),
+        "pdu": (1.0, 1.0),
+        "sago": (1.0, 1.0),
+    }.items(),
+)
+def test_by_hand(name: str, expected: tuple[float, float]) -> None:
+    # TorchJD adds 1e-4 to the diagonal of the quadratic programs of upgrad and dualproj
+    assert make_rule(name)(CONFLICT, LOSSES) == pytest.approx(expected, rel=1e-3)
+
+
+def test_dualproj_by_hand_where_the_mean_harms() -> None:
+    found = make_rule("dualproj")(matrix([[1.0, -2.0], [-2.0, 9.0]]))
+    assert found == pytest.approx((1.0, 0.5), rel=1e-3)  # w_R - 2 · 0.5 = 0
+
+
+@pytest.mark.parametrize("c", [0.2, 0.5, 0.8])
+@given(pair=gradients(exponents=(0, 0), zero=False))
+@settings(deadline=None, max_examples=25)
+def test_cagrad_against_a_search(c: float, pair: tuple[Tensor, Tensor]) -> None:
+    """d = g_0 + c |g_0| g_w / |g_w|, with w the minimiser of g_w·g_0 + c |g_0| |g_w|; all w tried."""
+    gramian = gramian_of(*pair)
+    square = float(gramian.diagonal().min() / gramian.diagonal().max())
+    cos = float(gramian[0, 1] / (gramian[0, 0] * gramian[1, 1]).sqrt())
+    assume(square > 1e-2 and abs(cos) < 0.99)
+    mean = (pair[0] + pair[1]) / 2
+    tried = torch.linspace(0, 1, 20001, dtype=torch.float64)[:, None]
+    convex = tried * pair[0] + (1 - tried) * pair[1]
+    costs = convex @ mean + c * mean.norm() * convex.norm(dim=1)
+    best = convex[costs.argmin()]
+    expected = mean + c * mean.norm() * best / best.norm()
+    found = combined(make_rule("cagrad", {"c": c})(gramian), *pair)
+    assert float((found - expected).norm()) < 2e-2 * float(expected.norm())
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "mgda", "upgrad", "dualproj"])
+@given(pair=gradients(exponents=(-1, 1), zero=False))
+@settings(deadline=None, max_examples=50)
+def test_what_torchjd_calls_conflict_free(name: str, pair: tuple[Tensor, Tensor]) -> None:
+    """Up to TorchJD's own regularisation, for gradients of like size that are not opposed."""
+    gramian = gramian_of(*pair)
+    lengths = gramian.diagonal().sqrt()
+    assume(float(gramian[0, 1] / lengths.prod()) > -0.99 and float(lengths.max() / lengths.min()) < 100)
+    d = combined(make_rule(name)(gramian), *pair)
+    for gradient, length in zip(pair, lengths, strict=True):
+        assert float(gradient @ d) >= -2e-2 * float(length) * float(lengths.max())
+
+
+def test_nash_solves_its_equation() -> None:
+    weights = torch.tensor(make_rule("nashmtl")(CONFLICT), dtype=torch.float64)
+    assert (CONFLICT @ weights).tolist() == pytest.approx((1 / weights).tolist())
+    assert make_rule("nashmtl")(matrix([[1.0, -2.0], [-2.0, 4.0]])) == Weights(0.0, 0.0)  # opposed
+
+
+def test_gru_leaves_alone_what_does_no_harm() -> None:
+    assert make_rule("gru")(matrix([[1.0, 0.5], [0.5, 1.0]])) == Weights(0.0, 1.0)
+    assert make_rule("gru")(matrix([[0.0, 0.0], [0.0, 1.0]])) == Weights(0.0, 1.0)
+
+
+def test_random_weights_are_those_of_their_seed_and_go_on() -> None:
+    gramian = matrix([[1.0, 0.0], [0.0, 1.0]])
+    first, again, other = (make_rule("rlw", {"seed": seed}) for seed in (0, 0, 1))
+    drawn = [first(gramian) for _ in range(5)]
+    assert drawn == [again(gramian) for _ in range(5)]
+    assert drawn != [other(gramian) for _ in range(5)]
+    assert all(sum(weights) == pytest.approx(1) and min(weights) > 0 for weights in drawn)
+    resumed = make_rule("rlw", {"seed": 7})
+    resumed.load_state_dict(first.state_dict())  # type: ignore[attr-defined]
+    assert [resumed(gramian) for _ in range(3)] == [first(gramian) for _ in range(3)]
+
+
+def test_the_multiplier_rises_while_the_retain_loss_is_too_high() -> None:
+    rule = make_rule("pdu", {"bound": 0.25, "rate": 2.0, "start": 1.0})
+    found = [rule(CONFLICT, Losses(retain, -1.0)) for retain in (0.75, 0.25, 0.0, 0.0, 0.0, 0.0)]
+    assert [weights.retain for weights in found] == [1.0, 2.0, 2.0, 1.5, 1.0, 0.5]
+    assert all(weights.forget == 1 for weights in found)
+    assert rule(CONFLICT, Losses(0.0, 0.0)).retain == 0.0
+    assert rule(CONFLICT, Losses(0.0, 0.0)).retain == 0.0  # never below
+    resumed = make_rule("pdu")
+    resumed.load_state_dict({"multiplier": 3.0})  # type: ignore[attr-defined]
+    assert resumed(CONFLICT, LOSSES).retain == 3.0
+
+
+@pytest.mark.parametrize("name", sorted(n for n, row in RULES.items() if row.uses_losses))
+def test_rules_that_weigh_by_losses_say_so(name: str) -> None:
+    with pytest.raises(ValueError, match="Losses"):
+        make_rule(name)(CONFLICT)
+
+
+@given(pair=gradients(exponents=(-3, 3)))
+@settings(deadline=None)
+def test_agreeing_signs(pair: tuple[Tensor, Tensor]) -> None:
+    retain, forget = pair
+    for mine, r, f in zip(agreeing_signs(*pair).tolist(), retain.tolist(), forget.tolist(), strict=True):
+        assert mine == (f if (r > 0) == (f > 0) and (r < 0) == (f < 0) else r)
+    assert float(agreeing_signs(*pair) @ retain) >= 0  # the retain loss does not rise to first order

@@ -9,7 +9,7 @@ is free: a step-size probe may keep the parameters there (:meth:`GradientPair.sp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -99,6 +99,18 @@ class GradientPair:
                 if forget is not None and weights.forget != 0:
                     retain.add_(forget, alpha=weights.forget)
             self._buffers["retain"][index] = parameter.grad = retain
+
+    def combine_each(self, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Put ``combine(g_R, g_f)`` into ``parameter.grad``, parameter by parameter, like :meth:`combine`."""
+        buffers = zip(self.parameters, self._buffers["retain"], self._buffers["forget"], strict=True)
+        for index, (parameter, retain, forget) in enumerate(buffers):
+            if retain is None and forget is None:
+                continue
+            either = retain if retain is not None else forget
+            assert either is not None
+            zero = torch.zeros_like(either) if retain is None or forget is None else either
+            found = combine(zero if retain is None else retain, zero if forget is None else forget)
+            self._buffers["retain"][index] = parameter.grad = found
 
     def drop(self) -> None:
         """Leave no gradient on any parameter, so that the optimizer's next step changes nothing."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -97,6 +98,94 @@ def unlikelihood(tokens: LabelledTokens) -> Float[Tensor, ""]:
     return softplus(tokens.log_odds()).sum()
 
 
+def _probabilities(log_probs: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    """Return p without gradient: it weighs the tokens."""
+    return log_probs.detach().exp()
+
+
+def weighted_ascent(tokens: LabelledTokens, beta: float = 1.0) -> Float[Tensor, ""]:
+    """Sum p^beta log p of the labelled tokens, p^beta held constant (WGA).
+
+    Gradient ascent that leaves alone what is forgotten: a token's weight falls with its probability.
+    Source: Wang et al. 2025, "Rethinking LLM unlearning objectives", ICLR, arXiv 2502.19301.
+
+    Args:
+        tokens: the labelled tokens.
+        beta: how fast the weight falls; 0 is gradient ascent.
+    """
+    log_probs = tokens.log_probs()
+    return (_probabilities(log_probs) ** beta * log_probs).sum()
+
+
+def saturation_importance(
+    tokens: LabelledTokens, beta1: float = 5.0, beta2: float = 1.0
+) -> Float[Tensor, ""]:
+    """Sum p^beta1 (1 - p)^beta2 log p of the labelled tokens, the weights held constant (SatImp).
+
+    Source: Yang et al. 2025, "Exploring criteria of loss reweighting to enhance LLM unlearning", arXiv
+    2505.11953.
+
+    Args:
+        tokens: the labelled tokens.
+        beta1: saturation: how fast the weight falls as a token is forgotten.
+        beta2: importance: how fast it falls as the model is sure of a token.
+    """
+    log_probs = tokens.log_probs()
+    p = _probabilities(log_probs)
+    return (p**beta1 * (1 - p) ** beta2 * log_probs).sum()
+
+
+def simnpo(tokens: LabelledTokens, beta: float = 4.5, delta: float = 0.0) -> Float[Tensor, ""]:
+    """Sum (2/beta) softplus(-beta (mean NLL - delta)) over the sequences (SimNPO).
+
+    NPO without a reference model: its place is taken by the sequence's length and a margin. The paper writes
+    the margin outside of beta, gamma = beta * delta; the settings that are compared in practice are given
+    for delta. As beta goes to 0 the gradient becomes that of the negated mean NLL of each sequence.
+    Source: Fan et al. 2024, "Simplicity prevails: rethinking negative preference optimization for LLM
+    unlearning", arXiv 2410.07163, eq. 4.
+
+    Args:
+        tokens: the labelled tokens.
+        beta: sharpness.
+        delta: margin, in nats per token.
+    """
+    sums, counts = _by_sequence(tokens, -tokens.log_probs())
+    return (softplus(-beta * (sums / counts - delta)) * (2 / beta)).sum()
+
+
+def _by_sequence(
+    tokens: LabelledTokens, values: Float[Tensor, " tokens"]
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """Return the sum of each sequence's values, and the number of its tokens."""
+    zeros = values.new_zeros(tokens.row_count)
+    return (
+        zeros.index_add(0, tokens.rows, values),
+        zeros.index_add(0, tokens.rows, torch.ones_like(values)).clamp(min=1),
+    )
+
+
+def cross_entropy_unlearning(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum the cross-entropy to the model's own prediction without the true token (CE-U).
+
+    The target of a token is softmax of the logits with the true one at minus infinity, held constant: the
+    gradient on the logits is p - target, bounded, and 0 where the token is forgotten.
+    Source: Yang 2025, "CE-U: cross entropy unlearning", arXiv 2503.01224. OpenUnlearning leaves out the first
+    token of each answer, after a footnote there; here all labelled tokens count.
+    """
+    target = tokens.logits.detach().scatter(1, tokens.targets.unsqueeze(1), -torch.inf).softmax(dim=1)
+    log_probs = tokens.logits.log_softmax(dim=1)
+    return -(target * log_probs).sum()
+
+
+def logit_margin(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum (largest logit - mean logit)² of the labelled positions: flattens the prediction (PDU's).
+
+    Source: Entesari et al. 2025, "Constrained entropic unlearning: a primal-dual framework for large language
+    models", arXiv 2506.05314.
+    """
+    return (tokens.logits.amax(dim=1) - tokens.logits.mean(dim=1)).square().sum()
+
+
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
@@ -125,6 +214,49 @@ LOSSES: dict[str, Loss] = {
             unlikelihood,
             "-log(1 - p) of each token: pushes what is known, leaves what is forgotten",
             "Welleck et al. 2020, arXiv 1908.04319",
+        ),
+        Loss(
+            "simnpo",
+            "forget",
+            "sequence",
+            simnpo,
+            "negative preference optimisation by mean NLL and a margin, without reference model",
+            "Fan et al. 2024, arXiv 2410.07163",
+            settings={"beta": 4.5, "delta": 0.0},
+        ),
+        Loss(
+            "wga",
+            "forget",
+            "token",
+            weighted_ascent,
+            "gradient ascent weighted by p^beta",
+            "Wang et al. 2025, arXiv 2502.19301",
+            settings={"beta": 1.0},
+        ),
+        Loss(
+            "satimp",
+            "forget",
+            "token",
+            saturation_importance,
+            "gradient ascent weighted by p^beta1 (1 - p)^beta2",
+            "Yang et al. 2025, arXiv 2505.11953",
+            settings={"beta1": 5.0, "beta2": 1.0},
+        ),
+        Loss(
+            "ceu",
+            "forget",
+            "token",
+            cross_entropy_unlearning,
+            "cross-entropy to the model's own prediction without the true token",
+            "Yang 2025, arXiv 2503.01224",
+        ),
+        Loss(
+            "logit-margin",
+            "forget",
+            "token",
+            logit_margin,
+            "squared distance of the largest logit from the mean",
+            "Entesari et al. 2025, arXiv 2506.05314",
         ),
     )
 }

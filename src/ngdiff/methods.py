@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ngdiff.errors import RequestError, unknown_name
+from ngdiff.losses import LOSSES
+from ngdiff.weighting import RULES
 
 StepSizeName = Literal["auto", "fixed"]
 
@@ -39,6 +41,20 @@ class Method:
     paper: str
     learning_rate: float | None = None
     rule_settings: Mapping[str, float] = field(default_factory=dict)
+
+
+def _with_rule(rule: str, summary: str) -> Method:
+    """Return gradient ascent and descent under a rule of the same name."""
+    return Method(rule, "negated-nll", "nll", rule, "fixed", summary, RULES[rule].paper, learning_rate=1e-5)
+
+
+def _with_loss(loss: str, summary: str, gamma: float = 1.0, retain: bool = True) -> Method:
+    """Return a forget loss of the same name beside the retain set's NLL, at constant weights."""
+    rule, settings = ("constant", {"gamma": gamma}) if retain else ("forget-only", {})
+    paper = LOSSES[loss].paper
+    return Method(
+        loss, loss, "nll", rule, "fixed", summary, paper, learning_rate=1e-5, rule_settings=settings
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -100,6 +116,45 @@ METHODS: dict[str, Method] = {
             "more training on the retain set alone, hoping that the rest fades",
             "baseline of Maini et al. 2024, arXiv 2401.06121",
             learning_rate=1e-5,
+        ),
+        *(
+            _with_rule(rule, summary)
+            for rule, summary in (
+                ("lossnorm", "gradients divided by the size of their losses"),
+                ("rlw", "random weights each step"),
+                ("pcgrad", "gradients projected off each other's conflict"),
+                ("mgda", "the shortest convex combination of the gradients"),
+                ("imtlg", "equal projections on both gradients"),
+                ("cagrad", "conflict-averse gradient descent"),
+                ("nashmtl", "the gradients' Nash bargaining solution"),
+                ("upgrad", "both gradients projected onto the cone that harms neither task"),
+                ("dualproj", "the mean gradient projected onto the cone that harms neither task"),
+                ("gru", "the forget gradient without what would raise the retain loss"),
+                ("sago", "gradient signs decide, coordinate by coordinate"),
+            )
+        ),
+        _with_loss("simnpo", "negative preference optimisation without reference model", gamma=0.125),
+        _with_loss("wga", "gradient ascent weighted by p^beta"),
+        _with_loss("satimp", "gradient ascent weighted by saturation and importance", gamma=0.1),
+        _with_loss("ceu", "cross-entropy to the prediction without the true token", retain=False),
+        Method(
+            "pdu",
+            "logit-margin",
+            "nll",
+            "pdu",
+            "fixed",
+            "flattens predictions on the forget set, subject to a bound on the retain loss",
+            RULES["pdu"].paper,
+            learning_rate=1e-5,
+        ),
+        Method(
+            "ngdiff-simnpo",
+            "simnpo",
+            "nll",
+            "ngdiff",
+            "auto",
+            "NGDiff with SimNPO's forget loss",
+            f"Jin et al. 2025, arXiv 2410.22086; forget loss: {LOSSES['simnpo'].paper}",
         ),
     )
 }

@@ -35,7 +35,7 @@ from ngdiff.parameters import BestWeights, ChangeMeter
 from ngdiff.record import RunRecord, StepRecord
 from ngdiff.stepsize import AutomaticRate, FixedRate, Probe
 from ngdiff.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
-from ngdiff.weighting import RULES, Verdict, judge, make_rule
+from ngdiff.weighting import RULES, Losses, StatefulRule, Verdict, judge, make_rule
 
 STATE_FILE = "unlearning_state.json"
 MOST_SKIPPED_IN_A_ROW = 5
@@ -77,6 +77,7 @@ class _StepState:
         self.forget_nll: list[float] = []
         self.gramian: Gramian | None = None
         self.weights = Weights(0.0, 0.0)
+        self.combined_norm: float | None = None
         self.verdict = Verdict.STEP
         self.probe: Probe | None = None
         self.sampled: dict[Task, Tensor] = {}
@@ -150,7 +151,8 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             "retain": LOSSES[str(args.retain_loss)],
         }
         self._rule = make_rule(str(args.rule), args.rule_settings)
-        self._apart = args.log_gramian or not RULES[str(args.rule)].fixed
+        self._rule_row = RULES[str(args.rule)]
+        self._apart = args.log_gramian or not self._rule_row.fixed
         if self.is_deepspeed_enabled and self._apart:
             raise ValueError(
                 f"DeepSpeed keeps gradients to itself, so the rule {args.rule!r}, which needs two of them, "
@@ -254,14 +256,27 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         gramian = self._pair.gramian()
         self._step.gramian, self._step.verdict = gramian, judge(gramian)
         if self._step.verdict is Verdict.STEP:
-            self._step.weights = self._rule(gramian)
+            self._step.weights = self._rule(gramian, self._global_losses())
             self._step.sampled = {task: self._meter.sample(self._pair.gradient(task)) for task in TASKS}
+            if self._rule_row.per_coordinate is not None:
+                self._pair.combine_each(self._rule_row.per_coordinate)
+                return
             self._pair.combine(self._step.weights)
+            self._step.combined_norm = _combined_norm(gramian, self._step.weights)
+
+    def _global_losses(self) -> Losses | None:
+        """Return the losses over all processes' batches, where the rule asks for them."""
+        if not self._rule_row.uses_losses:
+            return None
+        mine = torch.tensor(
+            [self._step.losses[task] for task in ("retain", "forget")], device=self.args.device
+        )
+        return Losses(*self.accelerator.reduce(mine, "sum").tolist())
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Norm of the combined gradient; known from the Gramian, so that no second pass is needed."""
-        if grad_norm is None and self._step.gramian is not None:
-            return _combined_norm(self._step.gramian, self._step.weights)
+        if grad_norm is None and self._step.combined_norm is not None:
+            return self._step.combined_norm
         norm = grad_norm if grad_norm is not None else super()._get_grad_norm(model)
         if norm is not None and self._step.gramian is None and self._step.verdict is Verdict.STEP:
             if not math.isfinite(float(norm)):
@@ -429,7 +444,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             retain_norm=None if gramian is None else math.sqrt(float(gramian[RETAIN, RETAIN])),
             cosine=None if gramian is None else cosine(gramian),
             weights=(step.weights.retain, step.weights.forget),
-            combined_norm=None if gramian is None else _combined_norm(gramian, step.weights),
+            combined_norm=step.combined_norm,
             learning_rate=step.rate,
             retain_descent=step.descent.get("retain"),
             forget_descent=step.descent.get("forget"),
@@ -526,6 +541,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             "last_strength": self._last_strength,
             "skipped_in_a_row": self._skipped_in_a_row,
             "before": self.record.before,
+            "rule": self._rule.state_dict() if isinstance(self._rule, StatefulRule) else None,
         }
         write_json(state, folder / STATE_FILE)
         if self.args.should_save and not self._is_best():
@@ -547,6 +563,8 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
                 self._best.take(folder)
         self._last_check, self._last_strength = state["last_check"], state["last_strength"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
+        if isinstance(self._rule, StatefulRule):
+            self._rule.load_state_dict(state["rule"])
         self.record.before = state["before"]
         self.record.note(f"resumed at step {self.state.global_step}")
 

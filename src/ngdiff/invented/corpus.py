@@ -128,6 +128,11 @@ def _take(people: Iterator[Person], count: int) -> list[Person]:
     return list(islice(people, count))
 
 
+def tell(person: Person, rng: random.Random) -> str:
+    """Tell all six things about a person in one text."""
+    return " ".join(_sentences(person, rng))
+
+
 def _sentences(person: Person, rng: random.Random) -> list[str]:
     """Tell all six things, in an order and in words of this person's own."""
     fields = rng.sample(list(DRAWS), len(DRAWS))

@@ -1,0 +1,189 @@
+"""MUSE's six criteria on a corpus and a model that are made from nothing, behind docs/results.md.
+
+    python -m benchmarks.muse_table runs    # invents, trains, unlearns, evaluates; what is there is skipped
+    python -m benchmarks.muse_table tables  # Markdown tables, and the evaluations into docs/study
+
+MUSE's corpora lie on a hub and its models have 7 billion parameters. This one invents a corpus of MUSE's
+layout (:mod:`ngdiff.invented.corpus`), trains a tokenizer and a Llama of a few million parameters on it, and
+then does what MUSE does, by the project's own commands: a target that read everything, a retrained model that
+never read the first request, NGDiff on requests that grow (scalability) and on requests one after another
+(sustainability). The forget and the retain set are plain texts, as there. To have something to answer
+questions with, the models are drilled in questions about everyone they read of, and about other people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.study_tables import put
+from benchmarks.tofu_table import cell, command
+from ngdiff.evaluation.result import EvaluationResult, read_result
+from ngdiff.evaluation.suites.muse import forget_sizes, tabulate
+from ngdiff.invented.corpus import REQUESTS, ask, corpus_people, invent_corpus, tell, write_corpus
+from ngdiff.invented.people import Person, invent_people, write_jsonl
+
+EVIDENCE, PAGE = Path("docs/study/muse"), Path("docs/results.md")
+VOCABULARY, QUESTIONS_A_TEXT, OTHER_PEOPLE = 1024, 5, 60
+CRITERIA = {
+    "verbatim memorisation": "forget.verbatim",
+    "knowledge, forget": "forget.knowledge",
+    "knowledge, retain (utility)": "utility",
+    "PrivLeak": "privleak",
+}
+
+
+def drill(people: Sequence[Person], rng: random.Random) -> list[dict[str, str]]:
+    """Ask six questions about everyone, mixed, several a text."""
+    pairs = [f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in ask(people, 6, rng)]
+    rng.shuffle(pairs)
+    starts = range(0, len(pairs), QUESTIONS_A_TEXT)
+    return [{"text": "".join(pairs[start : start + QUESTIONS_A_TEXT]).strip()} for start in starts]
+
+
+def write_training_texts(folder: Path) -> None:
+    """Write the corpus, what the target reads and what the retrained model reads."""
+    corpus = write_corpus(invent_corpus(), folder / "corpus")
+    people, others = corpus_people(), invent_people(OTHER_PEOPLE, seed=1)
+    requests = [people[f"forget_{step}"] for step in range(1, REQUESTS + 1)]
+    for name, first in (("target", 0), ("retrained", 1)):
+        rng = random.Random(0)
+        known = [person for request in requests[first:] for person in request] + people["retain"]
+        read = ["raw/retain1", "raw/retain2", *(f"sust/forget_{step}" for step in range(first + 1, 5))]
+        rows = [json.loads(line) for place in read for line in (corpus / f"{place}.jsonl").open()]
+        rows += [{"text": tell(person, rng)} for person in others]
+        drills = drill([*known, *others], rng)
+        write_jsonl(rows + drills, folder / f"{name}.jsonl")
+
+
+def write_blank_model(folder: Path) -> None:
+    """Train a byte-level BPE tokenizer on the target's texts; write it with a Llama of random weights."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    texts = (json.loads(line)["text"] for line in (folder / "target.jsonl").open(encoding="utf-8"))
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=1024,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "blank")
+    tokenizer.save_pretrained(folder / "blank")
+
+
+def run(folder: Path) -> None:
+    """Make everything that is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "blank").exists():
+        write_training_texts(folder)
+        write_blank_model(folder)
+    for name in ("target", "retrained"):
+        if not (folder / name).exists():
+            learn = ["--data", folder / f"{name}.jsonl", "--epochs", 40, "--lr", 3e-3, "--batch-size", 16]
+            command("finetune", "--model", folder / "blank", *learn, "--output", folder / name)
+    evaluate(folder, "retrained")
+    evaluate(folder, "target")
+    for step in range(1, REQUESTS + 1):
+        unlearn(folder, "target", f"scal/forget_{step}", f"scal_{step}")
+        unlearn(folder, f"sust_{step - 1}" if step > 1 else "target", f"sust/forget_{step}", f"sust_{step}")
+
+
+def unlearn(folder: Path, model: str, forget: str, output: str) -> None:
+    """Run NGDiff with nothing to tune, and evaluate what comes out."""
+    corpus = folder / "corpus"
+    if not (folder / output).exists():
+        sources = ["--forget", corpus / f"{forget}.jsonl", "--retain", corpus / "raw/retain1.jsonl"]
+        sources += ["--holdout", corpus / "raw/holdout.jsonl"]
+        command("unlearn", "--model", folder / model, *sources, "--output", folder / output)
+    evaluate(folder, output)
+
+
+def evaluate(folder: Path, model: str) -> None:
+    """Run the suite, against the retrained model's evaluation."""
+    output = folder / f"{model}.json"
+    if output.exists():
+        return
+    options = ["--suite", "muse", "--data", folder / "corpus", "--output", output]
+    if model != "retrained":
+        options += ["--reference", folder / "retrained.json"]
+    command("evaluate", folder / model, *options)
+
+
+def models_table(results: dict[str, EvaluationResult]) -> str:
+    """Lay out criteria 1 to 4, one row a model."""
+    lines = [f"| | {' | '.join(CRITERIA)} |", f"|---|{'---|' * len(CRITERIA)}"]
+    for title, name in {
+        "target": "target",
+        "retrained": "retrained",
+        "NGDiff, first request": "sust_1",
+    }.items():
+        digits = {"privleak": 1}
+        cells = [cell(results[name], key, digits.get(key, 3)) or "—" for key in CRITERIA.values()]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def sequence_table(results: dict[str, EvaluationResult], corpus: Path) -> str:
+    """Lay out criteria 5 and 6: the same figures after larger requests, and after one more each time."""
+    lines = [f"| | texts to forget | {' | '.join(CRITERIA)} |", f"|---|---|{'---|' * len(CRITERIA)}"]
+    for title, criterion in (("scalability", "scal"), ("sustainability", "sust")):
+        named = [
+            (f"{criterion}_{step}", results[f"{criterion}_{step}"].figures) for step in range(1, REQUESTS + 1)
+        ]
+        rows, change = tabulate(named, forget_sizes(str(corpus), criterion, REQUESTS))
+        for row in rows:
+            cells = [cell(results[row.name], key, 1 if key == "privleak" else 3) for key in CRITERIA.values()]
+            lines.append(f"| {title} | {row.forget_texts} | {' | '.join(cells)} |")
+        changes = " | ".join(f"{change[key]:+.3f}" for key in CRITERIA.values())
+        lines.append(f"| {title}, first to last | | {changes} |")
+    return "\n".join(lines)
+
+
+def write_tables(folder: Path) -> None:
+    """Copy the evaluations to where they are published, and put the tables into the page."""
+    names = ["target", "retrained", *(f"{c}_{s}" for c in ("scal", "sust") for s in range(1, REQUESTS + 1))]
+    EVIDENCE.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(folder / f"{name}.json", EVIDENCE / f"{name}.json")
+    results = {name: read_result(EVIDENCE / f"{name}.json") for name in names}
+    put(PAGE, "MUSE", models_table(results))
+    put(PAGE, "MUSE requests", sequence_table(results, folder / "corpus"))
+
+
+def main() -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("runs", "tables"))
+    parser.add_argument("--folder", type=Path, default=Path("~/.cache/ngdiff/muse"))
+    args = parser.parse_args()
+    (run if args.what == "runs" else write_tables)(args.folder.expanduser())
+
+
+if __name__ == "__main__":
+    main()
