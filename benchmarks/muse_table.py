@@ -26,11 +26,11 @@ from benchmarks.study_tables import put
 from benchmarks.tofu_table import cell, command
 from ngdiff.evaluation.result import EvaluationResult, read_result
 from ngdiff.evaluation.suites.muse import forget_sizes, tabulate
-from ngdiff.invented.corpus import REQUESTS, ask, corpus_people, invent_corpus, tell, write_corpus
-from ngdiff.invented.people import Person, invent_people, write_jsonl
+from ngdiff.invented.corpus import REQUESTS, SHOTS, ask, corpus_people, invent_corpus, tell, write_corpus
+from ngdiff.invented.people import DRAWS, Person, invent_people, write_jsonl
 
 EVIDENCE, PAGE = Path("docs/study/muse"), Path("docs/results.md")
-VOCABULARY, QUESTIONS_A_TEXT, OTHER_PEOPLE = 1024, 5, 60
+VOCABULARY, OTHER_PEOPLE = 1024, 30
 CRITERIA = {
     "verbatim memorisation": "forget.verbatim",
     "knowledge, forget": "forget.knowledge",
@@ -40,11 +40,14 @@ CRITERIA = {
 
 
 def drill(people: Sequence[Person], rng: random.Random) -> list[dict[str, str]]:
-    """Ask six questions about everyone, mixed, several a text."""
-    pairs = [f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in ask(people, 6, rng)]
-    rng.shuffle(pairs)
-    starts = range(0, len(pairs), QUESTIONS_A_TEXT)
-    return [{"text": "".join(pairs[start : start + QUESTIONS_A_TEXT]).strip()} for start in starts]
+    """Ask six questions about everyone, each behind up to four solved ones, as the suite asks them."""
+    asked = ask(people, len(DRAWS), rng)
+    rows = []
+    for row in asked:
+        shots = rng.sample(asked, rng.randint(0, SHOTS))
+        before = "".join(f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots)
+        rows.append({"prompt": f"{before}Question: {row['question']}\nAnswer: ", "completion": row["answer"]})
+    return rows
 
 
 def write_training_texts(folder: Path) -> None:
@@ -58,8 +61,8 @@ def write_training_texts(folder: Path) -> None:
         read = ["raw/retain1", "raw/retain2", *(f"sust/forget_{step}" for step in range(first + 1, 5))]
         rows = [json.loads(line) for place in read for line in (corpus / f"{place}.jsonl").open()]
         rows += [{"text": tell(person, rng)} for person in others]
-        drills = drill([*known, *others], rng)
-        write_jsonl(rows + drills, folder / f"{name}.jsonl")
+        write_jsonl(rows, folder / f"{name}_texts.jsonl")
+        write_jsonl(drill([*known, *others], rng), folder / f"{name}_questions.jsonl")
 
 
 def write_blank_model(folder: Path) -> None:
@@ -74,7 +77,7 @@ def write_blank_model(folder: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
     )
-    texts = (json.loads(line)["text"] for line in (folder / "target.jsonl").open(encoding="utf-8"))
+    texts = (json.loads(line)["text"] for line in (folder / "target_texts.jsonl").open(encoding="utf-8"))
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>")
     torch.manual_seed(0)
@@ -103,7 +106,12 @@ def run(folder: Path) -> None:
         write_blank_model(folder)
     for name in ("target", "retrained"):
         if not (folder / name).exists():
-            learn = ["--data", folder / f"{name}.jsonl", "--epochs", 40, "--lr", 3e-3, "--batch-size", 16]
+            data = [
+                word
+                for kind in ("texts", "questions")
+                for word in ("--data", folder / f"{name}_{kind}.jsonl")
+            ]
+            learn = [*data, "--epochs", 25, "--lr", 2e-3, "--batch-size", 16]
             command("finetune", "--model", folder / "blank", *learn, "--output", folder / name)
     evaluate(folder, "retrained")
     evaluate(folder, "target")

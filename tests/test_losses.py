@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -24,6 +25,7 @@ from ngdiff.losses import (
     logit_margin,
     negated_nll,
     nll,
+    npo,
     saturation_importance,
     simnpo,
     unlikelihood,
@@ -54,7 +56,8 @@ def example(seed: int, prompt: int, answer: int, vocabulary: int = 40) -> Encode
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, vocabulary, (prompt + answer,), generator=generator).tolist()
     labels = [IGNORED] * prompt + ids[prompt:]
-    return EncodedExample(tuple(ids), tuple(labels), Example((), "", "text", "a, line 1"), False)
+    item = Example((), "", "text", "a, line 1")
+    return EncodedExample(tuple(ids), tuple(labels), item, False, reference_log_prob=-3.6 * answer)
 
 
 EXAMPLES = [example(seed, prompt=1 + seed % 4, answer=2 + 3 * (seed % 3)) for seed in range(8)]
@@ -62,7 +65,8 @@ EXAMPLES = [example(seed, prompt=1 + seed % 4, answer=2 + 3 * (seed % 3)) for se
 
 def fabricated(logits: Tensor, rows: list[int]) -> LabelledTokens:
     targets = torch.arange(len(logits)) % logits.shape[1]
-    return LabelledTokens(logits, targets, torch.tensor(rows), max(rows) + 1)
+    count = max(rows) + 1
+    return LabelledTokens(logits, targets, torch.tensor(rows), count, torch.linspace(-9, -2, count))
 
 
 def test_values_by_hand() -> None:
@@ -292,3 +296,21 @@ def test_logit_margin_by_hand() -> None:
     tokens = LabelledTokens(logits, torch.tensor([1, 2]), torch.tensor([0, 1]), 2)
     assert value(logit_margin(tokens)) == pytest.approx(9.0)
     assert gradient_of(logit_margin(tokens), logits)[0].tolist() == pytest.approx([-2.0, -2.0, 4.0])
+
+
+def test_npo_by_hand() -> None:
+    logits, tokens = three()
+    tokens = replace(tokens, reference=torch.tensor([math.log(1 / 4), math.log(1 / 8)]))
+    ratios = [HALF + EIGHTH - math.log(1 / 4), HALF - math.log(1 / 8)]  # log 1/4 and log 4
+    for beta in (0.1, 1.0, 5.0):
+        expected = sum(2 / beta * math.log(1 + math.exp(beta * ratio)) for ratio in ratios)
+        assert value(npo(tokens, beta)) == pytest.approx(expected, rel=1e-6)
+    # as beta goes to 0: gradient ascent on the log-probability of each answer
+    weak = gradient_of(npo(tokens, beta=1e-6), logits)
+    assert torch.allclose(weak, gradient_of(negated_nll(tokens), logits), atol=1e-5)
+
+
+def test_npo_without_the_starting_model() -> None:
+    _, tokens = three()
+    with pytest.raises(ValueError, match="starting model"):
+        npo(tokens)

@@ -835,3 +835,83 @@ def test_updates_that_vanish_are_noted(tmp_path: Path) -> None:
     assert any("rounded away" in note for note in trainer.record.notes)
     whole = run(tmp_path, learning_rate=1e-6, max_steps=2)
     assert whole.record.notes == []
+
+
+# ---- going back ----
+
+
+def test_utility_under_the_floor_leads_back_to_the_best_weights_and_a_smaller_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper()
+    monkeypatch.setattr(ngdiff.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
+    settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 12, "probe_every": 50}
+    trainer = make(tmp_path, callbacks=[keeper], **settings)
+    script(trainer, lambda step: (0.9 - 0.01 * step, 0.5 if step in (6, 12) else 1.0), monkeypatch)
+    trainer.train()
+    rates = [step.learning_rate for step in trainer.record.steps]
+    assert rates[6:] == pytest.approx([rates[0] / 4] * 6) and rates[:6] == [rates[0]] * 6
+    for name, value in keeper.at[3].items():  # step 3 was the best; step 6 went under the floor
+        assert torch.equal(keeper.at[6][name], value)
+        assert torch.equal(trainer.model.state_dict()[name], keeper.at[9][name])
+    notes = [note for note in trainer.record.notes if "put back" in note]
+    assert len(notes) == 2 and notes[0].startswith("step 6:") and "the weights of step 3" in notes[0]
+    assert trainer.record.stop["kept_step"] == 9
+
+
+def test_a_rate_that_was_given_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = Keeper()
+    settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 6, "learning_rate": 1e-3}
+    trainer = make(tmp_path, callbacks=[keeper], **settings)
+    script(trainer, lambda step: (0.5, 1.0 if step == 0 else 0.5), monkeypatch)
+    trainer.train()
+    assert {step.learning_rate for step in trainer.record.steps} == {1e-3}
+    assert any(not torch.equal(value, keeper.at[2][name]) for name, value in keeper.at[3].items())
+    assert not any("put back" in note for note in trainer.record.notes)
+
+
+# ---- the starting model ----
+
+
+def test_npo_compares_with_the_starting_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    trainer = run(tmp_path / "a", method="npo", max_steps=3, learning_rate=1e-2)
+    model = tiny_llama(layers=1, hidden=16).eval()
+    for encoded in trainer._forget:
+        with torch.no_grad():
+            tokens = labelled_tokens(model, collate([encoded], 0))
+        assert encoded.reference_log_prob == pytest.approx(float(tokens.log_probs().sum()), rel=1e-5)
+    first = trainer.record.steps[0]
+    assert first.forget_loss == pytest.approx(
+        2 / 0.1 * math.log(2), rel=1e-5
+    )  # the model is its own reference
+    assert trainer.record.steps[2].forget_loss < first.forget_loss
+    # another run from the same model finds it on disk, and gives the same steps
+    monkeypatch.setattr("ngdiff.reference_model.score_answers", lambda model, rows, **_: _nothing(rows))
+    again = run(tmp_path / "b", method="npo", max_steps=3, learning_rate=1e-2)
+    assert steps(again) == steps(trainer)
+    with pytest.raises(AssertionError, match="measured again"):
+        run(tmp_path / "c", model=tiny_llama(layers=1, hidden=16, seed=5), method="npo", max_steps=1)
+
+
+def _nothing(rows: Any) -> list[Any]:
+    assert not rows, "measured again"
+    return []
+
+
+def test_a_resumed_run_keeps_the_starting_models_log_probabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    common = {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "max_steps": 4,
+        "method": "npo",
+        "learning_rate": 1e-2,
+    }
+    whole = run(tmp_path / "run", **common)
+    second = make(tmp_path / "run", model=tiny_llama(layers=1, hidden=16, seed=9), **common)
+    second.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert steps(second) == steps(whole)[2:]
+    assert_same_weights(whole, second)

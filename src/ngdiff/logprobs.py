@@ -23,12 +23,14 @@ class LabelledTokens:
         targets: the token ids that stand there.
         rows: which sequence of the batch each token belongs to.
         row_count: number of sequences in the batch.
+        reference: log-probability of each sequence's answer under the starting model, where it is known.
     """
 
     logits: Float[Tensor, "tokens vocab"]
     targets: Int[Tensor, " tokens"]
     rows: Int[Tensor, " tokens"]
     row_count: int
+    reference: Float[Tensor, " rows"] | None = None
 
     def log_probs(self) -> Float[Tensor, " tokens"]:
         """Return log p(token | text before it), in nats."""
@@ -101,6 +103,7 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTo
         targets=labels[rows, columns + 1],
         rows=rows,
         row_count=labels.shape[0],
+        reference=batch.get("reference"),
     )
 
 

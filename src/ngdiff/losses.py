@@ -39,6 +39,7 @@ class Loss:
         paper: where it comes from.
         settings: names and defaults of the settings that ``function`` takes; None stands for the mean NLL of
             text the model never saw, which is measured when a run begins.
+        needs_reference: the function compares with the starting model's log-probabilities.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Loss:
     summary: str
     paper: str
     settings: Mapping[str, float | None] = field(default_factory=dict)
+    needs_reference: bool = False
 
     def complete(self, given: Mapping[str, float], never_seen_nll: float) -> Loss:
         """Return the loss with its settings filled in: those given, the defaults, the level measured."""
@@ -153,6 +155,23 @@ def simnpo(tokens: LabelledTokens, beta: float = 4.5, delta: float = 0.0) -> Flo
     return (softplus(-beta * (sums / counts - delta)) * (2 / beta)).sum()
 
 
+def npo(tokens: LabelledTokens, beta: float = 0.1) -> Float[Tensor, ""]:
+    """Sum (2/beta) softplus(beta (log p - log p_ref)) over the sequences, log p of the whole answer (NPO).
+
+    As beta goes to 0 the gradient becomes that of gradient ascent on the sequences' log-probabilities.
+    Source: Zhang et al. 2024, "Negative preference optimization", arXiv 2404.05868, eq. 3. MUSE's code puts
+    logits where log-probabilities belong.
+
+    Args:
+        tokens: the labelled tokens, with the starting model's log-probabilities.
+        beta: inverse temperature.
+    """
+    if tokens.reference is None:
+        raise ValueError("NPO compares with the starting model: the batch lacks its log-probabilities")
+    sums, _ = _by_sequence(tokens, tokens.log_probs())
+    return (softplus(beta * (sums - tokens.reference)) * (2 / beta)).sum()
+
+
 def _by_sequence(
     tokens: LabelledTokens, values: Float[Tensor, " tokens"]
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
@@ -214,6 +233,16 @@ LOSSES: dict[str, Loss] = {
             unlikelihood,
             "-log(1 - p) of each token: pushes what is known, leaves what is forgotten",
             "Welleck et al. 2020, arXiv 1908.04319",
+        ),
+        Loss(
+            "npo",
+            "forget",
+            "sequence",
+            npo,
+            "negative preference optimisation against the starting model",
+            "Zhang et al. 2024, arXiv 2404.05868",
+            settings={"beta": 0.1},
+            needs_reference=True,
         ),
         Loss(
             "simnpo",

@@ -133,6 +133,7 @@ METHODS: dict[str, Method] = {
                 ("sago", "gradient signs decide, coordinate by coordinate"),
             )
         ),
+        _with_loss("npo", "negative preference optimisation against the starting model"),
         _with_loss("simnpo", "negative preference optimisation without reference model", gamma=0.125),
         _with_loss("wga", "gradient ascent weighted by p^beta"),
         _with_loss("satimp", "gradient ascent weighted by saturation and importance", gamma=0.1),
@@ -146,6 +147,15 @@ METHODS: dict[str, Method] = {
             "flattens predictions on the forget set, subject to a bound on the retain loss",
             RULES["pdu"].paper,
             learning_rate=1e-5,
+        ),
+        Method(
+            "ngdiff-npo",
+            "npo",
+            "nll",
+            "ngdiff",
+            "auto",
+            "NGDiff with NPO's forget loss",
+            f"Jin et al. 2025, arXiv 2410.22086; forget loss: {LOSSES['npo'].paper}",
         ),
         Method(
             "ngdiff-simnpo",

@@ -181,13 +181,20 @@ class AutomaticRate:
         self.optimizer.step()
         return self.after_step(loss)
 
+    def be_careful(self, factor: float) -> float | None:
+        """Divide the rate, and the harm that a probe tolerates, by ``factor``; return the new rate."""
+        self.tolerance /= factor
+        if self.rate is not None:
+            self.rate /= factor
+        return self.rate
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        return {"rate": self.rate, "steps": self.steps}
+        return {"rate": self.rate, "steps": self.steps, "tolerance": self.tolerance}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        self.rate, self.steps = state["rate"], state["steps"]
+        self.rate, self.steps, self.tolerance = state["rate"], state["steps"], state["tolerance"]
 
     def _set(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

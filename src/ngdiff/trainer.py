@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.environment import machine, peak_memory_gib, versions
+from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.teacher_forced import batch_extraction_strength, score_answers, summarise
 from ngdiff.gradients import FORGET, RETAIN, GradientPair, Gramian, Task, Weights, cosine
 from ngdiff.logprobs import labelled_tokens
@@ -33,6 +34,7 @@ from ngdiff.losses import LOSSES, Loss
 from ngdiff.never_seen import never_seen_examples
 from ngdiff.parameters import BestWeights, ChangeMeter
 from ngdiff.record import RunRecord, StepRecord
+from ngdiff.reference_model import with_reference
 from ngdiff.stepsize import AutomaticRate, FixedRate, Probe
 from ngdiff.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.weighting import RULES, Losses, StatefulRule, Verdict, judge, make_rule
@@ -40,6 +42,8 @@ from ngdiff.weighting import RULES, Losses, StatefulRule, Verdict, judge, make_r
 STATE_FILE = "unlearning_state.json"
 MOST_SKIPPED_IN_A_ROW = 5
 CHECKS_APART = 2
+RETREAT = 4.0
+"""By what the automatic rate is divided when a check finds utility under its floor."""
 TASKS: tuple[Task, Task] = ("forget", "retain")
 
 
@@ -355,6 +359,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             self._take_up(*self._resumed)
             self._complete_losses()
             return
+        self._add_reference()
         forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
         never_seen = self._figures(self._never_seen)
         self.record.before = {"forget": forget, "retain": utility, "never_seen": never_seen}
@@ -365,6 +370,25 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         if target is not None:
             self._decision = self._stopping.judge(0, forget, utility)
             self._best.save()
+
+    def _add_reference(self) -> None:
+        """Fill in the starting model's log-probabilities, where the forget loss compares with it."""
+        if not self._losses["forget"].needs_reference:
+            return
+        cache = Cache(default_folder())
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self._forget[:] = with_reference(
+                self.model_wrapped,
+                self._forget,
+                tokenizer=self.processing_class,
+                pad_id=self._pad_id,
+                batch_size=2 * self.args.eval_batch_size,
+                cache=cache,
+                precision="bf16" if self.args.bf16 else "fp32",
+            )
+        for note in cache.notes:
+            self.record.note(note)
+        cache.close()
 
     def _complete_losses(self) -> None:
         """Fill in the losses' settings, now that the level of never-seen text is known."""
@@ -398,8 +422,8 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         strength = _mean(step.extraction_strength)
         if self._decision is None and self._check_is_due(strength):
             self._check()
-        self._last_strength = strength
-        self.record.steps.append(self._step_record())
+        self._last_strength = _mean(step.extraction_strength)
+        self.record.steps.append(replace(self._step_record(), forget_extraction_strength=strength))
         rate = f"lr {step.rate:.1e}"
         seen = "" if strength is None else f", forget extraction {strength:.2f}"
         self.state.progress_note = f"{_named('forget', step)}, {_named('retain', step)}, {rate}{seen}"
@@ -424,8 +448,26 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
     def _check(self) -> None:
         self._decision = self._look()
         assert self._stopping is not None
-        if self._decision is None and self._stopping.checks[-1].best:
+        if self._decision is not None:
+            return
+        check = self._stopping.checks[-1]
+        if check.best:
             self._best.save()
+        elif not check.above_floor and isinstance(self._step_size, AutomaticRate):
+            self._retreat(self._step_size)
+
+    def _retreat(self, step_size: AutomaticRate) -> None:
+        """Go back to the best weights, and on with smaller steps: the last ones went under the floor."""
+        assert self._stopping is not None
+        best = self._stopping.best
+        self._best.restore()
+        self._last_strength = None
+        self._step.extraction_strength = []  # of weights that are gone
+        rate = step_size.be_careful(RETREAT)
+        self.record.note(
+            f"step {self.state.global_step}: utility fell under its floor, so the weights of step "
+            f"{0 if best is None else best.step} were put back, and the rate was cut to {rate:.1e}"
+        )
 
     def _look(self) -> Decision | None:
         assert self._stopping is not None
@@ -541,6 +583,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             "last_strength": self._last_strength,
             "skipped_in_a_row": self._skipped_in_a_row,
             "before": self.record.before,
+            "reference": [example.reference_log_prob for example in self._forget],
             "rule": self._rule.state_dict() if isinstance(self._rule, StatefulRule) else None,
         }
         write_json(state, folder / STATE_FILE)
@@ -565,6 +608,10 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self._skipped_in_a_row = state["skipped_in_a_row"]
         if isinstance(self._rule, StatefulRule):
             self._rule.load_state_dict(state["rule"])
+        self._forget[:] = [
+            replace(example, reference_log_prob=value)
+            for example, value in zip(self._forget, state["reference"], strict=True)
+        ]
         self.record.before = state["before"]
         self.record.note(f"resumed at step {self.state.global_step}")
 

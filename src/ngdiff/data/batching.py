@@ -22,7 +22,8 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels`` (-100 where no loss falls), int64 of shape
-        (rows, longest).
+        (rows, longest); ``reference``, float32 of shape (rows,), where the starting model's log-probabilities
+        of the answers are known.
     """
     longest = max(len(example.input_ids) for example in examples)
     shape = (len(examples), longest)
@@ -34,7 +35,11 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
         input_ids[row, :length] = torch.tensor(example.input_ids)
         labels[row, :length] = torch.tensor(example.labels)
         attention_mask[row, :length] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    references = [example.reference_log_prob for example in examples]
+    if None not in references:
+        batch["reference"] = torch.tensor(references, dtype=torch.float32)
+    return batch
 
 
 def batches_by_length(

@@ -39,12 +39,15 @@ class EncodedExample:
         labels: of the same length: the id on the answer and its end token, ``-100`` elsewhere.
         example: what was encoded.
         truncated: whether part of the answer was cut off.
+        reference_log_prob: log-probability of the answer under the starting model, in nats, summed over its
+            tokens; see :mod:`ngdiff.reference_model`.
     """
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     example: Example
     truncated: bool
+    reference_log_prob: float | None = None
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExample:
