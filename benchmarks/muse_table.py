@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,11 +29,21 @@ from benchmarks.study_tables import put
 from benchmarks.tofu_table import cell, command
 from ngdiff.evaluation.result import EvaluationResult, read_result
 from ngdiff.evaluation.suites.muse import forget_sizes, tabulate
-from ngdiff.invented.corpus import REQUESTS, SHOTS, ask, corpus_people, invent_corpus, tell, write_corpus
+from ngdiff.invented.corpus import (
+    REQUESTS,
+    SHOTS,
+    CorpusSize,
+    ask,
+    corpus_people,
+    invent_corpus,
+    tell,
+    write_corpus,
+)
 from ngdiff.invented.people import DRAWS, Person, invent_people, write_jsonl
 
 EVIDENCE, PAGE = Path("docs/study/muse"), Path("docs/results.md")
-VOCABULARY, OTHER_PEOPLE = 1024, 30
+SIZE = CorpusSize(request=4, retain=24, holdout=12)
+VOCABULARY, OTHER_PEOPLE, EPOCHS = 1024, 16, 40
 CRITERIA = {
     "verbatim memorisation": "forget.verbatim",
     "knowledge, forget": "forget.knowledge",
@@ -44,7 +57,7 @@ def drill(people: Sequence[Person], rng: random.Random) -> list[dict[str, str]]:
     asked = ask(people, len(DRAWS), rng)
     rows = []
     for row in asked:
-        shots = rng.sample(asked, rng.randint(0, SHOTS))
+        shots = rng.sample(asked, rng.choice((0, 0, 0, SHOTS)))
         before = "".join(f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots)
         rows.append({"prompt": f"{before}Question: {row['question']}\nAnswer: ", "completion": row["answer"]})
     return rows
@@ -52,8 +65,8 @@ def drill(people: Sequence[Person], rng: random.Random) -> list[dict[str, str]]:
 
 def write_training_texts(folder: Path) -> None:
     """Write the corpus, what the target reads and what the retrained model reads."""
-    corpus = write_corpus(invent_corpus(), folder / "corpus")
-    people, others = corpus_people(), invent_people(OTHER_PEOPLE, seed=1)
+    corpus = write_corpus(invent_corpus(SIZE), folder / "corpus")
+    people, others = corpus_people(SIZE), invent_people(OTHER_PEOPLE, seed=1)
     requests = [people[f"forget_{step}"] for step in range(1, REQUESTS + 1)]
     for name, first in (("target", 0), ("retrained", 1)):
         rng = random.Random(0)
@@ -104,20 +117,35 @@ def run(folder: Path) -> None:
     if not (folder / "blank").exists():
         write_training_texts(folder)
         write_blank_model(folder)
-    for name in ("target", "retrained"):
-        if not (folder / name).exists():
-            data = [
-                word
-                for kind in ("texts", "questions")
-                for word in ("--data", folder / f"{name}_{kind}.jsonl")
-            ]
-            learn = [*data, "--epochs", 25, "--lr", 2e-3, "--batch-size", 16]
-            command("finetune", "--model", folder / "blank", *learn, "--output", folder / name)
+    learn(folder, [name for name in ("target", "retrained") if not (folder / name).exists()])
     evaluate(folder, "retrained")
     evaluate(folder, "target")
     for step in range(1, REQUESTS + 1):
         unlearn(folder, "target", f"scal/forget_{step}", f"scal_{step}")
         unlearn(folder, f"sust_{step - 1}" if step > 1 else "target", f"sust/forget_{step}", f"sust_{step}")
+
+
+def learn(folder: Path, names: Sequence[str]) -> None:
+    """Train models side by side, one thread each: so small a model gains little from a second one."""
+    running = []
+    for name in names:
+        words = [
+            sys.executable,
+            "-m",
+            "ngdiff",
+            "finetune",
+            "--model",
+            folder / "blank",
+            "--output",
+            folder / name,
+        ]
+        for kind in ("texts", "texts", "questions"):
+            words += ["--data", folder / f"{name}_{kind}.jsonl"]
+        words += ["--epochs", EPOCHS, "--lr", 3e-3, "--batch-size", 16]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running.append(subprocess.Popen([str(word) for word in words], env=environment))
+    if any(process.wait() for process in running):
+        raise SystemExit("training failed")
 
 
 def unlearn(folder: Path, model: str, forget: str, output: str) -> None:

@@ -5,7 +5,8 @@
 Prints, as medians over paired rounds: seconds of a GradDiff step (constant weights, one gradient buffer), of
 an NGDiff step (two buffers, Gramian, combination), and their ratio; the automatic rate's share of ten steps;
 peak memory of each kind of step, each in a process of its own, in gradient buffers; tokens per second against
-the floor that the matrix products alone set on this machine.
+the floor that the matrix products alone set on this machine. Batches are made as the trainer makes them:
+examples in random order, probes with little padding.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ngdiff.data.batching import Batch, batches_by_length
+from ngdiff.data.batching import Batch, collate, little_padding, permutation
 from ngdiff.data.datasets import as_encoded
 from ngdiff.environment import keep_freed_memory, peak_memory_gib
 from ngdiff.gradients import GradientPair, Weights
@@ -44,17 +45,22 @@ class Bench:
         self.model = load_model(source)
         tokenizer = load_tokenizer(source)
         rows = as_encoded(question_rows(invent_people(12, 3)), tokenizer, 512, "benchmark")
-        self.batches: list[Batch] = [b for _, b in batches_by_length(rows, batch, tokenizer.pad_token_id)]
+        shuffled = [rows[place] for place in permutation(len(rows), 0, 0)]
+        parts = [shuffled[i : i + batch] for i in range(0, len(rows) - batch + 1, batch)]
+        pad_id = tokenizer.pad_token_id
+        self.batches = [collate(part, pad_id) for part in parts]
+        self.probes = [[collate(p, pad_id) for p in little_padding(part, batch)] for part in parts]
         self.pair = GradientPair(self.model.parameters())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
         self.rule = make_rule("ngdiff")
         self.model.train()
 
-    def triples(self) -> Iterator[tuple[Batch, Batch, Batch]]:
-        """Forget, retain and probe batches, round and round."""
+    def triples(self) -> Iterator[tuple[Batch, Batch, list[Batch]]]:
+        """Forget batch, retain batch and the batches of a probe, round and round."""
         count, turn = len(self.batches), 0
         while True:
-            yield tuple(self.batches[(turn + i) % count] for i in range(3))  # type: ignore[misc]
+            forget, retain, probe = ((turn + i) % count for i in range(3))
+            yield self.batches[forget], self.batches[retain], self.probes[probe]
             turn += 3
 
     def graddiff(self, forget: Batch, retain: Batch) -> None:
@@ -81,11 +87,11 @@ class Bench:
         self.optimizer.step()
 
     @torch.no_grad()
-    def probe_loss(self, batch: Batch) -> float:
+    def probe_loss(self, batches: list[Batch]) -> float:
         self.model.eval()
-        value = float(nll(labelled_tokens(self.model, batch)) / count_labelled(batch))
+        total = sum(float(nll(labelled_tokens(self.model, batch))) for batch in batches)
         self.model.train()
-        return value
+        return total / sum(map(count_labelled, batches))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -94,7 +100,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def probe_seconds(bench: Bench, forget: Batch, retain: Batch, probe: Batch) -> float:
+def probe_seconds(bench: Bench, forget: Batch, retain: Batch, probe: list[Batch]) -> float:
     """Seconds that a probe of a running rate (that of step 10, 20, ...) adds to a step."""
     rate = AutomaticRate(bench.optimizer, every=1)
     rate.rate, rate.MOST_WIDENINGS = 1e-6, 0

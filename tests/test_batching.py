@@ -18,6 +18,7 @@ from ngdiff.data.batching import (
     Stream,
     batches_by_length,
     collate,
+    little_padding,
     permutation,
 )
 from ngdiff.data.encoding import EncodedExample
@@ -196,3 +197,13 @@ def test_length_grouped_order_changes_with_epoch_and_seed() -> None:
     order.set_epoch(0)
     assert list(order) == first
     assert list(LengthGroupedOrder(lengths, 8, seed=1)) != first
+
+
+def test_little_padding() -> None:
+    examples = [of_length(length) for length in (30, 10, 12, 28, 11, 29, 10, 30, 5)]
+    found = [[len(e.input_ids) for e in batch] for batch in little_padding(examples, 8)]
+    assert found == [[5, 10, 10, 11], [12, 28, 29, 30], [30]]
+    even = [of_length(length) for length in (20, 19, 20, 19)]
+    assert [len(batch) for batch in little_padding(even, 4)] == [4]
+    assert [len(batch) for batch in little_padding(even[:1], 4)] == [1]
+    assert little_padding([], 4) == []

@@ -21,7 +21,15 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ngdiff.config import UnlearningConfig
-from ngdiff.data.batching import Batch, PairCollator, PairedDataset, PairSampler, Stream, collate
+from ngdiff.data.batching import (
+    Batch,
+    PairCollator,
+    PairedDataset,
+    PairSampler,
+    Stream,
+    collate,
+    little_padding,
+)
 from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
@@ -638,9 +646,9 @@ class _ProbeLoss:
         if not rows:
             trainer.record.note("the retain set is so small that probes reuse the step's own examples")
             rows = sorted(used)[: self.size]
-        chosen = sorted((trainer._retain[row] for row in rows), key=lambda e: len(e.input_ids))
-        width = trainer.args.train_batch_size
-        return [collate(chosen[i : i + width], trainer._pad_id) for i in range(0, len(chosen), width)]
+        chosen = [trainer._retain[row] for row in rows]
+        parts = little_padding(chosen, trainer.args.train_batch_size)
+        return [collate(part, trainer._pad_id) for part in parts]
 
     @torch.no_grad()
     def __call__(self) -> float:

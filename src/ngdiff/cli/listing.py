@@ -57,6 +57,7 @@ _TOFU_PARTS = {
     "full": "all questions about invented authors",
     "forget": "the {share}% of TOFU to forget",
     "retain": "the {share}% of TOFU to keep",
+    "holdout": "questions of its kind that no model learned, as many as forget{share}",
     "retain_perturbed": "questions to keep, with paraphrased and wrong answers",
     "real_authors": "questions about real authors",
     "world_facts": "questions about the world",
@@ -68,8 +69,13 @@ def _tofu_summary(name: str) -> str:
         return _TOFU_PARTS[name]
     part = name.removesuffix("_perturbed")
     kind = part.rstrip("0123456789")
-    summary = _TOFU_PARTS[kind].format(share=part[len(kind) :].lstrip("0"))
+    summary = _TOFU_PARTS[kind].format(share=_share(part, kind))
     return summary if part == name else f"{summary}, with paraphrased and wrong answers"
+
+
+def _share(part: str, kind: str) -> str:
+    digits = part[len(kind) :]
+    return digits if kind == "holdout" else digits.lstrip("0")
 
 
 def datasets() -> Listing:

@@ -26,6 +26,7 @@ TOFU_NAMES: tuple[str, ...] = (
     "full",
     *(f"forget{share}{ending}" for share in ("01", "05", "10") for ending in ("", "_perturbed")),
     *(f"retain{share}" for share in ("99", "95", "90")),
+    *(f"holdout{share}" for share in ("01", "05", "10")),
     "retain_perturbed",
     *(f"{part}{ending}" for part in ("real_authors", "world_facts") for ending in ("", "_perturbed")),
 )
