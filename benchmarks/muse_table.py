@@ -42,8 +42,8 @@ from ngdiff.invented.corpus import (
 from ngdiff.invented.people import DRAWS, Person, invent_people, write_jsonl
 
 EVIDENCE, PAGE = Path("docs/study/muse"), Path("docs/results.md")
-SIZE = CorpusSize(request=4, retain=24, holdout=12)
-VOCABULARY, OTHER_PEOPLE, EPOCHS = 1024, 16, 40
+SIZE = CorpusSize(request=3, retain=18, holdout=12)
+VOCABULARY, OTHER_PEOPLE, EPOCHS = 1024, 6, 100
 CRITERIA = {
     "verbatim memorisation": "forget.verbatim",
     "knowledge, forget": "forget.knowledge",
@@ -57,7 +57,7 @@ def drill(people: Sequence[Person], rng: random.Random) -> list[dict[str, str]]:
     asked = ask(people, len(DRAWS), rng)
     rows = []
     for row in asked:
-        shots = rng.sample(asked, rng.choice((0, 0, 0, SHOTS)))
+        shots = rng.sample(asked, rng.choice((0,) * 7 + (SHOTS,)))
         before = "".join(f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots)
         rows.append({"prompt": f"{before}Question: {row['question']}\nAnswer: ", "completion": row["answer"]})
     return rows

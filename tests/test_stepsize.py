@@ -470,3 +470,32 @@ def test_a_fixed_rate_does_nothing() -> None:
     assert fixed.after_step(bowl.loss) is None
     assert bowl.calls == 0
     assert torch.equal(bowl.flat(), plain)
+
+
+def test_no_probe_raises_a_rate_that_was_cut() -> None:
+    bowl = Bowl("sgd")
+    rate = AutomaticRate(bowl.optimizer, every=1)
+    bowl.fill()
+    rate.step(bowl.pair, bowl.loss)
+    assert rate.rate is not None
+    found = rate.rate
+    ceiling = rate.be_careful(16.0)
+    assert ceiling == rate.rate == found / 16
+    for _ in range(4):
+        bowl.fill()
+        before = bowl.flat()
+        update = bowl.update()
+        probe = rate.step(bowl.pair, bowl.loss)
+        assert probe is not None and probe.after == probe.applied == rate.rate == ceiling
+        assert "held at the rate" in probe.reason
+        torch.testing.assert_close(
+            bowl.flat().double(), before.double() - ceiling * update, rtol=0, atol=1e-6
+        )
+    resumed = AutomaticRate(bowl.optimizer, every=1)
+    resumed.load_state_dict(rate.state_dict())
+    assert resumed.ceiling == ceiling
+
+
+def test_nothing_to_be_careful_with_before_the_first_probe() -> None:
+    rate = AutomaticRate(Bowl("sgd").optimizer)
+    assert rate.be_careful(4.0) is None and rate.ceiling == math.inf

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -136,6 +136,7 @@ class AutomaticRate:
         self.resolution, self.tolerance = resolution, tolerance
         self.start = start
         self.rate: float | None = None
+        self.ceiling = math.inf
         self.steps = 0
         self._before: list[Tensor] | None = None
 
@@ -169,6 +170,9 @@ class AutomaticRate:
         line = _Line(self._pair.parameters, self._before, 1.0 if self.rate is None else self.rate)
         measure = _Measure(line, loss)
         probe = self._search(measure) if self.rate is None else self._adapt(measure, self.rate)
+        if probe.after > self.ceiling:
+            why = f"{probe.reason}; held at the rate to which it was cut"
+            probe = replace(probe, after=self.ceiling, applied=min(probe.applied, self.ceiling), reason=why)
         line.go_to(probe.applied)
         self.rate = probe.after
         self._set(self.rate)
@@ -182,19 +186,21 @@ class AutomaticRate:
         return self.after_step(loss)
 
     def be_careful(self, factor: float) -> float | None:
-        """Divide the rate, and the harm that a probe tolerates, by ``factor``; return the new rate."""
-        self.tolerance /= factor
+        """Divide the rate by ``factor`` and let no probe raise it again; return the new rate."""
         if self.rate is not None:
-            self.rate /= factor
+            self.rate = self.ceiling = self.rate / factor
         return self.rate
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        return {"rate": self.rate, "steps": self.steps, "tolerance": self.tolerance}
+        ceiling = None if self.ceiling == math.inf else self.ceiling
+        return {"rate": self.rate, "steps": self.steps, "ceiling": ceiling}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        self.rate, self.steps, self.tolerance = state["rate"], state["steps"], state["tolerance"]
+        self.rate, self.steps = state["rate"], state["steps"]
+        ceiling = state.get("ceiling")
+        self.ceiling = math.inf if ceiling is None else float(ceiling)
 
     def _set(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
