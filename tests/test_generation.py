@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -100,6 +101,7 @@ def test_several_end_tokens_and_rows_that_leave(monkeypatch: pytest.MonkeyPatch)
     sizes: list[int] = []
     honest = type(model).forward
 
+    @wraps(honest)
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         sizes.append(kwargs["input_ids"].shape[0])
         return honest(self, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,6 +119,7 @@ class _Greedy:
         self.ends = torch.tensor(sorted(end_tokens(model, tokenizer)))
         self.device = next(model.parameters()).device
         self.own_loop = _can_loop(model)
+        self.cache_name = _cache_name(model)
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return each prompt's new tokens, without the token that ended them."""
@@ -152,9 +154,9 @@ class _Greedy:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self.cache_name: cache},
             )
             if step == 0 and _cached_tokens(cache) != ids.shape[1]:
                 raise NotImplementedError("the model keeps its state elsewhere")
@@ -184,6 +186,13 @@ class _Greedy:
 
 def _until(tokens: Sequence[int], ends: set[int]) -> list[int]:
     return list(tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))])
+
+
+def _cache_name(model: Any) -> str:
+    """Return what the model's forward calls its cache: transformers 5.24 renamed it."""
+    inner = getattr(model, "module", model)
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
 
 
 def _cached_tokens(cache: Any) -> int:
