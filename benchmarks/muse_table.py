@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.study_tables import put
+from benchmarks.study_tables import publish, put
 from benchmarks.tofu_table import cell, command
 from ngdiff.evaluation.result import EvaluationResult, read_result
 from ngdiff.evaluation.suites.muse import forget_sizes, tabulate
@@ -204,7 +203,9 @@ def write_tables(folder: Path) -> None:
     names = ["target", "retrained", *(f"{c}_{s}" for c in ("scal", "sust") for s in range(1, REQUESTS + 1))]
     EVIDENCE.mkdir(parents=True, exist_ok=True)
     for name in names:
-        shutil.copyfile(folder / f"{name}.json", EVIDENCE / f"{name}.json")
+        publish(folder / f"{name}.json", EVIDENCE / f"{name}.json")
+        if name[:4] in ("scal", "sust"):
+            publish(folder / name / "record.json", EVIDENCE / f"{name}.record.json")
     results = {name: read_result(EVIDENCE / f"{name}.json") for name in names}
     put(PAGE, "MUSE", models_table(results))
     put(PAGE, "MUSE requests", sequence_table(results, folder / "corpus"))

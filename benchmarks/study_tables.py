@@ -53,10 +53,16 @@ def keep_evidence(folder: Path, evidence: Path) -> None:
         place = evidence / found.parent.relative_to(folder)
         place.mkdir(parents=True, exist_ok=True)
         for name in ("figures.json", "record.json"):
-            content = load(found.parent / name)
-            content.get("machine", {}).pop("system", None)  # whose machine it was is nobody's business
-            text = json.dumps(content, ensure_ascii=False).replace(str(Path.home()), "~")
-            (place / name).write_text(text + "\n", encoding="utf-8")
+            publish(found.parent / name, place / name)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Copy a record or an evaluation, without the machine's name and the user's folders."""
+    content = load(source)
+    for holder in (content, content.get("provenance", {})):
+        holder.get("machine", {}).pop("system", None)  # whose machine it was is nobody's business
+    text = json.dumps(content, ensure_ascii=False, indent=1 if "provenance" in content else None)
+    target.write_text(text.replace(str(Path.home()), "~") + "\n", encoding="utf-8")
 
 
 def write_tables(folder: Path, output: Path, page: Path) -> None:

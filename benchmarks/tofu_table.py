@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_tables import put
+from benchmarks.study_tables import publish, put
 from ngdiff.cli.app import EXIT_TARGET_MISSED
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.result import EvaluationResult, read_result
@@ -189,7 +188,7 @@ def main() -> None:
     EVIDENCE.mkdir(parents=True, exist_ok=True)
     for name in MODELS:
         if (study / "evaluated" / f"{name}.json").exists():
-            shutil.copyfile(study / "evaluated" / f"{name}.json", EVIDENCE / f"{name}.json")
+            publish(study / "evaluated" / f"{name}.json", EVIDENCE / f"{name}.json")
     write_tables()
 
 
