@@ -119,13 +119,15 @@ def test_unlikelihood_is_exact_where_one_minus_p_rounds_to_nothing(margin: float
 
 def test_settings_are_those_given_else_the_level_measured() -> None:
     row = LOSSES["bounded-nll"]
-    assert dict(row.settings) == {"ceiling": None}
-    assert row.complete({}, never_seen_nll=2.5).settings == {"ceiling": 2.5}
-    assert row.complete({"ceiling": 1.0}, never_seen_nll=2.5).settings == {"ceiling": 1.0}
+    assert dict(row.settings) == {"ceiling": "never-seen NLL"}
+    assert row.complete({}, {"never-seen NLL": 2.5}).settings == {"ceiling": 2.5}
+    assert row.complete({"ceiling": 1.0}, {"never-seen NLL": 2.5}).settings == {"ceiling": 1.0}
     tokens = fabricated(torch.zeros(6, 5), [0, 0, 1, 2, 2, 2])  # every NLL is log 5 = 1.61
-    assert float(row.complete({}, 1.0).function(tokens)) == pytest.approx(-6.0)
-    assert float(row.complete({}, 2.0).function(tokens)) == pytest.approx(-6 * math.log(5), rel=1e-6)
-    assert LOSSES["nll"].complete({}, 2.0).settings == {}
+    assert float(row.complete({}, {"never-seen NLL": 1.0}).function(tokens)) == pytest.approx(-6.0)
+    assert float(row.complete({}, {"never-seen NLL": 2.0}).function(tokens)) == pytest.approx(
+        -6 * math.log(5), rel=1e-6
+    )
+    assert LOSSES["nll"].complete({}, {}).settings == {}
 
 
 def test_unknown_settings_of_a_loss() -> None:

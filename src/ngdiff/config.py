@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,7 +68,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     ),
     "name": (
         lambda value: isinstance(value, str),
-        ("method", "forget_loss", "retain_loss", "rule", "stop_at"),
+        ("method", "forget_loss", "retain_loss", "rule", "stop_at", "trainable"),
     ),
 }
 
@@ -101,6 +102,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         check_size: forget examples, and at most half as many retain examples, that a check looks at.
         check_patience: checks in a row under the utility floor before the run is given up.
         max_length: longest sequence, in tokens.
+        trainable: regular expression; only parameters in whose names it is found are trained.
         log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
             cosine; costs one more gradient buffer.
         evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
@@ -126,6 +128,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     check_size: int = 128
     check_patience: int = 3
     max_length: int = 512
+    trainable: str | None = None
     log_gramian: bool = False
     evaluate_every: int = 0
     evaluate_items: int = 64
@@ -238,6 +241,13 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             faults.append(
                 Fault("--eval-every", f"{self.evaluate_every} is negative", "Give 0 (never) or more")
             )
+        if self.trainable is not None:
+            try:
+                re.compile(self.trainable)
+            except re.error as error:
+                what = f"{self.trainable!r} is no regular expression ({error})"
+                mend = "Write one such as 'layers[.](5|6|7)[.]mlp'"
+                faults.append(Fault("--set trainable", what, mend))
         if self.max_length < 8:
             faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
         if self.fp16:

@@ -24,6 +24,8 @@ class LabelledTokens:
         rows: which sequence of the batch each token belongs to.
         row_count: number of sequences in the batch.
         reference: log-probability of each sequence's answer under the starting model, where it is known.
+        reference_logits: the starting model's scores, where a loss compares with them.
+        other: what the model says of other answers to the same prompts, row by row, where a loss has them.
     """
 
     logits: Float[Tensor, "tokens vocab"]
@@ -31,6 +33,8 @@ class LabelledTokens:
     rows: Int[Tensor, " tokens"]
     row_count: int
     reference: Float[Tensor, " rows"] | None = None
+    reference_logits: Float[Tensor, "tokens vocab"] | None = None
+    other: LabelledTokens | None = None
 
     def log_probs(self) -> Float[Tensor, " tokens"]:
         """Return log p(token | text before it), in nats."""

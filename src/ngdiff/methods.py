@@ -30,6 +30,8 @@ class Method:
         paper: where it comes from.
         learning_rate: the usual fixed rate, per optimizer step.
         rule_settings: settings of the rule that differ from its defaults.
+        search: values worth trying when the method is tuned, by setting: ``learning_rate``, or a setting of
+            ``rule_settings``, ``forget_loss_settings`` or ``retain_loss_settings``, with a dot between.
     """
 
     name: str
@@ -41,19 +43,62 @@ class Method:
     paper: str
     learning_rate: float | None = None
     rule_settings: Mapping[str, float] = field(default_factory=dict)
+    search: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-def _with_rule(rule: str, summary: str) -> Method:
+RATES = (1e-5, 2e-5, 5e-5)
+WEIGHTS = (1.0, 2.0, 5.0)
+"""Learning rates and weights of the retain loss that OpenUnlearning's paper (Dorna et al. 2025, arXiv
+2506.12618) tries for NPO and most others."""
+
+
+def _with_rule(rule: str, summary: str, **search: tuple[float, ...]) -> Method:
     """Return gradient ascent and descent under a rule of the same name."""
-    return Method(rule, "negated-nll", "nll", rule, "fixed", summary, RULES[rule].paper, learning_rate=1e-5)
-
-
-def _with_loss(loss: str, summary: str, gamma: float = 1.0, retain: bool = True) -> Method:
-    """Return a forget loss of the same name beside the retain set's NLL, at constant weights."""
-    rule, settings = ("constant", {"gamma": gamma}) if retain else ("forget-only", {})
-    paper = LOSSES[loss].paper
     return Method(
-        loss, loss, "nll", rule, "fixed", summary, paper, learning_rate=1e-5, rule_settings=settings
+        rule,
+        "negated-nll",
+        "nll",
+        rule,
+        "fixed",
+        summary,
+        RULES[rule].paper,
+        learning_rate=1e-5,
+        search={
+            "learning_rate": RATES,
+            **{f"rule_settings.{name}": values for name, values in search.items()},
+        },
+    )
+
+
+def _with_loss(
+    loss: str,
+    summary: str,
+    *,
+    retain: str | None = "nll",
+    learning_rate: float = 1e-5,
+    gamma: float = 1.0,
+    rates: tuple[float, ...] = RATES,
+    weights: Mapping[str, tuple[float, ...]] | None = None,
+    **search: tuple[float, ...],
+) -> Method:
+    """Return a forget loss of the same name beside a retain loss at constant weights, or by itself."""
+    rule, settings = ("constant", {"gamma": gamma}) if retain else ("forget-only", {})
+    weights = ({"alpha": WEIGHTS} if retain else {}) if weights is None else weights
+    return Method(
+        loss,
+        loss,
+        retain or "nll",
+        rule,
+        "fixed",
+        summary,
+        LOSSES[loss].paper,
+        learning_rate=learning_rate,
+        rule_settings=settings,
+        search={
+            "learning_rate": rates,
+            **{f"rule_settings.{name}": values for name, values in weights.items()},
+            **{f"forget_loss_settings.{name}": values for name, values in search.items()},
+        },
     )
 
 
@@ -96,6 +141,7 @@ METHODS: dict[str, Method] = {
             "gradient difference: constant weights, fixed learning rate",
             "Liu et al. 2022, arXiv 2203.12817; Maini et al. 2024, arXiv 2401.06121",
             learning_rate=1e-5,
+            search={"learning_rate": (1e-5, 2e-5, 3e-5, 4e-5, 5e-5), "rule_settings.alpha": (1, 2, 5, 10)},
         ),
         Method(
             "ga",
@@ -106,6 +152,7 @@ METHODS: dict[str, Method] = {
             "gradient ascent on the forget set alone",
             "Jang et al. 2023, arXiv 2210.01504",
             learning_rate=1e-5,
+            search={"learning_rate": RATES},
         ),
         Method(
             "finetune-retain",
@@ -116,28 +163,71 @@ METHODS: dict[str, Method] = {
             "more training on the retain set alone, hoping that the rest fades",
             "baseline of Maini et al. 2024, arXiv 2401.06121",
             learning_rate=1e-5,
+            search={"learning_rate": RATES},
         ),
-        *(
-            _with_rule(rule, summary)
-            for rule, summary in (
-                ("lossnorm", "gradients divided by the size of their losses"),
-                ("rlw", "random weights each step"),
-                ("pcgrad", "gradients projected off each other's conflict"),
-                ("mgda", "the shortest convex combination of the gradients"),
-                ("imtlg", "equal projections on both gradients"),
-                ("cagrad", "conflict-averse gradient descent"),
-                ("nashmtl", "the gradients' Nash bargaining solution"),
-                ("upgrad", "both gradients projected onto the cone that harms neither task"),
-                ("dualproj", "the mean gradient projected onto the cone that harms neither task"),
-                ("gru", "the forget gradient without what would raise the retain loss"),
-                ("sago", "gradient signs decide, coordinate by coordinate"),
-            )
+        Method(
+            "kl",
+            "negated-nll",
+            "kl",
+            "constant",
+            "fixed",
+            "gradient ascent, held by the divergence from the starting model on the retain set",
+            "Maini et al. 2024, arXiv 2401.06121",
+            learning_rate=1e-5,
+            search={"learning_rate": RATES, "rule_settings.alpha": WEIGHTS},
         ),
-        _with_loss("npo", "negative preference optimisation against the starting model"),
-        _with_loss("simnpo", "negative preference optimisation without reference model", gamma=0.125),
-        _with_loss("wga", "gradient ascent weighted by p^beta"),
-        _with_loss("satimp", "gradient ascent weighted by saturation and importance", gamma=0.1),
-        _with_loss("ceu", "cross-entropy to the prediction without the true token", retain=False),
+        _with_rule("lossnorm", "gradients divided by the size of their losses"),
+        _with_rule("rlw", "random weights each step"),
+        _with_rule("pcgrad", "gradients projected off each other's conflict"),
+        _with_rule("mgda", "the shortest convex combination of the gradients"),
+        _with_rule("imtlg", "equal projections on both gradients"),
+        _with_rule("cagrad", "conflict-averse gradient descent", c=(0.2, 0.5, 0.8)),
+        _with_rule("nashmtl", "the gradients' Nash bargaining solution"),
+        _with_rule("upgrad", "both gradients projected onto the cone that harms neither task"),
+        _with_rule("dualproj", "the mean gradient projected onto the cone that harms neither task"),
+        _with_rule("gru", "the forget gradient without what would raise the retain loss"),
+        _with_rule("sago", "gradient signs decide, coordinate by coordinate"),
+        _with_loss(
+            "npo", "negative preference optimisation against the starting model", beta=(0.05, 0.1, 0.5)
+        ),
+        _with_loss(
+            "simnpo",
+            "negative preference optimisation without reference model",
+            gamma=0.125,
+            weights={"gamma": (0.125, 0.25)},
+            beta=(3.5, 4.5),
+            delta=(0.0, 1.0),
+        ),
+        _with_loss("dpo", "preference of given answers over the true ones", beta=(0.05, 0.1, 0.5)),
+        _with_loss("idkdpo", "preference of refusals over the true answers", beta=(0.05, 0.1, 0.5)),
+        _with_loss("idknll", "training on refusals in place of the true answers"),
+        _with_loss(
+            "altpo", "preference of answers that the model makes up over the true ones", beta=(0.05, 0.1, 0.5)
+        ),
+        _with_loss("wga", "gradient ascent weighted by p^beta", beta=(0.5, 1.0, 2.0)),
+        _with_loss(
+            "satimp",
+            "gradient ascent weighted by saturation and importance",
+            gamma=0.1,
+            weights={"gamma": (0.1, 1.0)},
+            beta1=(5.0, 6.0),
+            beta2=(0.1, 0.5, 1.0),
+        ),
+        _with_loss(
+            "undial",
+            "self-distillation with the true tokens pushed down",
+            retain=None,
+            learning_rate=1e-4,
+            rates=(1e-5, 1e-4, 3e-4),
+            beta=(3.0, 10.0, 30.0),
+        ),
+        _with_loss("ceu", "cross-entropy to the prediction without the true token", retain=None),
+        _with_loss(
+            "rmu",
+            "steers one layer's activations away, holds those of the retain set",
+            retain="embedding-difference",
+            coefficient=(1.0, 10.0, 100.0),
+        ),
         Method(
             "pdu",
             "logit-margin",
@@ -147,6 +237,7 @@ METHODS: dict[str, Method] = {
             "flattens predictions on the forget set, subject to a bound on the retain loss",
             RULES["pdu"].paper,
             learning_rate=1e-5,
+            search={"learning_rate": RATES, "rule_settings.bound": (0.1, 0.3, 1.0)},
         ),
         Method(
             "ngdiff-npo",

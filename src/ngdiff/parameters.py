@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from ngdiff.errors import Fault, RequestError
 
 SAMPLE = 1_000_000
 BEST_FILE = "best.safetensors"
@@ -114,3 +117,20 @@ class BestWeights:
         if self._file is not None:
             shutil.rmtree(self._file.parent, ignore_errors=True)
             self._file = None
+
+
+def train_only(model: nn.Module, pattern: str) -> None:
+    """Freeze all parameters but the trainable ones in whose names a regular expression is found.
+
+    Raises:
+        RequestError: it is found in no name.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    kept = {name for name in names if re.search(pattern, name)}
+    if not kept:
+        what = f"{pattern!r} is found in the name of no trainable parameter"
+        raise RequestError(
+            Fault("--set trainable", what, f"Names are such as {names[0]!r} and {names[-1]!r}")
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in kept)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ngdiff.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import (
     Batch,
@@ -27,22 +28,20 @@ from ngdiff.data.batching import (
     PairedDataset,
     PairSampler,
     Stream,
-    collate,
+    collate_for_loss,
     little_padding,
 )
 from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.environment import machine, peak_memory_gib, versions
-from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.teacher_forced import batch_extraction_strength, score_answers, summarise
 from ngdiff.gradients import FORGET, RETAIN, GradientPair, Gramian, Task, Weights, cosine
-from ngdiff.logprobs import labelled_tokens
+from ngdiff.logprobs import LabelledTokens
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.never_seen import never_seen_examples
-from ngdiff.parameters import BestWeights, ChangeMeter
+from ngdiff.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.record import RunRecord, StepRecord
-from ngdiff.reference_model import with_reference
 from ngdiff.stepsize import AutomaticRate, FixedRate, Probe
 from ngdiff.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.weighting import RULES, Losses, StatefulRule, Verdict, judge, make_rule
@@ -133,6 +132,9 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self.record = RunRecord()
         self._pad_id = _pad_id(processing_class)
         self._forget = as_encoded(forget_dataset, processing_class, args.max_length, "forget_dataset")
+        self._forget = before_the_model(
+            LOSSES[str(args.forget_loss)], list(self._forget), processing_class, args.max_length, args.seed
+        )
         retain = as_encoded(retain_dataset, processing_class, args.max_length, "retain_dataset")
         self._retain, self._held_out, note = split_retain(retain, args.check_size // 2, args.seed)
         self._never_seen = (
@@ -147,6 +149,13 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
 
             set_seed(args.seed)  # adapters begin at random
             model = get_peft_model(model, peft_config)
+        self._losses: dict[Task, Loss] = {
+            "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, None),
+            "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, None),
+        }
+        self._measured = layers_looked_behind(model, self._losses)
+        if args.trainable is not None:
+            train_only(model, args.trainable)
         hooks = _Hooks()
         super().__init__(
             model=model,
@@ -158,10 +167,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             optimizers=optimizers,
         )
         hooks.trainer = self
-        self._losses: dict[Task, Loss] = {
-            "forget": LOSSES[str(args.forget_loss)],
-            "retain": LOSSES[str(args.retain_loss)],
-        }
+        self._compared: Comparisons | None = None
         self._rule = make_rule(str(args.rule), args.rule_settings)
         self._rule_row = RULES[str(args.rule)]
         self._apart = args.log_gramian or not self._rule_row.fixed
@@ -189,6 +195,10 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             )
 
     # ---- data ----
+
+    @property
+    def _data(self) -> dict[Task, list[EncodedExample]]:
+        return {"forget": self._forget, "retain": self._retain}
 
     @property
     def forget_examples(self) -> list[Example]:
@@ -248,8 +258,11 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         return reported
 
     def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
-        tokens = labelled_tokens(model, batch)
-        if task == "forget":
+        assert self._compared is not None
+        tokens = self._compared.look(task, model, batch)
+        watched = isinstance(tokens, LabelledTokens) and self._losses[task].own_answers
+        if task == "forget" and watched:
+            assert isinstance(tokens, LabelledTokens)
             self._step.extraction_strength.append(float(batch_extraction_strength(tokens)))
             if self._stopping is not None and self._stopping.watches_nll:
                 with torch.no_grad():
@@ -365,13 +378,19 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self._best = BestWeights(model, Path(args.output_dir))
         if self._resumed is not None:
             self._take_up(*self._resumed)
-            self._complete_losses()
             return
-        self._add_reference()
         forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
         never_seen = self._figures(self._never_seen)
         self.record.before = {"forget": forget, "retain": utility, "never_seen": never_seen}
         self._complete_losses()
+        assert self._compared is not None
+        passes = math.ceil(args.num_train_epochs if args.max_steps < 0 else self._pairs() / len(self._forget))
+        rows: dict[Task, Sequence[int]] = {
+            "forget": range(len(self._forget)),
+            "retain": self._retain_rows_needed(),
+        }
+        for note in self._compared.ask(self.model_wrapped, self._data, rows, passes):
+            self.record.note(note)
         if target is not None and target.value is None:
             target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
         self._stopping = StoppingRule(target, args.keep_utility * utility[UTILITY], args.check_patience)
@@ -379,34 +398,37 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             self._decision = self._stopping.judge(0, forget, utility)
             self._best.save()
 
-    def _add_reference(self) -> None:
-        """Fill in the starting model's log-probabilities, where the forget loss compares with it."""
-        if not self._losses["forget"].needs_reference:
-            return
-        cache = Cache(default_folder())
-        with torch.no_grad(), self.compute_loss_context_manager():
-            self._forget[:] = with_reference(
-                self.model_wrapped,
-                self._forget,
-                tokenizer=self.processing_class,
-                pad_id=self._pad_id,
-                batch_size=2 * self.args.eval_batch_size,
-                cache=cache,
-                precision="bf16" if self.args.bf16 else "fp32",
-            )
-        for note in cache.notes:
-            self.record.note(note)
-        cache.close()
+    def _pairs(self) -> int:
+        """Return the pairs of examples that all steps together take, over all processes."""
+        each = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return int(self.state.max_steps * each * self.accelerator.num_processes)
+
+    def _retain_rows_needed(self) -> Sequence[int]:
+        """Return the rows of the retain set that a step or a probe may look at."""
+        rows = len(self._retain)
+        if self.args.automatic or self._pairs() >= rows:
+            return range(rows)
+        stream = Stream(rows, self.args.seed + 1)
+        return sorted({stream[position] for position in range(self._pairs())})
 
     def _complete_losses(self) -> None:
         """Fill in the losses' settings, now that the level of never-seen text is known."""
-        level = float(self.record.before["never_seen"]["nll"])
         args = self.args
+        self._measured["never-seen NLL"] = float(self.record.before["never_seen"]["nll"])
         self._losses = {
-            "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, level),
-            "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, level),
+            "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, self._measured),
+            "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, self._measured),
         }
         self.record.losses = {task: dict(loss.settings) for task, loss in self._losses.items()}
+        setting = Setting(
+            self.processing_class,
+            self._pad_id,
+            args.max_length,
+            args.seed,
+            2 * args.eval_batch_size,
+            "bf16" if args.bf16 else "fp32",
+        )
+        self._compared = Comparisons(self._losses, setting, self.compute_loss_context_manager)
 
     def _checked_forget(self) -> list[EncodedExample]:
         stride = max(1, len(self._forget) // self.args.check_size)
@@ -591,7 +613,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             "last_strength": self._last_strength,
             "skipped_in_a_row": self._skipped_in_a_row,
             "before": self.record.before,
-            "reference": [example.reference_log_prob for example in self._forget],
+            "compared": None if self._compared is None else self._compared.save(folder, self._forget),
             "rule": self._rule.state_dict() if isinstance(self._rule, StatefulRule) else None,
         }
         write_json(state, folder / STATE_FILE)
@@ -616,11 +638,10 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self._skipped_in_a_row = state["skipped_in_a_row"]
         if isinstance(self._rule, StatefulRule):
             self._rule.load_state_dict(state["rule"])
-        self._forget[:] = [
-            replace(example, reference_log_prob=value)
-            for example, value in zip(self._forget, state["reference"], strict=True)
-        ]
         self.record.before = state["before"]
+        self._complete_losses()
+        assert self._compared is not None
+        self._compared.take_up(folder, state["compared"], self._data, self.args.device)
         self.record.note(f"resumed at step {self.state.global_step}")
 
 
@@ -648,7 +669,7 @@ class _ProbeLoss:
             rows = sorted(used)[: self.size]
         chosen = [trainer._retain[row] for row in rows]
         parts = little_padding(chosen, trainer.args.train_batch_size)
-        return [collate(part, trainer._pad_id) for part in parts]
+        return [collate_for_loss(part, trainer._pad_id) for part in parts]
 
     @torch.no_grad()
     def __call__(self) -> float:
@@ -657,14 +678,15 @@ class _ProbeLoss:
         if self._batches is None:
             self._batches = self._draw()
         model = trainer.model_wrapped
-        loss = trainer._losses["retain"]
+        loss, compared = trainer._losses["retain"], trainer._compared
+        assert compared is not None
         was_training = model.training
         model.eval()
         try:
             total = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
             for batch in self._batches:
                 prepared = trainer._prepare_inputs(batch)
-                total[0] += loss.function(labelled_tokens(model, prepared)).double()
+                total[0] += loss.function(compared.look("retain", model, prepared)).double()
                 total[1] += loss.count(prepared)
         finally:
             model.train(was_training)

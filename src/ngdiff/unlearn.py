@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
+from ngdiff.alternatives import alternative_faults
 from ngdiff.callbacks import ProgressCallback
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
@@ -18,6 +19,7 @@ from ngdiff.data.sources import read_rows
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
 from ngdiff.finetune import with_lora
+from ngdiff.losses import LOSSES
 from ngdiff.models import (
     ModelSource,
     Precision,
@@ -109,6 +111,9 @@ def prepare(request: UnlearnRequest) -> Prepared:
     overlap = None if request.allow_overlap else overlap_fault(forget, retain)
     if overlap is not None:
         faults.append(overlap)
+    other_answers = None if config is None else LOSSES[str(config.forget_loss)].other_answers
+    if other_answers is not None and forget:
+        faults += alternative_faults(forget, other_answers, "--forget")
     if faults or source is None or config is None:
         raise RequestError(faults)
     tokenizer = load_tokenizer(source)

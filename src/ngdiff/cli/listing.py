@@ -15,8 +15,8 @@ Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Titles of the columns, and the rows."""
 
 
-def _settings(settings: Mapping[str, float | None]) -> str:
-    values = {name: "measured" if value is None else f"{value:g}" for name, value in settings.items()}
+def _settings(settings: Mapping[str, float | str]) -> str:
+    values = {name: value if isinstance(value, str) else f"{value:g}" for name, value in settings.items()}
     return ", ".join(f"{name}={value}" for name, value in values.items()) or "-"
 
 

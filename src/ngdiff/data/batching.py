@@ -12,6 +12,7 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.logprobs import IGNORED
 
 Batch = dict[str, Tensor]
+"""Tensors by name; ``other`` holds a batch of its own."""
 
 
 def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
@@ -128,6 +129,31 @@ class PairSampler(Sampler[tuple[int, int]]):
             yield self._forget[position], self._retain[position]
 
 
+def collate_for_loss(examples: Sequence[EncodedExample], pad_id: int, turn: int = 0) -> Batch:
+    """Pad sequences like :func:`collate`, with all that a loss may compare them with.
+
+    Args:
+        examples: of one micro-batch.
+        pad_id: what to pad with; any id will do.
+        turn: which of the examples' alternatives is taken, modulo their number.
+
+    Returns:
+        The batch of :func:`collate`; ``reference_states``, of shape (labelled tokens, width) in reading
+        order, where the starting model's are known; ``other``, the batch of the alternatives, where there are
+        any.
+    """
+    batch = collate(examples, pad_id)
+    states = [example.reference_states for example in examples if example.reference_states is not None]
+    if len(states) == len(examples):
+        batch["reference_states"] = torch.cat(states)
+    others = [
+        example.alternatives[turn % len(example.alternatives)] for example in examples if example.alternatives
+    ]
+    if len(others) == len(examples):
+        batch["other"] = collate(others, pad_id)  # type: ignore[assignment]
+    return batch
+
+
 class PairCollator:
     """Turn pairs into ``{"forget": batch, "retain": batch, "retain_rows": rows of the retain set}``."""
 
@@ -135,10 +161,14 @@ class PairCollator:
         self.pad_id = pad_id
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Batch | Tensor]:
-        """Pad the pairs of one micro-batch, each task to its own longest sequence."""
+        """Pad the pairs of one micro-batch, each task to its own longest sequence.
+
+        Where forget examples have several alternatives, the row of the first retain example, which differs
+        from pass to pass and not from run to run, says which is taken.
+        """
         forget, retain, rows = zip(*pairs, strict=True)
         return {
-            "forget": collate(forget, self.pad_id),
-            "retain": collate(retain, self.pad_id),
+            "forget": collate_for_loss(forget, self.pad_id, turn=rows[0]),
+            "retain": collate_for_loss(retain, self.pad_id),
             "retain_rows": torch.tensor(rows),
         }

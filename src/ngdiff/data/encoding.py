@@ -15,9 +15,10 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jinja2.exceptions import TemplateError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ngdiff.data.examples import Example
@@ -41,6 +42,8 @@ class EncodedExample:
         truncated: whether part of the answer was cut off.
         reference_log_prob: log-probability of the answer under the starting model, in nats, summed over its
             tokens; see :mod:`ngdiff.reference_model`.
+        reference_states: hidden states of the starting model, of shape (labelled tokens, width), likewise.
+        alternatives: other answers to the same prompt; see :mod:`ngdiff.alternatives`.
     """
 
     input_ids: tuple[int, ...]
@@ -48,6 +51,8 @@ class EncodedExample:
     example: Example
     truncated: bool
     reference_log_prob: float | None = None
+    reference_states: Tensor | None = field(default=None, compare=False, repr=False)
+    alternatives: tuple[EncodedExample, ...] = ()
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExample:

@@ -1,0 +1,49 @@
+"""what the model says of a micro-batch -> a loss; one function a loss, and the table of them.
+
+A loss is a sum over items (tokens or sequences) divided by their number *in the whole accumulated batch*, so
+that 8 sequences at once and 8 times one sequence give the same gradient. The functions here return the sum;
+whoever accumulates divides. Both tasks' losses are written so that they are minimised.
+"""
+
+from ngdiff.losses.activations import control_vector, embedding_difference, steer_away
+from ngdiff.losses.likelihood import (
+    bounded_nll,
+    cross_entropy_unlearning,
+    logit_margin,
+    negated_nll,
+    nll,
+    saturation_importance,
+    unlikelihood,
+    weighted_ascent,
+)
+from ngdiff.losses.preference import dpo, npo, simnpo
+from ngdiff.losses.row import Answers, Compared, Loss, LossFunction, Measured, Task
+from ngdiff.losses.starting_model import kl_to_start, self_distillation
+from ngdiff.losses.table import LOSSES, find_loss
+
+__all__ = [
+    "LOSSES",
+    "Answers",
+    "Compared",
+    "Loss",
+    "LossFunction",
+    "Measured",
+    "Task",
+    "bounded_nll",
+    "control_vector",
+    "cross_entropy_unlearning",
+    "dpo",
+    "embedding_difference",
+    "find_loss",
+    "kl_to_start",
+    "logit_margin",
+    "negated_nll",
+    "nll",
+    "npo",
+    "saturation_importance",
+    "self_distillation",
+    "simnpo",
+    "steer_away",
+    "unlikelihood",
+    "weighted_ascent",
+]

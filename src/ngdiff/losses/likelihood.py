@@ -1,0 +1,109 @@
+"""labelled tokens -> losses of their likelihood under the model alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ngdiff.logprobs import LabelledTokens
+
+
+def nll(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum the negative log-likelihood of the labelled tokens, in nats (average it per token)."""
+    return -tokens.log_probs().sum()
+
+
+def negated_nll(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum the log-likelihood of the labelled tokens, in nats: gradient ascent on the NLL.
+
+    Source: Jang et al., "Knowledge unlearning for mitigating privacy risks in language models", 2023, eq. 1.
+    """
+    return tokens.log_probs().sum()
+
+
+def bounded_nll(tokens: LabelledTokens, ceiling: float = math.inf) -> Float[Tensor, ""]:
+    """Sum minus the NLL of the labelled tokens, none counted beyond ``ceiling``, in nats.
+
+    A token that has become as improbable as text the model never saw is forgotten: it gets no more gradient.
+    Gradient ascent does the opposite. Its gradient on a token of probability p grows with 1 - p, so what is
+    already forgotten is pushed ever further, and what is still known waits.
+
+    Args:
+        tokens: the labelled tokens.
+        ceiling: NLL of a token, in nats, beyond which it counts as forgotten.
+    """
+    return -(-tokens.log_probs()).clamp(max=ceiling).sum()
+
+
+def unlikelihood(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum -log(1 - p) of the labelled tokens, in nats.
+
+    Its gradient on the log-odds of a token is p: a token that is still known gets all of it, one that is
+    forgotten next to none, and the loss has a minimum, 0. Gradient ascent's is -(1 - p), the other way about.
+    Source: Welleck et al., "Neural text generation with unlikelihood training", ICLR 2020, arXiv 1908.04319,
+    eq. 5 (token level), with the true token as the negative candidate.
+    """
+    return softplus(tokens.log_odds()).sum()
+
+
+def _probabilities(log_probs: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    """Return p without gradient: it weighs the tokens."""
+    return log_probs.detach().exp()
+
+
+def weighted_ascent(tokens: LabelledTokens, beta: float = 1.0) -> Float[Tensor, ""]:
+    """Sum p^beta log p of the labelled tokens, p^beta held constant (WGA).
+
+    Gradient ascent that leaves alone what is forgotten: a token's weight falls with its probability.
+    Source: Wang et al. 2025, "Rethinking LLM unlearning objectives", ICLR, arXiv 2502.19301.
+
+    Args:
+        tokens: the labelled tokens.
+        beta: how fast the weight falls; 0 is gradient ascent.
+    """
+    log_probs = tokens.log_probs()
+    return (_probabilities(log_probs) ** beta * log_probs).sum()
+
+
+def saturation_importance(
+    tokens: LabelledTokens, beta1: float = 5.0, beta2: float = 1.0
+) -> Float[Tensor, ""]:
+    """Sum p^beta1 (1 - p)^beta2 log p of the labelled tokens, the weights held constant (SatImp).
+
+    Source: Yang et al. 2025, "Exploring criteria of loss reweighting to enhance LLM unlearning", arXiv
+    2505.11953.
+
+    Args:
+        tokens: the labelled tokens.
+        beta1: saturation: how fast the weight falls as a token is forgotten.
+        beta2: importance: how fast it falls as the model is sure of a token.
+    """
+    log_probs = tokens.log_probs()
+    p = _probabilities(log_probs)
+    return (p**beta1 * (1 - p) ** beta2 * log_probs).sum()
+
+
+def cross_entropy_unlearning(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum the cross-entropy to the model's own prediction without the true token (CE-U).
+
+    The target of a token is softmax of the logits with the true one at minus infinity, held constant: the
+    gradient on the logits is p - target, bounded, and 0 where the token is forgotten.
+    Source: Yang 2025, "CE-U: cross entropy unlearning", arXiv 2503.01224. OpenUnlearning leaves out the first
+    token of each answer, after a footnote there; here all labelled tokens count.
+    """
+    target = tokens.logits.detach().scatter(1, tokens.targets.unsqueeze(1), -torch.inf).softmax(dim=1)
+    log_probs = tokens.logits.log_softmax(dim=1)
+    return -(target * log_probs).sum()
+
+
+def logit_margin(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum (largest logit - mean logit)² of the labelled positions: flattens the prediction (PDU's).
+
+    Source: Entesari et al. 2025, "Constrained entropic unlearning: a primal-dual framework for large language
+    models", arXiv 2506.05314.
+    """
+    return (tokens.logits.amax(dim=1) - tokens.logits.mean(dim=1)).square().sum()
