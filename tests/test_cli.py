@@ -341,14 +341,34 @@ def test_a_config_file_sets_and_flags_win(
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_runs(cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path, method: str) -> None:
+    """With nothing but a model, a forget set and a retain set; dpo alone asks for one thing more."""
     words = [*request(model, data, tmp_path / "out"), *TO_THE_END, "--max-steps", "1", "--method", method]
     answer = cli(*words)
+    if method == "dpo":
+        ((what, mend),) = answer.faults
+        assert answer.code == 2 and not (tmp_path / "out").exists()
+        assert "a preferred answer is missing in 4 of 4 rows" in what and "'preferred_answer'" in mend
+        rows = [{**row, "preferred_answer": "no idea"} for row in questions(0, 4)]
+        words[words.index(data["forget"])] = write_jsonl(tmp_path / "preferred.jsonl", rows)
+        answer = cli(*words)
     assert answer.code == 0, answer.err
     record = record_of(tmp_path / "out")
     row = METHODS[method]
     assert record["settings"]["rule"] == row.rule and record["settings"]["step_size"] == row.step_size
     if row.learning_rate is not None:
         assert record["steps"][0]["learning_rate"] == row.learning_rate
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "dpo"])
+def test_every_method_trains_adapters(
+    cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    words = [*request(model, data, tmp_path / "out"), *TO_THE_END, "--max-steps", "2", "--lora"]
+    answer = cli(*words, "--method", method)
+    assert answer.code == 0, answer.err
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert len(record_of(tmp_path / "out")["steps"]) == 2
 
 
 def test_a_given_rate_is_the_rate_of_every_step(

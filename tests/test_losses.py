@@ -11,32 +11,42 @@ import pytest
 import torch
 from torch import Tensor
 
-from ngdiff.data.batching import collate
+from ngdiff.activations import Activations
+from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.errors import RequestError
+from ngdiff.forward import look
 from ngdiff.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens
 from ngdiff.losses import (
     LOSSES,
     LossFunction,
     bounded_nll,
+    control_vector,
     cross_entropy_unlearning,
+    dpo,
+    embedding_difference,
     find_loss,
+    kl_to_start,
     logit_margin,
     negated_nll,
     nll,
     npo,
     saturation_importance,
+    self_distillation,
     simnpo,
+    steer_away,
     unlikelihood,
     weighted_ascent,
 )
+from ngdiff.reference_model import _states
 from tiny import tiny_llama
 
 EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
 CONSTANT_WEIGHTS = {"wga", "satimp", "ceu"}  # their gradient is not that of their value
 # an untrained model gives every token 1/40: at their defaults these two find nothing left to forget
 GENTLE = {"simnpo": {"beta": 0.1}, "satimp": {"beta1": 0.5}}
+OF_LOGITS = sorted(name for name, row in LOSSES.items() if row.looks_at == "predictions")
 TRUE_GRADIENT = pytest.mark.parametrize("name", sorted(set(LOSSES) - CONSTANT_WEIGHTS))
 
 
@@ -66,7 +76,27 @@ EXAMPLES = [example(seed, prompt=1 + seed % 4, answer=2 + 3 * (seed % 3)) for se
 def fabricated(logits: Tensor, rows: list[int]) -> LabelledTokens:
     targets = torch.arange(len(logits)) % logits.shape[1]
     count = max(rows) + 1
-    return LabelledTokens(logits, targets, torch.tensor(rows), count, torch.linspace(-9, -2, count))
+    reference = torch.linspace(-9, -2, count)
+    other = LabelledTokens(logits.flip(0), targets, torch.tensor(rows), count, reference.flip(0))
+    before = torch.randn(logits.shape, generator=torch.Generator().manual_seed(7), dtype=logits.dtype)
+    return LabelledTokens(logits, targets, torch.tensor(rows), count, reference, before, other)
+
+
+def seen(name: str, model: torch.nn.Module, examples: list[EncodedExample]) -> LabelledTokens | Activations:
+    """What a loss is given: of the model as it is, beside a starting model that is another one."""
+    before = tiny_llama(vocab_size=40, seed=3)
+    layer = 0 if LOSSES[name].looks_at == "activations" else None
+    with torch.no_grad():
+        examples = [
+            replace(
+                one,
+                reference_states=_states(before, {k: v for k, v in collate([one], 1).items()}, layer)[0],
+                alternatives=(example(len(one.input_ids), 3, 4),),
+            )
+            for one in examples
+        ]
+    row = replace(LOSSES[name], settings={"layer": 0} if layer is not None else {})
+    return look(row, model, collate_for_loss(examples, pad_id=1), before.lm_head)
 
 
 def test_values_by_hand() -> None:
@@ -151,7 +181,7 @@ def test_values_on_a_model() -> None:
     assert float(negated_nll(tokens)) == pytest.approx(-total, rel=1e-5)
 
 
-@TRUE_GRADIENT
+@pytest.mark.parametrize("name", sorted(set(OF_LOGITS) - CONSTANT_WEIGHTS))
 def test_gradient_by_finite_differences_of_the_logits(name: str) -> None:
     start = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert torch.autograd.gradcheck(
@@ -163,9 +193,11 @@ def test_gradient_by_finite_differences_of_the_logits(name: str) -> None:
 def test_gradient_by_finite_differences_of_the_weights(name: str) -> None:
     """Along the gradient itself, the slope is the gradient's length."""
     model = tiny_llama(vocab_size=40)
-    batch = collate(EXAMPLES, pad_id=1)
-    loss = function(name)(labelled_tokens(model, batch))
-    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    loss = function(name)(seen(name, model, EXAMPLES))
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    gradient = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), found, strict=True)
+    ]
     length = math.sqrt(sum(float(g.double().square().sum()) for g in gradient))
     start = [p.detach().clone() for p in model.parameters()]
     values = []
@@ -174,7 +206,7 @@ def test_gradient_by_finite_differences_of_the_weights(name: str) -> None:
         for width in (-reach, reach):
             for parameter, origin, along in zip(model.parameters(), start, gradient, strict=True):
                 parameter.copy_(origin + width / length * along)
-            values.append(float(function(name)(labelled_tokens(model, batch))))
+            values.append(float(function(name)(seen(name, model, EXAMPLES))))
     # float32 sums near 100 are good to 1e-5, over a width of 0.02: 5e-4 on a slope far above 1
     assert length > 1
     assert (values[1] - values[0]) / (2 * reach) == pytest.approx(length, rel=1e-2)
@@ -189,8 +221,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(name: str, size: int
         model = tiny_llama(vocab_size=40)
         items = {"token": count_labelled(collate(EXAMPLES, pad_id=1)), "sequence": 8}[LOSSES[name].per]
         for start in range(0, 8, step):
-            tokens = labelled_tokens(model, collate(EXAMPLES[start : start + step], pad_id=1))
-            (function(name)(tokens) / items).backward()
+            part = EXAMPLES[start : start + step]
+            (function(name)(seen(name, model, part)) / items).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert float(gradients[0].norm()) > 1e-2
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
@@ -316,3 +348,89 @@ def test_npo_without_the_starting_model() -> None:
     _, tokens = three()
     with pytest.raises(ValueError, match="starting model"):
         npo(tokens)
+
+
+def test_dpo_by_hand() -> None:
+    logits, tokens = three()
+    true = replace(tokens, reference=torch.tensor([math.log(1 / 4), math.log(1 / 8)]))
+    odds = torch.tensor([[3.0, 1.0], [1.0, 1.0], [1.0, 7.0]], dtype=torch.float64)  # p = 3/4, 1/2, 1/8
+    other_logits = odds.log().requires_grad_()
+    other = LabelledTokens(
+        other_logits, torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1]), 2, torch.tensor([-1.0, -2.0])
+    )
+    both = replace(true, other=other)
+    of_true = [HALF + EIGHTH - math.log(1 / 4), HALF - math.log(1 / 8)]
+    of_other = [math.log(3 / 4) + 1.0, math.log(1 / 16) + 2.0]
+    for beta in (0.1, 1.0, 5.0):
+        expected = sum(
+            -1 / beta * math.log(1 / (1 + math.exp(-beta * (theirs - mine))))
+            for mine, theirs in zip(of_true, of_other, strict=True)
+        )
+        assert value(dpo(both, beta)) == pytest.approx(expected, rel=1e-6)
+    # as beta goes to 0: half the gradient of (log p of the true answer - log p of the other)
+    weak = torch.autograd.grad(dpo(both, beta=1e-6), [logits, other_logits])
+    ascent = torch.autograd.grad(tokens.log_probs().sum() - other.log_probs().sum(), [logits, other_logits])
+    for mine, theirs in zip(weak, ascent, strict=True):
+        assert torch.allclose(mine, theirs / 2, atol=1e-5)
+
+
+def test_kl_to_the_starting_model_by_hand() -> None:
+    logits, tokens = three()
+    same = replace(tokens, reference_logits=logits.detach() + 3.0)  # softmax does not see a constant
+    assert value(kl_to_start(same)) == pytest.approx(0.0, abs=1e-12)
+    assert gradient_of(kl_to_start(same), logits).abs().max() < 1e-12
+    start = torch.tensor([[1.0, 1.0, 2.0], [1.0, 2.0, 1.0], [2.0, 1.0, 1.0]], dtype=torch.float64)
+    found = kl_to_start(replace(tokens, reference_logits=start.log()))
+    p, q = start / 4, ODDS / ODDS.sum(dim=1, keepdim=True)
+    expected = sum(
+        float(p[i, j]) * math.log(float(p[i, j]) / float(q[i, j])) for i in range(3) for j in range(3)
+    )
+    assert value(found) == pytest.approx(expected)
+    assert torch.allclose(gradient_of(found, logits), q - p)
+
+
+def test_kl_where_the_starting_model_rules_a_token_out() -> None:
+    logits, tokens = three()
+    start = torch.tensor([[1.0, 1.0, 0.0]] * 3, dtype=torch.float64)
+    found = kl_to_start(replace(tokens, reference_logits=start.log()))
+    q = ODDS / ODDS.sum(dim=1, keepdim=True)
+    expected = -sum(0.5 * math.log(2 * float(q[i, j])) for i in range(3) for j in range(2))
+    assert value(found) == pytest.approx(expected)
+    assert bool(gradient_of(found, logits).isfinite().all())
+
+
+def test_self_distillation_by_hand() -> None:
+    logits, tokens = three()
+    start = torch.tensor([[1.0, 4.0, 2.0], [1.0, 2.0, 8.0], [2.0, 4.0, 1.0]], dtype=torch.float64)
+    found = self_distillation(replace(tokens, reference_logits=start.log()), beta=math.log(4))
+    # the true tokens' odds, 4, 8 and 4, are divided by 4
+    target = torch.tensor([[1.0, 1.0, 2.0], [1.0, 2.0, 2.0], [2.0, 1.0, 1.0]], dtype=torch.float64)
+    target = target / target.sum(dim=1, keepdim=True)
+    q = ODDS / ODDS.sum(dim=1, keepdim=True)
+    assert value(found) == pytest.approx(float(-(target * q.log()).sum()))
+    assert torch.allclose(gradient_of(found, logits), q - target)
+    # with nothing pushed down it is the KL divergence but for the target's entropy
+    both = [replace(tokens, reference_logits=start.log())] * 2
+    grads = (gradient_of(self_distillation(both[0], 0.0), logits), gradient_of(kl_to_start(both[1]), logits))
+    assert torch.allclose(*grads)
+
+
+def test_steering_by_hand() -> None:
+    hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0]], requires_grad=True)
+    u = control_vector(2, seed=5)
+    assert float(u.norm()) == pytest.approx(1.0) and bool((u >= 0).all())
+    assert torch.equal(u, control_vector(2, seed=5)) and not torch.equal(u, control_vector(2, seed=6))
+    found = steer_away(Activations(hidden), coefficient=3.0, seed=5)
+    a, b = (3.0 * float(x) for x in u)
+    assert value(found) == pytest.approx((1 - a) ** 2 + b**2 + a**2 + (2 - b) ** 2, rel=1e-5)
+    assert torch.allclose(gradient_of(found, hidden), 2 * (hidden.detach() - 3.0 * u))
+    reference = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    assert value(embedding_difference(Activations(hidden, reference))) == pytest.approx(1.0 + 4.0)
+
+
+@pytest.mark.parametrize(("loss", "lacks"), [(dpo, "two answers"), (kl_to_start, "its predictions")])
+def test_losses_say_what_a_batch_lacks(loss: LossFunction, lacks: str) -> None:
+    with pytest.raises(ValueError, match=lacks):
+        loss(three()[1])
+    with pytest.raises(ValueError, match="its activations"):
+        embedding_difference(Activations(torch.zeros(1, 2)))

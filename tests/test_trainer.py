@@ -25,8 +25,10 @@ from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import Stream, collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.environment import versions
+from ngdiff.errors import RequestError
 from ngdiff.logprobs import LabelledTokens, labelled_tokens
-from ngdiff.losses import LOSSES, nll
+from ngdiff.losses import LOSSES, Loss, nll
+from ngdiff.methods import METHODS, Method
 from ngdiff.trainer import STATE_FILE, UnlearningTrainer
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -899,19 +901,93 @@ def _nothing(rows: Any) -> list[Any]:
     return []
 
 
-def test_a_resumed_run_keeps_the_starting_models_log_probabilities(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["npo", "kl", "undial", "rmu", "idkdpo", "altpo", "idknll"])
+def test_a_resumed_run_keeps_what_the_starting_model_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     common = {
         "save_strategy": "steps",
         "save_steps": 2,
         "max_steps": 4,
-        "method": "npo",
+        "max_length": 256,
+        "method": method,
         "learning_rate": 1e-2,
     }
     whole = run(tmp_path / "run", **common)
+    shutil.rmtree(tmp_path / "cache")  # the checkpoint stands alone
     second = make(tmp_path / "run", model=tiny_llama(layers=1, hidden=16, seed=9), **common)
     second.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert steps(second) == steps(whole)[2:]
     assert_same_weights(whole, second)
+
+
+def test_the_divergence_from_the_start_holds_the_retain_set(tmp_path: Path) -> None:
+    trainer = run(tmp_path, method="kl", max_steps=4, learning_rate=1e-2)
+    losses = [step.retain_loss for step in trainer.record.steps]
+    assert losses[0] == pytest.approx(0.0, abs=1e-6)
+    assert all(loss is not None and loss > 1e-3 for loss in losses[1:])
+
+
+def test_steering_moves_nothing_behind_its_layer(tmp_path: Path) -> None:
+    model = tiny_llama(layers=3, hidden=16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = run(tmp_path, model=model, method="rmu", max_steps=3, learning_rate=1e-2)
+    moved = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert trainer.record.losses["forget"]["layer"] == 1
+    assert {"model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"} <= moved
+    assert not any("layers.2" in name or "lm_head" in name for name in moved)
+    first, *_, last = (step.forget_loss for step in trainer.record.steps)
+    assert first is not None and last is not None and last < first
+    assert not trainer.record.notes  # what no gradient reaches did not vanish in rounding
+
+
+@pytest.mark.parametrize("layer", [-1, 1, 7])
+def test_a_layer_that_is_not_there(tmp_path: Path, layer: int) -> None:
+    with pytest.raises(RequestError, match=rf"--forget-loss.*no layer {layer}.*from 0 to 0"):
+        make(tmp_path, method="rmu", forget_loss_settings={"layer": layer})
+
+
+def test_only_the_parameters_asked_for_are_trained(tmp_path: Path) -> None:
+    trainer = run(tmp_path, trainable="down_proj", learning_rate=1e-2, max_steps=2)
+    moved = {name for name, value in weights(trainer).items() if not torch.equal(value, start()[name])}
+    assert moved == {"model.layers.0.mlp.down_proj.weight"}
+    with pytest.raises(RequestError, match="no trainable parameter.*model.embed_tokens"):
+        make(tmp_path, trainable="dwon_proj")
+
+
+def test_a_new_method_is_one_function_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half_known(tokens: LabelledTokens, target: float = 0.5) -> Tensor:
+        return (tokens.log_probs().exp() - target).square().sum()
+
+    loss = Loss(
+        "half-known", "forget", "token", half_known, "every token to p = 1/2", "nobody", {"target": 0.5}
+    )
+    method = Method("halfway", "half-known", "nll", "ngdiff", "auto", "halfway", "nobody")
+    monkeypatch.setitem(LOSSES, loss.name, loss)
+    monkeypatch.setitem(METHODS, method.name, method)
+    trainer = run(tmp_path, method="halfway", forget_loss_settings={"target": 0.1}, max_steps=8)
+    first, last = trainer.record.steps[0], trainer.record.steps[-1]
+    assert first.forget_loss == pytest.approx(0.01, rel=0.2)  # an untrained model gives each token 1/320
+    assert last.forget_loss is not None and last.forget_loss < first.forget_loss
+    assert trainer.record.losses["forget"] == {"target": 0.1}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("method", ["graddiff", "npo", "pcgrad"])
+def test_a_fixed_rate_warms_up_and_falls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, schedule: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    trainer = run(
+        tmp_path,
+        method=method,
+        lr_scheduler_type=schedule,
+        warmup_steps=2,
+        learning_rate=1e-3,
+        max_steps=6,
+    )
+    done = [0.0, 0.25, 0.5, 0.75]
+    falling = [1 - x if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * x)) for x in done]
+    expected = [0.0, 0.5e-3, *(1e-3 * x for x in falling)]
+    assert [step.learning_rate for step in trainer.record.steps] == pytest.approx(expected)

@@ -32,6 +32,7 @@ class ChangeMeter:
         total = sum(parameter.numel() for parameter in self._parameters)
         self._stride = max(1, total // sample)
         self._before: list[Tensor] = []
+        self._reached: list[Tensor] = []
         self._update: Tensor | None = None
 
     def _sample(self) -> list[Tensor]:
@@ -46,18 +47,29 @@ class ChangeMeter:
         return torch.cat([part.to(parts[0].device, torch.float32) for part in parts])
 
     def before(self) -> None:
-        """Keep the sample."""
+        """Keep the sample, and which of it a gradient reaches; without any gradient, all counts."""
         self._before = [values.clone() for values in self._sample()]
+        gradients = [parameter.grad for parameter in self._parameters]
+        nowhere = all(gradient is None for gradient in gradients)
+        self._reached = [
+            torch.full_like(values, nowhere, dtype=torch.bool)
+            if gradient is None
+            else gradient.detach().flatten()[:: self._stride] != 0
+            for values, gradient in zip(self._before, gradients, strict=True)
+        ]
         self._update = None
 
     def after(self) -> float:
-        """Return the share of the sample that differs now, in [0, 1]."""
+        """Return the share of the sample's coordinates with a gradient that differ now, in [0, 1]."""
         pairs = list(zip(self._before, self._sample(), strict=True))
         device = pairs[0][0].device
-        changed = torch.stack([(before != after).sum().to(device) for before, after in pairs]).sum()
+        changed = sum(
+            int(((before != after) & reached).sum())
+            for (before, after), reached in zip(pairs, self._reached, strict=True)
+        )
         steps = [(after.float() - before.float()).to(device) for before, after in pairs]
         self._update = torch.cat(steps)
-        return float(changed) / sum(before.numel() for before, _ in pairs)
+        return changed / max(1, sum(int(reached.sum()) for reached in self._reached))
 
     def descent(self, gradient: Tensor) -> float:
         """Return the cosine between minus the applied update and a gradient sampled before it.

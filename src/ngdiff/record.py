@@ -29,7 +29,7 @@ class StepRecord:
             a sample of the parameters: positive where the step lowered the retain loss to first order; None
             where the two gradients were not kept apart.
         forget_descent: likewise, of the forget gradient.
-        changed: share of a sample of the parameters that the step really changed.
+        changed: share of a sample of the parameters, of those with a gradient, that the step really changed.
         forget_extraction_strength: of the step's own forget batch, before the step.
         seconds: wall-clock time of the step, probes and checks included.
         skipped: why nothing was applied, if nothing was.

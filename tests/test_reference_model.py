@@ -1,0 +1,112 @@
+"""What the starting model says: the same from disk as from the model, and nothing asked twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+
+import ngdiff.reference_model
+from ngdiff.data.batching import collate, collate_for_loss
+from ngdiff.data.datasets import as_encoded
+from ngdiff.logprobs import labelled_tokens
+from ngdiff.reference_model import StartingStates, starting_states
+from tiny import tiny_llama, tiny_tokenizer
+
+torch.set_num_threads(1)
+TOKENIZER = tiny_tokenizer()
+EXAMPLES = as_encoded(
+    [{"question": f"Who is {n}?", "answer": "the author " * (1 + n % 3)} for n in range(7)],
+    TOKENIZER,
+    256,
+    "x",
+)
+SMALL: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 1,
+}
+
+
+def ask(model: Any, folder: Path, rows: list[int], layer: int | None = None) -> StartingStates:
+    return starting_states(
+        model,
+        EXAMPLES,
+        rows,
+        layer=layer,
+        tokenizer=TOKENIZER,
+        pad_id=1,
+        batch_size=2,
+        folder=folder,
+        precision="fp32",
+    )
+
+
+def capped() -> Gemma2ForCausalLM:
+    torch.manual_seed(0)
+    config = Gemma2Config(**SMALL, final_logit_softcapping=0.5, attn_implementation="eager")
+    return Gemma2ForCausalLM(config).float().eval()
+
+
+@pytest.mark.parametrize("make", [tiny_llama, capped])
+def test_predictions_are_worked_out_again_exactly(tmp_path: Path, make: Any) -> None:
+    model = make()
+    rows = [5, 0, 3]
+    states = ask(model, tmp_path, rows)
+    data = states.attach(EXAMPLES)
+    assert [row for row, e in enumerate(data) if e.reference_states is not None] == sorted(rows)
+    with torch.no_grad():
+        expected = labelled_tokens(model.eval(), collate([EXAMPLES[0], EXAMPLES[3]], 1)).logits
+        for parameter in model.parameters():
+            parameter.add_(1.0)  # the model moves on; the head as it was is on disk
+    batch = collate_for_loss([data[0], data[3]], 1)
+    found = states.head(torch.device("cpu"))(batch["reference_states"])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)).float()
+    with pytest.raises(ValueError, match="behind the output head"):
+        ask(model, tmp_path, [0])
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_nothing_is_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    first = ask(model, tmp_path, [0, 1], layer=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ngdiff.reference_model, "_work_out", None)
+        assert ask(model, tmp_path, [0, 1], layer=1) == first
+    others = [
+        ask(model, tmp_path, [0, 2], layer=1),
+        ask(model, tmp_path, [0, 1], layer=0),
+        ask(tiny_llama(seed=1), tmp_path, [0, 1], layer=1),
+    ]
+    assert len({first.path, *(other.path for other in others)}) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"no safetensors at all"])
+def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes) -> None:
+    model = tiny_llama()
+    states = ask(model, tmp_path, [0, 1])
+    before = states.path.read_bytes()
+    states.path.write_bytes(damage)
+    assert ask(model, tmp_path, [0, 1]).path.read_bytes() == before
+
+
+def test_it_is_small_beside_the_predictions_and_a_second_model(tmp_path: Path) -> None:
+    model = tiny_llama(vocab_size=2000, hidden=16, layers=8)
+    states = ask(model, tmp_path, list(range(len(EXAMPLES))))
+    tokens = sum(label >= 0 for example in EXAMPLES for label in example.labels)
+    head = 4 * 2000 * 16
+    assert states.path.stat().st_size == pytest.approx(4 * tokens * 16 + head, abs=1000)
+    assert 4 * tokens * 16 < 4 * tokens * 2000 / 100
