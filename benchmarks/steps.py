@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from ngdiff.logprobs import count_labelled, labelled_tokens
 from ngdiff.losses import negated_nll, nll
 from ngdiff.models import load_model, load_tokenizer, resolve_model
 from ngdiff.stepsize import AutomaticRate
+from ngdiff.trainer import PROBE_SHARE
 from ngdiff.weighting import make_rule
 
 KINDS = ("graddiff", "ngdiff", "ngdiff-automatic")
@@ -49,7 +51,8 @@ class Bench:
         parts = [shuffled[i : i + batch] for i in range(0, len(rows) - batch + 1, batch)]
         pad_id = tokenizer.pad_token_id
         self.batches = [collate(part, pad_id) for part in parts]
-        self.probes = [[collate(p, pad_id) for p in little_padding(part, batch)] for part in parts]
+        probed = [part[: math.ceil(PROBE_SHARE * batch)] for part in parts]
+        self.probes = [[collate(p, pad_id) for p in little_padding(part, batch)] for part in probed]
         self.pair = GradientPair(self.model.parameters())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
         self.rule = make_rule("ngdiff")

@@ -952,7 +952,7 @@ def test_only_the_parameters_asked_for_are_trained(tmp_path: Path) -> None:
     trainer = run(tmp_path, trainable="down_proj", learning_rate=1e-2, max_steps=2)
     moved = {name for name, value in weights(trainer).items() if not torch.equal(value, start()[name])}
     assert moved == {"model.layers.0.mlp.down_proj.weight"}
-    with pytest.raises(RequestError, match="no trainable parameter.*model.embed_tokens"):
+    with pytest.raises(RequestError, match=r"no trainable parameter.*model.embed_tokens"):
         make(tmp_path, trainable="dwon_proj")
 
 

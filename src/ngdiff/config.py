@@ -93,7 +93,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         learning_rate: a fixed learning rate per optimizer step; None for the method's own step size.
         lr_start: automatic rate, but begin the search here instead of at a tiny step.
         probe_every: optimizer steps from one probe of the automatic rate to the next.
-        probe_size: retain examples a probe measures on; 0 for as many as a step's retain batch holds.
+        probe_size: retain examples a probe measures on; 0 for three quarters of a step's retain batch.
         probe_tolerance: rise of the retain loss, in nats per token, that a probe counts as no harm.
         stop_at: when the forget set counts as forgotten: ``auto`` (extraction strength at the level of text
             the model never saw), ``extraction_strength=0.05``, ``probability=0.1``, ``nll=3``, or ``none``.
