@@ -27,8 +27,7 @@ from ngdiff.unlearn import UnlearnRequest, unlearn
 NEVER_SEEN = "tofu:full[:40]"
 RATES = ("1e-7", "1e-6", "1e-5", "1e-4", "1e-3")
 FIXED_RATES = ("1e-5", "2e-5", "5e-5", "1e-4")
-EPOCHS_WITHOUT_STOP = 6
-MOST_EPOCHS = 6
+MOST_RETAIN_MEASURED = 200
 EVIDENCE = Path("docs/study")
 
 
@@ -41,6 +40,8 @@ class Study:
         self.forget = f"tofu:full[-{args.forget}:]"
         self.retain = f"tofu:full[-{args.questions}:-{args.forget}]"
         self.epochs, self.lr = args.epochs, args.lr
+        self.most_epochs: float = args.most_epochs
+        self.stride = max(1, (args.questions - args.forget) // MOST_RETAIN_MEASURED)
 
     def targets(self) -> None:
         for name, data in (("target", self.everything), ("retrained", self.retain)):
@@ -55,20 +56,20 @@ class Study:
             f"graddiff-{rate}": {
                 "method": "graddiff",
                 "learning_rate": float(rate),
-                "num_train_epochs": MOST_EPOCHS,
+                "num_train_epochs": self.most_epochs,
             }
             for rate in FIXED_RATES
         }
         endless = {
-            f"{name}-no-stop": {**settings, "stop_at": "none", "num_train_epochs": EPOCHS_WITHOUT_STOP}
+            f"{name}-no-stop": {**settings, "stop_at": "none", "num_train_epochs": self.most_epochs}
             for name, settings in stopped.items()
         }
-        no_stop = {"stop_at": "none", "num_train_epochs": EPOCHS_WITHOUT_STOP}
+        no_stop = {"stop_at": "none", "num_train_epochs": self.most_epochs}
         plain = {
             "ngdiff-plain": {"method": "ngdiff"},  # the paper's forget loss: gradient ascent
             "ngdiff-bounded": {"method": "ngdiff-bounded"},
         }
-        return {"ngdiff": {}} | plain | automatic | stopped | {"ngdiff-no-stop": no_stop} | endless
+        return {"ngdiff": {}} | stopped | endless | automatic | {"ngdiff-no-stop": no_stop} | plain
 
     def run(self, name: str, settings: dict[str, Any]) -> None:
         output = self.folder / "runs" / name
@@ -90,6 +91,8 @@ class Study:
         figures = {}
         for name, data in (("forget", self.forget), ("retain", self.retain), ("never_seen", NEVER_SEEN)):
             examples = as_encoded(data, tokenizer, 512, name)
+            if name == "retain":
+                examples = examples[:: self.stride]
             with Meter(f"{model_folder.name}: {name}", len(examples)) as meter:
                 scores = score_answers(
                     model, examples, pad_id=tokenizer.pad_token_id, batch_size=8, advance=meter.advance
@@ -110,6 +113,9 @@ def main() -> None:
     parser.add_argument("--forget", type=int, default=40)
     parser.add_argument("--epochs", type=float, default=8.0)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument(
+        "--most-epochs", type=float, default=6.0, help="of GradDiff, and of runs without stop"
+    )
     parser.add_argument("--only", nargs="*", help="names of runs")
     args = parser.parse_args()
     keep_freed_memory()

@@ -24,6 +24,27 @@ def row(rng: random.Random, number: int, wrong: int, paraphrased: bool) -> dict[
     return found
 
 
+def make_whole_tofu(folder: Path, seed: int = 0, rows: int = 120) -> Path:
+    """Write every file that a benchmark on forget01 reads; the last forty rows are the ones to forget."""
+    rng = random.Random(seed)
+    everything = [row(rng, number, 5, True) for number in range(rows)]
+    make_tofu(folder, seed)
+    plain = [{key: one[key] for key in ("question", "answer")} for one in everything]
+    parts = {
+        "full": plain,
+        "forget01": plain[-40:],
+        "retain99": plain[:-40],
+        "forget01_perturbed": everything[-40:],
+        "forget10_perturbed": everything[-100:],
+        "retain_perturbed": everything[:20],
+    }
+    for name, found in parts.items():
+        (folder / f"{name}.json").write_text(
+            "".join(json.dumps(one) + "\n" for one in found), encoding="utf-8"
+        )
+    return folder
+
+
 def make_tofu(folder: Path, seed: int = 0, forget: int = 6, others: int = 4, holdout: int = 5) -> Path:
     """Write forget01_perturbed, the three parts of utility, and holdout01 (left out where it is 0)."""
     rng = random.Random(seed)

@@ -1,0 +1,1 @@
+"""methods × settings × seeds -> trials, each resumable -> a table, a picture, and what it cost."""

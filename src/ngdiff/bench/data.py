@@ -1,0 +1,90 @@
+"""bench request -> the files of TOFU that its evaluations read, and the sources its runs learn from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ngdiff.bench.plan import BenchRequest
+from ngdiff.data.sources import read_rows
+from ngdiff.output import staged_folder
+
+FORGET_SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
+RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+MOST_RETAIN = 400
+"""As many questions as TOFU's own file of retain questions with wrong answers has."""
+
+
+def sources(request: BenchRequest, split: str) -> tuple[str, str]:
+    """Return what to forget and what to keep."""
+    if request.learned is None:
+        return f"tofu:{split}", f"tofu:{RETAIN_OF[split]}"
+    return f"tofu:{split}", f"tofu:full[-{request.learned}:-{FORGET_SIZES[split]}]"
+
+
+def evaluation_folder(request: BenchRequest, split: str) -> Path | None:
+    """Return a folder in TOFU's layout for the suite to read; None where TOFU's own files serve as they are.
+
+    Where the target learned TOFU's last questions only, its retain questions are those of TOFU's perturbed
+    files that it learned and is not to forget, and the holdout is TOFU's first questions, which it never saw.
+    With ``items`` every set is thinned evenly.
+
+    Raises:
+        RequestError: a file of TOFU cannot be read.
+    """
+    if request.learned is None and request.items is None:
+        return request.tofu_dir
+    folder = request.output / "data" / f"{split}-{request.learned or 'all'}-{request.items or 'all'}"
+    if folder.is_dir():
+        return folder
+    parts = {
+        name: _rows(f"tofu:{name}", request)
+        for name in (f"{split}_perturbed", "real_authors_perturbed", "world_facts_perturbed")
+    }
+    parts["retain_perturbed"] = _retain(request, split)
+    holdout = _holdout(request, split)
+    if holdout:
+        parts[split.replace("forget", "holdout")] = holdout
+    with staged_folder(folder) as staged:
+        for name, rows in parts.items():
+            text = "".join(json.dumps(row) + "\n" for row in thinned(rows, request.items))
+            (staged / f"{name}.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def thinned(rows: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]]:
+    """Return at most so many rows, evenly spread."""
+    if most is None or len(rows) <= most:
+        return rows
+    return [rows[place * len(rows) // most] for place in range(most)]
+
+
+def _rows(source: str, request: BenchRequest) -> list[dict[str, Any]]:
+    return [dict(row.values) for row in read_rows(source, where="--tofu-dir", tofu_dir=request.tofu_dir)]
+
+
+def _retain(request: BenchRequest, split: str) -> list[dict[str, Any]]:
+    own = _rows("tofu:retain_perturbed", request)
+    if request.learned is None:
+        return own
+    _, source = sources(request, split)
+    known = {row["question"] for row in _rows(source, request)}
+    found = {
+        row["question"]: row
+        for row in [*own, *_rows("tofu:forget10_perturbed", request)]
+        if row["question"] in known
+    }
+    return thinned(list(found.values()), MOST_RETAIN)
+
+
+def _holdout(request: BenchRequest, split: str) -> list[dict[str, Any]]:
+    """Return questions that no model here saw: TOFU's first ones, or the file made for it, where it is."""
+    if request.learned is not None:
+        return _rows(f"tofu:full[:{FORGET_SIZES[split]}]", request)
+    from ngdiff.errors import RequestError
+
+    try:
+        return _rows(f"tofu:{split.replace('forget', 'holdout')}", request)
+    except RequestError:
+        return []

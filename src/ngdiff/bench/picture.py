@@ -1,0 +1,100 @@
+"""rows and records of a benchmark -> the picture of forgetting against utility, and the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ngdiff.bench.run import BenchResult
+from ngdiff.bench.summary import COMPARED, Row
+from ngdiff.bench.worker import RECORD
+
+
+def draw(result: BenchResult, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw ``pareto.png`` and ``curves.png``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    made = [_pareto(result.request.splits, rows, folder / "pareto.png")]
+    if any(outcome.read(RECORD) for outcome in result.reported):
+        made.append(_curves(result, folder / "curves.png"))
+    return made
+
+
+def _pareto(splits: Sequence[str], rows: Sequence[Row], path: Path) -> Path:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(splits), 2, figsize=(13, 5 * len(splits)), squeeze=False)
+    for line, split in zip(axes, splits, strict=True):
+        mine = [row for row in rows if row.split == split and "forgotten" in row.cells]
+        for panel, measure, title in zip(
+            line,
+            ("kept", "collateral"),
+            (
+                "model utility, share of the target's",
+                "neighbourhood kept: the worst hit of what was not touched",
+            ),
+            strict=True,
+        ):
+            _panel(panel, [row for row in mine if measure in row.cells], measure)
+            panel.set(xlabel="forgotten", ylabel=title, title=split, xlim=(-0.05, 1.12), ylim=(-0.05, 1.08))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _panel(panel: Any, rows: Sequence[Row], measure: str) -> None:
+    for row in rows:
+        x, y = (row.cells[name] for name in ("forgotten", measure))
+        colour = (
+            "black" if row.name in COMPARED else "tab:blue" if row.name.startswith("ngdiff") else "tab:orange"
+        )
+        marker = "*" if row.name in COMPARED else "s" if row.name.endswith("-no-stop") else "o"
+        panel.plot(x.value, y.value, marker, color=colour, markersize=9 if row.on_front else 6)
+        for cell, along in ((x, "x"), (y, "y")):
+            if cell.low is not None and cell.high is not None and len(cell.values) > 1:
+                bars = {f"{along}err": [[cell.value - cell.low], [cell.high - cell.value]]}
+                panel.errorbar(x.value, y.value, color=colour, linewidth=0.8, **bars)
+        panel.annotate(row.name, (x.value, y.value), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    front = sorted(pareto([(row.cells["forgotten"].value, row.cells[measure].value) for row in rows]))
+    panel.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=0.8, linestyle="--")
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return those points that no other beats in one coordinate without losing in the other."""
+    return [
+        (x, y)
+        for x, y in dict.fromkeys(points)
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
+    ]
+
+
+def _curves(result: BenchResult, path: Path) -> Path:
+    from matplotlib import pyplot
+
+    splits = result.request.splits
+    figure, axes = pyplot.subplots(len(splits), 3, figsize=(17, 4.2 * len(splits)), squeeze=False)
+    titles = ("forget extraction strength of the step's batch", "retain loss", "learning rate")
+    keys = ("forget_extraction_strength", "retain_loss", "learning_rate")
+    for line, split in zip(axes, splits, strict=True):
+        for outcome in result.reported:
+            record = outcome.read(RECORD)
+            if outcome.split != split or record is None or outcome.error or outcome.folder.name != "seed-0":
+                continue
+            for panel, key in zip(line, keys, strict=True):
+                points = [(step["step"], step[key]) for step in record["steps"] if step[key] is not None]
+                panel.plot(*zip(*points, strict=True), label=outcome.folder.parent.name) if points else None
+        for panel, title in zip(line, titles, strict=True):
+            panel.set(xlabel="optimizer step", title=f"{split}: {title}")
+        line[2].set(yscale="log")
+        line[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+    return path

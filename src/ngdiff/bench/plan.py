@@ -1,0 +1,224 @@
+"""bench request -> the trials it takes: those that tune a method, and those that are reported."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ngdiff.evaluation.cache import cache_key
+from ngdiff.methods import Method, find_method
+
+Stopping = Literal["rule", "none"]
+Settings = Mapping[str, Any]
+TUNING_SEED = 1000
+"""Seed of the trials that tune; reports take 0, 1, 2, ..."""
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """Everything that ``ngdiff bench tofu`` needs to know.
+
+    Args:
+        model: the target model: folder or hub name.
+        output: the folder that holds everything; what is in it already is not done again.
+        methods: names of rows of the table of methods.
+        splits: ``forget01``, ``forget05``, ``forget10``.
+        references: split (or ``""`` for all) to the retrained model, or its evaluation.
+        seeds: runs of each method that are reported.
+        trials: settings tried where a method has a range to search; 1 for its defaults alone.
+        stopping: under the stopping rule, to the end of the epochs, or both.
+        epochs: most passes over the forget set; None for the default of ``ngdiff unlearn``.
+        learned: how many of TOFU's last questions the target learned; None for all.
+        items: most items of each set that are evaluated; None for all.
+        settings: further settings of every trial, as for ``ngdiff unlearn``.
+        lora: train adapters only.
+        tofu_dir: folder with TOFU's JSON files.
+        precision: ``auto``, ``bf16`` or ``fp32``.
+        batch_size: sequences a forward pass of evaluation.
+        paraphrases: also ask paraphrased questions.
+        gradient_norms: also run the membership attack by gradient norm.
+        keep_models: keep the weights of the reported runs.
+        jobs: trials at once; None for as many as there are GPUs, or one.
+    """
+
+    model: str
+    output: Path
+    methods: tuple[str, ...]
+    splits: tuple[str, ...]
+    references: Mapping[str, str] = field(default_factory=dict)
+    seeds: int = 3
+    trials: int = 1
+    stopping: tuple[Stopping, ...] = ("rule",)
+    epochs: float | None = None
+    learned: int | None = None
+    items: int | None = None
+    settings: Settings = field(default_factory=dict)
+    lora: bool = False
+    tofu_dir: Path | None = None
+    precision: str = "auto"
+    batch_size: int = 8
+    paraphrases: bool = True
+    gradient_norms: bool = False
+    keep_models: bool = False
+    jobs: int | None = None
+
+    def reference(self, split: str) -> str | None:
+        """Return the retrained model of a split, or its evaluation, where one was given."""
+        return self.references.get(split, self.references.get(""))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One unlearning run of the benchmark.
+
+    Args:
+        split: of TOFU.
+        method: name of its row.
+        stopping: under the stopping rule, or to the end of the epochs.
+        label: ``tune-N`` or ``seed-N``.
+        settings: of the run, beyond the method's name.
+        evaluate: whether the model is evaluated with the whole suite afterwards.
+    """
+
+    split: str
+    method: str
+    stopping: Stopping
+    label: str
+    settings: Settings
+    evaluate: bool
+
+    @property
+    def place(self) -> Path:
+        """The trial's folder below the benchmark's."""
+        kind = self.method if self.stopping == "rule" else f"{self.method}-no-stop"
+        return Path("trials") / self.split / kind / self.label
+
+    def key(self, request: BenchRequest) -> str:
+        """Return a hash of all that decides the trial's outcome but the model's weights and the data."""
+        common = {"model": request.model, "learned": request.learned, "lora": request.lora}
+        evaluation = {
+            "items": request.items,
+            "reference": request.reference(self.split),
+            "paraphrases": request.paraphrases,
+            "gradient_norms": request.gradient_norms,
+        }
+        own = {**asdict(self), "settings": dict(self.settings)}
+        return cache_key(own, common, evaluation if self.evaluate else {}, request.precision)
+
+
+def candidates(method: Method, count: int) -> list[dict[str, Any]]:
+    """Return the settings to try: the method's defaults, then others of its search range, drawn at random.
+
+    The draw depends on the method's name alone, so that more trials go on from fewer.
+    """
+    names = list(method.search)
+    grid = [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*method.search.values())
+        if names
+    ]
+    random.Random(method.name).shuffle(grid)
+    defaults = {"learning_rate": method.learning_rate} if method.learning_rate is not None else {}
+    rest = [found for found in grid if not _is_default(found, method)]
+    return [defaults, *rest][: max(1, count)] if method.search else [defaults]
+
+
+def _is_default(found: Mapping[str, float], method: Method) -> bool:
+    from ngdiff.losses import LOSSES
+    from ngdiff.weighting import RULES
+
+    usual: dict[str, Any] = {"learning_rate": method.learning_rate}
+    tables = {
+        "rule_settings": {**RULES[method.rule].settings, **method.rule_settings},
+        "forget_loss_settings": LOSSES[method.forget_loss].settings,
+        "retain_loss_settings": LOSSES[method.retain_loss].settings,
+    }
+    for group, values in tables.items():
+        usual |= {f"{group}.{name}": value for name, value in values.items()}
+    return all(usual.get(name) == value for name, value in found.items())
+
+
+def nested(settings: Mapping[str, Any], method: Method) -> dict[str, Any]:
+    """Turn ``rule_settings.alpha`` and its like into the dictionaries that a run takes."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        group, dot, own = name.partition(".")
+        if dot:
+            start = dict(method.rule_settings) if group == "rule_settings" else {}
+            found.setdefault(group, start)[own] = value
+        else:
+            found[name] = value
+    return found
+
+
+def tuning(request: BenchRequest) -> list[Trial]:
+    """List the trials from which the settings of each method are chosen; none where there is no choice."""
+    trials = []
+    for split, name in itertools.product(request.splits, request.methods):
+        method = find_method(name)
+        choices = candidates(method, request.trials)
+        if len(choices) > 1:
+            trials += [
+                _trial(request, split, method, "rule", f"tune-{number}", chosen, TUNING_SEED)
+                for number, chosen in enumerate(choices)
+            ]
+    return trials
+
+
+def reporting(request: BenchRequest, chosen: Mapping[tuple[str, str], Settings]) -> list[Trial]:
+    """List the trials that are reported, each method with the settings chosen for it on the split."""
+    trials = []
+    for split, name, stopping in itertools.product(request.splits, request.methods, request.stopping):
+        method = find_method(name)
+        settings = chosen.get((split, name), candidates(method, 1)[0])
+        trials += [
+            _trial(request, split, method, stopping, f"seed-{seed}", settings, seed)
+            for seed in range(request.seeds)
+        ]
+    return trials
+
+
+def _trial(
+    request: BenchRequest,
+    split: str,
+    method: Method,
+    stopping: Stopping,
+    label: str,
+    chosen: Settings,
+    seed: int,
+) -> Trial:
+    settings: dict[str, Any] = {**request.settings, **nested(chosen, method), "seed": seed}
+    if request.epochs is not None:
+        settings["num_train_epochs"] = request.epochs
+    if stopping == "none":
+        settings["stop_at"] = "none"
+    return Trial(split, method.name, stopping, label, settings, evaluate=label.startswith("seed"))
+
+
+def selection_score(record: Mapping[str, Any]) -> float:
+    """Return how good a tuning trial was, in [0, 1]: the harmonic mean of three shares.
+
+    - Forgotten: how far the forget set's extraction strength came down from where it was to that of text the
+      model never saw.
+    - Kept: the held-out retain examples' answer probability, over its value before, at most 1.
+    - Neighbourhood: the never-seen text's answer probability, likewise.
+
+    Nothing in it needs the retrained model, which nobody has who tunes a method for use.
+    """
+    before, after = record["before"], record["after"]
+    level = before["never_seen"]["extraction_strength"]
+    span = before["forget"]["extraction_strength"] - level
+    fallen = before["forget"]["extraction_strength"] - after["forget"]["extraction_strength"]
+    shares = [min(1.0, max(0.0, fallen / span)) if span > 0 else 1.0]
+    for part in ("retain", "never_seen"):
+        shares.append(min(1.0, after[part]["probability"] / max(before[part]["probability"], 1e-12)))
+    return harmonic(shares)
+
+
+def harmonic(shares: Sequence[float]) -> float:
+    """Return the harmonic mean of numbers of at least 0; 0 where one is 0."""
+    return 0.0 if min(shares) <= 0 else len(shares) / sum(1 / share for share in shares)

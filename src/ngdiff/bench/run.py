@@ -1,0 +1,350 @@
+"""bench request -> all its trials done, several at once where there is room, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from ngdiff.bench.data import evaluation_folder, sources
+from ngdiff.bench.plan import BenchRequest, Settings, Trial, reporting, selection_score, tuning
+from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
+from ngdiff.config import UnlearningConfig
+from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.evaluation.cache import cache_key
+from ngdiff.evaluation.suites.tofu import SPLITS
+from ngdiff.methods import METHODS, find_method
+from ngdiff.models import check_causal, check_precision, resolve_model
+from ngdiff.output import same_folder, write_json
+from ngdiff.progress import Meter
+
+STATUS, LOG = "trial.json", "log.txt"
+_LAST_WORDS = 2000
+
+
+@dataclass
+class Outcome:
+    """What became of one trial, or of one of the models that everything is compared with.
+
+    Args:
+        name: of the method, or ``target`` and ``retrained``.
+        split: of TOFU.
+        folder: where its files are.
+        trial: None for ``target`` and ``retrained``.
+        error: its last words, where it failed.
+    """
+
+    name: str
+    split: str
+    folder: Path
+    trial: Trial | None = None
+    error: str | None = None
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return one of its files, where it is there."""
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@dataclass
+class BenchResult:
+    """Everything that came of a benchmark.
+
+    Args:
+        request: what was asked for.
+        compared: the target and the retrained model, evaluated.
+        tuned: the trials that chose settings.
+        reported: the trials that count.
+        chosen: split and method to the settings that were chosen.
+    """
+
+    request: BenchRequest
+    compared: list[Outcome] = field(default_factory=list)
+    tuned: list[Outcome] = field(default_factory=list)
+    reported: list[Outcome] = field(default_factory=list)
+    chosen: dict[tuple[str, str], Settings] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """The trials that failed; they are tried again when the benchmark is run again."""
+        return [outcome for outcome in [*self.compared, *self.tuned, *self.reported] if outcome.error]
+
+
+def check(request: BenchRequest) -> None:
+    """Find every fault of a request before anything long begins.
+
+    Raises:
+        RequestError: with all of them.
+    """
+    faults: list[Fault] = []
+    for name in request.methods:
+        if name not in METHODS:
+            faults.append(unknown_name("--methods", "method", name, METHODS))
+        elif name == "dpo":
+            mend = "Take idkdpo or altpo, which need no column"
+            faults.append(Fault("--methods", "TOFU has no preferred answers for 'dpo'", mend))
+    for split in {*request.splits, *request.references} - {""}:
+        if split not in SPLITS:
+            faults.append(unknown_name("--splits", "forget set of TOFU", split, SPLITS))
+    for flag, value in (("--seeds", request.seeds), ("--trials", request.trials)):
+        if value < 1:
+            faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
+    for name, given in (("--methods", request.methods), ("--splits", request.splits)):
+        if not given:
+            faults.append(Fault(name, "is empty", "Name at least one"))
+    models = [("--model", request.model)]
+    models += [("--reference", path) for path in request.references.values() if not path.endswith(".json")]
+    for where, model in models:
+        try:
+            source = resolve_model(model, where)
+            faults += check_causal(source, where) + same_folder(request.output, source.location)
+        except RequestError as error:
+            faults += error.faults
+    for path in request.references.values():
+        if path.endswith(".json") and not Path(path).is_file():
+            faults.append(Fault("--reference", f"{path} is no file", "Give a model or the eval.json of one"))
+    for split in request.splits:
+        try:
+            if split in SPLITS:
+                evaluation_folder(request, split)
+        except RequestError as error:
+            faults += error.faults
+    try:
+        check_precision(request.precision)
+        settings = dict(request.settings)
+        if request.epochs is not None:
+            settings["num_train_epochs"] = request.epochs
+        for name in set(request.methods) & set(METHODS):
+            UnlearningConfig(
+                **{"output_dir": str(request.output), "method": name, "use_cpu": True, **settings}
+            )
+    except RequestError as error:
+        faults += error.faults
+    except (TypeError, ValueError) as error:
+        faults.append(Fault("--set", str(error), "See ngdiff unlearn --help"))
+    if faults:
+        raise RequestError(list(dict.fromkeys(faults)))
+
+
+def run(request: BenchRequest) -> BenchResult:
+    """Do every trial that is not done yet.
+
+    Raises:
+        RequestError: something in the request is wrong.
+    """
+    check(request)
+    result = BenchResult(request)
+    workers = _Workers(request)
+    result.compared = workers.do(_models_compared(request), "Target and retrained model")
+    result.tuned = workers.do([workers.spec(trial) for trial in tuning(request)], "Tuning")
+    result.chosen = choose(result.tuned)
+    trials = reporting(request, result.chosen)
+    result.reported = workers.do([workers.spec(trial) for trial in trials], "Reported runs")
+    return result
+
+
+def choose(tuned: Sequence[Outcome]) -> dict[tuple[str, str], Settings]:
+    """Return, for each split and method, the settings of the trial with the best selection score."""
+    best: dict[tuple[str, str], tuple[float, Settings]] = {}
+    for outcome in tuned:
+        record = outcome.read(RECORD)
+        if outcome.error or record is None or outcome.trial is None:
+            continue
+        key, score = (outcome.split, outcome.name), selection_score(record)
+        if key not in best or score > best[key][0]:
+            best[key] = score, _searched(outcome.trial)
+    return {key: settings for key, (_, settings) in best.items()}
+
+
+def _searched(trial: Trial) -> Settings:
+    """Return a trial's settings in the form in which they were drawn."""
+    found: dict[str, Any] = {}
+    for name in find_method(trial.method).search:
+        group, dot, own = name.partition(".")
+        values = trial.settings.get(group, {}) if dot else trial.settings
+        if (own if dot else name) in values:
+            found[name] = values[own if dot else name]
+    return found
+
+
+@dataclass(frozen=True)
+class _Job:
+    outcome: Outcome
+    spec: dict[str, Any]
+    key: str
+
+
+def _models_compared(request: BenchRequest) -> list[_Job]:
+    """Evaluate the target and, where it is a model, the retrained one; the latter first, for the former."""
+    jobs = []
+    for split in request.splits:
+        reference = request.reference(split)
+        models = [("target", request.model)]
+        if reference is not None and not reference.endswith(".json"):
+            models.insert(0, ("retrained", reference))
+        for name, model in models:
+            known = None if name == "retrained" else _reference_file(request, split)
+            spec = {
+                "model": model,
+                "unlearn": None,
+                "evaluate": _evaluation(request, split, known),
+                "keep_model": True,
+            }
+            folder = request.output / "models" / split / name
+            jobs.append(_Job(Outcome(name, split, folder), spec, cache_key(spec)))
+    return jobs
+
+
+def _reference_file(request: BenchRequest, split: str) -> str | None:
+    given = request.reference(split)
+    if given is None or given.endswith(".json"):
+        return given
+    return str(request.output / "models" / split / "retrained" / EVALUATION)
+
+
+def _evaluation(request: BenchRequest, split: str, reference: str | None) -> dict[str, Any]:
+    folder = evaluation_folder(request, split)
+    return {
+        "split": split,
+        "reference": reference,
+        "tofu_dir": None if folder is None else str(folder),
+        "batch_size": request.batch_size,
+        "paraphrases": request.paraphrases,
+        "gradient_norms": request.gradient_norms,
+        "precision": request.precision,
+    }
+
+
+class _Workers:
+    """Runs jobs in processes of their own, a GPU or a share of the cores each."""
+
+    def __init__(self, request: BenchRequest) -> None:
+        self.request = request
+        gpus = torch.cuda.device_count()
+        self.count = request.jobs or max(1, gpus)
+        self.gpus: SimpleQueue[int] = SimpleQueue()
+        for place in range(self.count):
+            self.gpus.put(place % gpus if gpus else -1)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def spec(self, trial: Trial) -> _Job:
+        """Return what a trial's process has to be told."""
+        request = self.request
+        forget, retain = sources(request, trial.split)
+        reference = _reference_file(request, trial.split) if trial.evaluate else None
+        spec = {
+            "model": request.model,
+            "unlearn": {
+                "model": request.model,
+                "forget": forget,
+                "retain": retain,
+                "settings": {**trial.settings, "method": trial.method},
+                "lora": request.lora,
+                "precision": request.precision,
+                "tofu_dir": None if request.tofu_dir is None else str(request.tofu_dir),
+            },
+            "evaluate": _evaluation(request, trial.split, reference) if trial.evaluate else None,
+            "keep_model": request.keep_models and trial.evaluate,
+        }
+        outcome = Outcome(trial.method, trial.split, request.output / trial.place, trial)
+        return _Job(outcome, spec, trial.key(request))
+
+    def do(self, jobs: Sequence[_Job], title: str) -> list[Outcome]:
+        """Do the jobs that are not done yet; a failure is written down and stops nothing else."""
+        todo = [job for job in jobs if not _is_done(job)]
+        ordered = [job for job in todo if job.outcome.name == "retrained"]
+        rest = [job for job in todo if job.outcome.name != "retrained"]
+        if todo:
+            with Meter(title, len(jobs)) as meter, ThreadPoolExecutor(self.count) as pool:
+                meter.advance(len(jobs) - len(todo))
+                try:
+                    for group in (ordered, rest):  # what others compare with comes first
+                        for job in pool.map(self._one, group):
+                            meter.advance(1, job.outcome.name)
+                except BaseException:
+                    self._stop()
+                    raise
+        for job in jobs:
+            status = _status(job.outcome.folder)
+            job.outcome.error = status.get("error") if status.get("key") == job.key else "it was not run"
+        return [job.outcome for job in jobs]
+
+    def _one(self, job: _Job) -> _Job:
+        folder = job.outcome.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if _status(folder).get("key") != job.key:
+            _clear(folder)
+        write_json(job.spec, folder / SPEC)
+        write_json({"key": job.key, "error": "it was interrupted"}, folder / STATUS)
+        gpu, started = self.gpus.get(), time.monotonic()
+        try:
+            code = self._process(folder, gpu)
+        finally:
+            self.gpus.put(gpu)
+        error = None if code == 0 else _last_words(folder, code)
+        write_json({"key": job.key, "seconds": time.monotonic() - started, "error": error}, folder / STATUS)
+        return job
+
+    def _process(self, folder: Path, gpu: int) -> int:
+        threads = max(1, (os.cpu_count() or 1) // self.count)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if gpu >= 0:
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        with (folder / LOG).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ngdiff.bench.worker", str(folder)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+            with self._lock:
+                self._running.add(process)
+            try:
+                return process.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+
+    def _stop(self) -> None:
+        """End what is running, and have nothing more begin: the next run goes on from here."""
+        with self._lock:
+            for process in self._running:
+                process.terminate()
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_done(job: _Job) -> bool:
+    status = _status(job.outcome.folder)
+    return status.get("key") == job.key and status.get("error") is None
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier trial with other settings left in a trial's own folder."""
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    for name in (RECORD, EVALUATION, GENERAL, STATUS, LOG):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _last_words(folder: Path, code: int) -> str:
+    text = (folder / LOG).read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
+    return f"exit code {code}: {text}"

@@ -1,0 +1,231 @@
+"""outcomes of a benchmark -> one row a method, with intervals, and which rows no other row beats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+from typing import Any
+
+from scipy.stats import t as student
+
+from ngdiff.bench.run import BenchResult, Outcome
+from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD
+
+COMPARED = ("target", "retrained")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of the table.
+
+    Args:
+        key: of the evaluation's figure, or the column's own name.
+        title: what the table calls it.
+        better: ``up``, ``down``, or None where neither is.
+        group: what it is about.
+    """
+
+    key: str
+    title: str
+    better: str | None
+    group: str
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("forget.extraction_strength", "forget ES", None, "forgotten"),
+    Column("forget.probability", "forget P", None, "forgotten"),
+    Column("forget.rouge", "forget ROUGE", None, "forgotten"),
+    Column("forget_quality", "forget quality (KS p)", "up", "forgotten"),
+    Column("privleak", "PrivLeak", None, "forgotten"),
+    Column("model_utility", "model utility", "up", "kept"),
+    Column("retain.probability", "retain P", "up", "kept"),
+    Column("retain.extraction_strength", "retain ES", "up", "kept"),
+    Column("holdout.probability", "never seen P", None, "neighbourhood"),
+    Column("real_authors.probability", "real authors P", "up", "neighbourhood"),
+    Column("world_facts.probability", "world facts P", "up", "neighbourhood"),
+    Column("general_nll", "general NLL", "down", "neighbourhood"),
+    Column("forgotten", "forgotten", "up", "shares"),
+    Column("kept", "kept", "up", "shares"),
+    Column("collateral", "collateral kept", "up", "shares"),
+    Column("steps", "steps", None, "cost"),
+    Column("seconds", "s", "down", "cost"),
+    Column("peak_gib", "GiB", "down", "cost"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean with its 95% interval and what it was worked out from.
+
+    The interval is Student's over the runs where there are two or more, else the bootstrap's over items.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    values: tuple[float, ...] = ()
+
+
+@dataclass
+class Row:
+    """One method on one split, or one of the two models that all is compared with.
+
+    Args:
+        split: of TOFU.
+        name: of the method, with ``-no-stop`` where it ran to the end.
+        cells: figure by column key.
+        settings: what was chosen for it by tuning.
+        tried: settings that were tried.
+        ended: why its runs ended, with counts.
+        failed: runs that failed.
+        on_front: whether no other method's row is better in one of the three shares and worse in none.
+    """
+
+    split: str
+    name: str
+    cells: dict[str, Cell] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tried: int = 1
+    ended: dict[str, int] = field(default_factory=dict)
+    failed: int = 0
+    on_front: bool = False
+
+
+def summarise(result: BenchResult) -> list[Row]:
+    """Return the rows of the table: each split's compared models first, then the methods as asked for."""
+    rows = []
+    for split in result.request.splits:
+        base = {outcome.name: _figures(outcome, {}) for outcome in result.compared if outcome.split == split}
+        for outcome in result.compared:
+            if outcome.split == split:
+                figures = _figures(outcome, base)
+                cells = {key: Cell(value, *interval) for key, (value, interval) in figures.items()}
+                rows.append(Row(split, outcome.name, cells, failed=int(outcome.error is not None)))
+        mine = [outcome for outcome in result.reported if outcome.split == split]
+        groups = dict.fromkeys(_name(outcome) for outcome in mine)
+        found = [
+            _row(split, name, [outcome for outcome in mine if _name(outcome) == name], base, result)
+            for name in groups
+        ]
+        mark_front(found)
+        rows += found
+    return rows
+
+
+def _name(outcome: Outcome) -> str:
+    stopped = outcome.trial is None or outcome.trial.stopping == "rule"
+    return outcome.name if stopped else f"{outcome.name}-no-stop"
+
+
+Interval = tuple[float | None, float | None]
+Figures = dict[str, tuple[float, Interval]]
+
+
+def _row(
+    split: str, name: str, outcomes: Sequence[Outcome], base: Mapping[str, Figures], result: BenchResult
+) -> Row:
+    done = [outcome for outcome in outcomes if outcome.error is None]
+    runs = [_figures(outcome, base) for outcome in done]
+    cells = {
+        column.key: over_runs([run[column.key] for run in runs])
+        for column in COLUMNS
+        if runs and all(column.key in run for run in runs)
+    }
+    ended: dict[str, int] = {}
+    for outcome in done:
+        code = (outcome.read(RECORD) or {})["stop"]["code"]
+        ended[code] = ended.get(code, 0) + 1
+    method = outcomes[0].name
+    tried = sum(outcome.name == method and outcome.split == split for outcome in result.tuned)
+    chosen = result.chosen.get((split, method), {})
+    return Row(split, name, cells, chosen, max(1, tried), ended, len(outcomes) - len(done))
+
+
+def _figures(outcome: Outcome, base: Mapping[str, Figures]) -> Figures:
+    """Return the figures of one model, with those shares that compare it with the target and others."""
+    evaluation = outcome.read(EVALUATION)
+    if evaluation is None or outcome.error is not None:
+        return {}
+    found: Figures = {}
+    for key, figure in evaluation["figures"].items():
+        if figure["value"] is not None:
+            low, high = figure.get("interval") or (None, None)
+            found[key] = figure["value"], (low, high)
+    general, record = outcome.read(GENERAL), outcome.read(RECORD)
+    if general is not None:
+        found["general_nll"] = general["nll"], (None, None)
+    if record is not None:
+        found["steps"] = float(record["cost"]["steps"]), (None, None)
+        found["seconds"] = record["cost"]["seconds"], (None, None)
+        found["peak_gib"] = max(record["cost"]["peak_memory_gib"].values()), (None, None)
+    target = base.get("target")
+    if target is not None:
+        shares = shares_of(_values(found), _values(target), _values(base.get("retrained", {})))
+        found |= {name: (value, (None, None)) for name, value in shares.items()}
+    return found
+
+
+def _values(figures: Figures) -> dict[str, float]:
+    return {key: value for key, (value, _) in figures.items()}
+
+
+def shares_of(
+    model: Mapping[str, float], target: Mapping[str, float], retrained: Mapping[str, float]
+) -> dict[str, float]:
+    """Return three shares in [0, 1] that say how a model compares with the target.
+
+    - forgotten: how far the forget set's extraction strength came down from the target's to the retrained
+      model's (or, without one, to that of the holdout), no more than all of it counting.
+    - kept: model utility over the target's.
+    - collateral: the least of what is left of what was not to be touched: the answer probability of
+      never-seen text of the same kind, of real authors and of world facts over the target's, and the
+      probability a token of general text, likewise. A method that ruins one of them has ruined its
+      neighbourhood, whatever the others say.
+    """
+    key = "forget.extraction_strength"
+    level = retrained.get(key, target.get("holdout.extraction_strength", 0.0))
+    span = target[key] - level
+    found = {"forgotten": _share(target[key] - model[key], span)}
+    if model.get("model_utility") is not None and target.get("model_utility"):
+        found["kept"] = _share(model["model_utility"], target["model_utility"])
+    parts = [
+        _share(model[name], target[name])
+        for name in ("holdout.probability", "real_authors.probability", "world_facts.probability")
+        if name in model and name in target
+    ]
+    if "general_nll" in model and "general_nll" in target:
+        parts.append(min(1.0, math.exp(target["general_nll"] - model["general_nll"])))
+    return found | ({"collateral": min(parts)} if parts else {})
+
+
+def _share(value: float, whole: float) -> float:
+    return 1.0 if whole <= 0 else min(1.0, max(0.0, value / whole))
+
+
+def over_runs(found: Sequence[tuple[float, Interval]]) -> Cell:
+    """Return the mean over runs, with Student's 95% interval; of one run, its own interval over items."""
+    values = tuple(value for value, _ in found)
+    if len(values) == 1:
+        return Cell(values[0], *found[0][1], values)
+    half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return Cell(mean(values), mean(values) - half, mean(values) + half, values)
+
+
+OBJECTIVES = ("forgotten", "kept", "collateral")
+
+
+def mark_front(rows: Sequence[Row]) -> None:
+    """Mark the rows of one split that no other row beats: the Pareto front of the three shares."""
+    points = {
+        id(row): tuple(row.cells[name].value for name in OBJECTIVES)
+        for row in rows
+        if all(name in row.cells for name in OBJECTIVES)
+    }
+    for row in rows:
+        mine = points.get(id(row))
+        row.on_front = mine is not None and not any(
+            all(a >= b for a, b in zip(other, mine, strict=True)) and other != mine
+            for other in points.values()
+        )

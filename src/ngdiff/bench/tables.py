@@ -1,0 +1,140 @@
+"""rows of a benchmark -> results.md, results.csv, results.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ngdiff.bench.run import BenchResult
+from ngdiff.bench.summary import COLUMNS, Cell, Row
+from ngdiff.output import finite
+
+SELECTION = (
+    "Settings were chosen by the harmonic mean of three shares: how far the forget set's extraction strength "
+    "fell towards that of never-seen text, and how much of the answer probability of held-out retain "
+    "examples and of never-seen text was left. The rule was fixed before any trial ran, sees no retrained "
+    "model, and its trials have a seed that no reported run has. Methods with an automatic rate have nothing "
+    "to choose."
+)
+FRONT = (
+    "**Bold**: no other method of the split is better in one of *forgotten*, *kept* and *collateral kept* "
+    "and worse in none. Intervals are 95%: Student's over seeds, over items where there is one seed."
+)
+
+
+def markdown(result: BenchResult, rows: Sequence[Row]) -> str:
+    """Return the whole page: how settings were chosen, a table a split, and what failed."""
+    parts = ["# TOFU: methods compared", _asked(result), SELECTION, FRONT]
+    for split in result.request.splits:
+        mine = [row for row in rows if row.split == split]
+        shown = [column for column in COLUMNS if any(column.key in row.cells for row in mine)]
+        arrows = {"up": " ↑", "down": " ↓", None: ""}
+        head = ["method", *(column.title + arrows[column.better] for column in shown), "settings", "ended"]
+        lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        for row in mine:
+            name = f"**{row.name}**" if row.on_front else row.name
+            cells = [_cell(row.cells.get(column.key)) for column in shown]
+            lines.append(f"| {' | '.join([name, *cells, _settings(row), _ended(row)])} |")
+        parts += [f"## {split}", "\n".join(lines)]
+    if result.failed:
+        parts.append("## Failed")
+        parts += [
+            f"- {outcome.split}, {outcome.folder.parent.name}, {outcome.folder.name}: "
+            f"`{_one_line(outcome.error or '')}`"
+            for outcome in result.failed
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _asked(result: BenchResult) -> str:
+    request = result.request
+    learned = (
+        "" if request.learned is None else f"; the target learned TOFU's last {request.learned} questions"
+    )
+    items = "" if request.items is None else f"; at most {request.items} items of each set evaluated"
+    return (
+        f"Target: `{Path(request.model).name}`{learned}{items}. {request.seeds} reported run(s) a method, "
+        f"{request.trials} setting(s) tried where a method has a range to search."
+    )
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    if cell.low is None or cell.high is None:
+        return number(cell.value)
+    return f"{number(cell.value)} ({number(cell.low)}–{number(cell.high)})"
+
+
+def number(value: float) -> str:
+    """Write a number with three digits that say something."""
+    if value == 0 or 0.001 <= abs(value) < 10:
+        return f"{value:.3f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.1e}"
+
+
+def _settings(row: Row) -> str:
+    found = ", ".join(f"{name.rpartition('.')[2]}={value:g}" for name, value in row.settings.items())
+    return found + (f" (of {row.tried})" if found and row.tried > 1 else "")
+
+
+def _ended(row: Row) -> str:
+    found = [f"{code} ×{count}" if count > 1 else code for code, count in row.ended.items()]
+    return ", ".join(found + ([f"{row.failed} failed"] if row.failed else []))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("`", "'").split())[-300:]
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Return a line a row: every figure with the bounds of its interval."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    keys = [column.key for column in COLUMNS]
+    writer.writerow(
+        [
+            "split",
+            "method",
+            "on_front",
+            "failed",
+            *(f"{k}{end}" for k in keys for end in ("", "_low", "_high")),
+        ]
+    )
+    for row in rows:
+        cells: list[Any] = []
+        for key in keys:
+            cell = row.cells.get(key)
+            cells += ["", "", ""] if cell is None else [cell.value, cell.low, cell.high]
+        writer.writerow([row.split, row.name, row.on_front, row.failed, *cells])
+    return file.getvalue()
+
+
+def as_json(result: BenchResult, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return plain JSON values: the request, the rows, the tuning scores and the failures."""
+    from ngdiff.bench.plan import selection_score
+    from ngdiff.bench.worker import RECORD
+
+    tuning = []
+    for outcome in result.tuned:
+        record = outcome.read(RECORD)
+        score = None if record is None or outcome.error else selection_score(record)
+        settings = {} if outcome.trial is None else dict(outcome.trial.settings)
+        tuning.append({"split": outcome.split, "method": outcome.name, "settings": settings, "score": score})
+    request = json.loads(json.dumps(asdict(result.request), default=str))
+    found: dict[str, Any] = finite(
+        {
+            "kind": "bench",
+            "format": 1,
+            "request": request,
+            "rows": [asdict(row) for row in rows],
+            "tuning": tuning,
+            "failed": [str(outcome.folder) for outcome in result.failed],
+        }
+    )
+    return found

@@ -1,0 +1,105 @@
+"""one trial's specification (JSON) -> its record and evaluation; a process of its own.
+
+python -m ngdiff.bench.worker TRIAL_FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from ngdiff.output import write_json
+
+SPEC, RECORD, EVALUATION, GENERAL = "spec.json", "record.json", "evaluation.json", "general.json"
+
+
+def main() -> None:
+    """Unlearn, where the specification says so, and evaluate what came out."""
+    from ngdiff.cli.app import quiet_libraries
+    from ngdiff.environment import keep_freed_memory
+
+    quiet_libraries()
+    keep_freed_memory()
+    folder = Path(sys.argv[1])
+    spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
+    model = spec["model"]
+    if spec["unlearn"] is not None:
+        model = str(folder / "model")
+        if not (folder / "model" / RECORD).exists():
+            _unlearn(spec["unlearn"], folder)
+        shutil.copyfile(folder / "model" / RECORD, folder / RECORD)
+    if spec["evaluate"] is not None:
+        _evaluate(model, spec["evaluate"], folder)
+        _general(model, spec["evaluate"], folder)
+    if not spec["keep_model"]:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+
+
+def _unlearn(spec: dict[str, Any], folder: Path) -> None:
+    from ngdiff.unlearn import UnlearnRequest, unlearn
+
+    tofu_dir = spec.pop("tofu_dir")
+    forget, retain = ((spec.pop(name),) for name in ("forget", "retain"))
+    unlearn(
+        UnlearnRequest(
+            forget=forget,
+            retain=retain,
+            output=folder / "model",
+            tofu_dir=None if tofu_dir is None else Path(tofu_dir),
+            **spec,
+        )
+    )
+
+
+def _evaluate(model: str, spec: dict[str, Any], folder: Path) -> None:
+    from ngdiff.evaluation.evaluate import evaluate
+    from ngdiff.evaluation.request import EvaluateRequest
+
+    tofu_dir = spec["tofu_dir"]
+    evaluate(
+        EvaluateRequest(
+            model=model,
+            suite="tofu",
+            output=folder / EVALUATION,
+            forget=(spec["split"],),
+            reference=spec["reference"],
+            tofu_dir=None if tofu_dir is None else Path(tofu_dir),
+            batch_size=spec["batch_size"],
+            paraphrases=spec["paraphrases"],
+            gradient_norms=spec["gradient_norms"],
+            precision=spec["precision"],
+            overwrite=True,
+        )
+    )
+
+
+def _general(model: str, spec: dict[str, Any], folder: Path) -> None:
+    """Score general knowledge: forty plain questions of the world, shipped with the project."""
+    import torch
+
+    from ngdiff.data.datasets import as_encoded
+    from ngdiff.evaluation.teacher_forced import score_answers, summarise
+    from ngdiff.invented.people import general_knowledge_rows
+    from ngdiff.models import autocast_bf16, load_model, load_tokenizer, resolve_model
+
+    source = resolve_model(model)
+    tokenizer, loaded = load_tokenizer(source), load_model(source)
+    if torch.cuda.is_available():
+        loaded.to("cuda")
+    examples = as_encoded(general_knowledge_rows(), tokenizer, 512, "general knowledge")
+    bf16, _ = autocast_bf16(spec["precision"])
+    scores = score_answers(
+        loaded,
+        examples,
+        pad_id=int(tokenizer.pad_token_id or 0),
+        batch_size=spec["batch_size"],
+        autocast=lambda: torch.autocast(next(loaded.parameters()).device.type, torch.bfloat16, enabled=bf16),
+    )
+    write_json(summarise(scores), folder / GENERAL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""``ngdiff bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ngdiff.cli.app import app
+from ngdiff.errors import Fault, RequestError
+
+if TYPE_CHECKING:
+    from ngdiff.bench.plan import BenchRequest, Stopping
+    from ngdiff.bench.summary import Row
+
+bench_app = typer.Typer(no_args_is_help=True, help="Compare methods on a benchmark, honestly.")
+app.add_typer(bench_app, name="bench")
+
+STOPPING: dict[str, tuple[Stopping, ...]] = {"rule": ("rule",), "none": ("none",), "both": ("rule", "none")}
+
+
+@bench_app.command()
+def tofu(
+    model: Annotated[str, typer.Option(help="The target model, which knows everything.")],
+    output: Annotated[Path, typer.Option(help="Folder for everything; run again, it goes on there.")],
+    methods: Annotated[
+        str, typer.Option(help="Names with commas between; see 'ngdiff ls methods'.")
+    ] = "ngdiff,ngdiff-unlikelihood,graddiff,npo,simnpo,undial,rmu",
+    splits: Annotated[
+        str, typer.Option(help="forget01, forget05, forget10, with commas between.")
+    ] = "forget05",
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(help="The retrained model, or its eval.json; SPLIT=PATH where there are several."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Reported runs a method.")] = 3,
+    trials: Annotated[int, typer.Option(help="Settings tried where a method has a range to search.")] = 1,
+    stopping: Annotated[
+        str, typer.Option(help="rule: stop at the forget target; none: run to the end; both.")
+    ] = "rule",
+    epochs: Annotated[
+        float | None, typer.Option(help="Most passes over the forget set. [default: that of unlearn]")
+    ] = None,
+    learned: Annotated[
+        int | None, typer.Option(min=1, help="The target learned TOFU's last so many questions only.")
+    ] = None,
+    items: Annotated[int | None, typer.Option(min=1, help="Most items of each set to evaluate.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting of every run, as name=value.")
+    ] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters only.")] = False,
+    tofu_dir: Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass of evaluation.")] = 8,
+    paraphrases: Annotated[
+        bool, typer.Option("--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.")
+    ] = True,
+    gradient_norms: Annotated[
+        bool, typer.Option("--gradient-norms/--no-gradient-norms", help="Run the attack by gradient norm.")
+    ] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the weights of the reported runs.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once. [default: as many as GPUs, or 1]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+) -> None:
+    """Run methods × settings × seeds on TOFU and lay out what came of them.
+
+    `ngdiff bench tofu --model target --reference retrained --methods ngdiff,npo --trials 9 --output DIR`
+
+    Methods with a range to search are tuned by a rule that is fixed beforehand and reported on other seeds;
+    those with an automatic rate run as they are. Trials that are done are skipped, those that failed are
+    noted and tried again next time. In DIR: results.md, .csv and .json, pareto.png and curves.png, and every
+    run's record and evaluation.
+    """
+    from ngdiff.bench.plan import BenchRequest
+    from ngdiff.cli.unlearn import parse_set
+
+    if stopping not in STOPPING:
+        raise RequestError(Fault("--stopping", f"{stopping!r} is none of them", "Give rule, none or both"))
+    request = BenchRequest(
+        model=model,
+        output=output,
+        methods=_names(methods),
+        splits=_names(splits),
+        references=_references(reference or []),
+        seeds=seeds,
+        trials=trials,
+        stopping=STOPPING[stopping],
+        epochs=epochs,
+        learned=learned,
+        items=items,
+        settings=parse_set(set_ or []),
+        lora=lora,
+        tofu_dir=tofu_dir,
+        precision=precision,
+        batch_size=batch_size,
+        paraphrases=paraphrases,
+        gradient_norms=gradient_norms,
+        keep_models=keep_models,
+        jobs=jobs,
+    )
+    _dry(request) if dry_run else _run(request)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _references(given: list[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        split, equals, path = text.partition("=")
+        named = bool(equals) and split.startswith("forget") and "/" not in split
+        found[split if named else ""] = path if named else text
+    return found
+
+
+def _dry(request: BenchRequest) -> None:
+    from ngdiff.bench.plan import reporting, tuning
+    from ngdiff.bench.run import check
+
+    check(request)
+    for title, trials in (("tuning", tuning(request)), ("reported", reporting(request, {}))):
+        for trial in trials:
+            typer.echo(f"{title}  {trial.place}  {trial.settings}")
+
+
+def _run(request: BenchRequest) -> None:
+    from rich.markup import escape
+
+    from ngdiff.bench.picture import draw
+    from ngdiff.bench.run import run
+    from ngdiff.bench.summary import summarise
+    from ngdiff.bench.tables import as_csv, as_json, markdown
+    from ngdiff.output import write_json
+    from ngdiff.progress import console
+
+    result = run(request)
+    rows = summarise(result)
+    (request.output / "results.md").write_text(markdown(result, rows), encoding="utf-8")
+    (request.output / "results.csv").write_text(as_csv(rows), encoding="utf-8")
+    write_json(as_json(result, rows), request.output / "results.json")
+    try:
+        draw(result, rows, request.output)
+    except ImportError:
+        console.print("No pictures: pip install 'ngdiff[study]' brings matplotlib.", highlight=False)
+    console.print(_table(rows))
+    for outcome in result.failed:
+        console.print(f"Failed: {escape(str(outcome.folder))} (see log.txt there)", highlight=False)
+    console.print(f"The tables and pictures are in {escape(str(request.output))}", highlight=False)
+
+
+SHOWN = ("forget.extraction_strength", "forgotten", "kept", "collateral", "model_utility", "seconds")
+
+
+def _table(rows: list[Row]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ngdiff.bench.summary import COLUMNS
+    from ngdiff.bench.tables import number
+
+    titles = {column.key: column.title for column in COLUMNS}
+    table = Table("split", "method")
+    for key in SHOWN:
+        table.add_column(titles[key], justify="right")
+    for row in rows:
+        cells = [number(row.cells[key].value) if key in row.cells else "" for key in SHOWN]
+        name = f"[bold]{escape(row.name)}[/bold]" if row.on_front else escape(row.name)
+        table.add_row(row.split, name, *cells)
+    return table

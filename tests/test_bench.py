@@ -1,0 +1,328 @@
+"""The benchmark: what it plans, how it chooses and compares, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ngdiff.bench.run
+from commandline import Cli, make_cli, save_model
+from ngdiff.bench.picture import pareto
+from ngdiff.bench.plan import (
+    BenchRequest,
+    candidates,
+    harmonic,
+    nested,
+    reporting,
+    selection_score,
+    tuning,
+)
+from ngdiff.bench.summary import Cell, Row, mark_front, over_runs, shares_of
+from ngdiff.bench.worker import SPEC
+from ngdiff.bench.worker import main as work
+from ngdiff.methods import METHODS, find_method
+from tofu_folder import make_whole_tofu
+
+# ---- what is planned ----
+
+
+def request(**changes: Any) -> BenchRequest:
+    usual: dict[str, Any] = {"methods": ("ngdiff", "graddiff"), "splits": ("forget01",), "seeds": 2}
+    return BenchRequest("target", Path("out"), **{**usual, **changes})
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_range_names_settings_that_exist(name: str) -> None:
+    from ngdiff.config import UnlearningConfig
+
+    method = find_method(name)
+    assert bool(method.search) == (method.step_size == "fixed")
+    for settings in candidates(method, 500):
+        config = UnlearningConfig(
+            output_dir="x", use_cpu=True, report_to="none", method=name, **nested(settings, method)
+        )
+        assert config.learning_rate == settings.get("learning_rate")
+
+
+def test_candidates_begin_with_the_defaults_and_never_repeat() -> None:
+    method = find_method("graddiff")
+    found = candidates(method, 100)
+    assert found[0] == {"learning_rate": 1e-5}
+    grid = {tuple(one.values()) for one in found[1:]}
+    assert len(found) == 20 and len(grid) == 19  # 5 rates × 4 weights, of which one is the default
+    assert (1e-5, 1) not in grid and (5e-5, 10) in grid
+    assert candidates(method, 4) == found[:4]
+    assert candidates(find_method("ngdiff"), 9) == [{}]
+
+
+def test_settings_of_parts_are_put_together() -> None:
+    simnpo = find_method("simnpo")
+    settings = {"learning_rate": 2e-5, "rule_settings.gamma": 0.25, "forget_loss_settings.beta": 3.5}
+    assert nested(settings, simnpo) == {
+        "learning_rate": 2e-5,
+        "rule_settings": {"gamma": 0.25},
+        "forget_loss_settings": {"beta": 3.5},
+    }
+
+
+def test_an_untuned_method_runs_once_a_seed_and_a_tuned_one_on_other_seeds() -> None:
+    asked = request(trials=3, stopping=("rule", "none"), epochs=2.0)
+    tuned = tuning(asked)
+    assert [(trial.method, trial.label) for trial in tuned] == [("graddiff", f"tune-{n}") for n in range(3)]
+    assert not any(trial.evaluate for trial in tuned)
+    chosen = {("forget01", "graddiff"): {"learning_rate": 3e-5, "rule_settings.alpha": 5}}
+    reported = reporting(asked, chosen)
+    assert len(reported) == 2 * 2 * 2 and len({trial.place for trial in [*tuned, *reported]}) == 11
+    for trial in reported:
+        assert trial.evaluate and trial.settings["num_train_epochs"] == 2.0
+        assert ("stop_at" in trial.settings) == (trial.stopping == "none")
+        assert ("learning_rate" in trial.settings) == (trial.method == "graddiff")
+    assert not {trial.settings["seed"] for trial in tuned} & {trial.settings["seed"] for trial in reported}
+
+
+def test_the_key_of_a_trial_follows_what_decides_it() -> None:
+    (trial, *_) = reporting(request(), {})
+    keys = {trial.key(other) for other in (request(), request(learned=9), request(items=3))}
+    assert len(keys) == 3
+    (tune, *_) = tuning(request(trials=2))
+    assert tune.key(request()) == tune.key(request(items=3)) != tune.key(request(lora=True))
+
+
+# ---- how it chooses and compares ----
+
+
+def record(forget: tuple[float, float], retain: tuple[float, float], unseen: tuple[float, float]) -> Any:
+    def part(place: int) -> dict[str, Any]:
+        return {
+            "forget": {"extraction_strength": forget[place]},
+            "retain": {"probability": retain[place]},
+            "never_seen": {"extraction_strength": 0.1, "probability": unseen[place]},
+        }
+
+    return {"before": part(0), "after": part(1)}
+
+
+def test_the_selection_score_by_hand() -> None:
+    assert selection_score(record((0.9, 0.1), (0.8, 0.8), (0.2, 0.2))) == pytest.approx(1.0)
+    assert selection_score(record((0.9, 0.05), (0.8, 0.9), (0.2, 0.3))) == pytest.approx(
+        1.0
+    )  # no more counts
+    assert selection_score(record((0.9, 0.9), (0.8, 0.8), (0.2, 0.2))) == 0.0
+    found = selection_score(record((0.9, 0.5), (0.8, 0.6), (0.2, 0.05)))
+    assert found == pytest.approx(3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.25))
+    assert harmonic([0.5, 0.0]) == 0.0
+
+
+TARGET = {
+    "forget.extraction_strength": 0.9,
+    "holdout.extraction_strength": 0.1,
+    "holdout.probability": 0.2,
+    "real_authors.probability": 0.4,
+    "world_facts.probability": 0.5,
+    "model_utility": 0.6,
+    "general_nll": 1.0,
+}
+
+
+def test_shares_by_hand() -> None:
+    assert shares_of(TARGET, TARGET, {}) == {"forgotten": 0.0, "kept": 1.0, "collateral": 1.0}
+    model = {
+        **TARGET,
+        "forget.extraction_strength": 0.3,
+        "model_utility": 0.45,
+        "world_facts.probability": 0.4,
+    }
+    assert shares_of(model, TARGET, {}) == pytest.approx({"forgotten": 0.75, "kept": 0.75, "collateral": 0.8})
+    with_retrained = shares_of(model, TARGET, {"forget.extraction_strength": 0.4})
+    assert with_retrained["forgotten"] == 1.0
+    ruined = shares_of({**model, "general_nll": 3.0}, TARGET, {})
+    assert ruined["collateral"] == pytest.approx(0.1353352832)  # e^-2
+
+
+def test_intervals_over_runs() -> None:
+    one = over_runs([(0.5, (0.4, 0.6))])
+    assert (one.value, one.low, one.high) == (0.5, 0.4, 0.6)
+    several = over_runs([(x, (0.0, 1.0)) for x in (1.0, 2.0, 3.0)])
+    # Student's t with two degrees of freedom at 97.5%: 4.302653; standard error 1/sqrt(3)
+    assert several.value == 2.0
+    assert several.high == pytest.approx(2.0 + 4.302652729911275 / 3**0.5)
+
+
+def row(name: str, *shares: float) -> Row:
+    cells = zip(("forgotten", "kept", "collateral"), map(Cell, shares), strict=False)
+    return Row("forget01", name, dict(cells))
+
+
+def test_the_front_against_every_pair() -> None:
+    rows = [
+        row("a", 1.0, 0.5, 0.5),
+        row("b", 0.9, 0.6, 0.5),
+        row("c", 0.9, 0.5, 0.5),
+        row("d", 1.0, 0.5, 0.5),
+    ]
+    rows += [row("half", 1.0), row("e", 0.0, 0.0, 0.6)]
+    mark_front(rows)
+    assert [one.name for one in rows if one.on_front] == ["a", "b", "d", "e"]
+    assert pareto([(1, 0), (0, 1), (0, 0), (0.5, 0.5), (0.4, 0.5), (1, 0)]) == [(1, 0), (0, 1), (0.5, 0.5)]
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return make_cli(capsys)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Have the trials run in this process, which has everything imported; return where they ran."""
+    ran: list[Path] = []
+
+    def run(self: Any, folder: Path, gpu: int) -> int:
+        ran.append(folder)
+        with (folder / "log.txt").open("a") as log, monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["worker", str(folder)])
+            try:
+                work()
+            except Exception as error:
+                log.write(f"{type(error).__name__}: {error}")
+                return 1
+        return 0
+
+    monkeypatch.setattr(ngdiff.bench.run._Workers, "_process", run)
+    return ran
+
+
+def words(tmp_path: Path, *more: object) -> list[object]:
+    target = tmp_path / "target"
+    if not target.exists():
+        save_model(target)
+        save_model(tmp_path / "retrained", seed=1)
+        make_whole_tofu(tmp_path / "tofu")
+    return [
+        *("bench", "tofu", "--model", target, "--reference", tmp_path / "retrained"),
+        *("--splits", "forget01", "--tofu-dir", tmp_path / "tofu", "--output", tmp_path / "out"),
+        *("--set", "max_steps=1", "--set", "stop_at=none", "--no-paraphrases", *more),
+    ]
+
+
+def test_a_benchmark_runs_goes_on_and_lays_out_what_came(
+    cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = words(tmp_path, "--methods", "ngdiff,graddiff", "--trials", 2, "--seeds", 2, "--items", 4)
+    answer = cli(*asked)
+    assert answer.code == 0, answer.err
+    out = tmp_path / "out"
+    labels = sorted(str(folder.relative_to(out)) for folder in here)
+    assert labels == sorted(
+        [
+            *(f"models/forget01/{name}" for name in ("retrained", "target")),
+            *(f"trials/forget01/graddiff/{label}" for label in ("seed-0", "seed-1", "tune-0", "tune-1")),
+            *(f"trials/forget01/ngdiff/{label}" for label in ("seed-0", "seed-1")),
+        ]
+    )
+    assert here[0].name == "retrained"  # the others are compared with it
+    rows = {line["method"]: line for line in csv.DictReader((out / "results.csv").read_text().splitlines())}
+    assert list(rows) == ["retrained", "target", "ngdiff", "graddiff"]
+    for line in rows.values():
+        for key in ("forget.extraction_strength", "model_utility", "real_authors.probability", "general_nll"):
+            assert float(line[key]) >= 0
+    evaluation = json.loads((out / "trials/forget01/ngdiff/seed-0/evaluation.json").read_text())
+    other = json.loads((out / "trials/forget01/ngdiff/seed-1/evaluation.json").read_text())
+    values = [one["figures"]["forget.probability"]["value"] for one in (evaluation, other)]
+    assert float(rows["ngdiff"]["forget.probability"]) == pytest.approx(sum(values) / 2)
+    page = (out / "results.md").read_text()
+    assert "| target |" in page and "fixed before any trial ran" in page and "learning_rate=" in page
+    result = json.loads((out / "results.json").read_text())
+    assert len(result["tuning"]) == 2 and all(one["score"] is not None for one in result["tuning"])
+    assert (out / "pareto.png").stat().st_size > 1000 and (out / "curves.png").stat().st_size > 1000
+    assert not list(out.rglob("*.safetensors"))  # weights are not kept unless asked for
+    here.clear()
+    assert cli(*asked).code == 0 and here == []  # everything is there already
+    (out / "trials/forget01/ngdiff/seed-1/trial.json").unlink()
+    assert cli(*asked).code == 0 and [folder.name for folder in here] == ["seed-1"]
+    here.clear()
+    assert cli(*asked, "--items", 2).code == 0  # another evaluation: the tuning trials stand
+    assert not [folder for folder in here if folder.name.startswith("tune")] and len(here) == 6
+
+
+def test_a_failure_is_recorded_and_stops_nothing(
+    cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    broken = ngdiff.bench.worker._unlearn
+
+    def unlearn(spec: dict[str, Any], folder: Path) -> None:
+        if spec["settings"]["method"] == "ga":
+            raise MemoryError("no room <b>at all</b>")
+        broken(spec, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ngdiff.bench.worker, "_unlearn", unlearn)
+        asked = words(tmp_path, "--methods", "ga,graddiff")
+        answer = cli(*asked, "--seeds", 1)
+    assert answer.code == 0 and "Failed" in answer.err
+    page = (tmp_path / "out" / "results.md").read_text()
+    assert "1 failed" in page and "MemoryError: no room" in page
+    assert "| graddiff |" in page.replace("**", "")
+    here.clear()
+    answer = cli(*asked, "--seeds", 1)  # and what failed is tried again
+    assert [str(folder.parent.name) for folder in here] == ["ga"]
+    assert "failed" not in (tmp_path / "out" / "results.md").read_text().lower()
+
+
+def test_a_target_that_learned_the_end_of_tofu(cli: Cli, tmp_path: Path, here: list[Path]) -> None:
+    answer = cli(*words(tmp_path, "--methods", "ngdiff", "--learned", 60, "--dry-run"))
+    assert answer.code == 0 and here == []
+    assert "trials/forget01/ngdiff/seed-0" in answer.out
+    (folder,) = (tmp_path / "out" / "data").iterdir()
+    parts = {
+        path.stem: [json.loads(line)["question"] for line in path.read_text().splitlines()]
+        for path in folder.glob("*.json")
+    }
+    whole = (tmp_path / "tofu" / "full.json").read_text().splitlines()
+    full = [json.loads(line)["question"] for line in whole]
+    assert set(parts["retain_perturbed"]) <= set(full[-60:-40])
+    assert parts["holdout01"] == full[:40]
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (["--methods", "ngdif"], "no method called 'ngdif'"),
+        (["--methods", "dpo"], "no preferred answers"),
+        (["--methods", ","], "--methods: is empty"),
+        (["--splits", "forget02"], "no forget set of TOFU called 'forget02'"),
+        (["--seeds", "0"], "0 is too small"),
+        (["--trials", "0"], "0 is too small"),
+        (["--stopping", "never"], "'never' is none of them"),
+        (["--reference", "gone.json"], "gone.json is no file"),
+        (["--model", "./gone", "--methods", "ngdiff"], "no folder and no hub name"),
+        (["--set", "max_stepz=1"], "max_stepz"),
+        (["--set", "check_size=0"], "0 is too small"),
+        (["--precision", "fp8"], "no precision called 'fp8'"),
+    ],
+)
+def test_bad_requests_end_before_anything_runs(
+    cli: Cli, tmp_path: Path, here: list[Path], more: list[str], what: str
+) -> None:
+    answer = cli(*words(tmp_path, *more))
+    assert answer.code == 2 and here == []
+    assert any(what in f"{where}" for where, _ in answer.faults), answer.err
+
+
+def test_a_worker_is_a_process_of_its_own(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    answer = cli(*words(tmp_path, "--methods", "ngdiff", "--seeds", 1, "--items", 2, "--jobs", 2))
+    assert answer.code == 0, answer.err
+    folder = tmp_path / "out" / "trials" / "forget01" / "ngdiff" / "seed-0"
+    assert json.loads((folder / "trial.json").read_text())["error"] is None
+    assert json.loads((folder / SPEC).read_text())["unlearn"]["settings"]["method"] == "ngdiff"
+    assert (folder / "evaluation.json").is_file() and (folder / "general.json").is_file()
