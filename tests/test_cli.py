@@ -29,7 +29,7 @@ from ngdiff.evaluation.suites import suites
 from ngdiff.losses import LOSSES
 from ngdiff.methods import METHODS
 from ngdiff.weighting import RULES
-from tiny import tiny_llama
+from tiny import tiny_llama, tiny_tokenizer
 
 SCRIPT = Path(sys.executable).with_name("ngdiff")
 TO_THE_END = ("--stop-at", "none", "--max-steps", "3", "--batch-size", "2", "--max-length", "128")
@@ -369,6 +369,34 @@ def test_every_method_trains_adapters(
     assert answer.code == 0, answer.err
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert len(record_of(tmp_path / "out")["steps"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("method", ["ngdiff", "graddiff", "kl", "rmu"])
+def test_adapters_on_quantised_weights(cli: Cli, data: dict[str, Path], tmp_path: Path, method: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes, which holds the weights in 4 bits, is missing")
+    model = tmp_path / "model"  # weights are quantised in blocks of 64
+    tiny_llama(hidden=64).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    words = [*request(model, data, tmp_path / "out"), *TO_THE_END, "--max-steps", "2", "--qlora"]
+    answer = cli(*words, "--method", method)
+    assert answer.code == 0, answer.err
+    record = record_of(tmp_path / "out")
+    assert len(record["steps"]) == 2 and record["model"]["sha256_before"] is None
+    merged = cli("merge", tmp_path / "out", "--model", model, "--output", tmp_path / "merged")
+    assert merged.code == 0 and "other weights" not in merged.err
+
+
+def test_quantised_weights_need_a_package(
+    cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    answer = cli(*request(model, data, tmp_path / "out"), "--qlora")
+    ((what, mend),) = answer.faults
+    assert answer.code == 2 and "bitsandbytes" in what and "ngdiff[qlora]" in mend
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_given_rate_is_the_rate_of_every_step(

@@ -247,6 +247,58 @@ def load_model(source: ModelSource, dtype: torch.dtype = torch.float32) -> PreTr
     return model
 
 
+def quantisation_faults(source: ModelSource, where: str = "--qlora") -> list[Fault]:
+    """Say why a model cannot be loaded in 4 bits, if it cannot."""
+    if source.adapter:
+        mend = "Merge it first: ngdiff merge ADAPTER --output FOLDER"
+        return [Fault(where, f"{source.name!r} is an adapter, which cannot be quantised with its base", mend)]
+    if importlib.util.find_spec("bitsandbytes") is None:
+        mend = "pip install 'ngdiff[qlora]', or take --lora"
+        return [Fault(where, "bitsandbytes, which holds weights in 4 bits, is not installed", mend)]
+    return []
+
+
+def load_quantised(source: ModelSource) -> PreTrainedModel:
+    """Load the weights in 4 bits (NF4, doubly quantised), ready for adapters in float32 on top.
+
+    Source: Dettmers et al. 2023, "QLoRA", arXiv 2305.14314.
+
+    Raises:
+        RequestError: files are missing or broken, or the model's layers cannot be quantised.
+    """
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    if source.gguf_file:
+        load_model(source)  # which leaves it in the cache as safetensors
+        source = resolve_model(source.name)
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if fast_bf16() else torch.float32,
+    )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location, quantization_config=quantisation, device_map={"": device}, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = f"{source.name!r} does not load in 4 bits: {first}"
+        raise RequestError(
+            Fault("--qlora", what, "Take --lora, which leaves the weights as they are")
+        ) from error
+    model.config._name_or_path = source.name
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # at the first forward pass in eval mode bitsandbytes repacks weights on the CPU, for a product that
+            # has no backward pass: a training run measures in eval mode too, and must not meet it
+            module.support_avx512bf16_for_cpu = False
+    prepared: PreTrainedModel = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return prepared
+
+
 def _load_gguf(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """Load a GGUF and rebuild it clean: as loaded it is flagged quantised, and cannot be trained or saved.
 

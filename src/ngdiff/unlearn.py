@@ -27,7 +27,9 @@ from ngdiff.models import (
     check_causal,
     check_precision,
     load_model,
+    load_quantised,
     load_tokenizer,
+    quantisation_faults,
     resolve_model,
     weights_bytes,
 )
@@ -49,6 +51,7 @@ class UnlearnRequest:
         holdout: text of the forget set's kind that the model never saw.
         settings: fields of :class:`ngdiff.config.UnlearningConfig` that differ from their defaults.
         lora: train LoRA adapters only, and save those.
+        qlora: likewise, on a model whose weights are quantised to 4 bits (NF4) while it trains.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
         tofu_dir: folder with TOFU's JSON files.
         allow_overlap: go on although forget and retain set share rows.
@@ -62,10 +65,16 @@ class UnlearnRequest:
     holdout: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     lora: bool = False
+    qlora: bool = False
     precision: Precision = "auto"
     tofu_dir: Path | None = None
     allow_overlap: bool = False
     overwrite: bool = False
+
+    @property
+    def adapters(self) -> bool:
+        """Whether adapters are trained rather than the model's own weights."""
+        return self.lora or self.qlora
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
     try:
         source = resolve_model(request.model)
         found = check_causal(source)
+        found += quantisation_faults(source) if request.qlora else []
         faults += found + same_folder(request.output, source.location)
         needed = 0 if found else _room(request, weights_bytes(source) or 0)
     except RequestError as error:
@@ -130,7 +140,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
 
 def _room(request: UnlearnRequest, weights: int) -> int:
     """Return the bytes a run writes at the most: the result, the best weights and their successor."""
-    return 0 if request.lora else 3 * weights
+    return 0 if request.adapters else 3 * weights
 
 
 def _read(sources: tuple[str, ...], where: str, tofu_dir: Path | None, faults: list[Fault]) -> list[Example]:
@@ -178,12 +188,12 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
     """
     ready = prepare(request)
     with working(f"Loading {request.model}"):
-        model = load_model(ready.source)
+        model = load_quantised(ready.source) if request.qlora else load_model(ready.source)
     faults = check_output(request.output, request.overwrite, _room(request, model.get_memory_footprint()))
     if faults:
         raise RequestError(faults)
     before = weights_hash(model)
-    if request.lora:
+    if request.adapters:
         model = with_lora(model)
     with staged_folder(request.output) as folder:
         work = folder / ".work"
@@ -225,6 +235,7 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, hashe
         "retain": list(request.retain),
         "holdout": list(request.holdout),
         "lora": request.lora,
+        "qlora": request.qlora,
         "precision": request.precision,
         **request.settings,
         "method": config.method,
@@ -252,3 +263,5 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, hashe
         if examples
     }
     record.model = {"name": request.model, "sha256_before": hashes["before"], "sha256_after": hashes["after"]}
+    if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
+        record.model |= {"sha256_before": None, "sha256_before_quantised": hashes["before"]}

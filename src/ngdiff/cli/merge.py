@@ -146,6 +146,6 @@ def _other_base(record: Path, before: str) -> list[str]:
         trained_on = json.loads(record.read_text(encoding="utf-8"))["model"]["sha256_before"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    if trained_on == before:
+    if trained_on in (None, before):  # None: it was made on quantised weights
         return []
     return [f"the adapter was made on other weights than these (SHA-256 {trained_on}, here {before})"]

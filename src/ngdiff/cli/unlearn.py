@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # request fields that a configuration file may set beside the trainer's settings
 SOURCE_KEYS = ("forget", "retain", "holdout")
-FLAG_KEYS = ("lora", "allow_overlap")
+FLAG_KEYS = ("lora", "qlora", "allow_overlap")
 REQUEST_KEYS = ("model", "output", "precision", "tofu_dir", *SOURCE_KEYS, *FLAG_KEYS)
 
 
@@ -159,6 +159,9 @@ def unlearn(
         int | None, typer.Option(help="Most items of a set that these look at. [default: 64]")
     ] = None,
     lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters only, and save those.")] = False,
+    qlora: Annotated[
+        bool, typer.Option("--qlora", help="Likewise, on weights in 4 bits; needs bitsandbytes.")
+    ] = False,
     precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32. [default: auto]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags win over it.")] = None,
     set_: Annotated[
@@ -202,6 +205,7 @@ def unlearn(
         "evaluate_every": eval_every,
         "evaluate_items": eval_items,
         "lora": lora or None,
+        "qlora": qlora or None,
         "precision": precision,
         "tofu_dir": tofu_dir,
         "allow_overlap": allow_overlap or None,
@@ -209,7 +213,9 @@ def unlearn(
     given |= {name: value for name, value in flags.items() if value not in (None, [])}
     _require(given)
     record = _run(given, overwrite)
-    show(record, Path(str(given["output"])), bool(given.get("lora")), str(given["model"]))
+    show(
+        record, Path(str(given["output"])), bool(given.get("lora") or given.get("qlora")), str(given["model"])
+    )
     if record.stop["target_met"] is False:
         raise typer.Exit(EXIT_TARGET_MISSED)
 
@@ -235,6 +241,7 @@ def _run(given: dict[str, Any], overwrite: bool) -> Any:
         holdout=_sources(given.get("holdout", ())),
         settings={key: value for key, value in given.items() if key not in REQUEST_KEYS},
         lora=bool(given.get("lora")),
+        qlora=bool(given.get("qlora")),
         precision=cast("Precision", str(given.get("precision", "auto"))),  # checked with all the rest
         tofu_dir=Path(str(given["tofu_dir"])) if given.get("tofu_dir") else None,
         allow_overlap=bool(given.get("allow_overlap")),
