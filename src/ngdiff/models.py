@@ -292,8 +292,8 @@ def load_quantised(source: ModelSource) -> PreTrainedModel:
     model.config._name_or_path = source.name
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # at the first forward pass in eval mode bitsandbytes repacks weights on the CPU, for a product that
-            # has no backward pass: a training run measures in eval mode too, and must not meet it
+            # at the first forward pass in eval mode bitsandbytes repacks weights on the CPU, for a product
+            # without a backward pass: a training run measures in eval mode too, and must not meet it
             module.support_avx512bf16_for_cpu = False
     prepared: PreTrainedModel = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return prepared
