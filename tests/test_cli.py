@@ -130,6 +130,8 @@ def test_ls_lists_every_row(cli: Cli) -> None:
     rows = {line.split()[0]: line for line in cli("ls", "methods").out.splitlines()}
     for method in METHODS.values():
         assert method.summary in rows[method.name] and method.paper in rows[method.name]
+    assert "lr {1e-05, 2e-05, 5e-05}; alpha {1, 2, 5}; beta {0.05, 0.1, 0.5}" in rows["npo"]
+    assert "lr=1e-05, gamma=0.125" in rows["simnpo"]
 
 
 def test_ls_alone_lists_the_tables(cli: Cli) -> None:

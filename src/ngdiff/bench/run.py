@@ -302,7 +302,8 @@ class _Workers:
         threads = max(1, (os.cpu_count() or 1) // self.count)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if gpu >= 0:
-            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+            seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+            environment["CUDA_VISIBLE_DEVICES"] = seen[gpu] if seen else str(gpu)
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ngdiff.bench.worker", str(folder)],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -20,15 +20,25 @@ def _settings(settings: Mapping[str, float | str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items()) or "-"
 
 
+def _range(name: str, values: Sequence[float]) -> str:
+    short = "lr" if name == "learning_rate" else name.rpartition(".")[2]
+    return f"{short} {{{', '.join(f'{value:g}' for value in values)}}}"
+
+
 def methods() -> Listing:
-    """List the named recipes, each with its four parts."""
+    """List the named recipes, each with its four parts, its defaults and its search range."""
     from ngdiff.methods import METHODS
 
     rows: list[tuple[str, ...]] = []
     for method in METHODS.values():
         parts = (method.forget_loss, method.retain_loss, method.rule, method.step_size)
-        rows.append((method.name, " × ".join(parts), method.summary, method.paper))
-    return ("method", "forget loss × retain loss × rule × step size", "summary", "paper"), rows
+        rate = {} if method.learning_rate is None else {"lr": method.learning_rate}
+        search = "; ".join(_range(name, values) for name, values in method.search.items())
+        defaults = _settings({**rate, **method.rule_settings})
+        cells = (" × ".join(parts), defaults, search or "-", method.summary, method.paper)
+        rows.append((method.name, *cells))
+    parts_title = "forget loss × retain loss × rule × step size"
+    return ("method", parts_title, "defaults", "search range", "summary", "paper"), rows
 
 
 def losses() -> Listing:
