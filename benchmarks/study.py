@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument(
         "--most-epochs", type=float, default=6.0, help="of GradDiff, and of runs without stop"
     )
+    parser.add_argument("--name", default="", help="of the study, for its tables and evidence")
     parser.add_argument("--only", nargs="*", help="names of runs")
     args = parser.parse_args()
     keep_freed_memory()
@@ -123,16 +124,20 @@ def main() -> None:
     if args.what == "targets":
         study.targets()
     elif args.what == "runs":
-        for name, settings in study.runs().items():
-            if not args.only or name in args.only:
-                started = time.monotonic()
-                study.run(name, settings)
-                print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+        runs = study.runs()
+        for name in args.only or runs:
+            started = time.monotonic()
+            study.run(name, runs[name])
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     else:
         from benchmarks.study_tables import keep_evidence, write_tables
 
-        keep_evidence(study.folder, EVIDENCE)
-        write_tables(EVIDENCE, Path("docs/images/rates.png"), Path("docs/results.md"))
+        evidence, image, suffix = EVIDENCE, Path("docs/images/rates.png"), ""
+        if args.name:
+            evidence, suffix = evidence / args.name, f", {args.name}"
+            image = image.with_stem(f"rates-{args.name}")
+        keep_evidence(study.folder, evidence)
+        write_tables(evidence, image, Path("docs/results.md"), suffix)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def publish(source: Path, target: Path) -> None:
     target.write_text(text.replace(str(Path.home()), "~") + "\n", encoding="utf-8")
 
 
-def write_tables(folder: Path, output: Path, page: Path) -> None:
+def write_tables(folder: Path, output: Path, page: Path, suffix: str = "") -> None:
     """Print the tables of all runs found, put them into the page of results, and draw the plot."""
     runs = sorted((record.parent for record in (folder / "runs").glob("*/record.json")), key=_order)
     starts = [place for place in runs if place.name == "ngdiff" or "-from-" in place.name]
@@ -78,7 +78,7 @@ def write_tables(folder: Path, output: Path, page: Path) -> None:
         lines += [found for place in places if (found := row(place.name, place)) is not None]
         text = "\n".join(lines)
         print(f"{title}\n\n{text}\n")
-        put(page, title, text)
+        put(page, title + suffix, text)
     plot(runs, output)
 
 
