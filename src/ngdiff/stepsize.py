@@ -84,6 +84,10 @@ def _reuse_gradient(parameter: nn.Parameter) -> Tensor:
     return storage.detach().copy_(parameter.detach())
 
 
+FLOAT32 = 2.0**-24
+"""Half the distance between neighbouring float32 numbers around 1."""
+
+
 @dataclass
 class FixedRate:
     """A learning rate that nobody adapts: the optimizer's own, or its scheduler's."""
@@ -126,7 +130,7 @@ class AutomaticRate:
         start: float | None = None,
         every: int = 10,
         resolution: float = 2**-24,
-        tolerance: float = 0.02,
+        tolerance: float = 0.005,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
@@ -234,9 +238,12 @@ class AutomaticRate:
                     return self._done("accepted", "the parabola's minimum", parabola.vertex, measure, noise)
                 width = nearest
             elif shape is Shape.ASCENT and parabola.curvature > 0 and rise > self.tolerance / 4:
-                wide = parabola.width_that_costs(self.tolerance)
-                reason = f"no descent along the first update: the rate that costs {self.tolerance:g} nats"
-                return self._done("bounded", reason, min(wide, self.MOST_CHANGE * width), measure, noise)
+                # its fixed point is where the loss itself has risen by the tolerance, parabola or not
+                wide = min(parabola.width_that_costs(self.tolerance), self.MOST_CHANGE * width)
+                if width / self.AGREEMENT <= wide <= width * self.AGREEMENT:
+                    reason = f"no descent along the first update: the rate that costs {self.tolerance:g} nats"
+                    return self._done("bounded", reason, wide, measure, noise)
+                width = min(wide, 0.9 * ceiling)
             elif width * 2 >= ceiling:
                 break
             else:
@@ -315,9 +322,15 @@ class _Measure:
         return abs(self.loss(width) - self.loss(0.0)) <= noise
 
     def noise(self, tiny: float, resolution: float) -> float:
-        """Estimate rounding noise: what a step too short to matter changes, and what the numbers resolve."""
-        seen = abs(self.loss(tiny) - self.loss(0.0)) if tiny > 0 else 0.0
-        return max(seen, resolution) if math.isfinite(seen) else resolution
+        """Estimate rounding noise: what a step too short to matter changes, and what the numbers resolve.
+
+        A rounded logit moves a token's loss by 1 - p of what it was rounded by, so the noise of a small loss
+        is in proportion to it, down to what the logarithm itself resolves in float32.
+        """
+        zero = self.loss(0.0)
+        floor = max(FLOAT32, resolution * min(1.0, abs(zero)))
+        seen = abs(self.loss(tiny) - zero) if tiny > 0 else 0.0
+        return max(seen, floor) if math.isfinite(seen) else resolution
 
     def lowest(self, noise: float) -> float | None:
         """Return the width measured ahead whose loss is the least, if it lies clearly below the start's."""
