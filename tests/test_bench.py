@@ -16,7 +16,6 @@ from ngdiff.bench.picture import pareto
 from ngdiff.bench.plan import (
     BenchRequest,
     candidates,
-    harmonic,
     nested,
     reporting,
     selection_score,
@@ -25,6 +24,7 @@ from ngdiff.bench.plan import (
 from ngdiff.bench.summary import Cell, Row, mark_front, over_runs, shares_of
 from ngdiff.bench.worker import SPEC
 from ngdiff.bench.worker import main as work
+from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import METHODS, find_method
 from tofu_folder import make_whole_tofu
 
@@ -115,7 +115,7 @@ def test_the_selection_score_by_hand() -> None:
     assert selection_score(record((0.9, 0.9), (0.8, 0.8), (0.2, 0.2))) == 0.0
     found = selection_score(record((0.9, 0.5), (0.8, 0.6), (0.2, 0.05)))
     assert found == pytest.approx(3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.25))
-    assert harmonic([0.5, 0.0]) == 0.0
+    assert harmonic_mean([0.5, 0.0]) == 0.0
 
 
 TARGET = {

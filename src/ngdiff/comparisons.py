@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +18,10 @@ from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.forward import StartingHead, look
 from ngdiff.logprobs import LabelledTokens
 from ngdiff.losses import Loss, Measured, Task
-from ngdiff.reference_model import StartingStates, starting_states, with_reference
+from ngdiff.reference_model import Autocast, StartingStates, starting_states, with_reference
 
 DEPTH_OF_STEERING = 7 / 32
 """RMU's seventh of Zephyr-7B's 32 layers, as a share, for models of any depth."""
-
-
-class Autocast(Protocol):
-    """Opens the context in which the model runs."""
-
-    def __call__(self) -> AbstractContextManager[object]:
-        """Return the context."""
 
 
 @dataclass
@@ -113,6 +105,8 @@ class Comparisons:
         Returns:
             What should be noted in the record.
         """
+        if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
+            return []
         notes: list[str] = []
         cache = Cache(default_folder())
         try:

@@ -102,16 +102,24 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 def write_json(value: Any, path: Path) -> None:
     """Write JSON whole or not at all; NaN and infinities become null, since JSON has neither."""
+    with staged_file(path) as staging, staging.open("w", encoding="utf-8") as file:
+        json.dump(finite(value), file, indent=1, allow_nan=False, ensure_ascii=False)
+        file.write("\n")
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yield a file to write beside ``path``; it becomes ``path`` when the block ends well, else it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    staging = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(finite(value), file, indent=1, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        yield staging
+        staging.chmod(0o644)
+        staging.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        staging.unlink(missing_ok=True)
         raise
 
 

@@ -63,13 +63,14 @@ class ChangeMeter:
         """Return the share of the sample's coordinates with a gradient that differ now, in [0, 1]."""
         pairs = list(zip(self._before, self._sample(), strict=True))
         device = pairs[0][0].device
-        changed = sum(
-            int(((before != after) & reached).sum())
+        counts = [
+            torch.stack([((before != after) & reached).sum(), reached.sum()]).to(device)
             for (before, after), reached in zip(pairs, self._reached, strict=True)
-        )
+        ]
+        changed, reachable = torch.stack(counts).sum(dim=0).tolist()
         steps = [(after.float() - before.float()).to(device) for before, after in pairs]
         self._update = torch.cat(steps)
-        return changed / max(1, sum(int(reached.sum()) for reached in self._reached))
+        return float(changed / max(1, reachable))
 
     def descent(self, gradient: Tensor) -> float:
         """Return the cosine between minus the applied update and a gradient sampled before it.

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from ngdiff.evaluation.cache import Cache, cache_key
 from ngdiff.evaluation.evaluator import identity
 from ngdiff.evaluation.teacher_forced import score_answers
 from ngdiff.logprobs import IGNORED, head_sees_only, output_head, predicting_positions
+from ngdiff.output import staged_file
 
 VERSION = 1
 FOLDER = "starting-model"
@@ -113,15 +113,16 @@ class StartingStates:
     def head(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return the starting model's output head, on a device."""
         with safe_open(str(self.path), framework="pt") as tensors:
-            kept = {
-                name.removeprefix(_HEAD): tensors.get_tensor(name).to(device)
-                for name in tensors.keys()  # noqa: SIM118
-                if name.startswith(_HEAD)
-            }
+            names = [name for name in tensors.keys() if name.startswith(_HEAD)]  # noqa: SIM118
+            return self.head_of({name: tensors.get_tensor(name).to(device) for name in names})
+
+    def head_of(self, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return the output head whose weights, as the file holds them, these are."""
 
         def logits(states: Tensor) -> Tensor:
             with self.autocast():
-                found = nn.functional.linear(states, kept["weight"], kept.get("bias")).float()
+                found = nn.functional.linear(states, tensors[_HEAD + "weight"], tensors.get(_HEAD + "bias"))
+            found = found.float()
             return found if self.cap is None else self.cap * torch.tanh(found / self.cap)
 
         return logits
@@ -211,14 +212,14 @@ def _work_out(
                 states, logits = _states(model, there, layer)
                 if logits is not None and not tensors:
                     tensors = _head_of(model)
-                    _write({_STATES: states, **tensors}, kept.path)
-                    _check_head(kept, states, logits)
+                    _check_head(kept, tensors, states, logits)
                 counts = [_labelled(examples[place]) for place in places]
                 for place, part in zip(places, torch.split(states.cpu(), counts), strict=True):
                     parts[place] = part
     finally:
         model.train(was_training)
-    _write({_STATES: torch.cat(parts), **tensors}, kept.path)
+    with staged_file(kept.path) as staging:
+        save_file({_STATES: torch.cat(parts), **tensors}, staging)
 
 
 def _states(model: Any, batch: dict[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor | None]:
@@ -242,29 +243,17 @@ def _states(model: Any, batch: dict[str, Tensor], layer: int | None) -> tuple[Te
 def _head_of(model: Any) -> dict[str, Tensor]:
     head = output_head(model)
     own = {"weight": getattr(head, "weight", None), "bias": getattr(head, "bias", None)}
-    return {_HEAD + name: value.detach().cpu() for name, value in own.items() if value is not None}
+    return {
+        _HEAD + name: value.detach().cpu().contiguous() for name, value in own.items() if value is not None
+    }
 
 
-def _check_head(kept: StartingStates, states: Tensor, logits: Tensor) -> None:
+def _check_head(kept: StartingStates, tensors: Mapping[str, Tensor], states: Tensor, logits: Tensor) -> None:
     """Make sure that the head alone gives the model's logits."""
-    again = kept.head(states.device)(states)
+    again = kept.head_of({name: value.to(states.device) for name, value in tensors.items()})(states)
     apart = float((again - logits).abs().max())
     if apart > 0.02 * max(1.0, float(logits.abs().max())):
-        kept.path.unlink(missing_ok=True)
         raise ValueError(
             "this model changes its logits behind the output head, so the starting model's predictions "
             "cannot be kept by their hidden states: take a method without 'kl' and 'undial'"
         )
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    try:
-        save_file({key: value.cpu().contiguous().clone() for key, value in tensors.items()}, name)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -262,9 +262,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
     def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
         assert self._compared is not None
         tokens = self._compared.look(task, model, batch)
-        watched = isinstance(tokens, LabelledTokens) and self._losses[task].own_answers
-        if task == "forget" and watched:
-            assert isinstance(tokens, LabelledTokens)
+        if task == "forget" and isinstance(tokens, LabelledTokens) and self._losses[task].own_answers:
             self._step.extraction_strength.append(float(batch_extraction_strength(tokens)))
             if self._stopping is not None and self._stopping.watches_nll:
                 with torch.no_grad():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ngdiff.evaluation.cache import cache_key
+from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import Method, find_method
 
 Stopping = Literal["rule", "none"]
@@ -216,9 +217,4 @@ def selection_score(record: Mapping[str, Any]) -> float:
     shares = [min(1.0, max(0.0, fallen / span)) if span > 0 else 1.0]
     for part in ("retain", "never_seen"):
         shares.append(min(1.0, after[part]["probability"] / max(before[part]["probability"], 1e-12)))
-    return harmonic(shares)
-
-
-def harmonic(shares: Sequence[float]) -> float:
-    """Return the harmonic mean of numbers of at least 0; 0 where one is 0."""
-    return 0.0 if min(shares) <= 0 else len(shares) / sum(1 / share for share in shares)
+    return harmonic_mean(shares)
