@@ -1,0 +1,31 @@
+"""what was asked, of which model, about which data -> one hash that names the request.
+
+A checkpoint is continued, and a receipt chained, only under the same hash: the same settings, data and starting
+model. Where the result goes and whether it may replace an older one do not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+NOT_COUNTED = frozenset({"output", "output_dir", "overwrite", "resume", "disable_tqdm"})
+
+
+def request_hash(settings: Mapping[str, Any], data: Mapping[str, str], model: str) -> str:
+    """Return the SHA-256 (hex) of a request's canonical JSON.
+
+    Args:
+        settings: plain JSON values, as ``record.json`` keeps them; :data:`NOT_COUNTED` are left out.
+        data: SHA-256 of each data set, by its role (``forget``, ``retain``, ``holdout``).
+        model: SHA-256 of the starting model's weights.
+
+    Raises:
+        ValueError: a setting is NaN or infinite, which no JSON can say.
+    """
+    counted = {name: value for name, value in settings.items() if name not in NOT_COUNTED}
+    content = {"settings": counted, "data": dict(data), "model": model}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
