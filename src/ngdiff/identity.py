@@ -1,7 +1,7 @@
 """what was asked, of which model, about which data -> one hash that names the request.
 
-A checkpoint is continued, and a receipt chained, only under the same hash: the same settings, data and starting
-model. Where the result goes and whether it may replace an older one do not count.
+A checkpoint is continued, and a receipt chained, only under the same hash: the same settings, data and
+starting model. Where the result goes and whether it may replace an older one do not count.
 """
 
 from __future__ import annotations
