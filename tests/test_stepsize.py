@@ -493,9 +493,22 @@ def test_no_probe_raises_a_rate_that_was_cut() -> None:
         )
     resumed = AutomaticRate(bowl.optimizer, every=1)
     resumed.load_state_dict(rate.state_dict())
-    assert resumed.ceiling == ceiling
+    assert resumed.ceiling == ceiling and resumed.state_dict() == rate.state_dict()
 
 
-def test_nothing_to_be_careful_with_before_the_first_probe() -> None:
+def test_cuts_are_taken_back_and_no_more() -> None:
     rate = AutomaticRate(Bowl("sgd").optimizer)
-    assert rate.be_careful(4.0) is None and rate.ceiling == math.inf
+    rate.rate = 0.8
+    assert rate.scale(2.0) == 0.8 and rate.ceiling == math.inf  # nothing to take back
+    assert rate.scale(0.25) == rate.ceiling == 0.2
+    assert rate.scale(2.0) == rate.ceiling == 0.4
+    rate.rate = 0.1  # a probe lowered it
+    assert rate.scale(2.0) == 0.2 and rate.ceiling == 0.4
+    assert rate.scale(100.0) == rate.ceiling == 0.8
+    assert rate.be_careful(4.0) == 0.2
+    assert rate.scale(2.0) == rate.ceiling == 0.2  # a rate that broke the floor does not come back
+
+
+def test_nothing_to_scale_before_the_first_probe() -> None:
+    rate = AutomaticRate(Bowl("sgd").optimizer)
+    assert rate.scale(0.25) is None and rate.be_careful(4.0) is None and rate.ceiling == math.inf

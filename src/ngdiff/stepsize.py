@@ -141,6 +141,7 @@ class AutomaticRate:
         self.start = start
         self.rate: float | None = None
         self.ceiling = math.inf
+        self.uncut: float | None = None
         self.steps = 0
         self._before: list[Tensor] | None = None
 
@@ -189,22 +190,34 @@ class AutomaticRate:
         self.optimizer.step()
         return self.after_step(loss)
 
-    def be_careful(self, factor: float) -> float | None:
-        """Divide the rate by ``factor`` and let no probe raise it again; return the new rate."""
-        if self.rate is not None:
-            self.rate = self.ceiling = self.rate / factor
+    def scale(self, factor: float) -> float | None:
+        """Multiply the rate by ``factor`` and let no probe raise it above that; return the new rate.
+
+        A factor above 1 takes back earlier cuts, and no more: without any it changes nothing.
+        """
+        if self.rate is None or (factor > 1 and self.uncut is None):
+            return self.rate
+        self.uncut = self.rate if self.uncut is None else self.uncut
+        self.rate = min(self.rate * factor, self.uncut)
+        self.ceiling = self.rate if factor <= 1 else max(self.ceiling, self.rate)
         return self.rate
+
+    def be_careful(self, factor: float) -> float | None:
+        """Divide the rate by ``factor``, for good; return the new rate."""
+        self.uncut = self.scale(1 / factor)
+        return self.uncut
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         ceiling = None if self.ceiling == math.inf else self.ceiling
-        return {"rate": self.rate, "steps": self.steps, "ceiling": ceiling}
+        return {"rate": self.rate, "steps": self.steps, "ceiling": ceiling, "uncut": self.uncut}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.rate, self.steps = state["rate"], state["steps"]
         ceiling = state.get("ceiling")
         self.ceiling = math.inf if ceiling is None else float(ceiling)
+        self.uncut = state.get("uncut")
 
     def _set(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.pace import Standing, pace
 
 Measure = Literal["extraction_strength", "exact_memorisation", "probability", "nll"]
 UTILITY: Measure = "probability"
@@ -125,6 +126,7 @@ class StoppingRule:
         self.target, self.floor, self.patience = target, floor, patience
         self.checks: list[Check] = []
         self._under_floor = 0
+        self._stretch = 0
 
     @property
     def watches_nll(self) -> bool:
@@ -159,6 +161,21 @@ class StoppingRule:
             return Decision("floor", text)
         return None
 
+    def pace(self) -> float:
+        """Return the factor of the rate with which the rest of the way costs what is left above the floor."""
+        if self.target is None or len(self.checks) < 2:
+            return 1.0
+        places = (self.checks[0], self.checks[self._stretch], self.checks[-1])
+        return pace(*(self._standing(self.target, check) for check in places))
+
+    def begin_stretch(self) -> None:
+        """Judge the pace from the best state on: the rate has changed there, or the run has gone back to it."""
+        best = self.best
+        self._stretch = 0 if best is None else self.checks.index(best)
+
+    def _standing(self, target: ForgetTarget, check: Check) -> Standing:
+        return Standing(target.excess(check.forget), check.utility[UTILITY] - self.floor)
+
     def _is_closest(self, forget: Mapping[str, float]) -> bool:
         best = self.best
         if self.target is None or best is None:
@@ -172,6 +189,7 @@ class StoppingRule:
             "floor": self.floor,
             "checks": [check.as_json() for check in self.checks],
             "under_floor": self._under_floor,
+            "stretch": self._stretch,
         }
 
     @classmethod
@@ -180,5 +198,5 @@ class StoppingRule:
         target = None if state["target"] is None else ForgetTarget(**state["target"])
         rule = cls(target, state["floor"], patience)
         rule.checks = [Check(**check) for check in state["checks"]]
-        rule._under_floor = state["under_floor"]
+        rule._under_floor, rule._stretch = state["under_floor"], state["stretch"]
         return rule

@@ -484,8 +484,24 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         check = self._stopping.checks[-1]
         if check.best:
             self._best.save()
-        elif not check.above_floor and isinstance(self._step_size, AutomaticRate):
-            self._retreat(self._step_size)
+        if isinstance(self._step_size, AutomaticRate):
+            if not check.above_floor:
+                self._retreat(self._step_size)
+            elif check.best:
+                self._keep_pace(self._step_size)
+
+    def _keep_pace(self, step_size: AutomaticRate) -> None:
+        """Take shorter or longer steps, so that utility lasts until the target is reached."""
+        assert self._stopping is not None
+        factor, before = self._stopping.pace(), step_size.rate
+        after = step_size.scale(factor)
+        if before is not None and after is not None and before != after:
+            self._stopping.begin_stretch()
+            self.record.note(
+                f"step {self.state.global_step}: at the pace so far, utility would "
+                f"{'fall under its floor before' if factor < 1 else 'last well beyond where'} the target is "
+                f"reached, so the rate went from {before:.1e} to {after:.1e}"
+            )
 
     def _retreat(self, step_size: AutomaticRate) -> None:
         """Go back to the best weights, and on with smaller steps: the last ones went under the floor."""
@@ -495,6 +511,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self._last_strength = None
         self._step.extraction_strength = []  # of weights that are gone
         rate = step_size.be_careful(RETREAT)
+        self._stopping.begin_stretch()
         self.record.note(
             f"step {self.state.global_step}: utility fell under its floor, so the weights of step "
             f"{0 if best is None else best.step} were put back, and the rate was cut to {rate:.1e}"

@@ -1,0 +1,56 @@
+"""progress and damage between two checks -> factor of the learning rate.
+
+An optimizer such as AdamW moves every weight by about its rate, along the gradient and across it: the progress of
+n steps grows with n times the rate, the damage done across with n times its square. So the damage that a given
+progress costs is in proportion to the rate, and a run that would spend all the utility above its floor before it
+is done can still get there with smaller steps, and more of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+MARGIN = 0.75
+"""Share of what is left of the utility that a run plans to spend."""
+MOST_SLOWER, MOST_FASTER = 0.25, 2.0
+STEADY = 1.2
+"""A factor this close to 1, either way, changes nothing."""
+LEAST_PROGRESS, LEAST_SPENT = 0.05, 0.25
+"""Shares of the whole way and of the whole slack: below both, a stretch is too short to say anything."""
+
+
+class Standing(NamedTuple):
+    """Where a run stands at a check.
+
+    Args:
+        excess: what lies between the forget set's figure and its target; 0 or less where the target is met.
+        slack: what lies between the retain set's utility and its floor; negative below the floor.
+    """
+
+    excess: float
+    slack: float
+
+
+def pace(start: Standing, before: Standing, now: Standing) -> float:
+    """Return the factor that lets the rest of the way cost what is left of the slack, with a margin.
+
+    Args:
+        start: before the first step.
+        before: at an earlier check, with the same rate from there on.
+        now: at this check.
+
+    Returns:
+        A number from :data:`MOST_SLOWER` to :data:`MOST_FASTER`; 1 to leave the rate alone.
+    """
+    progress, spent = before.excess - now.excess, before.slack - now.slack
+    told = progress >= LEAST_PROGRESS * start.excess or spent >= LEAST_SPENT * start.slack
+    if not told or now.excess <= 0:
+        return 1.0
+    if spent <= 0:
+        return MOST_FASTER
+    need = spent / progress * now.excess if progress > 0 else math.inf
+    factor = MARGIN * max(now.slack, 0.0) / need if need > 0 else math.inf
+    if 1 / STEADY < factor < STEADY:
+        return 1.0
+    return min(max(factor, MOST_SLOWER), MOST_FASTER)
