@@ -1,9 +1,9 @@
 """progress and damage between two checks -> factor of the learning rate.
 
-An optimizer such as AdamW moves every weight by about its rate, along the gradient and across it: the progress of
-n steps grows with n times the rate, the damage done across with n times its square. So the damage that a given
-progress costs is in proportion to the rate, and a run that would spend all the utility above its floor before it
-is done can still get there with smaller steps, and more of them.
+An optimizer such as AdamW moves every weight by about its rate, along the gradient and across it: the
+progress of n steps grows with n times the rate, the damage done across with n times its square. So the damage
+that a given progress costs is in proportion to the rate, and a run that would spend all the utility above its
+floor before it is done can still get there with smaller steps, and more of them.
 """
 
 from __future__ import annotations

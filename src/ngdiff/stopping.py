@@ -169,7 +169,7 @@ class StoppingRule:
         return pace(*(self._standing(self.target, check) for check in places))
 
     def begin_stretch(self) -> None:
-        """Judge the pace from the best state on: the rate has changed there, or the run has gone back to it."""
+        """Judge the pace from the best state on: the rate changed there, or the run went back to it."""
         best = self.best
         self._stretch = 0 if best is None else self.checks.index(best)
 
