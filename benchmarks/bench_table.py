@@ -1,17 +1,21 @@
-"""A finished benchmark -> its table in docs/results.md, and its evidence in docs/study.
+"""A finished benchmark -> its evidence in docs/study, and its table and pictures in the documentation.
 
 ngdiff bench tofu ... --output FOLDER
 python -m benchmarks.bench_table FOLDER --name forget01
+python -m benchmarks.bench_table --name forget01      # table and front once more, from the evidence alone
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import json
 import shutil
 from pathlib import Path
 
 from benchmarks.study_tables import publish, put
+from ngdiff.bench.picture import draw_front
+from ngdiff.bench.summary import Row, mark_front, row_from_json
+from ngdiff.bench.tables import as_csv, table
 
 PAGE, EVIDENCE, IMAGES = Path("docs/results.md"), Path("docs/study/bench"), Path("docs/images")
 FILES = ("record.json", "evaluation.json", "general.json", "trial.json", "results.json")
@@ -21,22 +25,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--name", required=True, help="what the page calls it")
+    parser.add_argument("--pictures", action="store_true", help="also without FOLDER: draw the front again")
     args = parser.parse_args()
-    folder = args.folder.expanduser()
+    evidence = EVIDENCE / args.name
+    if args.folder is not None:
+        keep_evidence(args.folder.expanduser(), evidence)
+        shutil.copyfile(args.folder.expanduser() / "curves.png", IMAGES / f"curves-{args.name}.png")
+    rows = published_rows(evidence)
+    splits = list(dict.fromkeys(row.split for row in rows))
+    if args.folder is not None or args.pictures:
+        draw_front(splits, rows, IMAGES / f"pareto-{args.name}.png")
+    (evidence / "results.csv").write_text(as_csv(rows), encoding="utf-8")
+    put(PAGE, f"Bench, {args.name}", "\n\n".join(table([r for r in rows if r.split == s]) for s in splits))
+
+
+def keep_evidence(folder: Path, evidence: Path) -> None:
+    """Copy every run's record and evaluation."""
     for found in sorted(folder.rglob("*.json")):
         if found.name in FILES and "data" not in found.relative_to(folder).parts:
-            place = EVIDENCE / args.name / found.relative_to(folder)
+            place = evidence / found.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             publish(found, place)
-    shutil.copyfile(folder / "results.csv", EVIDENCE / args.name / "results.csv")
-    for picture in ("pareto", "curves"):
-        shutil.copyfile(folder / f"{picture}.png", IMAGES / f"{picture}-{args.name}.png")
-    tables = re.findall(
-        r"^\|.*?\n\n", (folder / "results.md").read_text(encoding="utf-8") + "\n", re.M | re.S
-    )
-    put(PAGE, f"Bench, {args.name}", "\n".join(table.rstrip() for table in tables))
+
+
+def published_rows(evidence: Path) -> list[Row]:
+    """Return the rows of the published results, the front of each split marked by today's rule."""
+    rows = [row_from_json(value) for value in json.loads((evidence / "results.json").read_text())["rows"]]
+    for split in {row.split for row in rows}:
+        mark_front([row for row in rows if row.split == split and row.name not in ("target", "retrained")])
+    return rows
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ngdiff.bench.plan import (
     selection_score,
     tuning,
 )
-from ngdiff.bench.summary import Cell, Row, mark_front, over_runs, shares_of
+from ngdiff.bench.summary import Cell, Row, mark_front, over_runs, row_from_json, shares_of
 from ngdiff.bench.worker import SPEC
 from ngdiff.bench.worker import main as work
 from ngdiff.evaluation.statistics import harmonic_mean
@@ -165,9 +166,10 @@ def test_the_front_against_every_pair() -> None:
         row("c", 0.9, 0.5, 0.5),
         row("d", 1.0, 0.5, 0.5),
     ]
-    rows += [row("half", 1.0), row("e", 0.0, 0.0, 0.6)]
+    rows += [row("half", 1.0), row("e", 0.5, 0.0, 0.6), row("idle", 0.49, 1.0, 1.0)]
     mark_front(rows)
     assert [one.name for one in rows if one.on_front] == ["a", "b", "d", "e"]
+    assert [row_from_json(json.loads(json.dumps(asdict(one)))) for one in rows] == rows
     assert pareto([(1, 0), (0, 1), (0, 0), (0.5, 0.5), (0.4, 0.5), (1, 0)]) == [(1, 0), (0, 1), (0.5, 0.5)]
 
 

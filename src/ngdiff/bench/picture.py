@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.bench.run import BenchResult
-from ngdiff.bench.summary import COMPARED, Row
+from ngdiff.bench.summary import COMPARED, FORGOT_ENOUGH, Row
 from ngdiff.bench.worker import RECORD
 
 
@@ -17,16 +17,21 @@ def draw(result: BenchResult, rows: Sequence[Row], folder: Path) -> list[Path]:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    made = [_pareto(result.request.splits, rows, folder / "pareto.png")]
+    made = [draw_front(result.request.splits, rows, folder / "pareto.png")]
     if any(outcome.read(RECORD) for outcome in result.reported):
         made.append(_curves(result, folder / "curves.png"))
     return made
 
 
-def _pareto(splits: Sequence[str], rows: Sequence[Row], path: Path) -> Path:
+def draw_front(splits: Sequence[str], rows: Sequence[Row], path: Path) -> Path:
+    """Draw forgetting against utility and against the neighbourhood, with their fronts: two panels a split.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(splits), 2, figsize=(13, 5 * len(splits)), squeeze=False)
@@ -62,7 +67,8 @@ def _panel(panel: Any, rows: Sequence[Row], measure: str) -> None:
                 bars = {f"{along}err": [[cell.value - cell.low], [cell.high - cell.value]]}
                 panel.errorbar(x.value, y.value, color=colour, linewidth=0.8, **bars)
         panel.annotate(row.name, (x.value, y.value), textcoords="offset points", xytext=(5, 4), fontsize=8)
-    front = sorted(pareto([(row.cells["forgotten"].value, row.cells[measure].value) for row in rows]))
+    places = [(row.cells["forgotten"].value, row.cells[measure].value) for row in rows]
+    front = sorted(pareto([place for place in places if place[0] >= FORGOT_ENOUGH]))
     panel.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=0.8, linestyle="--")
 
 

@@ -80,7 +80,8 @@ class Row:
         tried: settings that were tried.
         ended: why its runs ended, with counts.
         failed: runs that failed.
-        on_front: whether no other method's row is better in one of the three shares and worse in none.
+        on_front: whether it forgot enough to count, and no other such row is better in one of the three
+            shares and worse in none.
     """
 
     split: str
@@ -214,6 +215,8 @@ def over_runs(found: Sequence[tuple[float, Interval]]) -> Cell:
 
 
 OBJECTIVES = ("forgotten", "kept", "collateral")
+FORGOT_ENOUGH = 0.5
+"""Least share forgotten of a row that may stand on the front: who forgets nothing keeps everything."""
 
 
 def mark_front(rows: Sequence[Row]) -> None:
@@ -221,7 +224,7 @@ def mark_front(rows: Sequence[Row]) -> None:
     points = {
         id(row): tuple(row.cells[name].value for name in OBJECTIVES)
         for row in rows
-        if all(name in row.cells for name in OBJECTIVES)
+        if all(name in row.cells for name in OBJECTIVES) and row.cells["forgotten"].value >= FORGOT_ENOUGH
     }
     for row in rows:
         mine = points.get(id(row))
@@ -229,3 +232,11 @@ def mark_front(rows: Sequence[Row]) -> None:
             all(a >= b for a, b in zip(other, mine, strict=True)) and other != mine
             for other in points.values()
         )
+
+
+def row_from_json(value: Mapping[str, Any]) -> Row:
+    """Read back a row of ``results.json``."""
+    cells = {
+        key: Cell(c["value"], c["low"], c["high"], tuple(c["values"])) for key, c in value["cells"].items()
+    }
+    return Row(**{**value, "cells": cells})

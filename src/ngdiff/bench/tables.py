@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.bench.run import BenchResult
-from ngdiff.bench.summary import COLUMNS, Cell, Row
+from ngdiff.bench.summary import COLUMNS, FORGOT_ENOUGH, Cell, Row
 from ngdiff.output import finite
 
 SELECTION = (
@@ -22,8 +22,9 @@ SELECTION = (
     "to choose."
 )
 FRONT = (
-    "**Bold**: no other method of the split is better in one of *forgotten*, *kept* and *collateral kept* "
-    "and worse in none. Intervals are 95%: Student's over seeds, over items where there is one seed."
+    f"**Bold**: of the methods that forgot at least {FORGOT_ENOUGH:.0%}, no other is better in one of "
+    "*forgotten*, *kept* and *collateral kept* and worse in none. Intervals are 95%: Student's over seeds, "
+    "over items where there is one seed."
 )
 
 
@@ -31,16 +32,7 @@ def markdown(result: BenchResult, rows: Sequence[Row]) -> str:
     """Return the whole page: how settings were chosen, a table a split, and what failed."""
     parts = ["# TOFU: methods compared", _asked(result), SELECTION, FRONT]
     for split in result.request.splits:
-        mine = [row for row in rows if row.split == split]
-        shown = [column for column in COLUMNS if any(column.key in row.cells for row in mine)]
-        arrows = {"up": " ↑", "down": " ↓", None: ""}
-        head = ["method", *(column.title + arrows[column.better] for column in shown), "settings", "ended"]
-        lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-        for row in mine:
-            name = f"**{row.name}**" if row.on_front else row.name
-            cells = [_cell(row.cells.get(column.key)) for column in shown]
-            lines.append(f"| {' | '.join([name, *cells, _settings(row), _ended(row)])} |")
-        parts += [f"## {split}", "\n".join(lines)]
+        parts += [f"## {split}", table([row for row in rows if row.split == split])]
     if result.failed:
         parts.append("## Failed")
         parts += [
@@ -49,6 +41,19 @@ def markdown(result: BenchResult, rows: Sequence[Row]) -> str:
             for outcome in result.failed
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return one split's table, in Markdown."""
+    shown = [column for column in COLUMNS if any(column.key in row.cells for row in rows)]
+    arrows = {"up": " ↑", "down": " ↓", None: ""}
+    head = ["method", *(column.title + arrows[column.better] for column in shown), "settings", "ended"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        name = f"**{row.name}**" if row.on_front else row.name
+        cells = [_cell(row.cells.get(column.key)) for column in shown]
+        lines.append(f"| {' | '.join([name, *cells, _settings(row), _ended(row)])} |")
+    return "\n".join(lines)
 
 
 def _asked(result: BenchResult) -> str:
