@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 KEPT_AS_THEY_ARE = ("docs/study/", "docs/images/")
-ENDINGS = {f".{end}" for end in ("py", "md", "toml", "yaml", "cff", "txt", "jsonl", "ipynb", "css", "js", "j2")}
-    [".py", ".md", ".toml", ".yaml", ".cff", ".txt", ".jsonl", ".ipynb", ".css", ".js", ".j2"]
-) | {""}
+_PLAIN = ("py", "md", "toml", "yaml", "cff", "txt", "jsonl", "ipynb", "css", "js", "j2")
+ENDINGS = {"", *(f".{ending}" for ending in _PLAIN)}
 
 
 def corrected(text: str, markdown: bool = False) -> str:
@@ -30,7 +29,7 @@ def corrected(text: str, markdown: bool = False) -> str:
 def tracked() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, check=True).stdout.decode()
     names = [name for name in listed.split("\0") if name and not name.startswith(KEPT_AS_THEY_ARE)]
-    return [path for path in map(Path, names) if path.is_file() and path.suffix in ENDINGS | {""}]
+    return [path for path in map(Path, names) if path.is_file() and path.suffix in ENDINGS]
 
 
 def main(words: list[str]) -> int:
