@@ -339,16 +339,13 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
 
     # ---- step size ----
 
-    def create_optimizer(self, *model: nn.Module | None) -> torch.optim.Optimizer:
-        """Create the optimizer; under an automatic rate it starts at 1 and is set before every step.
-
-        Transformers before 5.2 pass no model.
-        """
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer; under an automatic rate it starts at 1 and is set before every step."""
         automatic = self.args.learning_rate is None
         if automatic:
             self.args.learning_rate = 1.0
         try:
-            optimizer: torch.optim.Optimizer = super().create_optimizer(*model)
+            optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         finally:
             if automatic:
                 self.args.learning_rate = None
