@@ -29,7 +29,8 @@ from ngdiff.errors import RequestError
 from ngdiff.logprobs import LabelledTokens, labelled_tokens
 from ngdiff.losses import LOSSES, Loss, nll
 from ngdiff.methods import METHODS, Method
-from ngdiff.trainer import STATE_FILE, UnlearningTrainer
+from ngdiff.trainer import UnlearningTrainer
+from ngdiff.unlearning_state import STATE_FILE
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)

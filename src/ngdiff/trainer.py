@@ -6,7 +6,6 @@ gradients a step, the rule that weighs them, the step size, and the decision to 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ngdiff import unlearning_state
 from ngdiff.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import (
@@ -44,9 +44,8 @@ from ngdiff.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.record import RunRecord, StepRecord
 from ngdiff.stepsize import AutomaticRate, FixedRate, Probe
 from ngdiff.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
-from ngdiff.weighting import RULES, Losses, StatefulRule, Verdict, judge, make_rule
+from ngdiff.weighting import RULES, Losses, Verdict, judge, make_rule
 
-STATE_FILE = "unlearning_state.json"
 MOST_SKIPPED_IN_A_ROW = 5
 CHECKS_APART = 2
 PROBE_SHARE = 0.75
@@ -378,7 +377,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         target = parse_stop_at(args.stop_at)
         self._best = BestWeights(model, Path(args.output_dir))
         if self._resumed is not None:
-            self._take_up(*self._resumed)
+            unlearning_state.take_up(self, *self._resumed)
             return
         forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
         never_seen = self._figures(self._never_seen)
@@ -543,8 +542,8 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self._resumed = None
         if isinstance(resume_from_checkpoint, (str, Path)):
             folder = Path(resume_from_checkpoint)
-            if (folder / STATE_FILE).is_file():
-                self._resumed = folder, json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            state = unlearning_state.read(folder)
+            self._resumed = None if state is None else (folder, state)
         try:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             self._conclude()
@@ -604,46 +603,8 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        from ngdiff.output import write_json
-
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        state = {
-            "step_size": self._step_size.state_dict() if isinstance(self._step_size, AutomaticRate) else None,
-            "stopping": None if self._stopping is None else self._stopping.state_dict(),
-            "last_check": self._last_check,
-            "last_strength": self._last_strength,
-            "skipped_in_a_row": self._skipped_in_a_row,
-            "before": self.record.before,
-            "compared": None if self._compared is None else self._compared.save(folder, self._forget),
-            "rule": self._rule.state_dict() if isinstance(self._rule, StatefulRule) else None,
-        }
-        write_json(state, folder / STATE_FILE)
-        if self.args.should_save and not self._is_best():
-            self._best.copy_to(folder)
-
-    def _is_best(self) -> bool:
-        """Say whether the present weights are those of the best check."""
-        best = None if self._stopping is None else self._stopping.best
-        return best is not None and best.step == self.state.global_step
-
-    def _take_up(self, folder: Path, state: dict[str, Any]) -> None:
-        if state["step_size"] is not None and isinstance(self._step_size, AutomaticRate):
-            self._step_size.load_state_dict(state["step_size"])
-        if state["stopping"] is not None:
-            self._stopping = StoppingRule.from_state(state["stopping"], self.args.check_patience)
-            if self._is_best():
-                self._best.save()
-            else:
-                self._best.take(folder)
-        self._last_check, self._last_strength = state["last_check"], state["last_strength"]
-        self._skipped_in_a_row = state["skipped_in_a_row"]
-        if isinstance(self._rule, StatefulRule):
-            self._rule.load_state_dict(state["rule"])
-        self.record.before = state["before"]
-        self._complete_losses()
-        assert self._compared is not None
-        self._compared.take_up(folder, state["compared"], self._data, self.args.device)
-        self.record.note(f"resumed at step {self.state.global_step}")
+        unlearning_state.save(self, folder)
 
 
 class _ProbeLoss:
