@@ -56,7 +56,7 @@ def _is_whole(value: Any) -> bool:
 _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "number": (
         _is_number,
-        ("learning_rate", "lr_start", "probe_tolerance", "keep_utility", "num_train_epochs"),
+        ("learning_rate", "lr_start", "probe_tolerance", "keep_utility", "num_train_epochs", "save_minutes"),
     ),
     "whole number": (
         _is_whole,
@@ -109,6 +109,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
             :mod:`ngdiff.evaluation.callback`); 0 for none.
         evaluate_items: most items of each set that these look at.
+        save_minutes: minutes from one checkpoint to the next; 0 for none by the clock. ``save_steps``, with
+            ``save_strategy="steps"``, saves by steps.
+        save_total_limit: checkpoints that are kept; never fewer than two, so that one may be damaged.
     """
 
     method: str = DEFAULT_METHOD
@@ -133,12 +136,14 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     log_gramian: bool = False
     evaluate_every: int = 0
     evaluate_items: int = 64
+    save_minutes: float = 0.0
 
     num_train_epochs: float = 20.0
     max_grad_norm: float = 0.0
     lr_scheduler_type: str = "constant"
     remove_unused_columns: bool = False
     save_strategy: str = "no"
+    save_total_limit: int | None = 2
     logging_steps: float = 1
     seed: int = 0
 
@@ -242,6 +247,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             faults.append(
                 Fault("--eval-every", f"{self.evaluate_every} is negative", "Give 0 (never) or more")
             )
+        if not 0 <= self.save_minutes < float("inf"):
+            mend = "Give minutes, or 0 for no checkpoints by the clock"
+            faults.append(Fault("--save-minutes", f"{self.save_minutes} is no time", mend))
         if self.trainable is not None:
             try:
                 re.compile(self.trainable)

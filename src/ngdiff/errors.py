@@ -50,3 +50,22 @@ def unknown_name(where: str, kind: str, name: str, known: Iterable[str]) -> Faul
 
 class EvaluationError(RuntimeError):
     """A model that cannot be evaluated, such as one whose likelihoods are not numbers; it names the item."""
+
+
+class RunError(RuntimeError):
+    """A run that could not go on, or not be saved, though the request was in order; it says what now."""
+
+
+class Interrupted(RunError):
+    """A run that was asked to stop, and did after a step.
+
+    Args:
+        signum: the signal that asked.
+        step: optimizer steps done.
+        checkpoint: the step of the newest checkpoint; None where there is none.
+    """
+
+    def __init__(self, signum: int, step: int, checkpoint: int | None) -> None:
+        self.signum, self.step, self.checkpoint = signum, step, checkpoint
+        kept = "no checkpoint could be written" if checkpoint is None else f"checkpoint at step {checkpoint}"
+        super().__init__(f"stopped after step {step}; {kept}")

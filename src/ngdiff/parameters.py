@@ -132,6 +132,19 @@ class BestWeights:
             self._file = None
 
 
+@torch.no_grad()
+def all_finite(model: nn.Module) -> bool:
+    """Say whether every weight of this process's part of a model is a number, neither infinite nor NaN."""
+    extremes: list[Tensor] = []
+    for parameter in model.parameters():
+        mine = parameter.detach()
+        mine = mine.to_local() if hasattr(mine, "to_local") else mine  # a DTensor's own shard
+        if mine.is_floating_point() and mine.numel() > 0:
+            extremes += [value.float() for value in torch.aminmax(mine)]  # both are NaN where one is
+    gathered = [extreme.to(extremes[0].device) for extreme in extremes]
+    return not gathered or bool(torch.stack(gathered).isfinite().all())
+
+
 def train_only(model: nn.Module, pattern: str) -> None:
     """Freeze all parameters but the trainable ones in whose names a regular expression is found.
 

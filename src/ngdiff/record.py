@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ngdiff.parabola import Parabola
 from ngdiff.stepsize import Probe
 
 FORMAT = 1
@@ -57,9 +58,12 @@ class StepRecord:
 class RunRecord:
     """One unlearning run; every fallback taken on the way is in ``notes``.
 
-    ``losses`` holds the settings of both losses as they were used, those measured at the beginning included.
+    ``request_sha256`` is :func:`ngdiff.identity.request_hash` of settings, data and starting model, where the
+    run came from ``ngdiff unlearn``. ``losses`` holds the settings of both losses as they were used, those
+    measured at the beginning included.
     """
 
+    request_sha256: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +85,29 @@ class RunRecord:
         if text not in self.notes:
             self.notes.append(text)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as values that JSON (with NaN and infinities) can hold."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved record, in place; notes that were taken since come after its own."""
+        later = self.notes
+        for name in (one.name for one in fields(self) if one.name in state):
+            setattr(self, name, state[name])
+        self.steps = [_step(entry) for entry in state["steps"]]
+        self.probes = [_probe(entry) for entry in state["probes"]]
+        for text in later:
+            self.note(text)
+
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {"kind": "unlearn", "format": FORMAT, **asdict(self)}
+
+
+def _step(entry: dict[str, Any]) -> StepRecord:
+    retain, forget = entry["weights"]
+    return StepRecord(**{**entry, "weights": (retain, forget)})
+
+
+def _probe(entry: dict[str, Any]) -> Probe:
+    return Probe(**{**entry, "points": tuple(Parabola(**point) for point in entry["points"])})

@@ -307,6 +307,25 @@ class AutomaticRate:
         return Probe(self.steps, outcome, reason, before, after, applied, tuple(measure.points), noise)
 
 
+def cut_rate(
+    step_size: AutomaticRate | FixedRate, optimizer: Any, scheduler: Any, factor: float
+) -> float | None:
+    """Divide the learning rate by ``factor``, whoever sets it, for the rest of the run.
+
+    Returns:
+        The new rate; None where the automatic one has not been found yet.
+    """
+    if isinstance(step_size, AutomaticRate):
+        return step_size.be_careful(factor)
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [rate / factor for rate in scheduler.base_lrs]
+    for group in optimizer.param_groups:
+        group["lr"] /= factor
+        if "initial_lr" in group:
+            group["initial_lr"] /= factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
 class _Measure:
     """Losses along a line, each point measured once."""
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback, set_seed
 
 from ngdiff import unlearning_state
 from ngdiff.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
@@ -34,7 +33,9 @@ from ngdiff.data.batching import (
 from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
+from ngdiff.durable import DurableTrainer
 from ngdiff.environment import machine, peak_memory_gib, versions
+from ngdiff.errors import RunError
 from ngdiff.evaluation.teacher_forced import batch_extraction_strength, score_answers, summarise
 from ngdiff.gradients import FORGET, RETAIN, GradientPair, Gramian, Task, Weights, cosine
 from ngdiff.logprobs import LabelledTokens
@@ -42,11 +43,12 @@ from ngdiff.losses import LOSSES, Loss
 from ngdiff.never_seen import never_seen_examples
 from ngdiff.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.record import RunRecord, StepRecord
-from ngdiff.stepsize import AutomaticRate, FixedRate, Probe
+from ngdiff.stepsize import AutomaticRate, FixedRate, Probe, cut_rate
 from ngdiff.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.weighting import RULES, Losses, Verdict, judge, make_rule
 
 MOST_SKIPPED_IN_A_ROW = 5
+CUT_AFTER_SKIPPED = 3
 CHECKS_APART = 2
 PROBE_SHARE = 0.75
 """Retain examples of a probe, as a share of a step's: three passes forward cost under 5% of ten steps."""
@@ -66,7 +68,10 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         return self.trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._owner()._begin()
+        trainer = self._owner()
+        trainer._begin()
+        if trainer._resumed is not None and trainer._decision is not None:
+            trainer.no_more_steps = control.should_training_stop = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._owner()._before_update()
@@ -99,7 +104,7 @@ class _StepState:
         self.started = time.monotonic()
 
 
-class UnlearningTrainer(Trainer):  # type: ignore[misc]
+class UnlearningTrainer(DurableTrainer):
     """Makes a model forget one data set and keep another.
 
     Args:
@@ -168,6 +173,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             optimizers=optimizers,
         )
         hooks.trainer = self
+        self.save_minutes = args.save_minutes
         self._compared: Comparisons | None = None
         self._rule = make_rule(str(args.rule), args.rule_settings)
         self._rule_row = RULES[str(args.rule)]
@@ -187,6 +193,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self._last_strength: float | None = None
         self._best = BestWeights(model, Path(args.output_dir))
         self._resumed: tuple[Path, dict[str, Any]] | None = None
+        self._peak_before: dict[str, float] = {}
         self._has_holdout = holdout_dataset is not None
         if args.evaluate_every:
             from ngdiff.evaluation.callback import EvaluationCallback, EvaluationPlan
@@ -223,6 +230,8 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """Take the micro-batches of one step and count, for each task, the items its loss averages over."""
+        if self.no_more_steps:
+            return [], None
         batches = list(islice(epoch_iterator, num_batches))
         counts: dict[Task, int] = {}
         for task in TASKS:
@@ -359,7 +368,7 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
     def _begin(self) -> None:
         """Measure the starting point; called once the model is where it trains."""
         args = self.args
-        self._started = time.monotonic()
+        self._started, self._peak_before = time.monotonic(), {}
         self._decision, self._skipped_in_a_row, self._last_check = None, 0, 0
         model = self.accelerator.unwrap_model(self.model)
         self._meter = ChangeMeter(model)
@@ -449,6 +458,8 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             text = f"the gradients were not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row"
             self._decision = Decision("non-finite", text)
+        elif self._skipped_in_a_row == CUT_AFTER_SKIPPED:
+            self._recover()
         strength = _mean(step.extraction_strength)
         if self._decision is None and self._check_is_due(strength):
             self._check()
@@ -476,6 +487,10 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         return self._stopping.target.within_reach(cheap)
 
     def _check(self) -> None:
+        if not self.weights_are_finite():
+            self._last_check = self.state.global_step
+            self._recover()
+            return
         self._decision = self._look()
         assert self._stopping is not None
         if self._decision is not None:
@@ -516,6 +531,18 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             f"{0 if best is None else best.step} were put back, and the rate was cut to {rate:.1e}"
         )
 
+    def _recover(self) -> None:
+        """After several steps that were not finite: back to good weights, where there are any, and slower."""
+        self._best.restore()
+        self._last_strength = None
+        self._step.extraction_strength = []  # of weights that are gone
+        rate = cut_rate(self._step_size, self.optimizer, self.lr_scheduler, RETREAT)
+        best = None if self._stopping is None else self._stopping.best
+        back = "" if best is None else f", so the weights of step {best.step} were put back"
+        slower = "" if rate is None else f", and the rate was cut to {rate:.1e}"
+        text = f"{self._skipped_in_a_row} steps in a row were not finite and were skipped"
+        self.record.note(f"step {self.state.global_step}: {text}{back}{slower}")
+
     def _look(self) -> Decision | None:
         assert self._stopping is not None
         self._last_check = self.state.global_step
@@ -554,13 +581,6 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Unlearn; afterwards the model is the best state found and ``record`` says how it came about."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
-        self._resumed = None
-        if isinstance(resume_from_checkpoint, (str, Path)):
-            folder = Path(resume_from_checkpoint)
-            state = unlearning_state.read(folder)
-            self._resumed = None if state is None else (folder, state)
         try:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             self._conclude()
@@ -569,12 +589,17 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
         return result
 
     def _conclude(self) -> None:
-        """Put the best weights back if the last ones are not they, and complete the record."""
+        """Put the best weights back if the last ones are not they, and complete the record.
+
+        Raises:
+            RunError: a weight is not finite, and there are no good ones to go back to.
+        """
         stopping = self._stopping
         assert stopping is not None
+        sound = self._go_back_if_broken()
         # a target met at the start is found out in the loop's first step, which changes nothing
         step = 0 if self._step.verdict is Verdict.DONE else self.state.global_step
-        if stopping.target is not None and self._last_check != step:
+        if sound and stopping.target is not None and self._last_check != step:
             found = self._look()  # what is kept has been looked at
             if self._decision is None and found is not None and found.code == "target":
                 self._decision = found
@@ -584,7 +609,9 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             text = done if whole else stopped
             self._decision = Decision("end", text)
         kept = step
-        if stopping.target is not None and stopping.checks and not stopping.checks[-1].best:
+        if not sound:
+            kept = 0 if stopping.best is None else stopping.best.step
+        elif stopping.target is not None and stopping.checks and not stopping.checks[-1].best:
             best = stopping.best
             self._best.restore()
             kept = best.step if best is not None else 0
@@ -604,8 +631,38 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
             "utility_floor": stopping.floor,
         }
         self._warn_of_vanishing_updates()
-        seconds = time.monotonic() - self._started
-        self.record.cost = {"seconds": seconds, "steps": step, "peak_memory_gib": peak_memory_gib()}
+        self.record.cost = {
+            "seconds": self.seconds,
+            "steps": step,
+            "skipped_steps": sum(entry.skipped == Verdict.NON_FINITE.value for entry in self.record.steps),
+            "peak_memory_gib": self.peak_memory,
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run so far, in s, that before a checkpoint it went on from included."""
+        return time.monotonic() - self._started
+
+    @property
+    def peak_memory(self) -> dict[str, float]:
+        """Peak memory of the run so far, in GiB, likewise."""
+        mine = peak_memory_gib()
+        return {name: max(peak, self._peak_before.get(name, 0.0)) for name, peak in mine.items()}
+
+    def _go_back_if_broken(self) -> bool:
+        """Put the best weights back where the present ones are not finite; return whether they were."""
+        if self.weights_are_finite():
+            return True
+        self._best.restore()
+        if not self.weights_are_finite():
+            raise RunError(
+                f"a weight is not finite after step {self.state.global_step}, and no good weights were kept "
+                "to go back to, so no model was saved; a smaller --lr, or the automatic one, may help"
+            )
+        self.record.note(
+            f"step {self.state.global_step}: a weight was not finite: went back to the best ones"
+        )
+        return False
 
     def _warn_of_vanishing_updates(self) -> None:
         changed = [entry.changed for entry in self.record.steps if entry.changed is not None]
@@ -618,10 +675,20 @@ class UnlearningTrainer(Trainer):  # type: ignore[misc]
 
     # ---- checkpoints ----
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+    def save_more(self, folder: Path) -> None:
+        """Put into a checkpoint what this trainer has beyond transformers' own."""
         unlearning_state.save(self, folder)
+
+    def find_checkpoint(self, asked: Any) -> Any:
+        """Return the folder to go on from, and keep this trainer's own state in it at hand."""
+        found = super().find_checkpoint(asked)
+        state = unlearning_state.read(Path(found)) if isinstance(found, str) else None
+        self._resumed = None if state is None else (Path(found), state)
+        return found
+
+    def note(self, text: str) -> None:
+        """Write a fallback to the record."""
+        self.record.note(text)
 
 
 class _ProbeLoss:

@@ -7,12 +7,13 @@ and the samplers need no state: the order of examples is a function of seed and 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ngdiff.output import write_json
+from ngdiff.record import RunRecord
 from ngdiff.stepsize import AutomaticRate
-from ngdiff.stopping import StoppingRule
+from ngdiff.stopping import Decision, StoppingRule
 from ngdiff.weighting import StatefulRule
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ STATE_FILE = "unlearning_state.json"
 
 
 def save(trainer: UnlearningTrainer, folder: Path) -> None:
-    """Put into a checkpoint what this trainer has beyond transformers' own."""
+    """Put into a checkpoint what this trainer has beyond transformers' own; one process does."""
+    if not trainer.args.should_save:
+        return
     rate, rule, compared = trainer._step_size, trainer._rule, trainer._compared
     state = {
         "step_size": rate.state_dict() if isinstance(rate, AutomaticRate) else None,
@@ -30,12 +33,16 @@ def save(trainer: UnlearningTrainer, folder: Path) -> None:
         "last_check": trainer._last_check,
         "last_strength": trainer._last_strength,
         "skipped_in_a_row": trainer._skipped_in_a_row,
-        "before": trainer.record.before,
+        "decision": None if trainer._decision is None else asdict(trainer._decision),
+        "record": trainer.record.state_dict(),
+        "seconds": trainer.seconds,
+        "peak_memory_gib": trainer.peak_memory,
         "compared": None if compared is None else compared.save(folder, trainer._forget),
         "rule": rule.state_dict() if isinstance(rule, StatefulRule) else None,
     }
-    write_json(state, folder / STATE_FILE)
-    if trainer.args.should_save and not _is_best(trainer):
+    # NaN and infinities of skipped steps and broken probes come back as they were
+    (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    if not _is_best(trainer):
         trainer._best.copy_to(folder)
 
 
@@ -62,11 +69,25 @@ def take_up(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> 
     trainer._skipped_in_a_row = state["skipped_in_a_row"]
     if isinstance(trainer._rule, StatefulRule):
         trainer._rule.load_state_dict(state["rule"])
-    trainer.record.before = state["before"]
+    trainer._decision = None if state["decision"] is None else Decision(**state["decision"])
+    trainer._started -= state["seconds"]
+    trainer._peak_before = state["peak_memory_gib"]
+    _restore_record(trainer.record, state["record"])
     trainer._complete_losses()
     assert trainer._compared is not None
     trainer._compared.take_up(folder, state["compared"], trainer._data, trainer.args.device)
     trainer.record.note(f"resumed at step {trainer.state.global_step}")
+
+
+def _restore_record(record: RunRecord, state: dict[str, Any]) -> None:
+    """Go on with the record so far, and say so where versions or machine are no longer what they were."""
+    now = {**record.versions, **{name: str(value) for name, value in record.machine.items()}}
+    record.load_state_dict(state)
+    then = {**record.versions, **{name: str(value) for name, value in record.machine.items()}}
+    for name in sorted({*now, *then}):
+        if now.get(name) != then.get(name):
+            text = f"went on under another {name}: {then.get(name)} before, {now.get(name)} after"
+            record.note(f"{text}; the result may differ in rounding from that of one go")
 
 
 def _is_best(trainer: UnlearningTrainer) -> bool:

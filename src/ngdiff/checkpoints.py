@@ -1,0 +1,206 @@
+"""a folder that a trainer filled -> a checkpoint that is whole, and the last one that still is.
+
+A checkpoint is written under another name, its files are hashed and brought to the disk, and only then is it
+renamed to ``checkpoint-STEP``. What carries that name was whole once; its manifest says whether it still is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ngdiff.errors import Fault, RequestError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+FEWEST_KEPT = 2
+_NAME = re.compile(r"checkpoint-(\d+)")
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A checkpoint that cannot be gone on from.
+
+    Args:
+        folder: the checkpoint.
+        why: what is wrong with it.
+    """
+
+    folder: Path
+    why: str
+
+
+def step_of(folder: Path) -> int | None:
+    """Return the step in a checkpoint's name; None for anything else."""
+    found = _NAME.fullmatch(folder.name)
+    return int(found[1]) if found else None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints in a run's folder, first step first."""
+    if not run.is_dir():
+        return []
+    numbered = [(step, folder) for folder in run.iterdir() if (step := step_of(folder)) is not None]
+    return [folder for _, folder in sorted(numbered)]
+
+
+@contextmanager
+def staged_checkpoint(
+    run: Path, step: int, *, main: bool = True, wait: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
+    """Yield a folder to fill; it becomes ``run/checkpoint-STEP`` when the block ends well, else it goes.
+
+    Args:
+        run: the run's folder.
+        step: optimizer steps done.
+        main: whether this process seals and renames; the others only fill.
+        wait: returns once all processes have called it.
+    """
+    final = run / f"checkpoint-{step}"
+    outer = run / f".{final.name}.partial"
+    staging = outer / final.name
+    try:
+        if main:
+            shutil.rmtree(outer, ignore_errors=True)
+            staging.mkdir(parents=True)
+        wait()
+        yield staging
+        wait()
+        if main:
+            seal(staging, step)
+            _put(staging, final)
+        wait()
+    finally:
+        if main:
+            shutil.rmtree(outer, ignore_errors=True)
+
+
+def _put(staging: Path, final: Path) -> None:
+    """Rename a sealed checkpoint; an older one of the same step gives way only then."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    staging.rename(final)
+    sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(folder: Path, step: int) -> None:
+    """Hash all files below a folder, bring them to the disk, and write the manifest, last."""
+    files = {}
+    for path in _files(folder):
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        sync_file(path)
+    manifest = {"format": FORMAT, "step": step, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    sync_file(folder / MANIFEST)
+    for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync_folder(inner)
+
+
+def damage(folder: Path) -> str | None:
+    """Say what keeps a checkpoint from being what was written; None where every file is as its hash says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected: dict[str, Any] = {
+            name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
+        }
+        found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+        for name, (size, digest) in expected.items():
+            if name not in found:
+                return f"{name} is missing"
+            if found[name].stat().st_size != size:
+                return f"{name} has {found[name].stat().st_size} bytes instead of {size}"
+            if _sha256(found[name]) != digest:
+                return f"{name} is not what was written (its SHA-256 differs)"
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} is damaged"
+    unknown = sorted(set(found) - set(expected))
+    return f"{unknown[0]} does not belong to it" if unknown else None
+
+
+def last_good(run: Path) -> tuple[Path | None, list[Damaged]]:
+    """Return the newest checkpoint that is whole, if there is one, and the damaged ones that are newer."""
+    broken: list[Damaged] = []
+    for folder in reversed(checkpoints(run)):
+        why = damage(folder)
+        if why is None:
+            return folder, broken
+        broken.append(Damaged(folder, why))
+    return None, broken
+
+
+def good_or_refused(run: Path) -> tuple[Path | None, list[Damaged]]:
+    """Return what :func:`last_good` does, but refuse a run of which every checkpoint is damaged.
+
+    Raises:
+        RequestError: there are checkpoints, and none is whole.
+    """
+    good, broken = last_good(run)
+    if good is None and broken:
+        listed = "; ".join(f"{one.folder.name}: {one.why}" for one in broken)
+        what = f"no checkpoint in {run} is whole ({listed})"
+        mend = "Start afresh with --no-resume, or put the files back from a copy"
+        raise RequestError(Fault("--resume", what, mend))
+    return good, broken
+
+
+def tidy(run: Path) -> None:
+    """Remove what a killed process left half done; its checkpoints stay."""
+    for pattern in (".checkpoint-*.partial", ".checkpoint-*.old"):
+        for folder in run.glob(pattern):
+            # killed between the two renames: the old one is the one that counts
+            name = folder.name[1:].removesuffix(".old")
+            if folder.suffix == ".old" and not (run / name).exists():
+                folder.rename(run / name)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_older(run: Path, keep: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints, two at the least; None deletes none."""
+    if keep is None or keep <= 0:
+        return
+    for folder in checkpoints(run)[: -max(FEWEST_KEPT, keep)]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Have the system bring a file's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the system bring a folder's list of names to the disk, where it can."""
+    try:
+        sync_file(path)
+    except OSError:  # some network file systems know no fsync of folders
+        return
