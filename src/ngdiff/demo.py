@@ -93,7 +93,6 @@ def run_demo(request: DemoRequest) -> dict[str, Any]:
     }
     write_json(result, folder / "demo.json")
     _show(result, record)
-    console.print(f"Everything is in {escape(str(folder.absolute()))}", highlight=False)
     return result
 
 

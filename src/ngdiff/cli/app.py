@@ -1,9 +1,4 @@
-"""words typed -> a command run, with an exit code.
-
-Exit codes: 0 done; 1 an unexpected failure, or a model that cannot be evaluated; 2 the request was wrong and
-nothing was written; 3 the run ended and its model was saved, but the forget target was not reached; 4 a log's
-figures do not follow from its items; 130 interrupted.
-"""
+"""words typed -> a command run, with an exit code (see :mod:`ngdiff.cli.exits`)."""
 
 from __future__ import annotations
 
@@ -16,17 +11,33 @@ from typing import Annotated
 
 import typer
 
-from ngdiff.errors import EvaluationError, RequestError
+from ngdiff.cli.exits import (
+    EXIT_BAD_REQUEST,
+    EXIT_DISAGREES,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_TARGET_MISSED,
+    EXIT_TERMINATED,
+    as_sentence,
+)
+from ngdiff.errors import EvaluationError, Fault, RequestError
+from ngdiff.events import log
+from ngdiff.terminal import always, open_streams, settings
 
-EXIT_FAILED = 1
-EXIT_BAD_REQUEST = 2
-EXIT_TARGET_MISSED = 3
-EXIT_DISAGREES = 4
-EXIT_INTERRUPTED = 130
+__all__ = [
+    "EXIT_BAD_REQUEST",
+    "EXIT_DISAGREES",
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_TARGET_MISSED",
+    "EXIT_TERMINATED",
+    "app",
+    "main",
+]
 
 app = typer.Typer(
     name="ngdiff",
-    help="Make a language model forget: no learning rate to choose, and evidence that it worked.",
+    epilog=f"**Exit codes:** {as_sentence()}.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
@@ -45,38 +56,84 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Keep sub-commands even where there is only one."""
+    """Make a language model forget: no learning rate to choose, and evidence that it worked.
+
+    See it work: `ngdiff demo`
+
+    Forget something:
+
+    `ngdiff unlearn --model my-model --forget forget.jsonl --retain retain.jsonl --output unlearned`
+
+    Check a request without running it: `ngdiff validate request.yaml`
+
+    Measure what is left:
+
+    `ngdiff evaluate unlearned --suite own --forget forget.jsonl --retain retain.jsonl --output eval.json`
+
+    What there is to choose from: `ngdiff ls methods`
+    """
 
 
 def main() -> None:
     """Run the command line; a wrong request ends with its faults and exit code 2."""
+    open_streams()
     quiet_libraries()
+    settings.log_format, settings.quiet = "auto", False
+    settings.apply()
+    stdout = sys.stdout
     from ngdiff.cli import commands  # noqa: F401  (registers the commands)
-    from ngdiff.progress import console
+    from ngdiff.progress import stop_bars
+
+    code = EXIT_FAILED
+    try:
+        _run()
+        code = 0
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+        raise
+    finally:
+        stop_bars()
+        log.close(code)
+        sys.stdout = stdout
+
+
+def _run() -> None:
+    from ngdiff.progress import stop_bars
 
     try:
         app()
     except RequestError as error:
-        from rich.markup import escape
-
-        for fault in error.faults:
-            where, what, mend = (escape(inert(text)) for text in (fault.where, fault.what, fault.mend))
-            console.print(
-                f"[red]✗[/red] [bold]{where}[/bold]: {what}.\n  [dim]→[/dim] {mend}.",
-                highlight=False,
-                soft_wrap=True,
-            )
+        stop_bars()
+        show_faults(error.faults)
         sys.exit(EXIT_BAD_REQUEST)
     except EvaluationError as error:
-        from rich.markup import escape
-
-        text = escape(inert(str(error)))
-        console.print(f"[red]✗[/red] {text}.\n  Nothing was written.", highlight=False, soft_wrap=True)
+        stop_bars()
+        log.write("error", where="ngdiff", what=str(error), mend="")
+        _print_error(f"{_safe(str(error))}.\n  Nothing was written.")
         sys.exit(EXIT_FAILED)
     except SystemExit as ending:
         if ending.code == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
-            console.print("Interrupted; nothing half-written was left behind.")
+            stop_bars()
+            always.print("Interrupted; nothing half-written was left behind.")
         raise
+
+
+def show_faults(faults: tuple[Fault, ...]) -> None:
+    """Print each fault with its mend."""
+    for fault in faults:
+        log.write("error", where=fault.where, what=fault.what, mend=fault.mend)
+        where, what, mend = map(_safe, (fault.where, fault.what, fault.mend))
+        _print_error(f"[bold]{where}[/bold]: {what}.\n  [dim]→[/dim] {mend}.")
+
+
+def _print_error(markup: str) -> None:
+    always.print(f"[red]✗[/red] {markup}", highlight=False, soft_wrap=True)
+
+
+def _safe(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(inert(text))
 
 
 def inert(text: str) -> str:

@@ -7,8 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ngdiff.cli import completion
 from ngdiff.cli.app import app
+from ngdiff.cli.options import (
+    DATA,
+    METHOD,
+    OUTPUT,
+    RESOURCES,
+    STOPPING,
+    Log,
+    Lora,
+    Precision,
+    Quiet,
+    SetPairs,
+    TofuDir,
+)
 from ngdiff.errors import Fault, RequestError
+from ngdiff.events import log
+from ngdiff.terminal import last_line
 
 if TYPE_CHECKING:
     from ngdiff.bench.plan import BenchRequest, Stopping
@@ -17,59 +33,111 @@ if TYPE_CHECKING:
 bench_app = typer.Typer(no_args_is_help=True, help="Compare methods on a benchmark, honestly.")
 app.add_typer(bench_app, name="bench")
 
-STOPPING: dict[str, tuple[Stopping, ...]] = {"rule": ("rule",), "none": ("none",), "both": ("rule", "none")}
+WAYS_TO_STOP: dict[str, tuple[Stopping, ...]] = {
+    "rule": ("rule",),
+    "none": ("none",),
+    "both": ("rule", "none"),
+}
 
 
 @bench_app.command()
 def tofu(
-    model: Annotated[str, typer.Option(help="The target model, which knows everything.")],
-    output: Annotated[Path, typer.Option(help="Folder for everything; run again, it goes on there.")],
+    model: Annotated[
+        str, typer.Option(help="The target model, which knows everything.", rich_help_panel=DATA)
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder for everything; run again, it goes on there.", rich_help_panel=OUTPUT)
+    ],
     methods: Annotated[
-        str, typer.Option(help="Names with commas between; see 'ngdiff ls methods'.")
+        str,
+        typer.Option(
+            help="Names with commas between; see 'ngdiff ls methods'.",
+            autocompletion=completion.methods,
+            rich_help_panel=METHOD,
+        ),
     ] = "ngdiff,ngdiff-unlikelihood,graddiff,npo,simnpo,undial,rmu",
     splits: Annotated[
-        str, typer.Option(help="forget01, forget05, forget10, with commas between.")
+        str,
+        typer.Option(
+            help="forget01, forget05, forget10, with commas between.",
+            autocompletion=completion.splits,
+            rich_help_panel=DATA,
+        ),
     ] = "forget05",
     reference: Annotated[
         list[str] | None,
-        typer.Option(help="The retrained model, or its eval.json; SPLIT=PATH where there are several."),
+        typer.Option(
+            help="The retrained model, or its eval.json; SPLIT=PATH where there are several.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Reported runs a method.")] = 3,
-    trials: Annotated[int, typer.Option(help="Settings tried where a method has a range to search.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Reported runs a method.", rich_help_panel=METHOD)] = 3,
+    trials: Annotated[
+        int, typer.Option(help="Settings tried where a method has a range to search.", rich_help_panel=METHOD)
+    ] = 1,
     stopping: Annotated[
-        str, typer.Option(help="rule: stop at the forget target; none: run to the end; both.")
+        str,
+        typer.Option(
+            help="rule: stop at the forget target; none: run to the end; both.", rich_help_panel=STOPPING
+        ),
     ] = "rule",
     epochs: Annotated[
-        float | None, typer.Option(help="Most passes over the forget set. [default: that of unlearn]")
+        float | None,
+        typer.Option(
+            help="Most passes over the forget set. [default: that of unlearn]", rich_help_panel=STOPPING
+        ),
     ] = None,
     learned: Annotated[
-        int | None, typer.Option(min=1, help="The target learned TOFU's last so many questions only.")
+        int | None,
+        typer.Option(
+            min=1, help="The target learned TOFU's last so many questions only.", rich_help_panel=DATA
+        ),
     ] = None,
-    items: Annotated[int | None, typer.Option(min=1, help="Most items of each set to evaluate.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting of every run, as name=value.")
+    items: Annotated[
+        int | None, typer.Option(min=1, help="Most items of each set to evaluate.", rich_help_panel=RESOURCES)
     ] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters only.")] = False,
-    tofu_dir: Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass of evaluation.")] = 8,
+    set_: SetPairs = None,
+    lora: Lora = False,
+    tofu_dir: TofuDir = None,
+    precision: Precision = "auto",
+    batch_size: Annotated[
+        int, typer.Option(help="Sequences a forward pass of evaluation.", rich_help_panel=RESOURCES)
+    ] = 8,
     paraphrases: Annotated[
-        bool, typer.Option("--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.")
+        bool,
+        typer.Option(
+            "--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.", rich_help_panel=METHOD
+        ),
     ] = True,
     gradient_norms: Annotated[
-        bool, typer.Option("--gradient-norms/--no-gradient-norms", help="Run the attack by gradient norm.")
+        bool,
+        typer.Option(
+            "--gradient-norms/--no-gradient-norms",
+            help="Run the attack by gradient norm.",
+            rich_help_panel=METHOD,
+        ),
     ] = False,
     keep_models: Annotated[
-        bool, typer.Option("--keep-models", help="Keep the weights of the reported runs.")
+        bool,
+        typer.Option("--keep-models", help="Keep the weights of the reported runs.", rich_help_panel=OUTPUT),
     ] = False,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Trials at once. [default: as many as GPUs, or 1]")
+        int | None,
+        typer.Option(
+            min=1, help="Trials at once. [default: as many as GPUs, or 1]", rich_help_panel=RESOURCES
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and run nothing.", rich_help_panel=OUTPUT)
+    ] = False,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
 ) -> None:
     """Run methods × settings × seeds on TOFU and lay out what came of them.
 
     `ngdiff bench tofu --model target --reference retrained --methods ngdiff,npo --trials 9 --output DIR`
+
+    `ngdiff bench tofu --model target --splits forget01,forget10 --seeds 5 --output DIR --dry-run`
 
     Methods with a range to search are tuned by a rule that is fixed beforehand and reported on other seeds;
     those with an automatic rate run as they are. Trials that are done are skipped, those that failed are
@@ -77,9 +145,9 @@ def tofu(
     run's record and evaluation.
     """
     from ngdiff.bench.plan import BenchRequest
-    from ngdiff.cli.unlearn import parse_set
+    from ngdiff.cli.settings import parse_set
 
-    if stopping not in STOPPING:
+    if stopping not in WAYS_TO_STOP:
         raise RequestError(Fault("--stopping", f"{stopping!r} is none of them", "Give rule, none or both"))
     request = BenchRequest(
         model=model,
@@ -89,7 +157,7 @@ def tofu(
         references=_references(reference or []),
         seeds=seeds,
         trials=trials,
-        stopping=STOPPING[stopping],
+        stopping=WAYS_TO_STOP[stopping],
         epochs=epochs,
         learned=learned,
         items=items,
@@ -151,7 +219,8 @@ def _run(request: BenchRequest) -> None:
     console.print(_table(rows))
     for outcome in result.failed:
         console.print(f"Failed: {escape(str(outcome.folder))} (see log.txt there)", highlight=False)
-    console.print(f"The tables and pictures are in {escape(str(request.output))}", highlight=False)
+    log.conclude(output=str(request.output))
+    last_line(f"The tables and pictures are in {escape(str(request.output))}")
 
 
 SHOWN = ("forget.extraction_strength", "forgotten", "kept", "collateral", "model_utility", "seconds")

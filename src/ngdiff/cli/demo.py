@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from ngdiff.cli.app import app
+from ngdiff.cli.options import Log, Quiet
+from ngdiff.events import log
+from ngdiff.terminal import last_line
 
 
 @app.command()
@@ -24,11 +27,17 @@ def demo(
     minutes: Annotated[float, typer.Option(help="Roughly how long it may take.")] = 5.0,
     model: Annotated[str, typer.Option(help="Folder, hub name, or 'smollm2'.")] = "smollm2",
     seed: Annotated[int, typer.Option(help="Another seed invents other people.")] = 0,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
 ) -> None:
     """See it work: a real model learns invented people, then forgets some of them.
 
-    Example: `ngdiff demo`
+    `ngdiff demo`
+
+    `ngdiff demo --people 12 --minutes 3 --output my-demo`
     """
+    from rich.markup import escape
+
     from ngdiff.demo import DemoRequest, run_demo
     from ngdiff.environment import keep_freed_memory
     from ngdiff.errors import RequestError
@@ -40,6 +49,8 @@ def demo(
     if faults:
         raise RequestError(faults)
     run_demo(DemoRequest(folder, people, minutes, model, seed))
+    log.conclude(output=str(folder))
+    last_line(f"Everything is in {escape(str(folder.absolute()))}")
 
 
 def _fresh(parent: Path) -> Path:

@@ -7,11 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from ngdiff.cli import completion
 from ngdiff.cli.app import app
+from ngdiff.cli.options import (
+    DATA,
+    METHOD,
+    OUTPUT,
+    RESOURCES,
+    Holdout,
+    Log,
+    Overwrite,
+    Precision,
+    Quiet,
+    TofuDir,
+)
+from ngdiff.events import log
+from ngdiff.terminal import last_line
 
 if TYPE_CHECKING:
     from ngdiff.evaluation.result import EvaluationResult, Figure
-    from ngdiff.models import Precision
+    from ngdiff.models import Precision as PrecisionName
 
 MAIN_FIGURES = ("forget_quality", "model_utility", "utility", "privleak")
 
@@ -19,52 +34,103 @@ MAIN_FIGURES = ("forget_quality", "model_utility", "utility", "privleak")
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder, hub name, or 'smollm2'.")],
-    suite: Annotated[str, typer.Option(help="tofu, muse, own or lm-eval; see 'ngdiff ls suites'.")],
-    output: Annotated[Path, typer.Option(help="JSON file to write, such as eval.json.")],
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="tofu, muse, own or lm-eval; see 'ngdiff ls suites'.",
+            autocompletion=completion.suites,
+            rich_help_panel=METHOD,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="JSON file to write, such as eval.json.", rich_help_panel=OUTPUT)
+    ],
     forget: Annotated[
         list[str] | None,
-        typer.Option(help="tofu: forget01, forget05 or forget10; own: file, folder or hub data set."),
+        typer.Option(
+            help="tofu: forget01, forget05 or forget10; own: file, folder or hub data set.",
+            autocompletion=completion.forget_sets,
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    retain: Annotated[list[str] | None, typer.Option(help="own: likewise, of what was to be kept.")] = None,
-    holdout: Annotated[
-        list[str] | None, typer.Option(help="Text of the forget set's kind that the model never saw.")
+    retain: Annotated[
+        list[str] | None, typer.Option(help="own: likewise, of what was to be kept.", rich_help_panel=DATA)
     ] = None,
-    data: Annotated[str | None, typer.Option(help="muse: news, books, or a folder like them.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="lm-eval: names of tasks, with commas between.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="lm-eval: most items of a task.")] = None,
+    holdout: Holdout = None,
+    data: Annotated[
+        str | None, typer.Option(help="muse: news, books, or a folder like them.", rich_help_panel=DATA)
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="lm-eval: names of tasks, with commas between.", rich_help_panel=METHOD)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="lm-eval: most items of a task.", rich_help_panel=METHOD)
+    ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(help="The retrained model, its eval.json, or its log (TOFU_EVAL.json, MUSE_EVAL.json)."),
+        typer.Option(
+            help="The retrained model, its eval.json, or its log (TOFU_EVAL.json, MUSE_EVAL.json).",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     require: Annotated[
         list[str] | None,
-        typer.Option(help="Refuse to run without: forget_quality, privleak or membership; may be repeated."),
+        typer.Option(
+            help="Refuse to run without: forget_quality, privleak or membership; may be repeated.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
-    tofu_dir: Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.")] = 8,
+    tofu_dir: TofuDir = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.", rich_help_panel=RESOURCES)] = 8,
     max_length: Annotated[
-        int | None, typer.Option(help="Longest sequence in tokens. [default: 512; muse: 2048]")
+        int | None,
+        typer.Option(
+            help="Longest sequence in tokens. [default: 512; muse: 2048]", rich_help_panel=RESOURCES
+        ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest generated answer, in tokens.")] = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap intervals.")] = 0,
-    resamples: Annotated[int, typer.Option(help="Resamples of the bootstrap intervals.")] = 2000,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest generated answer, in tokens.", rich_help_panel=METHOD)
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap intervals.", rich_help_panel=METHOD)] = 0,
+    resamples: Annotated[
+        int, typer.Option(help="Resamples of the bootstrap intervals.", rich_help_panel=METHOD)
+    ] = 2000,
     paraphrases: Annotated[
-        bool, typer.Option("--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.")
+        bool,
+        typer.Option(
+            "--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.", rich_help_panel=METHOD
+        ),
     ] = True,
     gradient_norms: Annotated[
-        bool, typer.Option("--gradient-norms/--no-gradient-norms", help="Run the attack by gradient norm.")
+        bool,
+        typer.Option(
+            "--gradient-norms/--no-gradient-norms",
+            help="Run the attack by gradient norm.",
+            rich_help_panel=METHOD,
+        ),
     ] = True,
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Remember items: an interrupted evaluation goes on.")
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Remember items: an interrupted evaluation goes on.",
+            rich_help_panel=RESOURCES,
+        ),
     ] = True,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]")
+        Path | None,
+        typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]", rich_help_panel=RESOURCES),
     ] = None,
-    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
+    precision: Precision = "auto",
     openunlearning: Annotated[
-        Path | None, typer.Option(help="Folder to make with OpenUnlearning's TOFU_EVAL.json or MUSE's.")
+        Path | None,
+        typer.Option(
+            help="Folder to make with OpenUnlearning's TOFU_EVAL.json or MUSE's.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
 ) -> None:
     """Measure how well a model forgot, and what it still knows.
 
@@ -102,7 +168,7 @@ def evaluate(
         gradient_norms=gradient_norms,
         cache=cache,
         cache_dir=cache_dir,
-        precision=cast("Precision", precision),  # checked with all the rest
+        precision=cast("PrecisionName", precision),  # checked with all the rest
         overwrite=overwrite,
         openunlearning=openunlearning,
     )
@@ -122,9 +188,11 @@ def show(result: EvaluationResult, output: Path) -> None:
         if found.value is None:
             console.print(f"{escape(key)}: {escape(found.note or 'no value')}.", highlight=False)
     for note in result.notes:
+        log.note(note)
         console.print(f"Note: {escape(note)}.", highlight=False)
     console.print("↑ higher is better, ↓ lower; 95% bootstrap intervals over items.", highlight=False)
-    console.print(f"The result is in {escape(str(output))}", highlight=False)
+    log.conclude(output=str(output))
+    last_line(f"The result is in {escape(str(output))}")
 
 
 def figure_table(result: EvaluationResult) -> Any:

@@ -7,39 +7,68 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from ngdiff.cli import completion
 from ngdiff.cli.app import app
+from ngdiff.cli.options import (
+    DATA,
+    METHOD,
+    OUTPUT,
+    RESOURCES,
+    Log,
+    Lora,
+    Overwrite,
+    Precision,
+    Quiet,
+    TofuDir,
+)
+from ngdiff.events import log
+from ngdiff.terminal import last_line
 
 if TYPE_CHECKING:
-    from ngdiff.models import Precision
+    from ngdiff.models import Precision as PrecisionName
 
 
 @app.command()
 def finetune(
-    model: Annotated[str, typer.Option(help="Folder, hub name, or 'smollm2'.")],
+    model: Annotated[str, typer.Option(help="Folder, hub name, or 'smollm2'.", rich_help_panel=DATA)],
     data: Annotated[
-        list[str], typer.Option(help="File, folder, hub data set or tofu:NAME; may be repeated.")
+        list[str],
+        typer.Option(
+            help="File, folder, hub data set or tofu:NAME; may be repeated.",
+            autocompletion=completion.sources,
+            rich_help_panel=DATA,
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder to make.")],
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 5.0,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per optimizer step.")] = 8,
-    max_length: Annotated[int, typer.Option(min=8, help="Longest sequence, in tokens.")] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 0,
-    lora: Annotated[bool, typer.Option("--lora", help="Train LoRA adapters only.")] = False,
-    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
-    tofu_dir: Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder to make.", rich_help_panel=OUTPUT)],
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=METHOD)] = 5.0,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=METHOD)] = 1e-4,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Sequences per optimizer step.", rich_help_panel=RESOURCES)
+    ] = 8,
+    max_length: Annotated[
+        int, typer.Option(min=8, help="Longest sequence, in tokens.", rich_help_panel=RESOURCES)
+    ] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the data.", rich_help_panel=METHOD)] = 0,
+    lora: Lora = False,
+    precision: Precision = "auto",
+    tofu_dir: TofuDir = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
 ) -> None:
     """Make a target model (knows everything) or a retrained one (never saw the forget set).
 
-    Example: `ngdiff finetune --model smollm2 --data tofu:full --output target`
+    `ngdiff finetune --model smollm2 --data tofu:full --output target`
+
+    `ngdiff finetune --model smollm2 --data tofu:retain95 --output retrained --epochs 5 --lr 1e-4`
+
+    Own data, and adapters only: `ngdiff finetune --model org/name --data rows.jsonl --output adapter --lora`
     """
     from rich.markup import escape
 
     from ngdiff.environment import keep_freed_memory
     from ngdiff.finetune import FinetuneRequest
     from ngdiff.finetune import finetune as run
-    from ngdiff.progress import console
 
     keep_freed_memory()
     request = FinetuneRequest(
@@ -52,8 +81,10 @@ def finetune(
         max_length=max_length,
         seed=seed,
         lora=lora,
-        precision=cast("Precision", precision),  # checked with all the rest
+        precision=cast("PrecisionName", precision),  # checked with all the rest
         tofu_dir=tofu_dir,
         overwrite=overwrite,
     )
-    console.print(f"The {'adapter' if lora else 'model'} is in {escape(str(run(request)))}", highlight=False)
+    folder = str(run(request))
+    log.conclude(output=folder)
+    last_line(f"The {'adapter' if lora else 'model'} is in {escape(folder)}")

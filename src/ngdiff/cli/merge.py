@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ngdiff.cli.app import app
+from ngdiff.cli.options import DATA, OUTPUT, Log, Overwrite, Quiet
+from ngdiff.events import log
+from ngdiff.terminal import last_line
 
 if TYPE_CHECKING:
     from ngdiff.errors import Fault
@@ -22,15 +25,20 @@ def merge(
     adapter: Annotated[
         str, typer.Argument(help="Folder made by 'ngdiff unlearn --lora' or 'finetune --lora'.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder to make.")],
+    output: Annotated[Path, typer.Option(help="Folder to make.", rich_help_panel=OUTPUT)],
     model: Annotated[
-        str | None, typer.Option(help="The base model, where it is not where the adapter says.")
+        str | None,
+        typer.Option(help="The base model, where it is not where the adapter says.", rich_help_panel=DATA),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
 ) -> None:
     """Fold a LoRA adapter into its base model, which gives a model like any other.
 
-    Example: `ngdiff merge adapter --output merged`
+    `ngdiff merge adapter --output merged`
+
+    `ngdiff merge adapter --model org/name --output merged`
     """
     from rich.markup import escape
 
@@ -38,8 +46,10 @@ def merge(
 
     record = run(MergeRequest(adapter, output, model, overwrite))
     for note in record["notes"]:
+        log.note(note)
         console.print(f"Note: {escape(note)}.", highlight=False, soft_wrap=True)
-    console.print(f"The model and record.json are in {escape(str(output))}", highlight=False, soft_wrap=True)
+    log.conclude(output=str(output))
+    last_line(f"The model and record.json are in {escape(str(output))}")
 
 
 @dataclass(frozen=True)

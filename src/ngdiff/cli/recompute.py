@@ -27,7 +27,7 @@ def recompute(
 ) -> None:
     """Work out a published evaluation's figures again from its per-item values.
 
-    Example: `ngdiff recompute TOFU_EVAL.json --reference retrained/TOFU_EVAL.json`
+    `ngdiff recompute TOFU_EVAL.json --reference retrained/TOFU_EVAL.json`
 
     Exit code 4: a stated figure does not follow from the items.
     """

@@ -1,0 +1,92 @@
+"""A finished run -> what it came to, and the commands that come next."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ngdiff.cli.app import app
+from ngdiff.events import log
+from ngdiff.terminal import console, last_line
+
+if TYPE_CHECKING:
+    from ngdiff.record import RunRecord
+    from ngdiff.unlearn import UnlearnRequest
+
+
+def close_unlearning(record: RunRecord, request: UnlearnRequest) -> None:
+    """Print what a run did, where it is, and what to do next."""
+    console.print(_figures(record))
+    stop, cost = record.stop, record.cost
+    _say(f"Ended: {stop['reason']}.")
+    _say(
+        f"{cost['steps']} steps, {cost['seconds']:.0f} s, "
+        f"peak memory {max(cost['peak_memory_gib'].values()):.1f} GiB; kept: step {stop['kept_step']}."
+    )
+    for note in record.notes:
+        log.note(note)
+        _say(f"Note: {note}.")
+    following = next_commands(record, request)
+    if following:
+        _say("Next:")
+    for words, why in following:
+        console.print(f"  {escape(words)}  [dim]# {escape(why)}[/dim]", highlight=False, soft_wrap=True)
+    log.conclude(output=str(request.output), stop=stop, next=[words for words, _ in following])
+    kind = "adapter" if request.adapters else "model"
+    last_line(f"The {kind} and record.json are in {escape(str(request.output))}")
+
+
+def _say(text: str) -> None:
+    console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _figures(record: RunRecord) -> Table:
+    table = Table("set", title=None)
+    for name in ("probability", "extraction strength", "NLL (nats/token)"):
+        table.add_column(name, justify="right")
+    for part, title in (("forget", "forget"), ("retain", "retain, held out"), ("never_seen", "never seen")):
+        cells = [
+            f"{record.before[part][key]:.3f} → {record.after[part][key]:.3f}"
+            for key in ("probability", "extraction_strength", "nll")
+        ]
+        table.add_row(title, *cells)
+    return table
+
+
+def next_commands(record: RunRecord, request: UnlearnRequest) -> list[tuple[str, str]]:
+    """Return the commands that make sense now, ready to be pasted, each with why."""
+    output = str(request.output)
+    found = []
+    if request.adapters:
+        named = ["--model", request.model] if request.qlora else []
+        words = ["merge", output, *named, "--output", f"{output}-merged"]
+        found.append((words, f"fold the adapter into {request.model}"))
+    found.append((["report", output], "see it"))
+    found.append((_evaluation(request), "measure it in full"))
+    found.append((["verify", output], "check what record.json says"))
+    if record.stop.get("target_met") is False:
+        again = ["unlearn", *_data(request), "--model", output, "--output", f"{output}-2"]
+        found.append((again, "not forgotten yet: go on from here"))
+    exist = commands()
+    return [(shlex.join(["ngdiff", *words]), why) for words, why in found if words[0] in exist]
+
+
+def _data(request: UnlearnRequest) -> list[str]:
+    pairs: list[tuple[str, Any]] = [("--forget", source) for source in request.forget]
+    pairs += [("--retain", source) for source in request.retain]
+    pairs += [("--holdout", source) for source in request.holdout]
+    pairs += [("--tofu-dir", request.tofu_dir)] if request.tofu_dir else []
+    return [str(word) for pair in pairs for word in pair]
+
+
+def _evaluation(request: UnlearnRequest) -> list[str]:
+    target = f"{request.output}.eval.json"
+    return ["evaluate", str(request.output), "--suite", "own", *_data(request), "--output", target]
+
+
+def commands() -> set[str]:
+    """Return the names of the commands there are."""
+    return {str(info.name or getattr(info.callback, "__name__", "")) for info in app.registered_commands}

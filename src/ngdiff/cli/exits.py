@@ -1,0 +1,27 @@
+"""How a command ended -> its exit code: one table, which help, guide and tests read."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_REQUEST = 2
+EXIT_TARGET_MISSED = 3
+EXIT_DISAGREES = 4
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+EXIT_CODES: dict[int, str] = {
+    EXIT_DONE: "done",
+    EXIT_FAILED: "an unexpected failure, or a model that cannot be evaluated",
+    EXIT_BAD_REQUEST: "the request was wrong, and nothing was written",
+    EXIT_TARGET_MISSED: "the model was saved, but the forget target was not reached",
+    EXIT_DISAGREES: "figures do not follow from what they are said to come from",
+    EXIT_INTERRUPTED: "interrupted (Ctrl-C)",
+    EXIT_TERMINATED: "asked to end (SIGTERM)",
+}
+"""Every exit code there is, with its meaning."""
+
+
+def as_sentence() -> str:
+    """Return all exit codes on one line, for the help."""
+    return "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())

@@ -1,0 +1,87 @@
+"""Options that several commands share: their names, panels, help and completion, said once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from ngdiff.cli import completion
+from ngdiff.errors import Fault, RequestError
+from ngdiff.events import log
+from ngdiff.terminal import LogFormat, settings
+
+DATA, METHOD, STOPPING = "Data", "Method", "Stopping"
+RESOURCES, OUTPUT, LOGS = "Resources", "Output", "Logs and trackers"
+
+
+def _use_quiet(context: typer.Context, asked: bool) -> bool:
+    if not context.resilient_parsing:
+        settings.quiet = asked
+        settings.apply()
+    return asked
+
+
+def _use_log_format(context: typer.Context, name: str) -> str:
+    if context.resilient_parsing:
+        return name
+    if name not in get_args(LogFormat):
+        raise RequestError(Fault("--log-format", f"{name!r} is none of them", "Give auto, lines or json"))
+    settings.log_format = name  # type: ignore[assignment]
+    settings.apply()
+    if name == "json" and not log.is_open:
+        log.open(sys.stdout, context.info_name or "", few=context.params.get("quiet", False))
+        sys.stdout = sys.stderr  # what anything else prints goes there: standard output is for events alone
+    return name
+
+
+# `--quiet` is declared, and so read, before `--log-format`, which asks what it was
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        *("--quiet", "-q"),
+        help="Print errors and the last line only.",
+        callback=_use_quiet,
+        is_eager=True,
+        envvar="NGDIFF_QUIET",
+        show_envvar=False,
+        rich_help_panel=LOGS,
+    ),
+]
+Log = Annotated[
+    str,
+    typer.Option(
+        "--log-format",
+        help="auto: a bar on a terminal, else lines; lines; json: one object a line on standard output.",
+        callback=_use_log_format,
+        envvar="NGDIFF_LOG_FORMAT",
+        show_envvar=False,
+        autocompletion=completion.log_formats,
+        rich_help_panel=LOGS,
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(help="auto, bf16 or fp32.", autocompletion=completion.precisions, rich_help_panel=RESOURCES),
+]
+TofuDir = Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.", rich_help_panel=DATA)]
+Lora = Annotated[
+    bool, typer.Option("--lora", help="Train LoRA adapters only, and save those.", rich_help_panel=RESOURCES)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier result.", rich_help_panel=OUTPUT)
+]
+Holdout = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Text of the forget set's kind that the model never saw.",
+        autocompletion=completion.sources,
+        rich_help_panel=DATA,
+    ),
+]
+SetPairs = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other trainer setting, as name=value.", rich_help_panel=METHOD),
+]

@@ -1,0 +1,106 @@
+"""This process's standard streams -> streams that take any text, and a console that no lost reader ends."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+
+LogFormat = Literal["auto", "lines", "json"]
+PLAIN = {
+    "✗": "x",
+    "→": "->",
+    "×": "x",
+    "·": "-",
+    "≤": "<=",
+    "≥": ">=",
+    "–": "-",
+    "…": "...",
+    "↑": "^",
+    "↓": "v",
+}
+"""What stands for our own signs on a terminal that has no UTF-8."""
+
+
+class KeptConsole(Console):
+    """A console whose reader may go: a run of hours does not end because nobody watches any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent."""
+        self.quiet = True
+
+
+console = KeptConsole(stderr=True)
+"""For people: what is going on. Silent under ``--quiet``, JSON lines, and in all processes but the first."""
+
+always = KeptConsole(stderr=True)
+"""For errors and a command's last line, which ``--quiet`` leaves."""
+
+
+@dataclass
+class Settings:
+    """How this process talks."""
+
+    log_format: LogFormat = "auto"
+    quiet: bool = False
+
+    def apply(self) -> None:
+        """Let the consoles follow."""
+        second = os.environ.get("RANK", "0") not in ("", "0")
+        console.quiet = self.quiet or self.log_format == "json" or second
+        always.quiet = second
+
+
+settings = Settings()
+
+
+def animated() -> bool:
+    """Say whether a bar may be drawn: on a real terminal, where no log is being kept of it."""
+    stream = sys.stderr
+    return (
+        settings.log_format == "auto"
+        and not console.quiet
+        and stream is not None
+        and stream.isatty()
+        and not console.is_dumb_terminal
+        and os.environ.get("CI", "").lower() in ("", "0", "false")
+    )
+
+
+def last_line(text: str) -> None:
+    """Print a command's last line: what it made, and where; ``text`` is markup."""
+    if settings.log_format != "json":
+        always.print(text, highlight=False, soft_wrap=True)
+
+
+def open_streams() -> None:
+    """Give standard streams that were closed a place to go, and encodings that take any text.
+
+    A closed stream's number would go to the next file opened, and a library's message into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number free is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    codecs.register_error("ngdiff", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
+        if encoding != "utf8" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="ngdiff")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Replace what an encoding lacks: our own signs by look-alikes, all else by its number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in missing), error.end
