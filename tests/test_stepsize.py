@@ -215,18 +215,22 @@ def test_a_loss_that_is_nowhere_finite_leaves_the_first_weights_alone(
 
 
 @pytest.mark.parametrize("start", [None, 1e-3])
-def test_an_update_that_climbs_is_held_to_the_rate_that_costs_the_tolerance(start: float | None) -> None:
+@pytest.mark.parametrize("every", [1, 10])
+def test_an_update_that_climbs_is_held_to_the_rate_at_which_the_way_to_the_next_probe_costs_the_tolerance(
+    start: float | None, every: int
+) -> None:
     bowl = Bowl("sgd", seed=3)
     bowl.fill()
     for parameter in bowl.weights:
         assert parameter.grad is not None
         parameter.grad.neg_()
     line = bowl.line()
-    probe = AutomaticRate(bowl.optimizer, start=start, tolerance=0.05).step(bowl.pair, bowl.loss)
-    assert probe is not None and probe.outcome == "bounded"
-    rates = [probe.after * (1 + step / 1000) for step in range(-900, 1000)]
-    costs = min(rates, key=lambda rate: abs(line(rate) - line(0.0) - 0.05))
-    assert probe.after == pytest.approx(costs, rel=0.02)
+    auto = AutomaticRate(bowl.optimizer, start=start, every=every, tolerance=0.05)
+    probe = auto.step(bowl.pair, bowl.loss)
+    assert probe is not None and probe.outcome == "bounded" and probe.applied == probe.after == auto.rate
+    ahead = [every * probe.after * (1 + step / 1000) for step in range(-900, 1000)]
+    costs = min(ahead, key=lambda width: abs(line(width) - line(0.0) - 0.05))
+    assert every * probe.after == pytest.approx(costs, rel=0.02)
 
 
 @pytest.mark.parametrize("curve", [lambda loss: 1.0, lambda loss: -(loss**2)], ids=["flat", "concave"])
@@ -320,7 +324,7 @@ def test_a_kept_rate_leaves_the_optimizers_own_step_bit_for_bit(kind: str, curve
         bowl.calls += 1
         s = float((start - bowl.flat()) @ along)  # how far along the update, as a rate
         # falling ever faster; rising by less than the tolerance
-        return {"flat": 0.7, "concave": 1 - 10 * s - 100 * s**2, "ascent": 1 + 0.1 * s}[curve]
+        return {"flat": 0.7, "concave": 1 - 10 * s - 100 * s**2, "ascent": 1 + 1.0 * s}[curve]
 
     weights, state = bowl.twin(rate)
     probe = auto.step(bowl.pair, loss)

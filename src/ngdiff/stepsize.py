@@ -113,7 +113,8 @@ class AutomaticRate:
         every: optimizer steps from one probe to the next.
         resolution: relative rounding of the numbers that the loss is computed in: 2**-24 for float32, 2**-9
             under bf16 autocast.
-        tolerance: rise of the retain loss, in nats per token, that counts as no harm.
+        tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to the
+            next: where no descent is to be had, ``every`` steps straight ahead may cost so much.
     """
 
     START_RELATIVE = 1e-7
@@ -130,7 +131,7 @@ class AutomaticRate:
         start: float | None = None,
         every: int = 10,
         resolution: float = 2**-24,
-        tolerance: float = 0.005,
+        tolerance: float = 0.025,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
@@ -254,15 +255,16 @@ class AutomaticRate:
                 # its fixed point is where the loss itself has risen by the tolerance, parabola or not
                 wide = min(parabola.width_that_costs(self.tolerance), self.MOST_CHANGE * width)
                 if width / self.AGREEMENT <= wide <= width * self.AGREEMENT:
-                    reason = f"no descent along the first update: the rate that costs {self.tolerance:g} nats"
-                    return self._done("bounded", reason, wide, measure, noise)
+                    cost = f"{self.every} such steps cost {self.tolerance:g} nats"
+                    reason = f"no descent along the first update: {cost}"
+                    return self._done("bounded", reason, wide / self.every, measure, noise)
                 width = min(wide, 0.9 * ceiling)
             elif width * 2 >= ceiling:
                 break
             else:
                 width = min(width * self.MOST_CHANGE, 0.9 * ceiling)
         reason = "no minimum found along the first update: the step of least loss, or the widest without harm"
-        chosen = measure.lowest(noise) or measure.widest_harmless(self.tolerance)
+        chosen = measure.lowest(noise) or measure.widest_harmless(self.tolerance) / self.every
         applied = None if math.isfinite(measure.loss(chosen)) else 0.0
         return self._done("bounded", reason, chosen, measure, noise, applied=applied)
 
@@ -287,8 +289,9 @@ class AutomaticRate:
             finite = measure.finite_width(rate / 2)
             applied = None if math.isfinite(measure.loss(finite)) else 0.0
             return self._done("halved", shape.value, finite, measure, noise, rate, applied)
-        if not widenings and parabola.plus - parabola.zero > self.tolerance:
-            reason = f"{shape.value}, and rises by more than {self.tolerance:g} nats"
+        share = self.tolerance / self.every
+        if not widenings and parabola.plus - parabola.zero > share:
+            reason = f"{shape.value}, and rises by more than {share:g} nats a step"
             return self._done("halved", reason, rate / 2, measure, noise, rate)
         return self._done("kept", shape.value, rate, measure, noise, rate)
 
