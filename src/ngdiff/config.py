@@ -44,6 +44,14 @@ def seed_fault(seed: int) -> Fault | None:
     return Fault("--seed", f"{seed} is no seed", "Give a whole number from 0 to 4294967295")
 
 
+def minutes_fault(minutes: float) -> Fault | None:
+    """Say so where the minutes between two checkpoints are no length of time."""
+    if 0 <= minutes < float("inf"):
+        return None
+    mend = "Give minutes, or 0 for no checkpoints by the clock"
+    return Fault("--save-minutes", f"{minutes} is no length of time", mend)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -213,7 +221,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         return faults
 
     def _range_faults(self) -> list[Fault]:
-        found = (positive_fault("--epochs", self.num_train_epochs, "such as 20"), seed_fault(self.seed))
+        found = (
+            positive_fault("--epochs", self.num_train_epochs, "such as 20"),
+            seed_fault(self.seed),
+            minutes_fault(self.save_minutes),
+        )
         faults = [fault for fault in found if fault is not None]
         if self.learning_rate is not None and self.lr_start is not None:
             mend = "--lr fixes the rate, --lr-start begins the search for one: give either"
@@ -247,9 +259,6 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             faults.append(
                 Fault("--eval-every", f"{self.evaluate_every} is negative", "Give 0 (never) or more")
             )
-        if not 0 <= self.save_minutes < float("inf"):
-            mend = "Give minutes, or 0 for no checkpoints by the clock"
-            faults.append(Fault("--save-minutes", f"{self.save_minutes} is no time", mend))
         if self.trainable is not None:
             try:
                 re.compile(self.trainable)

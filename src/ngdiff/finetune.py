@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from ngdiff.callbacks import ProgressCallback
-from ngdiff.config import positive_fault, seed_fault
+from ngdiff.checkpoints import step_of
+from ngdiff.config import minutes_fault, positive_fault, seed_fault
 from ngdiff.data.batching import Batch, collate, permutation
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
-from ngdiff.environment import machine, peak_memory_gib, versions
+from ngdiff.durable import DurableTrainer
+from ngdiff.environment import machine, peak_memory_gib, versions, weights_hash
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.teacher_forced import score_answers, summarise
 from ngdiff.logprobs import count_labelled, labelled_tokens
@@ -36,10 +39,14 @@ from ngdiff.models import (
     resolve_model,
     weights_bytes,
 )
-from ngdiff.output import RECORD, check_output, same_folder, staged_folder, write_json
+from ngdiff.output import check_output, same_folder, write_json
 from ngdiff.progress import Meter, working
+from ngdiff.saving import SAVE_MINUTES, write_result
+from ngdiff.signals import wish_to_stop
+from ngdiff.unfinished import Asked, Workplace
 
 SCORED_AT_THE_END = 200
+STATE_FILE = "finetuning_state.json"
 
 
 class _Examples(Dataset[EncodedExample]):
@@ -80,7 +87,7 @@ class LengthGroupedOrder(Sampler[int]):
                 yield from batches[index]
 
 
-class FinetuneTrainer(Trainer):  # type: ignore[misc]
+class FinetuneTrainer(DurableTrainer):
     """Minimises the mean NLL of the labelled tokens over the whole accumulated batch."""
 
     loss_is_scaled_for_ga = True
@@ -88,6 +95,8 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
     def __init__(
         self, model: nn.Module, args: TrainingArguments, examples: Sequence[EncodedExample], **kwargs: Any
     ) -> None:
+        self.notes: list[str] = []
+        self._started = time.monotonic()
         pad_id = kwargs["processing_class"].pad_token_id
         args.remove_unused_columns = False
         super().__init__(
@@ -106,9 +115,34 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], int]:
         """Take the micro-batches of one step and count their labelled tokens together, over all processes."""
+        if self.no_more_steps:
+            return [], 0
         batches = list(islice(epoch_iterator, num_batches))
         count = torch.tensor(sum(count_labelled(batch) for batch in batches), device=device)
         return batches, int(self.accelerator.gather(count).sum())
+
+    def note(self, text: str) -> None:
+        """Write a fallback down, for the record."""
+        self.notes.append(text)
+
+    def save_more(self, folder: Path) -> None:
+        """Put notes and time into a checkpoint; the rest is transformers', or follows from the step."""
+        if self.args.should_save:
+            write_json({"notes": self.notes, "seconds": self.seconds}, folder / STATE_FILE)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run so far, in s, that before a checkpoint it went on from included."""
+        return time.monotonic() - self._started
+
+    def find_checkpoint(self, asked: Any) -> Any:
+        """Return the folder to go on from, having taken up its notes."""
+        found = super().find_checkpoint(asked)
+        if isinstance(found, str):
+            earlier = json.loads((Path(found) / STATE_FILE).read_text(encoding="utf-8"))
+            self._started -= earlier["seconds"]
+            self.notes = [*earlier["notes"], *self.notes, f"resumed at step {step_of(Path(found))}"]
+        return found
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -134,6 +168,12 @@ class FinetuneRequest:
         seed: of the order of the data and of any new weights.
         lora: train LoRA adapters only, and save those.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
+        tofu_dir: folder with TOFU's JSON files.
+        overwrite: replace an earlier result, and drop another request's unfinished run.
+        save_steps: optimizer steps from one checkpoint to the next; None to go by the clock.
+        save_minutes: minutes from one checkpoint to the next; 0 for never.
+        resume: True: go on with the unfinished run of this output, or fail; False: start afresh; None: go on
+            where there is one of the same request.
     """
 
     model: str
@@ -148,6 +188,9 @@ class FinetuneRequest:
     precision: Precision = "auto"
     tofu_dir: Path | None = None
     overwrite: bool = False
+    save_steps: int | None = None
+    save_minutes: float = SAVE_MINUTES
+    resume: bool | None = None
 
 
 def finetune(request: FinetuneRequest) -> Path:
@@ -156,19 +199,27 @@ def finetune(request: FinetuneRequest) -> Path:
     Raises:
         RequestError: something in the request is wrong; nothing was written.
     """
+    place = Workplace(request.output)
+    place.settle()
     source, tokenizer, examples = _prepare(request)
+    asked = Asked(_settings(request), {"data": data_hash([e.example for e in examples])}, None)
+    place.goes_on(asked, resume=request.resume, overwrite=request.overwrite)
     with working(f"Loading {request.model}"):
         model = load_model(source)
-    faults = check_output(request.output, request.overwrite, 2 * model.get_memory_footprint())
+    faults = check_output(request.output, _may_replace(request), 2 * model.get_memory_footprint())
     if faults:
         raise RequestError(faults)
+    asked = replace(asked, model=weights_hash(model))
     if request.lora:
         model = with_lora(model)
-    started = time.monotonic()
-    with staged_folder(request.output) as folder:
-        trainer = _trainer(model, tokenizer, examples, request, folder)
-        trainer.train()
-        seconds = time.monotonic() - started
+    with (
+        place.claimed(asked, resume=request.resume, overwrite=request.overwrite) as going_on,
+        wish_to_stop() as wish,
+    ):
+        trainer = _trainer(model, tokenizer, examples, request, place.run)
+        trainer.wish = wish
+        trainer.train(resume_from_checkpoint=going_on or None)
+        seconds = trainer.seconds
         scored = examples[:: max(1, len(examples) // SCORED_AT_THE_END)][:SCORED_AT_THE_END]
         with Meter("Scoring what it learned", len(scored)) as meter:
             scores = score_answers(
@@ -178,10 +229,20 @@ def finetune(request: FinetuneRequest) -> Path:
                 autocast=trainer.compute_loss_context_manager,
                 advance=meter.advance,
             )
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_json(_record(request, examples, summarise(scores), len(scores), seconds), folder / RECORD)
+        record = _record(request, examples, summarise(scores), len(scored), seconds)
+        record |= {"request_sha256": asked.sha256, "notes": trainer.notes}
+        write_result(place, trainer.accelerator.unwrap_model(trainer.model), tokenizer, record)
+        place.finish()
     return request.output
+
+
+def _settings(request: FinetuneRequest) -> dict[str, Any]:
+    """Return the settings as the record keeps them: plain JSON values."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(request).items()}
+
+
+def _may_replace(request: FinetuneRequest) -> bool:
+    return request.overwrite or (request.resume is not False and Workplace(request.output).may_replace)
 
 
 def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedExample]]:
@@ -193,7 +254,7 @@ def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedEx
         needed = 0 if faults or request.lora else weights_bytes(source) or 0
     except RequestError as error:
         faults += error.faults
-    faults += check_output(request.output, request.overwrite, needed)
+    faults += check_output(request.output, _may_replace(request), needed)
     for data in request.data:
         try:
             rows += to_examples(read_rows(data, where="--data", tofu_dir=request.tofu_dir), "--data")
@@ -215,6 +276,7 @@ def _setting_faults(request: FinetuneRequest) -> list[Fault]:
         positive_fault("--lr", request.lr, "such as 1e-4"),
         positive_fault("--epochs", request.epochs, "such as 5"),
         seed_fault(request.seed),
+        minutes_fault(request.save_minutes),
     )
     return faults + [fault for fault in found if fault is not None]
 
@@ -244,13 +306,16 @@ def _trainer(
         seed=request.seed,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
-        save_strategy="no",
+        save_strategy="no" if request.save_steps is None else "steps",
+        save_steps=request.save_steps or 500,
+        save_total_limit=2,
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
     callbacks = [ProgressCallback("Fine-tuning")]
     trainer = FinetuneTrainer(model, args, examples, processing_class=tokenizer, callbacks=callbacks)
+    trainer.save_minutes = request.save_minutes if request.save_steps is None else 0.0
     trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
     return trainer
 
@@ -262,12 +327,9 @@ def _record(
     scored: int,
     seconds: float,
 ) -> dict[str, Any]:
-    settings = {
-        key: str(value) if isinstance(value, Path) else value for key, value in asdict(request).items()
-    }
     return {
         "kind": "finetune",
-        "settings": settings,
+        "settings": _settings(request),
         "precision": autocast_bf16(request.precision)[1],
         "data": {"examples": len(examples), "sha256": data_hash([e.example for e in examples])},
         "figures_on_training_data": {**figures, "examples_scored": scored},

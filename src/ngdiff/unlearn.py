@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PrinterCallback
 
 from ngdiff.alternatives import alternative_faults
 from ngdiff.callbacks import ProgressCallback
-from ngdiff.checkpoints import forget_older
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
-from ngdiff.durable import disk_reason, is_disk_error
 from ngdiff.environment import weights_hash
-from ngdiff.errors import Fault, RequestError, RunError
+from ngdiff.errors import Fault, RequestError
 from ngdiff.finetune import with_lora
 from ngdiff.losses import LOSSES
 from ngdiff.models import (
@@ -38,16 +33,13 @@ from ngdiff.models import (
     resolve_model,
     weights_bytes,
 )
-from ngdiff.output import RECORD, check_output, same_folder, write_json
-from ngdiff.parameters import all_finite
+from ngdiff.output import RECORD, check_output, same_folder
 from ngdiff.progress import console, working
 from ngdiff.record import RunRecord
+from ngdiff.saving import when_to_save, write_result
 from ngdiff.signals import wish_to_stop
 from ngdiff.trainer import UnlearningTrainer
 from ngdiff.unfinished import Asked, Workplace
-
-SAVE_MINUTES = 15.0
-"""From one checkpoint to the next, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +171,7 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         "logging_strategy": "no",
         "dataloader_pin_memory": cuda,
         "use_cpu": not cuda,
-        **_saving(request.settings),
+        **when_to_save(request.settings),
         **request.settings,
         "output_dir": str(folder or request.output),
         "bf16": autocast_bf16(request.precision)[0],
@@ -190,15 +182,6 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         raise
     except (TypeError, ValueError) as error:
         raise RequestError(Fault("settings", str(error), "See ngdiff unlearn --help")) from error
-
-
-def _saving(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return when to save, where the request does not say it all: by the clock, or every so many steps."""
-    if "save_strategy" in settings:
-        return {}
-    if "save_steps" in settings:
-        return {"save_strategy": "steps"}
-    return {"save_minutes": SAVE_MINUTES}
 
 
 def unlearn(request: UnlearnRequest) -> RunRecord:
@@ -306,33 +289,6 @@ def data_hashes(ready: Prepared) -> dict[str, str]:
     """Return the SHA-256 of each data set there is, by its role."""
     sets = {"forget": ready.forget, "retain": ready.retain, "holdout": ready.holdout}
     return {name: data_hash([e.example for e in examples]) for name, examples in sets.items() if examples}
-
-
-def write_result(place: Workplace, model: Any, tokenizer: Any, record: dict[str, Any]) -> None:
-    """Write model, tokenizer and record where they wait for being put in their place.
-
-    Raises:
-        RunError: a weight is not finite, or the disk would not take the result, even without the older
-            checkpoints.
-    """
-    if not all_finite(model):
-        raise RunError("a weight is not finite, so no model was saved")
-    for last_try in (False, True):
-        try:
-            shutil.rmtree(place.result, ignore_errors=True)
-            place.result.mkdir()
-            model.save_pretrained(place.result)
-            tokenizer.save_pretrained(place.result)
-            write_json(record, place.result / RECORD)
-            return
-        except (OSError, SafetensorError) as error:
-            if not is_disk_error(error):
-                raise
-            shutil.rmtree(place.result, ignore_errors=True)
-            if last_try:
-                what = f"the model could not be saved ({disk_reason(error)})"
-                raise RunError(f"{what}; no half of it was left behind") from error
-            forget_older(place.run, 1)
 
 
 def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked: Asked, after: str) -> None:

@@ -19,6 +19,9 @@ from ngdiff.cli.options import (
     Overwrite,
     Precision,
     Quiet,
+    Resume,
+    SaveMinutes,
+    SaveSteps,
     TofuDir,
 )
 from ngdiff.events import log
@@ -52,6 +55,9 @@ def finetune(
     lora: Lora = False,
     precision: Precision = "auto",
     tofu_dir: TofuDir = None,
+    save_steps: SaveSteps = None,
+    save_minutes: SaveMinutes = None,
+    resume: Resume = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     log_format: Log = "auto",
@@ -69,6 +75,7 @@ def finetune(
     from ngdiff.environment import keep_freed_memory
     from ngdiff.finetune import FinetuneRequest
     from ngdiff.finetune import finetune as run
+    from ngdiff.saving import SAVE_MINUTES
 
     keep_freed_memory()
     request = FinetuneRequest(
@@ -84,6 +91,9 @@ def finetune(
         precision=cast("PrecisionName", precision),  # checked with all the rest
         tofu_dir=tofu_dir,
         overwrite=overwrite,
+        save_steps=save_steps,
+        save_minutes=SAVE_MINUTES if save_minutes is None else save_minutes,
+        resume=resume,
     )
     folder = str(run(request))
     log.conclude(output=folder)
