@@ -104,7 +104,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     s.run("afresh", "altered", "--no-resume")
 
     s.run("no room for a checkpoint", "room", largest_file=200_000)
-    s.run("no room for the model", "full", largest_file=50_000)
+    s.run("no room for the best weights", "full", largest_file=50_000)
+    s.run("no room for the model", "full", "--stop-at", "none", "--max-steps", 1, largest_file=50_000)
 
     s.finetune("tuned", "tuned")
     s.finetune("tuning killed", "tuned-again", where="ngdiff.checkpoints:seal", call=2, **killed)
@@ -159,9 +160,8 @@ def test_a_signal_ends_the_run_after_a_checkpoint_and_names_the_command(story: S
     said = story.printed("terminated")
     assert "Stopped after step 3." in said and "Go on from step 3 with: ngdiff unlearn --model" in said
     assert said.split("Go on from step 3 with:")[1].split("The unfinished")[0].strip().endswith("--resume")
-    assert story.code("interrupted") == 128 + SIGINT and "Stopped after step 5." in story.printed(
-        "interrupted"
-    )
+    assert story.code("interrupted") == 128 + SIGINT
+    assert "Stopped after step 5." in story.printed("interrupted")
     assert story.code("resumed") == MISSED
     assert_same(story, "asked")
     assert resumed(story, "asked") == ["resumed at step 3", "resumed at step 5"]
@@ -201,15 +201,17 @@ def test_no_checkpoint_left_whole_is_an_error_with_a_way_out(story: Story) -> No
 def test_a_checkpoint_that_finds_no_room_is_noted_and_the_run_goes_on(story: Story) -> None:
     assert story.code("no room for a checkpoint") == MISSED
     notes = [note for note in story.record("room")["notes"] if "could not be written" in note]
-    assert len(notes) == 4 and all("arge" in note or "write" in note for note in notes)
+    assert notes[0] == "step 2: the checkpoint could not be written (the disk did not take all of it)"
+    assert len(notes) == 4
     files = [(story.folder / out / "model.safetensors").read_bytes() for out in ("room", "whole")]
     assert files[0] == files[1]
 
 
 def test_a_model_that_finds_no_room_leaves_nothing(story: Story) -> None:
-    assert story.code("no room for the model") == 1
-    said = story.printed("no room for the model")
-    assert "could not be saved" in said and "Traceback" not in said
+    for name, what in (("best weights", "could not be written"), ("model", "could not be saved")):
+        assert story.code(f"no room for the {name}") == 1
+        said = story.printed(f"no room for the {name}")
+        assert f"{what} (File too large" in said and "Traceback" not in said
     assert not (story.folder / "full").exists() and not story.place("full").exists()
 
 

@@ -23,6 +23,7 @@ from ngdiff.checkpoints import (
     step_of,
     tidy,
 )
+from ngdiff.disk import disk_reason, is_disk_error
 from ngdiff.errors import Fault, Interrupted, RequestError
 from ngdiff.parameters import all_finite
 from ngdiff.signals import StopWish
@@ -170,20 +171,3 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
             if self.args.should_save:
                 shutil.rmtree(one.folder, ignore_errors=True)
         return str(good)
-
-
-def is_disk_error(error: BaseException) -> bool:
-    """Say whether an error came from writing: torch and safetensors wrap the system's in their own."""
-    text = str(error)
-    return (
-        isinstance(error, OSError)
-        or (isinstance(error, SafetensorError) and ("I/O" in text or "IoError" in text))
-        or (isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "unexpected pos" in text))
-    )
-
-
-def disk_reason(error: BaseException) -> str:
-    """Return why something could not be written, in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ngdiff.errors import Fault, RequestError
+from ngdiff.disk import disk_reason, is_disk_error
+from ngdiff.errors import Fault, RequestError, RunError
 
 SAMPLE = 1_000_000
 BEST_FILE = "best.safetensors"
@@ -95,10 +96,20 @@ class BestWeights:
         return {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
 
     def save(self) -> None:
-        """Replace the copy by the present parameters."""
+        """Replace the copy by the present parameters.
+
+        Raises:
+            RunError: the disk did not take them; the copy is what it was.
+        """
         file = self._own_file()
         fresh = file.with_suffix(".new")
-        save_file({name: value.cpu().contiguous() for name, value in self._named().items()}, fresh)
+        try:
+            save_file({name: value.cpu().contiguous() for name, value in self._named().items()}, fresh)
+        except (OSError, SafetensorError) as error:
+            if not is_disk_error(error):
+                raise
+            fresh.unlink(missing_ok=True)
+            raise RunError(f"the best weights so far could not be written ({disk_reason(error)})") from error
         fresh.replace(file)
 
     def copy_to(self, folder: Path) -> None:

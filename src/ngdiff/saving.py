@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ngdiff.checkpoints import forget_older
-from ngdiff.durable import disk_reason, is_disk_error
+from ngdiff.disk import disk_reason, is_disk_error
 from ngdiff.errors import RunError
 from ngdiff.output import RECORD, write_json
 from ngdiff.parameters import all_finite

@@ -1,0 +1,31 @@
+"""an error from writing a large file -> whether the disk is to blame, and why, in a few words.
+
+Python's own writing raises ``OSError``. safetensors wraps the system's error in one of its own; torch, where
+a disk is full, notices only that its file is shorter than it ought to be.
+"""
+
+from __future__ import annotations
+
+import re
+
+from safetensors import SafetensorError
+
+_TORCH = re.compile(r"PytorchStreamWriter|inline_container\.cc")
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Say whether an error came from the disk."""
+    text = str(error)
+    if isinstance(error, SafetensorError):
+        return "I/O" in text or "IoError" in text or "os error" in text
+    return isinstance(error, OSError) or (isinstance(error, RuntimeError) and bool(_TORCH.search(text)))
+
+
+def disk_reason(error: BaseException) -> str:
+    """Return why something could not be written."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, SafetensorError):
+        found = re.search(r"([A-Z][\w ]+) \(os error", str(error))
+        return found[1] if found else str(error)
+    return "the disk did not take all of it"

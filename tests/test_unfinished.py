@@ -1,0 +1,160 @@
+"""The folder beside an output: going on, starting afresh, and the result put in its place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ngdiff.errors import RequestError
+from ngdiff.output import RECORD
+from ngdiff.unfinished import ASKED_FILE, FINISHED_FILE, Asked, Workplace
+
+ASKED = Asked(
+    {"seed": 0, "lr": None, "model": "here", "save_steps": 5}, {"forget": "aa", "retain": "bb"}, "cc"
+)
+
+
+class Crash(Exception):
+    pass
+
+
+def begin(place: Workplace, asked: Asked = ASKED, overwrite: bool = False, checkpoint: bool = True) -> None:
+    """Begin a run that breaks after a checkpoint."""
+    with pytest.raises(Crash), place.claimed(asked, resume=None, overwrite=overwrite) as going_on:
+        assert not going_on
+        if checkpoint:
+            (place.run / "checkpoint-2").mkdir()
+            (place.run / ".best-x").mkdir()
+        raise Crash
+
+
+def goes_on(
+    place: Workplace, asked: Asked = ASKED, resume: bool | None = None, overwrite: bool = False
+) -> bool:
+    return place.goes_on(asked, resume=resume, overwrite=overwrite)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path / "out")
+
+
+def test_a_run_that_broke_is_gone_on_with(place: Workplace) -> None:
+    begin(place)
+    assert goes_on(place) and goes_on(place, resume=True) and not goes_on(place, resume=False)
+    moved = replace(ASKED, settings={**ASKED.settings, "model": "there", "save_steps": 7})
+    with place.claimed(moved, resume=None, overwrite=False) as going_on:
+        assert going_on and (place.run / "checkpoint-2").is_dir()
+        assert not (place.run / ".best-x").exists()
+
+
+def test_a_run_that_broke_before_any_checkpoint_leaves_nothing(place: Workplace) -> None:
+    begin(place, checkpoint=False)
+    assert list(place.output.parent.iterdir()) == []
+    assert not goes_on(place)
+    with pytest.raises(RequestError, match="no unfinished run"):
+        goes_on(place, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (replace(ASKED, settings={"seed": 1, "lr": None}), "seed was 0, now it is 1"),
+        (replace(ASKED, settings={"seed": 0, "lr": 0.1}), "lr was not given, now it is 0.1"),
+        (
+            replace(ASKED, data={"forget": "ab", "retain": "bb"}),
+            "the forget set changed (SHA-256 aa…, now ab…)",
+        ),
+        (
+            replace(ASKED, data={**ASKED.data, "holdout": "h"}),
+            "the holdout set changed (SHA-256 none, now h…)",
+        ),
+        (replace(ASKED, model="cd"), "the model changed (SHA-256 cc…, now cd…)"),
+    ],
+)
+def test_another_request_is_refused_unless_the_old_one_may_go(
+    place: Workplace, now: Asked, said: str
+) -> None:
+    begin(place)
+    before = sorted(place.folder.rglob("*"))
+    for resume, overwrite in ((None, False), (True, False), (True, True)):
+        with pytest.raises(RequestError) as error, place.claimed(now, resume=resume, overwrite=overwrite):
+            pass
+        assert said in str(error.value) and "--overwrite" in str(error.value)
+    assert sorted(place.folder.rglob("*")) == before
+    begin(place, now, overwrite=True)
+    assert place.begun == now and place.may_replace
+
+
+def test_a_model_not_known_yet_is_not_compared(place: Workplace) -> None:
+    begin(place)
+    assert goes_on(place, replace(ASKED, model=None))
+
+
+def test_checkpoints_of_nobody_knows_what_are_not_gone_on_with(place: Workplace) -> None:
+    begin(place)
+    for content in (None, "{", "[]", '{"settings": 1, "data": {}, "model": null}'):
+        (place.folder / ASKED_FILE).unlink(missing_ok=True)
+        if content is not None:
+            (place.folder / ASKED_FILE).write_text(content)
+        with pytest.raises(RequestError, match="nobody knows its request"):
+            goes_on(place)
+        assert not goes_on(place, resume=False)
+
+
+def test_two_processes_do_not_share_it(place: Workplace) -> None:
+    with place.claimed(ASKED, resume=None, overwrite=False):
+        with (
+            pytest.raises(RequestError, match="another process"),
+            Workplace(place.output).claimed(ASKED, resume=None, overwrite=False),
+        ):
+            pass
+        assert (place.folder / ASKED_FILE).exists()
+
+
+def finished(place: Workplace, overwrite: bool = False) -> None:
+    with place.claimed(ASKED, resume=None, overwrite=overwrite):
+        place.result.mkdir()
+        (place.result / RECORD).write_text("new")
+        place.finish()
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_the_result_takes_its_place(place: Workplace, existed: bool) -> None:
+    if existed:
+        place.output.mkdir()
+        (place.output / "old").write_text("old")
+    finished(place, overwrite=existed)
+    assert [path.name for path in place.output.parent.iterdir()] == ["out"]
+    assert [path.name for path in place.output.iterdir()] == [RECORD]
+
+
+def test_a_kill_between_the_renames_is_made_good(place: Workplace) -> None:
+    place.output.mkdir()
+    (place.output / RECORD).write_text("old")
+    begin(place, overwrite=True)
+    place.result.mkdir()
+    (place.result / RECORD).write_text("new")
+    place.output.rename(place.folder / "old")  # killed here, before the run was marked as finished
+    with pytest.raises(Crash), place.claimed(ASKED, resume=None, overwrite=False):
+        assert (place.output / RECORD).read_text() == "old" and not place.result.exists()
+        place.result.mkdir()
+        (place.result / RECORD).write_text("new")
+        raise Crash
+    place.output.rename(place.folder / "old")
+    (place.folder / ASKED_FILE).rename(place.folder / FINISHED_FILE)  # or here, after it
+    assert place.settle() and not place.settle()
+    assert (place.output / RECORD).read_text() == "new"
+    assert [path.name for path in place.output.parent.iterdir()] == ["out"]
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    place = Workplace(tmp_path / "file" / "out")
+    with (
+        pytest.raises(RequestError, match="cannot be written to"),
+        place.claimed(ASKED, resume=None, overwrite=False),
+    ):
+        pass
