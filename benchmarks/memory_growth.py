@@ -36,7 +36,7 @@ class Watch(TrainerCallback):
         if state.global_step % self.every:
             return
         gc.collect()
-        tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
         resident = psutil.Process().memory_info().rss / MIB
         self.seen.append((state.global_step, resident, tensors))
         print(f"step {state.global_step:5}: {resident:8.1f} MiB resident, {tensors} tensors", flush=True)

@@ -488,7 +488,6 @@ class UnlearningTrainer(DurableTrainer):
 
     def _check(self) -> None:
         if not self.weights_are_finite():
-            self._last_check = self.state.global_step
             self._recover()
             return
         self._decision = self._look()
@@ -540,7 +539,8 @@ class UnlearningTrainer(DurableTrainer):
         best = None if self._stopping is None else self._stopping.best
         back = "" if best is None else f", so the weights of step {best.step} were put back"
         slower = "" if rate is None else f", and the rate was cut to {rate:.1e}"
-        text = f"{self._skipped_in_a_row} steps in a row were not finite and were skipped"
+        broken = f"{self._skipped_in_a_row} steps in a row were not finite and were skipped"
+        text = broken if self._skipped_in_a_row >= CUT_AFTER_SKIPPED else "a weight was not finite"
         self.record.note(f"step {self.state.global_step}: {text}{back}{slower}")
 
     def _look(self) -> Decision | None:
@@ -659,9 +659,7 @@ class UnlearningTrainer(DurableTrainer):
                 f"a weight is not finite after step {self.state.global_step}, and no good weights were kept "
                 "to go back to, so no model was saved; a smaller --lr, or the automatic one, may help"
             )
-        self.record.note(
-            f"step {self.state.global_step}: a weight was not finite: went back to the best ones"
-        )
+        self.record.note(f"step {self.state.global_step}: a weight was not finite, so the best were put back")
         return False
 
     def _warn_of_vanishing_updates(self) -> None:
