@@ -124,11 +124,25 @@ def score_set(
     firsts = {span.start for span in spans}
     scores = evaluator.score(f"{name} answers", asked, [z_scores and i in firsts for i in range(len(asked))])
     own = [scores[span] for span in spans]
-    answers = [found[0] for found in own]
+    # All answers to a prompt show the beginning of the one greedy answer; the longest is the most useful.
+    answers = [replace(found[0], greedy=max((s.greedy for s in found), key=len)) for found in own]
     if not options:
         return answers, None
     right = int(paraphrased)
     return answers, SetScores([found[right] for found in own], [found[right + 1 :] for found in own])
+
+
+def attack_norms(evaluator: Evaluator, data: SuiteData) -> tuple[list[float], list[float]] | None:
+    """Return the gradient norms of forget set and holdout, where there is a holdout and they are asked for.
+
+    To be called before the sets are scored: the passes show how well their answers are known, too.
+    """
+    if "holdout" not in data.sets or not (data.settings or {}).get("gradient_norms", True):
+        return None
+    forget, holdout = (
+        evaluator.gradient_norms(f"{name} gradients", data.sets[name]) for name in ("forget", "holdout")
+    )
+    return forget, holdout
 
 
 def _texts(example: Example) -> list[str]:
@@ -212,7 +226,7 @@ class Measures:
         forget: tuple[Sequence[Example], Sequence[AnswerScore]],
         holdout: tuple[Sequence[Example], Sequence[AnswerScore]],
         reference: Reference | None,
-        gradients: bool,
+        norms: tuple[Sequence[float], Sequence[float]] | None,
     ) -> Figures:
         """Return the AUC of each attack between forget set and holdout, and PrivLeak.
 
@@ -220,18 +234,14 @@ class Measures:
             forget: examples and their scores, with z-scores.
             holdout: likewise.
             reference: the retrained model's evaluation, for PrivLeak and the attack that compares losses.
-            gradients: whether to run the attack by gradient norm, which needs backward passes.
+            norms: of the gradients of both, for the attack by gradient norm; without it, that is left out.
         """
         found: dict[str, tuple[list[float], list[float]]] = {}
         for name, attack in ATTACKS.items():
             sides = [[attack(s, e.answer) for e, s in zip(*part, strict=True)] for part in (forget, holdout)]
             found[name] = (sides[0], sides[1])
-        if gradients:
-            sides = [
-                [-norm for norm in self.evaluator.gradient_norms(f"{name} gradients", part[0])]
-                for name, part in (("forget", forget), ("holdout", holdout))
-            ]
-            found["gradient_norm"] = (sides[0], sides[1])
+        if norms is not None:
+            found["gradient_norm"] = ([-norm for norm in norms[0]], [-norm for norm in norms[1]])
         losses = None if reference is None else reference.losses(len(forget[0]), len(holdout[0]))
         if losses is not None:
             pairs = zip((forget[1], holdout[1]), losses, strict=True)

@@ -25,6 +25,7 @@ from ngdiff.evaluation.suites.measures import (
     PERTURBED,
     Figures,
     Measures,
+    attack_norms,
     column_faults,
     has_column,
     measure_reference,
@@ -88,6 +89,7 @@ def run_own(
     """Measure what the data allows."""
     settings = data.settings or {}
     measures = Measures(evaluator, bootstrap)
+    norms = attack_norms(evaluator, data)
     scores: dict[str, list[AnswerScore]] = {}
     figures: Figures = {}
     for name, examples in data.sets.items():
@@ -109,8 +111,7 @@ def run_own(
     figures |= _forget_quality(measures, figures, reference)
     if "holdout" in data.sets:
         forget, holdout = ((data.sets[name], scores[name]) for name in ("forget", "holdout"))
-        gradients = bool(settings.get("gradient_norms", True))
-        figures |= measures.membership(forget, holdout, reference, gradients)
+        figures |= measures.membership(forget, holdout, reference, norms)
     return figures
 
 

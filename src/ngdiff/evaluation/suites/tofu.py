@@ -37,6 +37,7 @@ from ngdiff.evaluation.suites.measures import (
     Figures,
     Measures,
     SetScores,
+    attack_norms,
     column_faults,
     has_column,
     measure_reference,
@@ -121,6 +122,7 @@ def run_tofu(
     """Measure everything; see :data:`ngdiff.evaluation.metrics.METRICS`."""
     settings = data.settings or {}
     measures = Measures(evaluator, bootstrap)
+    norms = attack_norms(evaluator, data)
     figures: Figures = {}
     scores: dict[str, list[AnswerScore]] = {}
     for name, examples in data.sets.items():
@@ -140,8 +142,7 @@ def run_tofu(
     if "holdout" in data.sets:
         figures |= measures.answers("holdout", scores["holdout"])
         forget, holdout = ((data.sets[name], scores[name]) for name in ("forget", "holdout"))
-        gradients = bool(settings.get("gradient_norms", True))
-        figures |= measures.membership(forget, holdout, reference, gradients)
+        figures |= measures.membership(forget, holdout, reference, norms)
     return figures
 
 
