@@ -184,7 +184,7 @@ def test_what_teacher_forcing_foretells_is_not_generated(knowing: Any, counted: 
     assert [text == e.answer for text, e in zip(plain, EXAMPLES, strict=True)] == known
     counted.clear()
     assert evaluator.generate("set generation", EXAMPLES, scores=scores) == plain
-    assert counted == [known.count(False)]
+    assert 0 < sum(counted) < known.count(False)  # some answers part from the true one at their very end
     for change in ({"max_new_tokens": 2}, {"stop_strings": ("cat",)}):
         expected = evaluator.generate("set generation", EXAMPLES, **change)
         counted.clear()

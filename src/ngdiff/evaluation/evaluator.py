@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
@@ -40,7 +40,10 @@ CODE_VERSIONS = {"score": 3, "generate": 1, "gradient_norm": 2}
 BATCHES_A_CHUNK = 16
 """What is measured between two writes to the cache."""
 
-PROMPTS_A_SEQUENCE = 4
+TOGETHER = "all generation"
+"""The pass in which several sets' prompts are answered."""
+
+PROMPTS_A_SEQUENCE = 8
 """A decoding step reads all weights for one token a row, and needs little memory: more rows at once."""
 
 
@@ -189,6 +192,27 @@ class Evaluator:
         units = _longest_first([[row] for row in open_rows], [len(prompt) for prompt in prompts])
         found = self._all(name, keys, units, measure, known, PROMPTS_A_SEQUENCE)
         return [str(text) for text in found]
+
+    def generate_sets(
+        self, sets: Mapping[str, tuple[Sequence[Example], Sequence[AnswerScore]]]
+    ) -> dict[str, list[str]]:
+        """Answer the prompts of several sets in one go, so that the last long answers do not run alone.
+
+        Args:
+            sets: name to examples and what ``score`` gave for them.
+
+        Returns:
+            The answers of each set; ``seconds`` has its share by the number of its rows.
+        """
+        examples = [example for rows, _ in sets.values() for example in rows]
+        scores = [score for _, found in sets.values() for score in found]
+        answers = iter(self.generate(TOGETHER, examples, scores=scores) if examples else [])
+        seconds, cached = self.seconds.pop(TOGETHER, 0.0), self.cached.pop(TOGETHER, 0)
+        for name, (rows, _) in sets.items():
+            part = len(rows) / len(examples) if examples else 0.0
+            self.seconds[f"{name} generation"] = seconds * part
+            self.cached[f"{name} generation"] = round(cached * part)
+        return {name: [next(answers) for _ in rows] for name, (rows, _) in sets.items()}
 
     def _foretold(self, count: int, scores: Sequence[AnswerScore] | None) -> list[tuple[int, ...]]:
         """Return the first tokens of the answers, as far as teacher forcing has shown them."""

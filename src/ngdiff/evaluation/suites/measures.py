@@ -132,6 +132,39 @@ def score_set(
     return answers, SetScores([found[right] for found in own], [found[right + 1 :] for found in own])
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A set whose answers were scored, and may be generated.
+
+    Args:
+        examples: the rows.
+        scores: of the true answers.
+        options: scores of the options, where there are perturbed answers.
+    """
+
+    examples: Sequence[Example]
+    scores: Sequence[AnswerScore]
+    options: SetScores | None = None
+
+
+def asked_otherwise(evaluator: Evaluator, name: str, examples: Sequence[Example]) -> tuple[str, Answered]:
+    """Ask the paraphrased questions; return the name under which their figures go, and the scores."""
+    asked = [with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in examples]
+    label = f"{name}_paraphrased"
+    return label, Answered(asked, evaluator.score(f"{label} answers", asked))
+
+
+def generated(evaluator: Evaluator, sets: Mapping[str, Answered]) -> dict[str, list[str]]:
+    """Generate the answers of all sets whose rows have prompts, where their scores leave them open."""
+    return evaluator.generate_sets(
+        {
+            name: (part.examples, part.scores)
+            for name, part in sets.items()
+            if all(example.messages for example in part.examples)
+        }
+    )
+
+
 def attack_norms(evaluator: Evaluator, data: SuiteData) -> tuple[list[float], list[float]] | None:
     """Return the gradient norms of forget set and holdout, where there is a holdout and they are asked for.
 
@@ -180,9 +213,8 @@ class Measures:
             ),
         }
 
-    def rouges(self, name: str, examples: Sequence[Example], scores: Sequence[AnswerScore]) -> Figures:
-        """Generate answers, where their scores leave them open, and compare them with the true ones."""
-        answers = self.evaluator.generate(f"{name} generation", examples, scores=scores)
+    def rouges(self, name: str, examples: Sequence[Example], answers: Sequence[str]) -> Figures:
+        """Compare generated answers with the true ones."""
         found = [rouge(example.answer, answer) for example, answer in zip(examples, answers, strict=True)]
         return {
             f"{name}.rouge": self.mean("rougeL_recall", [r.rougeL_recall for r in found], name),
@@ -211,13 +243,6 @@ class Measures:
             f"{name}.probability": self.mean("option_probability", values, name),
             f"{name}.raw_probability": self.mean("probability", raw, name),
         }
-
-    def paraphrased_questions(self, name: str, examples: Sequence[Example]) -> Figures:
-        """Ask the paraphrased questions: probability and ROUGE of the same answers."""
-        asked = [with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in examples]
-        label = f"{name}_paraphrased"
-        scores = self.evaluator.score(f"{label} answers", asked)
-        return self.answers(label, scores) | self.rouges(label, asked, scores)
 
     # ---- two sets, or two models ----
 
