@@ -7,9 +7,9 @@ metrics, tokens that several answers share run once, rows sorted by length, only
 the output head, rows leave a batch when they end and others take their place), then metric by metric in file
 order at batch 8 (:mod:`benchmarks.metric_by_metric`). Prints seconds a pass and a metric, by the clock and of
 processor time (which other programs disturb less), their ratios, the largest difference between the figures,
-and the peak memory of each way in a process of its own. With ``--count`` each way runs under torch's counter
-of operations instead, which says how many the matrix products of each take. TOFU's files come from
-NGDIFF_TOFU_DIR or the hub. The holdout is a stand-in: rows of the largest retain set, which cost the same.
+and the peak memory of each way in a process of its own. :mod:`benchmarks.evaluation_work` counts the
+operations of both. TOFU's files come from NGDIFF_TOFU_DIR or the hub. The holdout is a stand-in: rows of the
+largest retain set, which cost the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import time
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.metric_by_metric import MetricByMetric
 from benchmarks.metric_by_metric import run as run_metric_by_metric
@@ -123,14 +122,6 @@ def timed(work: Any) -> tuple[Any, float, float]:
     return found, time.perf_counter() - started, time.process_time() - busy
 
 
-def counted(work: Any) -> dict[str, float]:
-    """Return 10^12 operations of the matrix products, by kind; attention is not among them."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    kinds = counter.get_flop_counts()["Global"]
-    return {str(kind): flops / 1e12 for kind, flops in kinds.items()}
-
-
 def peak_of(way: str, args: argparse.Namespace) -> float:
     """Peak resident memory of one way, in a process of its own, in GiB."""
     command = [sys.executable, "-m", "benchmarks.evaluation", "--only", way, "--model", args.model]
@@ -164,7 +155,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument("--no-gradients", action="store_true", help="leave out the attack by gradient norm")
     parser.add_argument("--no-peak", action="store_true", help="leave out the memory")
-    parser.add_argument("--count", action="store_true", help="count operations instead of seconds")
     parser.add_argument("--only", choices=("fast", "slow"), help="run one way and print its peak memory")
     return parser.parse_args()
 
@@ -174,10 +164,6 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     bench = Bench(args)
-    if args.count:
-        found = {way: counted(getattr(bench, way)) for way in ("fast", "slow")}
-        print(json.dumps({"tera_operations": found}, indent=1))
-        return
     if args.only:
         (_, seconds), total, _ = timed(getattr(bench, args.only))
         print(json.dumps({"seconds": total, "parts": seconds, "peak_gib": peak_memory_gib()["process"]}))

@@ -93,7 +93,7 @@ COMMON = list(range(10))
     [
         ([[*COMMON, 11, 12], [*COMMON, 13]], COMMON),
         ([[*COMMON, 11], COMMON], COMMON[:9]),  # each keeps a token of its own to run
-        ([COMMON[:6] + [20, 21, 22], COMMON], []),  # too few to be worth it
+        ([[*COMMON[:6], 20, 21, 22], COMMON], []),  # too few to be worth it
         ([COMMON], []),
         ([COMMON, []], []),
     ],

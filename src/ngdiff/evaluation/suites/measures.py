@@ -22,6 +22,9 @@ from ngdiff.evaluation.two_samples import auc_interval, auc_resamples, percentil
 
 PERTURBED, PARAPHRASED, ASKED_OTHERWISE = "perturbed_answer", "paraphrased_answer", "paraphrased_question"
 
+_DECIMALS = 5
+"""Of a difference of two models' losses: what is below differs by the order of float32's sums."""
+
 Figures = dict[str, Figure]
 
 
@@ -270,7 +273,7 @@ class Measures:
         losses = None if reference is None else reference.losses(len(forget[0]), len(holdout[0]))
         if losses is not None:
             pairs = zip((forget[1], holdout[1]), losses, strict=True)
-            sides = [[loss - s.mean_nll for s, loss in zip(*pair, strict=True)] for pair in pairs]
+            sides = [[round(loss - s.mean_nll, _DECIMALS) for s, loss in zip(*p, strict=True)] for p in pairs]
             found["reference"] = (sides[0], sides[1])
         figures = {f"forget.membership.{name}": self.auc(*sides) for name, sides in found.items()}
         return figures | {"privleak": self.privleak(*found["min_k"], reference)}
