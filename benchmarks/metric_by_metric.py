@@ -2,7 +2,11 @@
 
 The slow path of :mod:`benchmarks.evaluation`. Every metric pads each eight rows of the file to
 the longest of them, sends all positions through the output head, and shares nothing with the other metrics,
-except that truth ratios reuse the losses of paraphrased and perturbed answers.
+except that truth ratios reuse the losses of paraphrased and perturbed answers. These are the passes that
+OpenUnlearning makes for the same figures (its ``src/evals`` as of 2025): one for probability, extraction
+strength, exact memorisation, loss, zlib and min-k each, two for min-k++ (one for the tokens' likelihoods, one
+for those of the whole vocabulary), one backward pass an item, and ``generate`` on left-padded batches. One
+thing is left out: it gives the model the labels, too, so that each pass works out a loss that nobody reads.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,8 +56,11 @@ class MetricByMetric:
 
     def token_scores(self, examples: Sequence[Example], read: Callable[[Any, Any], float]) -> Values:
         """Run a pass of its own and read one figure from each answer's log-probabilities and labels."""
+        return [read(log_probs, labels) for log_probs, labels in self.token_passes(examples)]
+
+    def token_passes(self, examples: Sequence[Example]) -> Iterator[tuple[Any, Any]]:
+        """Yield each answer's log-probabilities over the vocabulary, and its labels."""
         encoded = encode_all(examples, self.tokenizer, self.max_length, "benchmark")
-        values: Values = []
         for start in range(0, len(encoded), self.batch_size):
             batch = collate(encoded[start : start + self.batch_size], self.tokenizer.pad_token_id)
             with torch.no_grad():
@@ -61,8 +68,7 @@ class MetricByMetric:
             log_probs = output.logits[:, :-1].float().log_softmax(-1)
             for row, labels in enumerate(batch["labels"][:, 1:]):
                 kept = labels >= 0
-                values.append(read(log_probs[row][kept], labels[kept]))
-        return values
+                yield log_probs[row][kept], labels[kept]
 
     def losses(self, examples: Sequence[Example]) -> Values:
         return self.token_scores(examples, lambda lp, y: -float(chosen(lp, y).mean()))
@@ -79,7 +85,10 @@ class MetricByMetric:
         return self.token_scores(examples, lambda lp, y: lowest(chosen(lp, y)))
 
     def min_k_plus_plus(self, examples: Sequence[Example]) -> Values:
-        return self.token_scores(examples, lambda lp, y: lowest(standardised(lp, y)))
+        """One pass for the whole vocabulary's likelihoods, another for the tokens'."""
+        moments = [spread_of(lp) for lp, _ in self.token_passes(examples)]
+        tokens = [chosen(lp, y) for lp, y in self.token_passes(examples)]
+        return [lowest((mine - mean) / sigma) for mine, (mean, sigma) in zip(tokens, moments, strict=True)]
 
     def zlib(self, examples: Sequence[Example]) -> Values:
         losses = self.losses(examples)
@@ -132,12 +141,12 @@ def chosen(log_probs: Any, labels: Any) -> Any:
     return log_probs.gather(-1, labels[:, None]).squeeze(-1)
 
 
-def standardised(log_probs: Any, labels: Any) -> Any:
-    """Log-probability of each label, by mean and deviation of log p under p."""
+def spread_of(log_probs: Any) -> tuple[Any, Any]:
+    """Mean and deviation of log p under p, at each token."""
     probs = log_probs.exp()
     mean = (probs * log_probs).sum(-1)
     variance = (probs * log_probs.square()).sum(-1) - mean.square()
-    return (chosen(log_probs, labels) - mean) / variance.clamp(min=1e-12).sqrt()
+    return mean, variance.clamp(min=1e-12).sqrt()
 
 
 def lowest(values: Any, share: float = 0.4) -> float:

@@ -31,7 +31,7 @@ EXAMPLES = [asked(number) for number in range(7)]
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each measurement was asked for."""
     calls: list[int] = []
-    for name in ("score_answers", "generate_answers", "gradient_norms"):
+    for name in ("score_answers", "generate_answers", "norms_and_scores"):
         honest: Callable[..., Any] = getattr(module, name)
 
         def wrapped(*args: Any, honest: Callable[..., Any] = honest, **kwargs: Any) -> Any:
@@ -184,12 +184,13 @@ def test_what_teacher_forcing_foretells_is_not_generated(knowing: Any, counted: 
     assert [text == e.answer for text, e in zip(plain, EXAMPLES, strict=True)] == known
     counted.clear()
     assert evaluator.generate("set generation", EXAMPLES, scores=scores) == plain
-    assert counted == [known.count(False)]
-    # not where an answer may be cut short, may end elsewhere, or is not the likeliest
+    assert 0 < sum(counted) < known.count(False)  # some answers part from the true one at their very end
     for change in ({"max_new_tokens": 2}, {"stop_strings": ("cat",)}):
+        expected = evaluator.generate("set generation", EXAMPLES, **change)
         counted.clear()
-        evaluator.generate("set generation", EXAMPLES, scores=scores, **change)
-        assert counted == [len(EXAMPLES)]
+        assert evaluator.generate("set generation", EXAMPLES, scores=scores, **change) == expected
+        assert expected != plain and sum(counted) <= known.count(False)
+    # not where something else than the likelihoods decides
     knowing.generation_config.min_new_tokens = 1
     try:
         counted.clear()

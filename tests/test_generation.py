@@ -108,6 +108,7 @@ def test_several_end_tokens_and_rows_that_leave(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(type(model), "forward", counted)
     found = generate_answers(model, tokenizer, QUESTIONS, max_new_tokens=MOST, batch_size=8)
+    assert sizes.pop(0) == 1  # what all prompts begin with
     assert sizes[0] == len(QUESTIONS) and sizes[-1] < len(QUESTIONS)
     assert sizes == sorted(sizes, reverse=True)
     monkeypatch.undo()

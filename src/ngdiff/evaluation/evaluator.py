@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,21 +20,30 @@ from ngdiff.environment import weights_hash
 from ngdiff.errors import EvaluationError
 from ngdiff.evaluation.cache import Cache, cache_key
 from ngdiff.evaluation.distributed import gathered, is_main, my_share
-from ngdiff.evaluation.generation import answer_text, end_tokens, generate_answers, is_plain_greedy
-from ngdiff.evaluation.gradient_norm import gradient_norms
-from ngdiff.evaluation.prefix_trees import group_by_prompt
+from ngdiff.evaluation.generation import (
+    answer_text,
+    end_tokens,
+    generate_answers,
+    is_plain_greedy,
+    until,
+)
+from ngdiff.evaluation.gradient_norm import norms_and_scores
+from ngdiff.evaluation.prefix_trees import Agreement, group_by_prompt
 from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
 from ngdiff.progress import Meter
 
 T = TypeVar("T")
 
-CODE_VERSIONS = {"score": 2, "generate": 1, "gradient_norm": 1}
+CODE_VERSIONS = {"score": 3, "generate": 1, "gradient_norm": 2}
 """Counted up when a measurement's code changes what it gives; part of every cache key."""
 
 BATCHES_A_CHUNK = 16
 """What is measured between two writes to the cache."""
 
-PROMPTS_A_SEQUENCE = 4
+TOGETHER = "all generation"
+"""The pass in which several sets' prompts are answered."""
+
+PROMPTS_A_SEQUENCE = 8
 """A decoding step reads all weights for one token a row, and needs little memory: more rows at once."""
 
 
@@ -74,6 +83,8 @@ class Evaluator:
         self.seconds: dict[str, float] = {}
         self.cached: dict[str, int] = {}
         self._pad_id = int(tokenizer.pad_token_id or 0)
+        self._agreement = Agreement()
+        self._shown: dict[tuple[tuple[int, ...], tuple[int, ...]], AnswerScore] = {}
         self._identity = ""
         if cache is not None:
             self._identity = identity(model, tokenizer, model_hash or weights_hash(model), precision)
@@ -88,6 +99,8 @@ class Evaluator:
         end_token: bool = True,
     ) -> list[AnswerScore]:
         """Score each example's answer under teacher forcing.
+
+        What the forward passes of ``gradient_norms`` have shown already is not run again.
 
         Args:
             name: of the pass, ``SET KIND``, for progress and ``seconds``.
@@ -110,15 +123,22 @@ class Evaluator:
                 batch_size=self.batch_size,
                 autocast=self.autocast,
                 z_scores=[wanted[row] for row in rows],
+                agreement=self._agreement,
             )
             for row, score in zip(rows, found, strict=True):
                 _check_finite(name, examples[row], score)
             return [asdict(score) for score in found]
 
+        known = {}
+        for row, (e, z) in enumerate(zip(encoded, wanted, strict=True)):
+            shown = self._shown.get((e.input_ids, e.labels))
+            if shown is not None:
+                known[row] = asdict(shown if z else replace(shown, z_scores=())), False
         groups, alone = group_by_prompt(encoded)  # answers to one prompt stay together: they share its pass
         units = [*(list(group.rows) for group in groups), *([row] for row in alone)]
-        found = self._all(name, keys, _longest_first(units, [len(e.input_ids) for e in encoded]), measure)
-        return [_score_from(value) for value in found]
+        units = [[row for row in unit if row not in known] for unit in units]
+        order = _longest_first([unit for unit in units if unit], [len(e.input_ids) for e in encoded])
+        return [_score_from(value) for value in self._all(name, keys, order, measure, known)]
 
     def generate(
         self,
@@ -130,8 +150,8 @@ class Evaluator:
     ) -> list[str]:
         """Answer each example's prompt by greedy decoding.
 
-        An answer all of whose tokens, the end token included, are the most probable ones under teacher
-        forcing is what greedy decoding writes; where ``scores`` show one, nothing is generated.
+        Teacher forcing shows the first tokens that greedy decoding writes, up to where the answer parts from
+        them; where ``scores`` are given, only what comes behind is generated.
 
         Args:
             name: as in ``score``.
@@ -145,6 +165,8 @@ class Evaluator:
         own = _generation_settings(self.model)
         keys = [self._key("generate", most, list(stop_strings), own, prompt) for prompt in prompts]
 
+        starts = self._foretold(len(examples), scores)
+
         def measure(rows: Sequence[int]) -> list[Any]:
             with self.autocast():
                 return list(
@@ -156,29 +178,47 @@ class Evaluator:
                         batch_size=PROMPTS_A_SEQUENCE * self.batch_size,
                         max_length=self.max_length,
                         stop_strings=stop_strings,
+                        starts=[starts[row] for row in rows],
                     )
                 )
 
-        known = {} if stop_strings or scores is None else self._foretold(examples, scores, most)
-        open_rows = [row for row in range(len(prompts)) if row not in known]
-        units = _longest_first([[row] for row in open_rows], [len(prompt) for prompt in prompts])
-        found = self._all(name, keys, units, measure, {row: (text, False) for row, text in known.items()})
-        return [str(text) for text in found]
-
-    def _foretold(
-        self, examples: Sequence[Example], scores: Sequence[AnswerScore], most: int
-    ) -> dict[int, str]:
-        """Return, by row, the answers that teacher forcing has shown to be what greedy decoding writes."""
-        if not is_plain_greedy(self.model):
-            return {}
         ends = end_tokens(self.model, self.tokenizer)
         known = {}
-        for row, encoded in enumerate(encode_all(examples, self.tokenizer, self.max_length, "answers")):
-            said = [label for label in encoded.labels if label >= 0]
-            whole = not encoded.truncated and said[-1] in ends and not ends & set(said[:-1])
-            if scores[row].extraction_strength == 1 and whole and len(said) <= most:
-                known[row] = answer_text(self.tokenizer, said[:-1])
-        return known
+        for row, start in enumerate(starts):
+            said = until(start, ends)[:most]
+            if len(said) == most or len(said) < len(start):
+                known[row] = answer_text(self.tokenizer, said, stop_strings), False
+        open_rows = [row for row in range(len(prompts)) if row not in known]
+        units = _longest_first([[row] for row in open_rows], [len(prompt) for prompt in prompts])
+        found = self._all(name, keys, units, measure, known, PROMPTS_A_SEQUENCE)
+        return [str(text) for text in found]
+
+    def generate_sets(
+        self, sets: Mapping[str, tuple[Sequence[Example], Sequence[AnswerScore]]]
+    ) -> dict[str, list[str]]:
+        """Answer the prompts of several sets in one go, so that the last long answers do not run alone.
+
+        Args:
+            sets: name to examples and what ``score`` gave for them.
+
+        Returns:
+            The answers of each set; ``seconds`` has its share by the number of its rows.
+        """
+        examples = [example for rows, _ in sets.values() for example in rows]
+        scores = [score for _, found in sets.values() for score in found]
+        answers = iter(self.generate(TOGETHER, examples, scores=scores) if examples else [])
+        seconds, cached = self.seconds.pop(TOGETHER, 0.0), self.cached.pop(TOGETHER, 0)
+        for name, (rows, _) in sets.items():
+            part = len(rows) / len(examples) if examples else 0.0
+            self.seconds[f"{name} generation"] = seconds * part
+            self.cached[f"{name} generation"] = round(cached * part)
+        return {name: [next(answers) for _ in rows] for name, (rows, _) in sets.items()}
+
+    def _foretold(self, count: int, scores: Sequence[AnswerScore] | None) -> list[tuple[int, ...]]:
+        """Return the first tokens of the answers, as far as teacher forcing has shown them."""
+        if scores is None or not is_plain_greedy(self.model):
+            return [()] * count
+        return [score.greedy for score in scores]
 
     def gradient_norms(self, name: str, examples: Sequence[Example]) -> list[float]:
         """Return the norm of the gradient of each answer's mean NLL, over all parameters.
@@ -191,19 +231,24 @@ class Evaluator:
 
         def measure(rows: Sequence[int]) -> list[Any]:
             with self.autocast():
-                found = gradient_norms(
+                found = norms_and_scores(
                     self.model,
                     [encoded[row] for row in rows],
                     pad_id=self._pad_id,
                     batch_size=max(1, self.batch_size // 2),  # a backward pass keeps every activation
                 )
-            for row, norm in zip(rows, found, strict=True):
+            for row, (norm, score) in zip(rows, found, strict=True):
+                _check_finite(name, examples[row], score)
                 if not math.isfinite(norm):
                     raise EvaluationError(f"the gradient of {examples[row].place} ({name}) is not finite")
-            return found
+            return [[norm, asdict(score)] for norm, score in found]
 
         units = _longest_first([[row] for row in range(len(encoded))], [len(e.input_ids) for e in encoded])
-        return [float(norm) for norm in self._all(name, keys, units, measure)]
+        norms = []
+        for e, (norm, score) in zip(encoded, self._all(name, keys, units, measure), strict=True):
+            self._shown[e.input_ids, e.labels] = _score_from(score)
+            norms.append(float(norm))
+        return norms
 
     # ---- cache, processes, progress ----
 
@@ -219,8 +264,10 @@ class Evaluator:
         units: Sequence[Sequence[int]],
         measure: Callable[[Sequence[int]], list[Any]],
         known: dict[int, tuple[Any, bool]] | None = None,
+        rows_a_sequence: int = 1,
     ) -> list[Any]:
         """Return one JSON value a row: known, in the cache, or measured, unit after unit."""
+        chunk = BATCHES_A_CHUNK * self.batch_size * rows_a_sequence
         my_units = [units[place] for place in my_share(range(len(units)))]
         mine = [row for unit in my_units for row in unit]
 
@@ -230,7 +277,7 @@ class Evaluator:
             missing = [[row for row in unit if row not in found] for unit in my_units]
             with self._meter(name, len(mine)) as advance:
                 advance(len(found))
-                for rows in _chunks(missing, BATCHES_A_CHUNK * self.batch_size):
+                for rows in _chunks(missing, chunk):
                     values = measure(rows)
                     if self.cache is not None:
                         self.cache.put({keys[row]: v for row, v in zip(rows, values, strict=True)})
@@ -277,7 +324,7 @@ def _check_finite(name: str, example: Example, score: AnswerScore) -> None:
 
 
 def _score_from(value: dict[str, Any]) -> AnswerScore:
-    tuples = {key: tuple(value[key]) for key in ("log_probs", "z_scores")}
+    tuples = {key: tuple(value[key]) for key in ("log_probs", "z_scores", "greedy")}
     return AnswerScore(**(value | tuples))
 
 

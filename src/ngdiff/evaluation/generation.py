@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
 
 from ngdiff.data.encoding import encode_prompt
 from ngdiff.data.examples import Example
+from ngdiff.evaluation.kv_cache import (
+    Prefix,
+    cache_name,
+    cached_tokens,
+    joined,
+    keeps_everything,
+    shared_prefix,
+)
 from ngdiff.evaluation.teacher_forced import Advance
 
 _LOOK_EVERY = 4
 """Steps between looks for rows that have met a stop string."""
+
+_REFILL = 4
+"""Others take the place of rows that have ended when that many times their number would fill the batch."""
 
 _SETTINGS_OF_OTHERS = (
     "no_repeat_ngram_size",
@@ -65,11 +75,13 @@ def generate_answers(
     max_length: int = 512,
     advance: Advance | None = None,
     stop_strings: Sequence[str] = (),
+    starts: Sequence[Sequence[int]] | None = None,
 ) -> list[str]:
     """Answer every example's prompt by greedy decoding.
 
-    Rows that have ended leave the batch, so that nothing is computed for them any more. Models whose cache
-    does not allow for it are left to ``model.generate``.
+    What all prompts begin with is run once. Rows that have ended leave the batch, and others take their
+    place, so that each pass over the weights serves many. Models whose cache does not allow for it are left
+    to ``model.generate``.
 
     Args:
         model: a causal language model; it is left in the mode it was in.
@@ -80,24 +92,18 @@ def generate_answers(
         max_length: longest prompt, in tokens.
         advance: called with the number of examples done, for a progress bar.
         stop_strings: texts before which an answer ends.
+        starts: the first tokens of each answer, where they are known already, without an end token.
     """
     prompts = [encode_prompt(example, tokenizer, max_length) for example in examples]
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    answers = [""] * len(prompts)
+    said = [list(start)[:max_new_tokens] for start in starts or [()] * len(prompts)]
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            decode = _Greedy(model, tokenizer, max_new_tokens, stop_strings)
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                for row, tokens in zip(rows, decode([prompts[row] for row in rows]), strict=True):
-                    answers[row] = answer_text(tokenizer, tokens, stop_strings)
-                if advance is not None:
-                    advance(len(rows))
+            _Greedy(model, tokenizer, max_new_tokens, stop_strings, batch_size, advance).fill(prompts, said)
     finally:
         model.train(was_training)
-    return answers
+    return [answer_text(tokenizer, tokens, stop_strings) for tokens in said]
 
 
 def answer_text(tokenizer: Any, tokens: Sequence[int], stop_strings: Sequence[str] = ()) -> str:
@@ -111,95 +117,153 @@ def cut(text: str, stop_strings: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-class _Greedy:
-    """Greedy decoding of batches of prompts."""
+@dataclass
+class _Rows:
+    """Answers under way.
 
-    def __init__(self, model: Any, tokenizer: Any, most: int, stop_strings: Sequence[str]) -> None:
+    Args:
+        places: of the prompts.
+        cache: keys and values of all but each row's last token.
+        mask: of the cache's columns and the last token's, int64 of shape (rows, columns).
+        last: token of each row that is still to run, of shape (rows, 1).
+    """
+
+    places: list[int]
+    cache: Any
+    mask: Tensor
+    last: Tensor
+
+    def keep(self, kept: Tensor) -> None:
+        if len(kept) == len(self.places):
+            return
+        self.places = [self.places[row] for row in kept.tolist()]
+        if self.places:
+            self.cache.batch_select_indices(kept)
+        self.mask, self.last = self.mask[kept], self.last[kept]
+
+    def take_in(self, others: _Rows) -> None:
+        self.places += others.places
+        self.cache = joined(self.cache, others.cache)
+        longest = max(self.mask.shape[1], others.mask.shape[1])
+        masks = [nn.functional.pad(mask, (longest - mask.shape[1], 0)) for mask in (self.mask, others.mask)]
+        self.mask, self.last = torch.cat(masks), torch.cat([self.last, others.last])
+
+
+class _Greedy:
+    """Greedy decoding of prompts."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        most: int,
+        stop_strings: Sequence[str],
+        batch_size: int,
+        advance: Advance | None,
+    ) -> None:
         self.model, self.tokenizer, self.most, self.stops = model, tokenizer, most, stop_strings
+        self.batch_size, self.advance = batch_size, advance or (lambda count: None)
         self.ends = torch.tensor(sorted(end_tokens(model, tokenizer)))
         self.device = next(model.parameters()).device
-        self.own_loop = _can_loop(model)
-        self.cache_name = _cache_name(model)
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.cache_name = cache_name(model)
 
-    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return each prompt's new tokens, without the token that ended them."""
-        pad_id = int(self.tokenizer.pad_token_id or 0)
-        ids, mask = (part.to(self.device) for part in left_padded(prompts, pad_id))
-        if self.own_loop:
+    def fill(self, prompts: Sequence[Sequence[int]], said: list[list[int]]) -> None:
+        """Append each prompt's new tokens, without the token that ended them."""
+        texts = [[*prompt, *start] for prompt, start in zip(prompts, said, strict=True)]
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        waiting = [place for place in order if len(said[place]) < self.most]
+        self.advance(len(order) - len(waiting))
+        if _can_loop(self.model):
+            known = [list(start) for start in said]
             try:
-                return self._loop(ids, mask)
+                self._loop(texts, waiting, said)
+                return
             except (TypeError, AttributeError, NotImplementedError):  # a cache or forward of another kind
-                self.own_loop = False
-        return self._by_the_model(ids, mask, pad_id)
+                said[:] = known
+        for start in range(0, len(waiting), self.batch_size):
+            self._by_the_model(texts, waiting[start : start + self.batch_size], said)
 
-    def _by_the_model(self, ids: Tensor, mask: Tensor, pad_id: int) -> list[list[int]]:
+    def _by_the_model(self, texts: Sequence[Sequence[int]], places: list[int], said: list[list[int]]) -> None:
+        ids, mask = (part.to(self.device) for part in left_padded([texts[p] for p in places], self.pad_id))
         output = self.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=self.most,
+            max_new_tokens=max(self.most - len(said[place]) for place in places),
             do_sample=False,
-            pad_token_id=pad_id,
+            pad_token_id=self.pad_id,
             eos_token_id=self.ends.tolist() or None,
         )
         ends = set(self.ends.tolist())
-        return [_until(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+        for place, row in zip(places, output[:, ids.shape[1] :].tolist(), strict=True):
+            said[place] = (said[place] + until(row, ends))[: self.most]
+        self.advance(len(places))
 
-    def _loop(self, ids: Tensor, mask: Tensor) -> list[list[int]]:
-        said: list[list[int]] = [[] for _ in range(len(ids))]
-        alive = list(range(len(ids)))
-        cache: Any = DynamicCache(config=getattr(self.model, "config", None))
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        for step in range(self.most):
-            output = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=True,
-                logits_to_keep=1,
-                **{self.cache_name: cache},
-            )
-            if step == 0 and _cached_tokens(cache) != ids.shape[1]:
-                raise NotImplementedError("the model keeps its state elsewhere")
-            chosen = output.logits[:, -1].argmax(dim=-1)
-            going = ~torch.isin(chosen, self.ends.to(chosen.device))
-            for place, token in enumerate(chosen.tolist()):
-                if going[place]:
-                    said[alive[place]].append(token)
-            if self.stops and step % _LOOK_EVERY == 0:
-                met = [self._has_stopped(said[row]) for row in alive]
-                going &= ~torch.tensor(met, device=going.device)
-            kept = going.nonzero().squeeze(1)
-            if len(kept) == 0:
-                break
-            if len(kept) < len(alive):
-                alive = [alive[place] for place in kept.tolist()]
-                cache.batch_select_indices(kept)
-                chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
-            ids, positions = chosen[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return said
+    def _loop(self, texts: Sequence[Sequence[int]], waiting: list[int], said: list[list[int]]) -> None:
+        prefix = self._prefix([texts[place] for place in waiting])
+        rows: _Rows | None = None
+        step = 0
+        while waiting or rows is not None:
+            room = self.batch_size - (0 if rows is None else len(rows.places))
+            fits = rows is None or (keeps_everything(rows.cache) and _REFILL * room >= self.batch_size)
+            if waiting and fits:
+                new = self._begin(texts, waiting[:room], prefix, said)
+                waiting = waiting[room:]
+                if rows is not None and new.places:
+                    rows.take_in(new)
+                elif new.places:
+                    rows = new
+            if rows is not None:
+                self._step(rows, said, look=step % _LOOK_EVERY == 0)
+                rows = rows if rows.places else None
+                step += 1
+
+    def _prefix(self, texts: Sequence[Sequence[int]]) -> Prefix:
+        try:
+            return Prefix(self.model, shared_prefix(texts))
+        except NotImplementedError:
+            return Prefix(self.model, ())
+
+    def _begin(
+        self, texts: Sequence[Sequence[int]], places: list[int], prefix: Prefix, said: list[list[int]]
+    ) -> _Rows:
+        """Run prompts, from behind the prefix, and append the first token of each answer."""
+        ids, mask = (part.to(self.device) for part in left_padded([texts[p] for p in places], self.pad_id))
+        cache = prefix.cache((mask == 0).sum(dim=1))
+        rows = _Rows(list(places), cache, mask, ids[:, len(prefix) :])
+        self._step(rows, said, look=True, columns=ids.shape[1])
+        return rows
+
+    def _step(self, rows: _Rows, said: list[list[int]], look: bool, columns: int | None = None) -> None:
+        """Run what is still to run, append the next token of each row, drop the rows that have ended."""
+        positions = (rows.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -rows.last.shape[1] :]
+        settings = {"use_cache": True, "logits_to_keep": 1, self.cache_name: rows.cache}
+        output = self.model(input_ids=rows.last, attention_mask=rows.mask, position_ids=positions, **settings)
+        if columns is not None and cached_tokens(rows.cache) != columns:
+            raise NotImplementedError("the model keeps its state elsewhere")
+        chosen = output.logits[:, -1].argmax(dim=-1)
+        ended = torch.isin(chosen, self.ends.to(chosen.device)).tolist()
+        kept = []
+        for row, (place, token) in enumerate(zip(rows.places, chosen.tolist(), strict=True)):
+            if ended[row]:
+                continue
+            said[place].append(token)
+            stopped = self.stops and look and self._has_stopped(said[place])
+            if not stopped and len(said[place]) < self.most:
+                kept.append(row)
+        self.advance(len(rows.places) - len(kept))
+        rows.mask = torch.cat([rows.mask, rows.mask.new_ones(len(rows.mask), 1)], dim=1)
+        rows.last = chosen[:, None]
+        rows.keep(torch.tensor(kept, dtype=torch.long, device=self.device))
 
     def _has_stopped(self, tokens: list[int]) -> bool:
         text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
         return any(stop in text for stop in self.stops)
 
 
-def _until(tokens: Sequence[int], ends: set[int]) -> list[int]:
+def until(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
+    """Return the tokens before the first end token."""
     return list(tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))])
-
-
-def _cache_name(model: Any) -> str:
-    """Return what the model's forward calls its cache: transformers 5.24 renamed it."""
-    inner = getattr(model, "module", model)
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
-
-
-def _cached_tokens(cache: Any) -> int:
-    try:
-        return int(cache.get_seq_length())
-    except ValueError:  # there are layers without keys and values
-        return 0
 
 
 def is_plain_greedy(model: Any) -> bool:

@@ -1,4 +1,4 @@
-"""model and encoded examples -> the norm of each example's own gradient, without a backward pass for each.
+"""model and encoded examples -> the norm of each one's gradient, without a backward pass for each.
 
 One backward pass over a batch reaches the output of every layer; an example's share of a layer's gradient
 needs no more than that and the layer's input. For a linear layer with inputs A (tokens, in) and output
@@ -25,10 +25,13 @@ from transformers.pytorch_utils import Conv1D
 
 from ngdiff.data.batching import batches_by_length, collate
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.evaluation.teacher_forced import Advance
-from ngdiff.logprobs import labelled_tokens, output_head
+from ngdiff.evaluation.teacher_forced import Advance, AnswerScore, score_tokens
+from ngdiff.logprobs import LabelledTokens, labelled_tokens, output_head
 
 Norms = Float[Tensor, " rows"]
+
+Measured = tuple[float, AnswerScore]
+"""The norm of an example's gradient, and what the forward pass before it showed."""
 
 _MOST_SMALL_PARAMETERS = 1 << 16
 
@@ -45,8 +48,22 @@ def gradient_norms(
     batch_size: int = 4,
     advance: Advance | None = None,
 ) -> list[float]:
+    """Return the norms alone; see :func:`norms_and_scores`."""
+    found = norms_and_scores(model, examples, pad_id=pad_id, batch_size=batch_size, advance=advance)
+    return [norm for norm, _ in found]
+
+
+def norms_and_scores(
+    model: nn.Module,
+    examples: Sequence[EncodedExample],
+    *,
+    pad_id: int,
+    batch_size: int = 4,
+    advance: Advance | None = None,
+) -> list[Measured]:
     """Return |gradient of the mean NLL of an example's answer| over all parameters, trainable or not.
 
+    The forward pass shows how well the model knows the answer, so that is returned as well, with z-scores.
     The model is left with the gradients, hooks and mode it had.
 
     Args:
@@ -79,28 +96,33 @@ def _requires_grad(model: nn.Module, value: bool) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _mean_nlls(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    tokens = labelled_tokens(model, batch)
+def _mean_nlls(tokens: LabelledTokens) -> Tensor:
     zeros = torch.zeros(tokens.row_count, device=tokens.logits.device)
     counts = zeros.index_add(0, tokens.rows, torch.ones_like(tokens.rows, dtype=zeros.dtype))
     return zeros.index_add(0, tokens.rows, -tokens.log_probs()) / counts
 
 
+def _scores(tokens: LabelledTokens) -> list[AnswerScore]:
+    with torch.no_grad():
+        return score_tokens(tokens, [True] * tokens.row_count)
+
+
 def _one_by_one(
     model: nn.Module, examples: Sequence[EncodedExample], pad_id: int, advance: Advance | None
-) -> list[float]:
+) -> list[Measured]:
     device = next(model.parameters()).device
-    norms = []
+    measured = []
     with _requires_grad(model, True), torch.enable_grad():
         parameters = list(model.parameters())
         for example in examples:
             batch = {key: value.to(device) for key, value in collate([example], pad_id).items()}
-            found = torch.autograd.grad(_mean_nlls(model, batch).sum(), parameters, allow_unused=True)
+            tokens = labelled_tokens(model, batch)
+            found = torch.autograd.grad(_mean_nlls(tokens).sum(), parameters, allow_unused=True)
             squares = sum(float(g.float().square().sum().double()) for g in found if g is not None)
-            norms.append(squares**0.5)
+            measured.append((squares**0.5, _scores(tokens)[0]))
             if advance is not None:
                 advance(1)
-    return norms
+    return measured
 
 
 def _batched(
@@ -109,25 +131,21 @@ def _batched(
     pad_id: int,
     batch_size: int,
     advance: Advance | None,
-) -> list[float]:
+) -> list[Measured]:
     device = next(model.parameters()).device
-    norms = [0.0] * len(examples)
+    measured: dict[int, Measured] = {}
     with _requires_grad(model, False), torch.enable_grad():
         for rows, batch in batches_by_length(examples, batch_size, pad_id):
             on_device = {key: value.to(device) for key, value in batch.items()}
-            squares = _squared_norms(model, on_device)
-            for row, square in zip(rows, squares.tolist(), strict=True):
-                norms[row] = float(square) ** 0.5
+            with _Watch(model, on_device) as watch:
+                tokens = labelled_tokens(model, on_device)
+                _mean_nlls(tokens).sum().backward()  # type: ignore[no-untyped-call]
+                squares = watch.total()
+            for row, square, score in zip(rows, squares.tolist(), _scores(tokens), strict=True):
+                measured[row] = float(square) ** 0.5, score
             if advance is not None:
                 advance(len(rows))
-    return norms
-
-
-def _squared_norms(model: nn.Module, batch: dict[str, Tensor]) -> Norms:
-    with _Watch(model, batch) as watch:
-        loss = _mean_nlls(model, batch).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return watch.total()
+    return [measured[row] for row in range(len(examples))]
 
 
 class _Watch:

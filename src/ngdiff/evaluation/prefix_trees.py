@@ -2,11 +2,12 @@
 
 TOFU asks of every question what the model makes of its answer, of one paraphrased and of five perturbed ones.
 A chat prompt is about as long as an answer, and perturbed answers differ from one another in a few words: of
-616 tokens in the seven sequences of a question of forget10, 250 are left when each common beginning is run
-once.
+617 tokens in the seven sequences of a question of forget10, 260 are left when each common beginning is run
+once, and 233 when what all prompts begin with (a template's system prompt) is run once for all.
 
 The sequences of one prompt make a tree of tokens. It runs as one sequence in which each token sees its
-ancestors only and stands at the position of its depth. Models that cannot be run that way, or that give other
+ancestors only and stands at the position of its depth; it goes on from the keys and values of the common
+prefix. Models that cannot be run that way, or that give other
 likelihoods (those with a state instead of keys, or a window), are run the plain way: some answers are always
 done both ways first and compared.
 """
@@ -14,7 +15,7 @@ done both ways first and compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +24,16 @@ from torch import Tensor, nn
 
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.logprobs import LabelledTokens, head_sees_only, labelled_tokens
+from ngdiff.evaluation.kv_cache import Prefix, cache_name, shared_prefix
+from ngdiff.evaluation.predictions import Predictions
+from ngdiff.logprobs import head_sees_only, labelled_tokens
 
 _CLOSE = 1e-3
 """Nats by which a token's two likelihoods may differ (float32; in bf16 ``_CLOSE_BF16``)."""
 _CLOSE_BF16 = 0.5
+
+_CANNOT = (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError)
+"""What a model raises that does not take its tokens in this way."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def group_by_prompt(examples: Sequence[EncodedExample]) -> tuple[list[Group], li
     together: dict[tuple[int, ...], list[int]] = {}
     alone = []
     for row, example in enumerate(examples):
-        start = next(place for place, label in enumerate(example.labels) if label >= 0)
+        start = _start(example)
         if start < 2:
             alone.append(row)
         else:
@@ -58,15 +64,38 @@ def group_by_prompt(examples: Sequence[EncodedExample]) -> tuple[list[Group], li
     return groups, sorted(alone)
 
 
+def common_prefix(examples: Sequence[EncodedExample]) -> list[int]:
+    """Return the tokens that all prompts begin with, where they are worth running once for all."""
+    return shared_prefix([example.input_ids[: _start(example)] for example in examples])
+
+
+def _start(example: EncodedExample) -> int:
+    return next(place for place, label in enumerate(example.labels) if label >= 0)
+
+
+@dataclass
+class Agreement:
+    """What comparisons of one model's two ways have found so far.
+
+    Args:
+        depths: in tokens, up to which they agree without and with a prefix that is run apart.
+        refused: they do not, or the model cannot be run in this way.
+    """
+
+    depths: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+    refused: bool = False
+
+
 class PrefixTree:
     """The tokens of several sequences, each common beginning once, parents before children.
 
     Args:
         rows: of the examples, in the order of ``labels``.
         sequences: the examples themselves.
+        skip: tokens at the beginning of all of them that are run elsewhere; none of them predicts a label.
     """
 
-    def __init__(self, rows: Sequence[int], sequences: Sequence[EncodedExample]) -> None:
+    def __init__(self, rows: Sequence[int], sequences: Sequence[EncodedExample], skip: int = 0) -> None:
         self.rows = tuple(rows)
         self.ids: list[int] = []
         self.depths: list[int] = []
@@ -77,7 +106,7 @@ class PrefixTree:
         for sequence in sequences:
             node, predicts = -1, []
             pairs = list(zip(sequence.input_ids, sequence.labels, strict=True))
-            for depth, (token, label) in enumerate(pairs):
+            for depth, (token, label) in enumerate(pairs[skip:], skip):
                 if label >= 0 and node >= 0:
                     predicts.append((node, label))
                 if depth == len(pairs) - 1:
@@ -103,15 +132,19 @@ class PrefixTree:
         return seen
 
 
+Work = Callable[[], Predictions]
+
+
 class PrefixTrees:
-    """The groups of one set of examples, ready to run.
+    """The sequences of one set of examples that share tokens, ready to run.
 
     Args:
         model: in eval mode; called without gradients.
         examples: all of them.
-        groups: those that share.
-        alone: rows of the rest.
+        groups: those that share a prompt.
+        alone: rows of the rest; where there is a prefix they are trees of their own.
         pad_id: what to pad with.
+        prefix: tokens that all prompts begin with.
     """
 
     def __init__(
@@ -121,26 +154,55 @@ class PrefixTrees:
         groups: Sequence[Group],
         alone: list[int],
         pad_id: int,
+        prefix: Sequence[int] = (),
     ) -> None:
-        self.model, self.examples, self.alone, self._pad_id = model, examples, alone, pad_id
-        self._trees = sorted((self._tree(group.rows) for group in groups), key=lambda tree: -len(tree))
+        self.model, self.examples, self._pad_id = model, examples, pad_id
+        self._prefix = Prefix(model, prefix)
+        self.alone = [] if prefix else alone
+        sets = [group.rows for group in groups] + [(row,) for row in alone if prefix]
+        self._trees = sorted(map(self._tree, sets), key=lambda tree: -len(tree))
         self._device = next(model.parameters()).device
 
     @classmethod
-    def of(cls, model: nn.Module, examples: Sequence[EncodedExample], pad_id: int) -> PrefixTrees | None:
-        """Return the trees of these examples, or ``None`` where nothing is shared or the model cannot."""
+    def of(
+        cls,
+        model: nn.Module,
+        examples: Sequence[EncodedExample],
+        pad_id: int,
+        agreement: Agreement | None = None,
+    ) -> PrefixTrees | None:
+        """Return the trees of these examples, or ``None`` where nothing is shared or the model cannot.
+
+        Args:
+            model: in eval mode.
+            examples: all of them.
+            pad_id: what to pad with.
+            agreement: what is known of the model's two ways; the comparison is left out up to a depth that
+                it covers.
+        """
+        known = Agreement() if agreement is None else agreement
         groups, alone = group_by_prompt(examples)
-        if not groups:
-            return None
-        sharing = cls(model, examples, groups, alone, pad_id)
-        return sharing if sharing._agrees() else None
+        for prefix in dict.fromkeys((tuple(common_prefix(examples)), ())):
+            if known.refused or not (groups or prefix):
+                return None
+            try:
+                sharing = cls(model, examples, groups, alone, pad_id, prefix)
+            except _CANNOT:
+                continue  # without the prefix, then
+            if sharing._agrees(known):
+                return sharing
+        return None
 
     def _tree(self, rows: Sequence[int]) -> PrefixTree:
-        return PrefixTree(rows, [self.examples[row] for row in rows])
+        return PrefixTree(rows, [self.examples[row] for row in rows], len(self._prefix))
 
-    def _agrees(self) -> bool:
+    def _agrees(self, known: Agreement) -> bool:
         """Run two answers of the deepest and of the shallowest tree both ways and compare."""
         by_depth = sorted(self._trees, key=lambda tree: -max(tree.depths))
+        depth = max(by_depth[0].depths)
+        apart = bool(self._prefix)
+        if depth <= known.depths[apart]:
+            return True
         ends = [by_depth[0], by_depth[-1]] if len(by_depth) > 1 else by_depth
         pairs = [self._tree(sorted(tree.rows, key=self._length)[-2:]) for tree in ends]
         rows = [self.examples[row] for pair in pairs for row in pair.rows]
@@ -148,19 +210,24 @@ class PrefixTrees:
         plain = labelled_tokens(self.model, batch).log_probs()
         try:
             shared = self._run(pairs).log_probs()
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, NotImplementedError):
+        except _CANNOT:
+            known.refused = not apart
             return False
         low = torch.is_autocast_enabled(self._device.type) or next(self.model.parameters()).element_size() < 4
         both = torch.stack([plain, shared])
         if not bool(both.isfinite().all()):
             return False  # the plain way names the item
-        return bool((plain - shared).abs().max() <= (_CLOSE_BF16 if low else _CLOSE))
+        agrees = bool((plain - shared).abs().max() <= (_CLOSE_BF16 if low else _CLOSE))
+        if agrees:
+            known.depths[apart] = depth
+        known.refused = not agrees and not apart
+        return agrees
 
     def _length(self, row: int) -> int:
         return len(self.examples[row].input_ids)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[list[int], Callable[[], LabelledTokens]]]:
-        """Yield rows and what to call for their likelihoods, largest trees first.
+    def batches(self, batch_size: int) -> Iterator[tuple[list[int], Work]]:
+        """Yield rows and what to call for their predictions, largest trees first.
 
         A batch, padding included, holds no more tokens than ``batch_size`` whole sequences would.
         """
@@ -177,11 +244,11 @@ class PrefixTrees:
         if waiting:
             yield self._batch(waiting)
 
-    def _batch(self, trees: Sequence[PrefixTree]) -> tuple[list[int], Callable[[], LabelledTokens]]:
+    def _batch(self, trees: Sequence[PrefixTree]) -> tuple[list[int], Work]:
         chosen = tuple(trees)
         return [row for tree in chosen for row in tree.rows], lambda: self._run(chosen)
 
-    def _run(self, trees: Sequence[PrefixTree]) -> LabelledTokens:
+    def _run(self, trees: Sequence[PrefixTree]) -> Predictions:
         longest = max(map(len, trees))
         shape = (len(trees), longest)
         ids = torch.full(shape, self._pad_id, dtype=torch.long)
@@ -194,30 +261,33 @@ class PrefixTrees:
             positions[place, :size] = torch.tensor(tree.depths)
             seen[place, :size, :size] = tree.seen()
             heads[place, [node for labels in tree.labels for node, _ in labels]] = True
-        on_device = heads.to(self._device)
-        with head_sees_only(self.model, on_device):
+        settings: dict[str, Any] = {"use_cache": False}
+        if self._prefix:
+            nothing = torch.zeros(len(trees), dtype=torch.long, device=self._device)
+            settings = {"use_cache": True, cache_name(self.model): self._prefix.cache(nothing)}
+        with head_sees_only(self.model, heads.to(self._device)):
             output: Any = self.model(
                 input_ids=ids.to(self._device),
                 attention_mask=self._additive(seen),
                 position_ids=positions.to(self._device),
-                use_cache=False,
+                **settings,
             )
         return self._spread(output.logits.squeeze(0), heads, trees)
 
-    def _additive(self, seen: Tensor) -> Float[Tensor, "trees 1 nodes nodes"]:
-        """Return 0 where a node sees another, the type's lowest number elsewhere."""
+    def _additive(self, seen: Tensor) -> Float[Tensor, "trees 1 nodes keys"]:
+        """Return 0 where a node sees another or the prefix, the type's lowest number elsewhere."""
         dtype = next(self.model.parameters()).dtype
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-        return mask.unsqueeze(1).to(self._device)
+        return nn.functional.pad(mask, (len(self._prefix), 0)).unsqueeze(1).to(self._device)
 
-    def _spread(self, logits: Tensor, heads: Tensor, trees: Sequence[PrefixTree]) -> LabelledTokens:
+    def _spread(self, logits: Tensor, heads: Tensor, trees: Sequence[PrefixTree]) -> Predictions:
         """Give each sequence the predictions of the nodes on its path."""
         place = heads.flatten().cumsum(0).sub(1).view_as(heads)
         paths = [(number, labels) for number, tree in enumerate(trees) for labels in tree.labels]
         chosen = [int(place[number, node]) for number, labels in paths for node, _ in labels]
         targets = [target for _, labels in paths for _, target in labels]
         rows = [row for row, (_, labels) in enumerate(paths) for _ in labels]
-        indices, target_ids, owners = (
+        nodes, target_ids, owners = (
             torch.tensor(part, device=self._device) for part in (chosen, targets, rows)
         )
-        return LabelledTokens(logits.index_select(0, indices).float(), target_ids, owners, len(paths))
+        return Predictions(logits, nodes, target_ids, owners, len(paths))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ngdiff.data.batching import batches_by_length
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.evaluation.prefix_trees import PrefixTrees
+from ngdiff.evaluation.predictions import Predictions
+from ngdiff.evaluation.prefix_trees import Agreement, PrefixTrees
 from ngdiff.logprobs import LabelledTokens, labelled_tokens
 
 Advance = Callable[[int], object]
@@ -33,6 +34,8 @@ class AnswerScore:
         log_probs: log p of each labelled token, in nats, in reading order.
         z_scores: (log p - mu) / sigma of each, mu and sigma the mean and deviation of log p over the
             vocabulary under p; empty where they were not asked for.
+        greedy: the first tokens that greedy decoding writes behind the prompt, as far as this pass shows
+            them: those of the answer that are the argmax, and the argmax where the answer parts from it.
     """
 
     nll: float
@@ -41,6 +44,7 @@ class AnswerScore:
     exact_memorisation: float
     log_probs: tuple[float, ...] = ()
     z_scores: tuple[float, ...] = ()
+    greedy: tuple[int, ...] = ()
 
     @property
     def mean_nll(self) -> float:
@@ -93,30 +97,37 @@ def standardised(
     return torch.cat(found) if found else logits.new_zeros(0)
 
 
-def score_tokens(tokens: LabelledTokens, z_scores: Sequence[bool] | None = None) -> list[AnswerScore]:
+def score_tokens(
+    tokens: LabelledTokens | Predictions, z_scores: Sequence[bool] | None = None
+) -> list[AnswerScore]:
     """Score each sequence of one batch, in the batch's order; ``z_scores`` says which get theirs."""
-    log_probs, correct = tokens.log_probs().detach().double().cpu(), tokens.correct().cpu()
-    rows = tokens.rows.cpu()
-    asked = [False] * tokens.row_count if z_scores is None else z_scores
-    wanted = torch.tensor(asked)[rows]
-    z = torch.zeros(len(rows), dtype=torch.float64)
+    found = tokens if isinstance(tokens, Predictions) else Predictions.of(tokens)
+    asked = [False] * found.row_count if z_scores is None else z_scores
+    wanted = torch.tensor(asked)[found.rows.cpu()]
+    z = torch.zeros(len(wanted), dtype=torch.float64)
     if bool(wanted.any()):
-        there = wanted.to(tokens.logits.device)
-        z[wanted] = standardised(tokens.logits.detach()[there], tokens.targets[there]).double().cpu()
-    scores = []
-    for row in range(tokens.row_count):
-        mine = rows == row
-        scores.append(
-            AnswerScore(
-                nll=-float(log_probs[mine].sum()),
-                tokens=int(mine.sum()),
-                extraction_strength=extraction_strength(correct[mine]),
-                exact_memorisation=exact_memorisation(correct[mine]),
-                log_probs=tuple(log_probs[mine].tolist()),
-                z_scores=tuple(z[mine].tolist()) if asked[row] else (),
-            )
-        )
-    return scores
+        there = wanted.to(found.logits.device)
+        z[wanted] = standardised(found.logits[found.nodes[there]], found.targets[there]).double().cpu()
+    counts = torch.bincount(found.rows.cpu(), minlength=found.row_count).tolist()
+    columns = (found.log_probs().double(), found.targets, found.likeliest(), z)
+    parts = zip(*(torch.split(column.cpu(), counts) for column in columns), asked, strict=True)
+    return [_answer_score(*part) for part in parts]
+
+
+def _answer_score(
+    log_probs: Tensor, targets: Tensor, likeliest: Tensor, z_scores: Tensor, asked: bool
+) -> AnswerScore:
+    correct = targets == likeliest
+    agreeing = int(correct.cumprod(0).sum())
+    return AnswerScore(
+        nll=-float(log_probs.sum()),
+        tokens=len(targets),
+        extraction_strength=extraction_strength(correct),
+        exact_memorisation=exact_memorisation(correct),
+        log_probs=tuple(log_probs.tolist()),
+        z_scores=tuple(z_scores.tolist()) if asked else (),
+        greedy=tuple(likeliest[: agreeing + 1].tolist()),
+    )
 
 
 def score_answers(
@@ -128,11 +139,12 @@ def score_answers(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     advance: Advance | None = None,
     z_scores: bool | Sequence[bool] = False,
+    agreement: Agreement | None = None,
 ) -> list[AnswerScore]:
     """Score every example, in the given order, with the model in eval mode; its mode is put back.
 
-    Several answers to one prompt run the prompt once, where the model allows it
-    (see :mod:`ngdiff.evaluation.prefix_trees`).
+    Several answers to one prompt run the prompt once, and what all prompts begin with is run once for all,
+    where the model allows it (see :mod:`ngdiff.evaluation.prefix_trees`).
 
     Args:
         model: a causal language model.
@@ -142,12 +154,13 @@ def score_answers(
         autocast: opens the context in which the model runs.
         advance: called with the number of examples done, for a progress bar.
         z_scores: also standardise each token's log-probability, for min-k++; of all, or as each row says.
+        agreement: what earlier calls with the same model have found of its ways; goes on being filled.
     """
     wanted = [z_scores] * len(examples) if isinstance(z_scores, bool) else z_scores
     device = next(model.parameters()).device
     scores: list[AnswerScore | None] = [None] * len(examples)
 
-    def keep(rows: Sequence[int], tokens: LabelledTokens) -> None:
+    def keep(rows: Sequence[int], tokens: LabelledTokens | Predictions) -> None:
         for row, score in zip(rows, score_tokens(tokens, [wanted[row] for row in rows]), strict=True):
             scores[row] = score
         if advance is not None:
@@ -159,13 +172,13 @@ def score_answers(
         with torch.no_grad():
             alone = list(range(len(examples)))
             with autocast():
-                sharing = PrefixTrees.of(model, examples, pad_id)
+                sharing = PrefixTrees.of(model, examples, pad_id, agreement)
             if sharing is not None:
                 alone = sharing.alone
                 for rows, work in sharing.batches(batch_size):
                     with autocast():
-                        tokens = work()
-                    keep(rows, tokens)
+                        found = work()
+                    keep(rows, found)
             plain = [examples[row] for row in alone]
             for places, batch in batches_by_length(plain, batch_size, pad_id):
                 on_device = {key: value.to(device) for key, value in batch.items()}

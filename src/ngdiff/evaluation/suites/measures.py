@@ -22,6 +22,9 @@ from ngdiff.evaluation.two_samples import auc_interval, auc_resamples, percentil
 
 PERTURBED, PARAPHRASED, ASKED_OTHERWISE = "perturbed_answer", "paraphrased_answer", "paraphrased_question"
 
+_DECIMALS = 5
+"""Of a difference of two models' losses: what is below differs by the order of float32's sums."""
+
 Figures = dict[str, Figure]
 
 
@@ -124,11 +127,58 @@ def score_set(
     firsts = {span.start for span in spans}
     scores = evaluator.score(f"{name} answers", asked, [z_scores and i in firsts for i in range(len(asked))])
     own = [scores[span] for span in spans]
-    answers = [found[0] for found in own]
+    # All answers to a prompt show the beginning of the one greedy answer; the longest is the most useful.
+    answers = [replace(found[0], greedy=max((s.greedy for s in found), key=len)) for found in own]
     if not options:
         return answers, None
     right = int(paraphrased)
     return answers, SetScores([found[right] for found in own], [found[right + 1 :] for found in own])
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A set whose answers were scored, and may be generated.
+
+    Args:
+        examples: the rows.
+        scores: of the true answers.
+        options: scores of the options, where there are perturbed answers.
+    """
+
+    examples: Sequence[Example]
+    scores: Sequence[AnswerScore]
+    options: SetScores | None = None
+
+
+def asked_otherwise(evaluator: Evaluator, name: str, examples: Sequence[Example]) -> tuple[str, Answered]:
+    """Ask the paraphrased questions; return the name under which their figures go, and the scores."""
+    asked = [with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in examples]
+    label = f"{name}_paraphrased"
+    return label, Answered(asked, evaluator.score(f"{label} answers", asked))
+
+
+def generated(evaluator: Evaluator, sets: Mapping[str, Answered]) -> dict[str, list[str]]:
+    """Generate the answers of all sets whose rows have prompts, where their scores leave them open."""
+    return evaluator.generate_sets(
+        {
+            name: (part.examples, part.scores)
+            for name, part in sets.items()
+            if all(example.messages for example in part.examples)
+        }
+    )
+
+
+def attack_norms(evaluator: Evaluator, data: SuiteData) -> tuple[list[float], list[float]] | None:
+    """Return the gradient norms of forget set and holdout, where there is a holdout and they are asked for.
+
+    To be called before the sets are scored: the passes show how well their answers are known, too.
+    """
+    if "holdout" not in data.sets or not (data.settings or {}).get("gradient_norms", True):
+        return None
+    forget, holdout = (
+        evaluator.gradient_norms(f"{name} gradients", data.sets[name]) for name in ("forget", "holdout")
+    )
+    return forget, holdout
 
 
 def _texts(example: Example) -> list[str]:
@@ -166,9 +216,8 @@ class Measures:
             ),
         }
 
-    def rouges(self, name: str, examples: Sequence[Example], scores: Sequence[AnswerScore]) -> Figures:
-        """Generate answers, where their scores leave them open, and compare them with the true ones."""
-        answers = self.evaluator.generate(f"{name} generation", examples, scores=scores)
+    def rouges(self, name: str, examples: Sequence[Example], answers: Sequence[str]) -> Figures:
+        """Compare generated answers with the true ones."""
         found = [rouge(example.answer, answer) for example, answer in zip(examples, answers, strict=True)]
         return {
             f"{name}.rouge": self.mean("rougeL_recall", [r.rougeL_recall for r in found], name),
@@ -198,13 +247,6 @@ class Measures:
             f"{name}.raw_probability": self.mean("probability", raw, name),
         }
 
-    def paraphrased_questions(self, name: str, examples: Sequence[Example]) -> Figures:
-        """Ask the paraphrased questions: probability and ROUGE of the same answers."""
-        asked = [with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in examples]
-        label = f"{name}_paraphrased"
-        scores = self.evaluator.score(f"{label} answers", asked)
-        return self.answers(label, scores) | self.rouges(label, asked, scores)
-
     # ---- two sets, or two models ----
 
     def membership(
@@ -212,7 +254,7 @@ class Measures:
         forget: tuple[Sequence[Example], Sequence[AnswerScore]],
         holdout: tuple[Sequence[Example], Sequence[AnswerScore]],
         reference: Reference | None,
-        gradients: bool,
+        norms: tuple[Sequence[float], Sequence[float]] | None,
     ) -> Figures:
         """Return the AUC of each attack between forget set and holdout, and PrivLeak.
 
@@ -220,22 +262,18 @@ class Measures:
             forget: examples and their scores, with z-scores.
             holdout: likewise.
             reference: the retrained model's evaluation, for PrivLeak and the attack that compares losses.
-            gradients: whether to run the attack by gradient norm, which needs backward passes.
+            norms: of the gradients of both, for the attack by gradient norm; without it, that is left out.
         """
         found: dict[str, tuple[list[float], list[float]]] = {}
         for name, attack in ATTACKS.items():
             sides = [[attack(s, e.answer) for e, s in zip(*part, strict=True)] for part in (forget, holdout)]
             found[name] = (sides[0], sides[1])
-        if gradients:
-            sides = [
-                [-norm for norm in self.evaluator.gradient_norms(f"{name} gradients", part[0])]
-                for name, part in (("forget", forget), ("holdout", holdout))
-            ]
-            found["gradient_norm"] = (sides[0], sides[1])
+        if norms is not None:
+            found["gradient_norm"] = ([-norm for norm in norms[0]], [-norm for norm in norms[1]])
         losses = None if reference is None else reference.losses(len(forget[0]), len(holdout[0]))
         if losses is not None:
             pairs = zip((forget[1], holdout[1]), losses, strict=True)
-            sides = [[loss - s.mean_nll for s, loss in zip(*pair, strict=True)] for pair in pairs]
+            sides = [[round(loss - s.mean_nll, _DECIMALS) for s, loss in zip(*p, strict=True)] for p in pairs]
             found["reference"] = (sides[0], sides[1])
         figures = {f"forget.membership.{name}": self.auc(*sides) for name, sides in found.items()}
         return figures | {"privleak": self.privleak(*found["min_k"], reference)}

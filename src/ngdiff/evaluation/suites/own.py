@@ -23,15 +23,18 @@ from ngdiff.evaluation.suites.measures import (
     ASKED_OTHERWISE,
     PARAPHRASED,
     PERTURBED,
+    Answered,
     Figures,
     Measures,
+    asked_otherwise,
+    attack_norms,
     column_faults,
+    generated,
     has_column,
     measure_reference,
     score_set,
     values_of,
 )
-from ngdiff.evaluation.teacher_forced import AnswerScore
 
 NO_HOLDOUT = "no --holdout was given, so membership inference and PrivLeak are left out"
 
@@ -88,37 +91,40 @@ def run_own(
     """Measure what the data allows."""
     settings = data.settings or {}
     measures = Measures(evaluator, bootstrap)
-    scores: dict[str, list[AnswerScore]] = {}
+    norms = attack_norms(evaluator, data)
+    sets = {}
     figures: Figures = {}
     for name, examples in data.sets.items():
         if name == "holdout":
-            scores[name] = evaluator.score("holdout answers", examples, z_scores=True)
-            figures |= measures.answers(name, scores[name])
+            sets[name] = Answered(examples, evaluator.score("holdout answers", examples, z_scores=True))
             continue
         attacked = "holdout" in data.sets and name == "forget"
-        paraphrased = has_column(examples, PARAPHRASED)
-        scores[name], options = score_set(evaluator, name, examples, attacked, paraphrased)
-        figures |= measures.answers(name, scores[name])
-        figures |= _answered(measures, name, examples, scores[name])
-        if options is not None:
-            figures |= measures.truth_ratios(name, options, forget=name == "forget")
+        found = score_set(evaluator, name, examples, attacked, has_column(examples, PARAPHRASED))
+        sets[name] = Answered(examples, *found)
         if settings.get("paraphrases", True) and has_column(examples, ASKED_OTHERWISE):
-            figures |= measures.paraphrased_questions(name, examples)
+            label, asked = asked_otherwise(evaluator, name, examples)
+            sets[label] = asked
+    said = generated(evaluator, {name: part for name, part in sets.items() if name != "holdout"})
+    for name, part in sets.items():
+        figures |= measures.answers(name, part.scores)
+        if name != "holdout":
+            figures |= _answered(measures, name, part.examples, said.get(name))
+        if part.options is not None:
+            figures |= measures.truth_ratios(name, part.options, forget=name == "forget")
     if "retain" in data.sets:
         figures |= _utility(figures, bootstrap)
     figures |= _forget_quality(measures, figures, reference)
     if "holdout" in data.sets:
-        forget, holdout = ((data.sets[name], scores[name]) for name in ("forget", "holdout"))
-        gradients = bool(settings.get("gradient_norms", True))
-        figures |= measures.membership(forget, holdout, reference, gradients)
+        forget, holdout = ((sets[name].examples, sets[name].scores) for name in ("forget", "holdout"))
+        figures |= measures.membership(forget, holdout, reference, norms)
     return figures
 
 
 def _answered(
-    measures: Measures, name: str, examples: Sequence[Example], scores: Sequence[AnswerScore]
+    measures: Measures, name: str, examples: Sequence[Example], answers: Sequence[str] | None
 ) -> Figures:
-    if all(example.messages for example in examples):
-        return measures.rouges(name, examples, scores)
+    if answers is not None:
+        return measures.rouges(name, examples, answers)
     note = "rows of plain text have no prompt to answer"
     return {f"{name}.rouge": Figure("rougeL_recall", None, note=note)}
 

@@ -34,19 +34,23 @@ from ngdiff.evaluation.suites.measures import (
     ASKED_OTHERWISE,
     PARAPHRASED,
     PERTURBED,
+    Answered,
     Figures,
     Measures,
     SetScores,
+    asked_otherwise,
+    attack_norms,
     column_faults,
+    generated,
     has_column,
     measure_reference,
     score_set,
     values_of,
 )
-from ngdiff.evaluation.teacher_forced import AnswerScore
 
 SPLITS = ("forget01", "forget05", "forget10")
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
+OF_OPTIONS = ("real_authors", "world_facts")
 UTILITY_MEASURES = ("probability", "rouge", "truth_ratio")
 NO_HOLDOUT = "there is no holdout, so membership inference and PrivLeak are left out"
 
@@ -121,27 +125,30 @@ def run_tofu(
     """Measure everything; see :data:`ngdiff.evaluation.metrics.METRICS`."""
     settings = data.settings or {}
     measures = Measures(evaluator, bootstrap)
+    norms = attack_norms(evaluator, data)
     figures: Figures = {}
-    scores: dict[str, list[AnswerScore]] = {}
+    sets = {}
     for name, examples in data.sets.items():
         if name == "holdout":
-            scores[name] = evaluator.score("holdout answers", examples, z_scores=True)
+            sets[name] = Answered(examples, evaluator.score("holdout answers", examples, z_scores=True))
             continue
-        of_options = name in ("real_authors", "world_facts")
-        scores[name], options = score_set(evaluator, name, examples, name == "forget", not of_options)
-        assert options is not None  # read_tofu has seen to it
-        figures |= measures.answers(name, scores[name]) | measures.rouges(name, examples, scores[name])
-        figures |= measures.truth_ratios(name, options, forget=name == "forget")
-        figures |= _option_figures(measures, name, options, of_options)
-        if not of_options and settings.get("paraphrases", True) and has_column(examples, ASKED_OTHERWISE):
-            figures |= measures.paraphrased_questions(name, examples)
+        paraphrased = name not in OF_OPTIONS
+        sets[name] = Answered(examples, *score_set(evaluator, name, examples, name == "forget", paraphrased))
+        if paraphrased and settings.get("paraphrases", True) and has_column(examples, ASKED_OTHERWISE):
+            label, asked = asked_otherwise(evaluator, name, examples)
+            sets[label] = asked
+    said = generated(evaluator, {name: part for name, part in sets.items() if name != "holdout"})
+    for name, part in sets.items():
+        figures |= measures.answers(name, part.scores)
+        figures |= measures.rouges(name, part.examples, said[name]) if name in said else {}
+        if part.options is not None:
+            figures |= measures.truth_ratios(name, part.options, forget=name == "forget")
+            figures |= _option_figures(measures, name, part.options, name in OF_OPTIONS)
     figures |= model_utility(figures, bootstrap)
     figures |= measures.forget_quality(values_of(figures, "forget.log_truth_ratio"), reference, data.split)
-    if "holdout" in data.sets:
-        figures |= measures.answers("holdout", scores["holdout"])
-        forget, holdout = ((data.sets[name], scores[name]) for name in ("forget", "holdout"))
-        gradients = bool(settings.get("gradient_norms", True))
-        figures |= measures.membership(forget, holdout, reference, gradients)
+    if "holdout" in sets:
+        forget, holdout = ((sets[name].examples, sets[name].scores) for name in ("forget", "holdout"))
+        figures |= measures.membership(forget, holdout, reference, norms)
     return figures
 
 
