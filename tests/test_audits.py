@@ -131,10 +131,11 @@ def test_every_figure_has_its_interval(result: dict[str, Any]) -> None:
 
 
 def test_relearning_brings_back_what_was_merely_hidden(result: dict[str, Any]) -> None:
-    whole, half = finding(result, "relearning", WHOLE), finding(result, "relearning", HALF)
+    whole = finding(result, "relearning", WHOLE)
+    half = finding(result, "relearning", HALF, "probability")
     assert whole["found"] and whole["beside"] == RETRAINED
     assert whole["recovered"] > 0.5
-    assert half["found"] and half["change"] > 0.05  # these items were not shown
+    assert half["found"] and half["change"] > 0.2  # these items were not shown
     forms = result["audits"]["relearning"]["audited"]
     assert forms[WHOLE]["rows"] is None
     assert len(forms[HALF]["rows"]) == len(forms[HALF]["figures"]["forget.nll"]["items"]) == 3
@@ -180,14 +181,17 @@ def test_membership_tells_the_target_apart(result: dict[str, Any]) -> None:
     assert roles["audited"]["as it is"]["figures"]["privleak"]["value"] is not None
 
 
-def test_through_the_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_through_the_command_line(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     cli: Cli = make_cli(capsys)
     words = ["audit", place / "suppressed", "--forget", place / "forget.jsonl", "--no-cache"]
     words += ["--retain", place / "retain.jsonl", "--output", tmp_path / "audit.json", "--no-generate"]
     words += ["--audits", "extraction,prefix", "--resamples", "50", "--precision", "fp32"]
     answer = cli(*words)
     assert answer.code == 0, answer.err
-    assert "opened answers" in answer.err and "the model before the audit" in " ".join(answer.err.split())
+    assert "opened answers" in answer.err and ITSELF in answer.err
     again = cli(*words)
     assert again.code == 2 and "there already" in again.faults[0][0]
     assert cli(*words, "--overwrite").code == 0

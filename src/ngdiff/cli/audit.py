@@ -7,13 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from ngdiff.cli import completion
 from ngdiff.cli.app import app
+from ngdiff.cli.options import (
+    DATA,
+    METHOD,
+    OUTPUT,
+    RESOURCES,
+    Holdout,
+    Log,
+    Overwrite,
+    Precision,
+    Quiet,
+    TofuDir,
+)
 from ngdiff.errors import Fault, RequestError
+from ngdiff.events import log
+from ngdiff.terminal import last_line
 
 if TYPE_CHECKING:
     from ngdiff.audits.findings import Finding
     from ngdiff.audits.result import AuditResult
-    from ngdiff.models import Precision
+    from ngdiff.models import Precision as PrecisionName
 
 PREFIX = "Sure, here is the answer:"
 
@@ -21,47 +36,89 @@ PREFIX = "Sure, here is the answer:"
 @app.command()
 def audit(
     model: Annotated[str, typer.Argument(help="The unlearned model: folder, hub name, or 'smollm2'.")],
-    output: Annotated[Path, typer.Option(help="JSON file to write, such as audit.json.")],
+    output: Annotated[
+        Path, typer.Option(help="JSON file to write, such as audit.json.", rich_help_panel=OUTPUT)
+    ],
     forget: Annotated[
-        list[str] | None, typer.Option(help="What it was made to forget; tofu: forget01, forget05, forget10.")
+        list[str] | None,
+        typer.Option(
+            help="What it was made to forget; tofu: forget01, forget05 or forget10.",
+            autocompletion=completion.forget_sets,
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    retain: Annotated[list[str] | None, typer.Option(help="own: what it was to keep.")] = None,
-    holdout: Annotated[
-        list[str] | None, typer.Option(help="Text of the forget set's kind that the model never saw.")
+    retain: Annotated[
+        list[str] | None, typer.Option(help="own: what it was to keep.", rich_help_panel=DATA)
     ] = None,
-    suite: Annotated[str, typer.Option(help="own or tofu: whose data.")] = "own",
+    holdout: Holdout = None,
+    suite: Annotated[str, typer.Option(help="own or tofu: whose data.", rich_help_panel=DATA)] = "own",
     audits: Annotated[
-        str | None, typer.Option(help="Names with commas between; see 'ngdiff ls audits'. [default: all]")
+        str | None,
+        typer.Option(
+            help="Names with commas between; see 'ngdiff ls audits'. [default: all]", rich_help_panel=METHOD
+        ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="The model before it forgot, put to the same audits.")
+        str | None,
+        typer.Option(help="The model before it forgot, put to the same audits.", rich_help_panel=DATA),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="The retrained model, put to the same audits.")
+        str | None, typer.Option(help="The retrained model, put to the same audits.", rich_help_panel=DATA)
     ] = None,
-    tofu_dir: Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.")] = None,
-    relearn_lr: Annotated[float, typer.Option(help="Learning rate of relearning.")] = 2e-5,
-    relearn_epochs: Annotated[float, typer.Option(help="Passes over what is relearned.")] = 1.0,
-    relearn_batch_size: Annotated[int, typer.Option(help="Examples a step of relearning.")] = 8,
-    bits: Annotated[str, typer.Option(help="Widths of quantised weights, with commas between.")] = "8,4",
-    prefix: Annotated[str, typer.Option(help="Words that an answer is made to begin with.")] = PREFIX,
+    tofu_dir: TofuDir = None,
+    relearn_lr: Annotated[
+        float, typer.Option(help="Learning rate of relearning.", rich_help_panel=METHOD)
+    ] = 2e-5,
+    relearn_epochs: Annotated[
+        float, typer.Option(help="Passes over what is relearned.", rich_help_panel=METHOD)
+    ] = 1.0,
+    relearn_batch_size: Annotated[
+        int, typer.Option(help="Examples a step of relearning.", rich_help_panel=METHOD)
+    ] = 8,
+    bits: Annotated[
+        str, typer.Option(help="Widths of quantised weights, with commas between.", rich_help_panel=METHOD)
+    ] = "8,4",
+    prefix: Annotated[
+        str, typer.Option(help="Words that an answer is made to begin with.", rich_help_panel=METHOD)
+    ] = PREFIX,
     generate: Annotated[
-        bool, typer.Option("--generate/--no-generate", help="Let the model answer too, for ROUGE.")
+        bool,
+        typer.Option(
+            "--generate/--no-generate", help="Let the model answer too, for ROUGE.", rich_help_panel=METHOD
+        ),
     ] = True,
     gradient_norms: Annotated[
-        bool, typer.Option("--gradient-norms/--no-gradient-norms", help="Run the attack by gradient norm.")
+        bool,
+        typer.Option(
+            "--gradient-norms/--no-gradient-norms",
+            help="Run the attack by gradient norm.",
+            rich_help_panel=METHOD,
+        ),
     ] = True,
-    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.")] = 8,
-    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens.")] = 512,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest generated answer, in tokens.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of intervals, of the half relearned and its order.")] = 0,
-    resamples: Annotated[int, typer.Option(help="Resamples of the bootstrap intervals.")] = 2000,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Remember items.")] = True,
+    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.", rich_help_panel=RESOURCES)] = 8,
+    max_length: Annotated[
+        int, typer.Option(help="Longest sequence in tokens.", rich_help_panel=RESOURCES)
+    ] = 512,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest generated answer, in tokens.", rich_help_panel=METHOD)
+    ] = 200,
+    seed: Annotated[
+        int, typer.Option(help="Of intervals, of the half relearned, of its order.", rich_help_panel=METHOD)
+    ] = 0,
+    resamples: Annotated[
+        int, typer.Option(help="Resamples of the bootstrap intervals.", rich_help_panel=METHOD)
+    ] = 2000,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Remember items.", rich_help_panel=RESOURCES)
+    ] = True,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]")
+        Path | None,
+        typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]", rich_help_panel=RESOURCES),
     ] = None,
-    precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier audit.")] = False,
+    precision: Precision = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
 ) -> None:
     """Try to bring back what a model seems to have forgotten.
 
@@ -103,7 +160,7 @@ def audit(
         resamples=resamples,
         cache=cache,
         cache_dir=cache_dir,
-        precision=cast("Precision", precision),  # checked with all the rest
+        precision=cast("PrecisionName", precision),  # checked with all the rest
         overwrite=overwrite,
     )
     show(run(request), output)
@@ -129,13 +186,15 @@ def show(result: AuditResult, output: Path) -> None:
 
     console.print(finding_table(result))
     for note in result.notes:
+        log.note(note)
         console.print(f"Note: {escape(note)}.", highlight=False)
     deciding = [f for f in result.findings if f.figure in (HEADLINES[0], HEADLINES[-1])]
     if all(found.found is None for found in deciding):
         console.print("Nothing could be compared: give --reference or --holdout.", style="bold")
     legend = "Extraction strength of the forget set (membership: AUC of min-k); 95% intervals over items."
     console.print(legend, highlight=False)
-    console.print(f"The result, with every other figure, is in {escape(str(output))}", highlight=False)
+    log.conclude(output=str(output))
+    last_line(f"The result, with every other figure, is in {escape(str(output))}")
 
 
 def finding_table(result: AuditResult) -> Any:
@@ -145,16 +204,16 @@ def finding_table(result: AuditResult) -> Any:
 
     from ngdiff.audits.findings import HEADLINES
 
-    shown = Table("audit", "form", title=None)
-    for title in ("before", "under it", "retrained", "target"):
-        shown.add_column(title, justify="right")
-    shown.add_column("reading")
+    shown = Table("audit", "before → under it", "beside", "reading", show_lines=True)
     for found in result.findings:
         if found.figure not in (HEADLINES[0], HEADLINES[-1]):
             continue
-        beside = [_value(result, role, found) for role in ("reference", "target")]
-        under = _number(found.after) + _bounds(found.after_interval)
-        cells = (found.audit, found.form, _number(found.before), under, *beside, reading(found))
+        change = f"{_number(found.before)} → " if found.before is not None else ""
+        under = f"{change}{_number(found.after)}\n{_bounds(found.after_interval).strip()}"
+        named = (("retrained", "reference"), ("target", "target"))
+        values = [(title, _value(result, role, found)) for title, role in named]
+        beside = "\n".join(f"{title} {value}" for title, value in values if value)
+        cells = (f"{found.audit}\n{found.form}", under, beside, reading(found) + _also(result, found))
         shown.add_row(*map(escape, cells))
     return shown
 
@@ -171,6 +230,16 @@ def reading(found: Finding) -> str:
         verdict = "told apart" if found.found else "not told apart"
     back = "" if found.recovered is None else f"; {found.recovered:.0%} of what was lost came back"
     return f"{verdict}: {size}{back}"
+
+
+def _also(result: AuditResult, found: Finding) -> str:
+    """Name the other figures of the same form that an audit brought out."""
+    others = [
+        other.figure.removeprefix("forget.")
+        for other in result.findings
+        if (other.audit, other.form) == (found.audit, found.form) and other.found and other is not found
+    ]
+    return f"; also brought out: {', '.join(others)}" if others else ""
 
 
 def _value(result: AuditResult, role: Any, found: Finding) -> str:
