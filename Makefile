@@ -47,6 +47,8 @@ $(OLDEST_VENV)/.ready: pyproject.toml Makefile
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m benchmarks.text_files --fix || true
+	$(BIN)/python -m benchmarks.code_map
 
 benchmarks: $(READY)
 	$(BIN)/python -m benchmarks.steps

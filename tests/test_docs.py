@@ -16,6 +16,7 @@ from tofu_folder import make_tofu
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+OTHERS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page not in PAGES]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -107,6 +108,74 @@ def test_python_blocks_run(page: Path, workplace: Path) -> None:
         )
         exec(compile(quick, str(page), "exec"), names)
     assert found
+
+
+def shown_commands(page: Path) -> list[str]:
+    """Return the words of every ngdiff command of a page, launchers before them cut off."""
+    text = "\n".join([*blocks(page, "bash"), *blocks(page, "sh")]).replace("\\\n", " ")
+    lines = [re.sub(r"^.* -m ngdiff ", "ngdiff ", line).strip() for line in text.splitlines()]
+    return [line for line in lines if line.startswith("ngdiff ") and "..." not in line and "$" not in line]
+
+
+@pytest.mark.parametrize("page", OTHERS, ids=lambda page: page.name)
+def test_commands_of_other_pages_are_ones_that_the_program_takes(page: Path) -> None:
+    import typer
+
+    from ngdiff.cli import commands as _registers_them  # noqa: F401
+    from ngdiff.cli.app import app
+
+    group = typer.main.get_command(app)
+    for line in shown_commands(page):
+        _, name, *words = shlex.split(line, comments=True)
+        if name.startswith("--"):
+            continue
+        known = group.commands[name]  # type: ignore[attr-defined]
+        known.make_context(name, words)  # raises where an option or an argument is wrong
+
+
+def test_the_recipes_show_commands() -> None:
+    assert len(shown_commands(ROOT / "docs" / "recipes.md")) >= 10
+
+
+def test_what_extending_shows_works(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's code, block after block, then used as the page says it can be."""
+    from ngdiff.cli import main
+    from ngdiff.evaluation import suites
+    from ngdiff.evaluation.evaluate import evaluate
+    from ngdiff.evaluation.metrics import METRICS
+    from ngdiff.evaluation.request import EvaluateRequest
+    from ngdiff.losses import LOSSES
+    from ngdiff.methods import METHODS
+    from ngdiff.weighting import RULES
+
+    tables: tuple[dict[str, object], ...] = (METHODS, RULES, LOSSES, METRICS)  # type: ignore[assignment]
+    for table in tables:
+        for key in list(table):
+            monkeypatch.setitem(table, key, table[key])  # put back as they were
+    before = [dict(table) for table in tables]
+    names: dict[str, object] = {}
+    try:
+        for block in blocks(ROOT / "docs" / "extending.md", "python"):
+            exec(compile(block, "extending.md", "exec"), names)
+        base = "ngdiff unlearn --model my-model --forget forget.jsonl --retain retain.jsonl --max-steps 1 "
+        for last in (
+            "--output a --forget-loss linear-probability --rule root-norms",
+            "--output b --method ngdiff-wga",
+        ):
+            monkeypatch.setattr(sys, "argv", shlex.split(base + last))
+            assert run(main) in (0, 3)
+        suite = names["SUITE"]
+        monkeypatch.setattr(suites, "suites", lambda: {"half-life": suite})
+        monkeypatch.setattr("ngdiff.evaluation.evaluate.suites", lambda: {"half-life": suite})
+        asked = EvaluateRequest("my-model", "half-life", Path("e.json"), ("forget.jsonl",), cache=False)
+        found = evaluate(asked).figures["forget.half_life"]
+        assert found.value is not None and found.interval is not None
+    finally:
+        for table, kept in zip(tables, before, strict=True):
+            table.clear()
+            table.update(kept)
 
 
 def test_links_lead_somewhere() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from benchmarks.code_map import mended, modules, named
 from benchmarks.text_files import corrected
 
 from tiny import tiny_llama, tiny_tokenizer
@@ -25,11 +26,17 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 def test_the_map_in_the_readme_names_every_module_and_no_other() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme.split("    src/ngdiff/\n")[1].split("\n    tests/")[0]
-    named = re.findall(r"^      (\w+(?:\.py|/)) +\S", block, re.MULTILINE)
-    modules = {path.name for path in PACKAGE.glob("[!_]*.py")}
-    packages = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
-    assert sorted(named) == sorted(modules | packages)
+    assert sorted(named(readme)) == sorted(modules()), "run: python -m benchmarks.code_map"
+
+
+def test_the_map_is_mended_by_a_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lost = "".join(line for line in readme.splitlines(True) if not line.startswith("      parabola.py"))
+    lost = lost.replace("      stepsize.py ", "      gone.py     x\n      stepsize.py ")
+    assert sorted(named(mended(lost))) == sorted(modules())
+    first = (PACKAGE / "parabola.py").read_text(encoding="utf-8").splitlines()[0].strip('".')
+    assert f"      parabola.py     {first}\n" in mended(lost)
+    assert mended(readme) == readme
 
 
 def test_each_modules_docstring_reads_from_input_to_output() -> None:

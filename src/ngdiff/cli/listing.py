@@ -129,6 +129,17 @@ def metrics() -> Listing:
     return ("metric", "on what should be known", "version", "summary", "source"), rows
 
 
+def audits() -> Listing:
+    """List the audits, each with the settings that shape it."""
+    from ngdiff.audits import audits as table
+
+    rows: list[tuple[str, ...]] = []
+    for row in table().values():
+        options = " ".join(f"[--{name.replace('_', '-')}]" for name in row.settings)
+        rows.append((row.name, options or "-", row.summary, row.paper))
+    return ("audit", "options", "summary", "paper"), rows
+
+
 TABLES: dict[str, Callable[[], Listing]] = {
     "methods": methods,
     "losses": losses,
@@ -136,6 +147,7 @@ TABLES: dict[str, Callable[[], Listing]] = {
     "datasets": datasets,
     "suites": suites,
     "metrics": metrics,
+    "audits": audits,
 }
 
 
@@ -150,7 +162,7 @@ def ls(
         str | None, typer.Argument(help=f"{', '.join(TABLES)}; leave it out to list these.")
     ] = None,
 ) -> None:
-    """List the methods, losses, rules, data sets, suites and metrics there are.
+    """List the methods, losses, rules, data sets, suites, metrics and audits there are.
 
     Example: `ngdiff ls methods`
 

@@ -15,13 +15,13 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ngdiff.data.examples import Example
+from ngdiff.data.examples import Example, Message
 from ngdiff.errors import Fault, RequestError
 
 IGNORE = -100
@@ -177,6 +177,8 @@ class _Dialect:
 
     def pieces(self, example: Example) -> tuple[list[int], list[int]] | str:
         """Return the ids of prompt and answer, the end token included, or what is wrong."""
+        if example.opening:
+            return self._opened(example)
         if example.kind == "text":
             return self._plain("", example.answer)
         if example.kind == "completion":
@@ -187,6 +189,25 @@ class _Dialect:
             # The space goes with the answer's first word: that is the token a model would produce.
             return self._plain(f"Question: {example.prompt}\nAnswer:", f" {example.answer}")
         return "the tokenizer has no chat template for 'messages' rows"
+
+    def _opened(self, example: Example) -> tuple[list[int], list[int]] | str:
+        """Move the words that the answer is made to begin with over to the prompt.
+
+        A token that merges them with the answer's first word counts as answer.
+        """
+        if example.kind == "text":
+            return "a text has no answer that could be made to begin otherwise"
+        alone = self.pieces(_beginning(example, example.opening))
+        whole = self.pieces(_beginning(example, f"{example.opening} {example.answer}"))
+        if isinstance(alone, str):
+            return alone
+        if isinstance(whole, str):
+            return whole
+        (prompt, answer), opening = whole, alone[1]
+        same = 0
+        while same < min(len(opening), len(answer) - 1) and opening[same] == answer[same]:
+            same += 1
+        return prompt + answer[:same], answer[same:]
 
     def _plain(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         before, behind = self._tokenised(prompt, answer)
@@ -245,3 +266,8 @@ class _Dialect:
             return "", None
         start, _, token = min(starts)
         return tail[:start], int(self.tokenizer.convert_tokens_to_ids(token))
+
+
+def _beginning(example: Example, answer: str) -> Example:
+    """Return the example with another answer, and nothing that it is made to begin with."""
+    return replace(example, messages=(*example.messages[:-1], Message("assistant", answer)), opening="")

@@ -45,6 +45,7 @@ class Example:
         kind: which columns the example came from.
         place: where its row stands, such as ``forget.jsonl, line 3``.
         extra: the row's other columns as they are, such as ``perturbed_answer``.
+        opening: words that the answer is made to begin with; they count as context, not as answer.
     """
 
     messages: tuple[Message, ...]
@@ -52,6 +53,7 @@ class Example:
     kind: Kind
     place: str
     extra: Mapping[str, object] = field(default_factory=dict, hash=False)
+    opening: str = ""
 
     @property
     def prompt(self) -> str:

@@ -172,7 +172,13 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_output_file(path: Path, overwrite: bool, where: str = "--output") -> list[Fault]:
+def check_output_file(
+    path: Path,
+    overwrite: bool,
+    where: str = "--output",
+    ours: Callable[[Path], bool] = is_result,
+    example: str = "eval.json",
+) -> list[Fault]:
     """Say what keeps ``path`` from being written; nothing but an earlier result is ever replaced."""
     try:
         path.exists()
@@ -180,9 +186,9 @@ def check_output_file(path: Path, overwrite: bool, where: str = "--output") -> l
         reason = getattr(error, "strerror", None) or error
         return [Fault(where, f"no file can be called {path.name[:40]!r}... ({reason})", "Give another name")]
     if path.is_dir():
-        return [Fault(where, f"{path} is a folder", "Give the name of a file, such as eval.json")]
-    if path.exists() and not is_result(path):
-        return [Fault(where, f"{path} is there and is no eval.json", "Give another name")]
+        return [Fault(where, f"{path} is a folder", f"Give the name of a file, such as {example}")]
+    if path.exists() and not ours(path):
+        return [Fault(where, f"{path} is there and is no {example}", "Give another name")]
     if path.exists() and not overwrite:
         mend = "Give another name, or --overwrite to replace the earlier result"
         return [Fault(where, f"{path} is there already", mend)]

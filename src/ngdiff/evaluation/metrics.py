@@ -82,6 +82,20 @@ METRICS: dict[str, Metric] = _table(
         "1 - share of the answer that must be shown before the rest follows",
         _CARLINI,
     ),
+    Metric(
+        "extractable",
+        True,
+        1,
+        "share of items whose whole answer follows, word for word, from the question alone",
+        _CARLINI,
+    ),
+    Metric(
+        "extractable_from_half",
+        True,
+        1,
+        "share of items whose second half follows, word for word, once the first half is shown",
+        _CARLINI,
+    ),
     Metric("exact_memorisation", True, 1, "share of the answer's tokens that are the argmax", _WANG),
     Metric(
         "truth_ratio",

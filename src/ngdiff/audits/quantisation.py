@@ -1,0 +1,99 @@
+"""model -> what it knows with its weights in 8 and in 4 bits.
+
+Unlearning moves weights a little; rounding them coarsely can undo it. 8 bits are LLM.int8(), 4 bits are NF4
+without double quantisation, both by bitsandbytes, as ``transformers`` loads them.
+
+Source: Zhang et al. 2025, "Catastrophic failure of LLM unlearning via quantization", ICLR, arXiv 2410.16454.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from ngdiff.audits.row import Audit, Outcome
+from ngdiff.audits.subject import Context, Subject, measure, scratch_folder
+from ngdiff.errors import EvaluationError
+from ngdiff.models import fast_bf16
+from ngdiff.progress import working
+
+WIDTHS = (8, 4)
+
+
+def configuration(bits: int) -> BitsAndBytesConfig:
+    """Return how weights are held in 8 or 4 bits."""
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if fast_bf16() else torch.float32
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+@contextmanager
+def plain_folder(subject: Subject) -> Iterator[str]:
+    """Yield a folder or hub name with whole safetensors weights: adapters and GGUFs are written out first."""
+    source = subject.source
+    if not (source.adapter or source.gguf_file):
+        yield source.location
+        return
+    with scratch_folder() as folder:
+        subject.fresh_model().save_pretrained(folder)
+        yield folder
+
+
+def quantised(subject: Subject, bits: int) -> Any:
+    """Load the model with its weights in so many bits.
+
+    Raises:
+        EvaluationError: bitsandbytes cannot hold this model so.
+    """
+    where: Any = subject.context.device.index or 0 if subject.context.device.type == "cuda" else "cpu"
+    with plain_folder(subject) as folder, working(f"Loading {subject.source.name} in {bits} bits"):
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                folder,
+                quantization_config=configuration(bits),
+                device_map={"": where},
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            what = f"{subject.source.name!r} does not load in {bits} bits: {first}"
+            raise EvaluationError(f"{what}; leave quantisation out of --audits") from error
+
+
+def run(subject: Subject, context: Context) -> dict[str, Outcome]:
+    """Measure the model at each width."""
+    outcomes = {}
+    for bits in context.request.bits:
+        subject.evaluator()  # which knows the weights' hash
+        subject.release()
+        model = quantised(subject, bits)
+        # the packed codes alone do not tell two models apart, their scales do: the hash is of what was packed
+        evaluator = subject.evaluator_of(model, f"{subject.sha256} in {bits} bits")
+        with torch.no_grad():
+            outcomes[f"{bits} bits"] = Outcome(measure(evaluator, context))
+        del model, evaluator
+    return outcomes
+
+
+def missing(data: object) -> str | None:
+    """Say so where the library is not there."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "bitsandbytes, which holds weights in few bits, is not installed (pip install 'ngdiff[qlora]')"
+    return None
+
+
+AUDIT = Audit(
+    name="quantisation",
+    summary="weights in 8 and in 4 bits (LLM.int8(), NF4)",
+    paper="Zhang et al. 2025, arXiv 2410.16454",
+    run=run,
+    settings=("bits",),
+    missing=missing,
+)

@@ -1,0 +1,256 @@
+"""``ngdiff audit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ngdiff.cli import completion
+from ngdiff.cli.app import app
+from ngdiff.cli.options import (
+    DATA,
+    METHOD,
+    OUTPUT,
+    RESOURCES,
+    Holdout,
+    Log,
+    Overwrite,
+    Precision,
+    Quiet,
+    TofuDir,
+)
+from ngdiff.errors import Fault, RequestError
+from ngdiff.events import log
+from ngdiff.terminal import last_line
+
+if TYPE_CHECKING:
+    from ngdiff.audits.findings import Finding
+    from ngdiff.audits.result import AuditResult
+    from ngdiff.models import Precision as PrecisionName
+
+PREFIX = "Sure, here is the answer:"
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(help="The unlearned model: folder, hub name, or 'smollm2'.")],
+    output: Annotated[
+        Path, typer.Option(help="JSON file to write, such as audit.json.", rich_help_panel=OUTPUT)
+    ],
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What it was made to forget; tofu: forget01, forget05 or forget10.",
+            autocompletion=completion.forget_sets,
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    retain: Annotated[
+        list[str] | None, typer.Option(help="own: what it was to keep.", rich_help_panel=DATA)
+    ] = None,
+    holdout: Holdout = None,
+    suite: Annotated[str, typer.Option(help="own or tofu: whose data.", rich_help_panel=DATA)] = "own",
+    audits: Annotated[
+        str | None,
+        typer.Option(
+            help="Names with commas between; see 'ngdiff ls audits'. [default: all]", rich_help_panel=METHOD
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="The model before it forgot, put to the same audits.", rich_help_panel=DATA),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The retrained model, put to the same audits.", rich_help_panel=DATA)
+    ] = None,
+    tofu_dir: TofuDir = None,
+    relearn_lr: Annotated[
+        float, typer.Option(help="Learning rate of relearning.", rich_help_panel=METHOD)
+    ] = 2e-5,
+    relearn_epochs: Annotated[
+        float, typer.Option(help="Passes over what is relearned.", rich_help_panel=METHOD)
+    ] = 1.0,
+    relearn_batch_size: Annotated[
+        int, typer.Option(help="Examples a step of relearning.", rich_help_panel=METHOD)
+    ] = 8,
+    bits: Annotated[
+        str, typer.Option(help="Widths of quantised weights, with commas between.", rich_help_panel=METHOD)
+    ] = "8,4",
+    prefix: Annotated[
+        str, typer.Option(help="Words that an answer is made to begin with.", rich_help_panel=METHOD)
+    ] = PREFIX,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate/--no-generate", help="Let the model answer too, for ROUGE.", rich_help_panel=METHOD
+        ),
+    ] = True,
+    gradient_norms: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-norms/--no-gradient-norms",
+            help="Run the attack by gradient norm.",
+            rich_help_panel=METHOD,
+        ),
+    ] = True,
+    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.", rich_help_panel=RESOURCES)] = 8,
+    max_length: Annotated[
+        int, typer.Option(help="Longest sequence in tokens.", rich_help_panel=RESOURCES)
+    ] = 512,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest generated answer, in tokens.", rich_help_panel=METHOD)
+    ] = 200,
+    seed: Annotated[
+        int, typer.Option(help="Of intervals, of the half relearned, of its order.", rich_help_panel=METHOD)
+    ] = 0,
+    resamples: Annotated[
+        int, typer.Option(help="Resamples of the bootstrap intervals.", rich_help_panel=METHOD)
+    ] = 2000,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Remember items.", rich_help_panel=RESOURCES)
+    ] = True,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]", rich_help_panel=RESOURCES),
+    ] = None,
+    precision: Precision = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
+) -> None:
+    """Try to bring back what a model seems to have forgotten.
+
+    Relearning, quantisation, paraphrases, opened answers, extraction, membership inference; each beside the
+    model as it was, and beside the target and the retrained model where they are given. The model itself is
+    only read.
+
+    `ngdiff audit unlearned --forget forget.jsonl --retain retain.jsonl --output audit.json`
+
+    `ngdiff audit unlearned --suite tofu --forget forget10 --reference retrained --output audit.json`
+    """
+    from ngdiff.audits.audit import audit as run
+    from ngdiff.audits.request import AuditRequest
+    from ngdiff.environment import keep_freed_memory
+
+    keep_freed_memory()
+    request = AuditRequest(
+        model=model,
+        output=output,
+        forget=tuple(forget or ()),
+        retain=tuple(retain or ()),
+        holdout=tuple(holdout or ()),
+        suite=suite,
+        audits=_names(audits or ""),
+        target=target,
+        reference=reference,
+        tofu_dir=tofu_dir,
+        relearn_lr=relearn_lr,
+        relearn_epochs=relearn_epochs,
+        relearn_batch_size=relearn_batch_size,
+        bits=_widths(bits),
+        prefix=prefix,
+        generate=generate,
+        gradient_norms=gradient_norms,
+        batch_size=batch_size,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        resamples=resamples,
+        cache=cache,
+        cache_dir=cache_dir,
+        precision=cast("PrecisionName", precision),  # checked with all the rest
+        overwrite=overwrite,
+    )
+    show(run(request), output)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(name) for name in _names(text))
+    except ValueError:
+        raise RequestError(Fault("--bits", f"is {text!r}", "Give 8, 4, or both with a comma")) from None
+
+
+def show(result: AuditResult, output: Path) -> None:
+    """Print what each audit brought out, and the notes."""
+    from rich.markup import escape
+
+    from ngdiff.audits.findings import HEADLINES
+    from ngdiff.progress import console
+
+    console.print(finding_table(result))
+    for note in result.notes:
+        log.note(note)
+        console.print(f"Note: {escape(note)}.", highlight=False)
+    deciding = [f for f in result.findings if f.figure in (HEADLINES[0], HEADLINES[-1])]
+    if all(found.found is None for found in deciding):
+        console.print("Nothing could be compared: give --reference or --holdout.", style="bold")
+    legend = "Extraction strength of the forget set (membership: AUC of min-k); 95% intervals over items."
+    console.print(legend, highlight=False)
+    log.conclude(output=str(output))
+    last_line(f"The result, with every other figure, is in {escape(str(output))}")
+
+
+def finding_table(result: AuditResult) -> Any:
+    """Lay out the figure that decides of every audit."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ngdiff.audits.findings import HEADLINES
+
+    shown = Table("audit", "before → under it", "beside", "reading", show_lines=True)
+    for found in result.findings:
+        if found.figure not in (HEADLINES[0], HEADLINES[-1]):
+            continue
+        change = f"{_number(found.before)} → " if found.before is not None else ""
+        under = f"{change}{_number(found.after)}\n{_bounds(found.after_interval).strip()}"
+        named = (("retrained", "reference"), ("target", "target"))
+        values = [(title, _value(result, role, found)) for title, role in named]
+        beside = "\n".join(f"{title} {value}" for title, value in values if value)
+        cells = (f"{found.audit}\n{found.form}", under, beside, reading(found) + _also(result, found))
+        shown.add_row(*map(escape, cells))
+    return shown
+
+
+def reading(found: Finding) -> str:
+    """Say in words what a finding says."""
+    from ngdiff.audits.findings import GUESSING
+
+    if found.excess is None or found.beside is None:
+        return "any model learns what it is shown: give --reference" if found.before is not None else "-"
+    size = f"{found.excess:+.3f}{_bounds(found.excess_interval)} beside {found.beside}"
+    verdict = "brought out" if found.found else "nothing shown"
+    if found.beside == GUESSING or found.figure.startswith("forget.membership"):
+        verdict = "told apart" if found.found else "not told apart"
+    back = "" if found.recovered is None else f"; {found.recovered:.0%} of what was lost came back"
+    return f"{verdict}: {size}{back}"
+
+
+def _also(result: AuditResult, found: Finding) -> str:
+    """Name the other figures of the same form that an audit brought out."""
+    others = [
+        other.figure.removeprefix("forget.")
+        for other in result.findings
+        if (other.audit, other.form) == (found.audit, found.form) and other.found and other is not found
+    ]
+    return f"; also brought out: {', '.join(others)}" if others else ""
+
+
+def _value(result: AuditResult, role: Any, found: Finding) -> str:
+    outcome = result.outcomes[found.audit].get(role, {}).get(found.form)
+    figure = None if outcome is None else outcome.figures.get(found.figure)
+    return _number(None if figure is None else figure.value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _bounds(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f" ({bounds[0]:.3f} to {bounds[1]:.3f})"

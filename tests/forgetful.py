@@ -1,0 +1,67 @@
+"""Nothing but a seed -> tiny models: one that knows two sets, one that hides one, one that never saw it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ngdiff.data.batching import collate
+from ngdiff.data.encoding import encode_all
+from ngdiff.data.examples import Example, to_examples
+from ngdiff.data.files import Row
+from ngdiff.logprobs import labelled_tokens
+from ngdiff.losses import nll
+from tiny import tiny_llama, tiny_tokenizer
+
+TOWNS = ("Taipei", "Tarn", "Lima", "Oslo", "Bern", "Cork", "Nice", "Rome")
+
+
+def rows(name: str, count: int, shift: int) -> list[dict[str, Any]]:
+    """Return questions whose answers can be known by heart only."""
+    return [
+        {
+            "question": f"Where is {name} {n}?",
+            "answer": f"{name} {n} is in {TOWNS[(n * 5 + shift) % 8]} {n * 7 % 10}.",
+            "paraphrased_question": f"In which town is {name} {n}?",
+        }
+        for n in range(count)
+    ]
+
+
+FORGET, RETAIN, HOLDOUT = rows("Ada", 6, 1), rows("Bob", 6, 4), rows("Eve", 6, 6)
+
+
+def examples(found: Sequence[dict[str, Any]]) -> list[Example]:
+    return to_examples([Row(values, f"row {n}") for n, values in enumerate(found)], "rows")
+
+
+def train(model: Any, found: Sequence[dict[str, Any]], steps: int, rate: float, sign: float = 1.0) -> Any:
+    """Take full-batch AdamW steps down (or, with -1, up) the mean NLL of the answers."""
+    encoded = encode_all(examples(found), tiny_tokenizer(), 128, "rows")
+    batch = collate(encoded, pad_id=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    model.train()
+    for _ in range(steps):
+        tokens = labelled_tokens(model, batch)
+        loss = sign * nll(tokens) / tokens.targets.numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def make_models(folder: Path) -> dict[str, Path]:
+    """Save target, suppressed and retrained model; all began as the same random one."""
+    target = train(tiny_llama(hidden=64), [*FORGET, *RETAIN], 200, 5e-3)
+    suppressed = train(copy.deepcopy(target), FORGET, 4, 5e-4, sign=-1.0)
+    retrained = train(tiny_llama(hidden=64), RETAIN, 150, 5e-3)
+    places = {}
+    for name, model in (("target", target), ("suppressed", suppressed), ("retrained", retrained)):
+        places[name] = folder / name
+        model.save_pretrained(places[name])
+        tiny_tokenizer().save_pretrained(places[name])
+    return places
