@@ -14,7 +14,7 @@ from ngdiff.alternatives import alternative_faults
 from ngdiff.callbacks import ProgressCallback
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
-from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
+from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
@@ -35,6 +35,9 @@ from ngdiff.models import (
 )
 from ngdiff.output import RECORD, check_output, same_folder, staged_folder, write_json
 from ngdiff.progress import console, working
+from ngdiff.receipts.data_key import describe
+from ngdiff.receipts.prepare import plan_receipt
+from ngdiff.receipts.receipt import ReceiptPlan, complete_record, write_receipt
 from ngdiff.record import RunRecord
 from ngdiff.trainer import UnlearningTrainer
 
@@ -56,6 +59,9 @@ class UnlearnRequest:
         tofu_dir: folder with TOFU's JSON files.
         allow_overlap: go on although forget and retain set share rows.
         overwrite: replace an earlier result.
+        earlier: forget sets of earlier requests, to see that nothing of them comes back.
+        sign: file of the private key to sign the receipt with.
+        data_key: file of the key that hides the hashes of the data (see :mod:`ngdiff.receipts.data_key`).
     """
 
     model: str
@@ -70,6 +76,9 @@ class UnlearnRequest:
     tofu_dir: Path | None = None
     allow_overlap: bool = False
     overwrite: bool = False
+    earlier: tuple[str, ...] = ()
+    sign: Path | None = None
+    data_key: Path | None = None
 
     @property
     def adapters(self) -> bool:
@@ -87,6 +96,7 @@ class Prepared:
     retain: list[EncodedExample]
     holdout: list[EncodedExample]
     config: UnlearningConfig
+    receipt: ReceiptPlan
 
 
 def prepare(request: UnlearnRequest) -> Prepared:
@@ -121,6 +131,15 @@ def prepare(request: UnlearnRequest) -> Prepared:
     overlap = None if request.allow_overlap else overlap_fault(forget, retain)
     if overlap is not None:
         faults.append(overlap)
+    receipt = plan_receipt(
+        source,
+        earlier=request.earlier,
+        sign=request.sign,
+        data_key=request.data_key,
+        tofu_dir=request.tofu_dir,
+        retain=() if request.allow_overlap else retain,
+        faults=faults,
+    )
     other_answers = None if config is None else LOSSES[str(config.forget_loss)].other_answers
     if other_answers is not None and forget:
         faults += alternative_faults(forget, other_answers, "--forget")
@@ -128,14 +147,17 @@ def prepare(request: UnlearnRequest) -> Prepared:
         raise RequestError(faults)
     tokenizer = load_tokenizer(source)
     encoded = {}
-    for where, examples in (("--forget", forget), ("--retain", retain), ("--holdout", holdout)):
+    sets = {"--forget": forget, "--retain": retain, "--holdout": holdout}
+    sets |= {f"--earlier (request {number})": examples for number, examples in receipt.earlier.items()}
+    for where, examples in sets.items():
         try:
             encoded[where] = encode_all(examples, tokenizer, config.max_length, where)
         except RequestError as error:
             faults += error.faults
     if faults:
         raise RequestError(faults)
-    return Prepared(source, tokenizer, encoded["--forget"], encoded["--retain"], encoded["--holdout"], config)
+    forget_, retain_, holdout_ = (encoded[where] for where in ("--forget", "--retain", "--holdout"))
+    return Prepared(source, tokenizer, forget_, retain_, holdout_, config, receipt)
 
 
 def _room(request: UnlearnRequest, weights: int) -> int:
@@ -203,6 +225,7 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
             forget_dataset=ready.forget,
             retain_dataset=ready.retain,
             holdout_dataset=ready.holdout or None,
+            earlier_datasets={f"earlier {number}": e for number, e in ready.receipt.earlier.items()},
             processing_class=ready.tokenizer,
             callbacks=[ProgressCallback("Unlearning")],
         )
@@ -215,6 +238,7 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
         shutil.rmtree(work, ignore_errors=True)
         _complete(trainer.record, request, ready, {"before": before, "after": weights_hash(final)})
         write_json(trainer.record.as_json(), folder / RECORD)
+        write_receipt(folder, ready.receipt)
     return trainer.record
 
 
@@ -258,10 +282,11 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, hashe
     if truncated:
         record.note(f"{truncated} answers were cut at {config.max_length} tokens")
     record.data = {
-        name: {"examples": len(examples), "sha256": data_hash([e.example for e in examples])}
+        name: describe([e.example for e in examples], ready.receipt.data_key)
         for name, examples in (("forget", ready.forget), ("retain", ready.retain), ("holdout", ready.holdout))
         if examples
     }
     record.model = {"name": request.model, "sha256_before": hashes["before"], "sha256_after": hashes["after"]}
     if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
         record.model |= {"sha256_before": None, "sha256_before_quantised": hashes["before"]}
+    complete_record(record, ready.receipt)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ngdiff.cli import bench, demo, evaluate, finetune, listing, merge, recompute, unlearn
+from ngdiff.cli import bench, demo, evaluate, finetune, listing, merge, recompute, unlearn, verify
 
-__all__ = ["bench", "demo", "evaluate", "finetune", "listing", "merge", "recompute", "unlearn"]
+__all__ = ["bench", "demo", "evaluate", "finetune", "listing", "merge", "recompute", "unlearn", "verify"]
