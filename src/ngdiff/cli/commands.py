@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from ngdiff.cli import bench, demo, evaluate, finetune, listing, merge, recompute, unlearn, verify
+from ngdiff.cli import bench, demo, evaluate, finetune, listing, merge, plan, recompute, unlearn, verify
 
-__all__ = ["bench", "demo", "evaluate", "finetune", "listing", "merge", "recompute", "unlearn", "verify"]
+__all__ = [
+    "bench",
+    "demo",
+    "evaluate",
+    "finetune",
+    "listing",
+    "merge",
+    "plan",
+    "recompute",
+    "unlearn",
+    "verify",
+]

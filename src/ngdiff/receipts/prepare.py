@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
@@ -55,9 +55,9 @@ def plan_receipt(
     requests: list[EarlierRequest] = []
     notes: list[str] = []
     record_sha256, files = None, None
-    if source is not None:
+    if source is not None and not faults:  # hashing a big model takes a while
         files = hash_model_files(source)
-        chain = attempt(lambda: sound_chain(source), [])
+        chain = attempt(lambda: sound_chain(source, files or {}), [])
         record = None if chain or not source.is_local else record_of(Path(source.location))
         requests = attempt(lambda: earlier_requests(chain, record[0] if record else None), [])
         record_sha256 = record[1] if record else None
@@ -65,7 +65,7 @@ def plan_receipt(
             notes.append("the starting model has a record and no receipt: the chain of receipts begins here")
     parts: list[tuple[str, list[Example]]] = attempt(lambda: _read(earlier, tofu_dir), [])
     matched: dict[int, list[Example]] = {}
-    if source is not None and len(parts) == len(earlier):
+    if source is not None and not faults:
         matched = attempt(lambda: match_files(requests, parts, secret), {})
     for number, examples in matched.items():
         shared = overlap_fault(examples, retain)
@@ -80,8 +80,13 @@ def _read(sources: Sequence[str], tofu_dir: Path | None) -> list[tuple[str, list
     return [(s, to_examples(read_rows(s, where=where, tofu_dir=tofu_dir), where)) for s in sources]
 
 
-def sound_chain(source: ModelSource, where: str = "--model") -> list[Read]:
+def sound_chain(source: ModelSource, now: Mapping[str, Any], where: str = "--model") -> list[Read]:
     """Read a model's receipts and see that a further one may be chained to them.
+
+    Args:
+        source: the model.
+        now: size and SHA-256 of its files (:func:`ngdiff.receipts.files.hash_model_files`).
+        where: the setting to name in errors.
 
     Raises:
         RequestError: a receipt was changed or is missing, or tells of other weights than are there.
@@ -99,7 +104,7 @@ def sound_chain(source: ModelSource, where: str = "--model") -> list[Read]:
     wrong = [(receipt.name, fault) for receipt in chain for fault in receipt.faults]
     wrong = wrong or link_faults(chain)
     if chain and not wrong:
-        files, now = chain[-1].content["files"], hash_model_files(source) or {}
+        files = chain[-1].content["files"]
         weights = [name for name in now if name.endswith(".safetensors")]
         what = "is not the file that receipt.json tells of"
         wrong = [(name, what) for name in weights if files.get(name) != now[name]]
