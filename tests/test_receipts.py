@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -277,6 +278,22 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda f: ((f / "more").mkdir(), (f / "more/.x").write_bytes(b"x")),
         ["more/.x: is not in the receipt"],
     ),
+    "receipt is nested too deep": (
+        lambda f: reseal(f, lambda c: c["request"]["settings"].update(x=json.loads("[" * 70 + "]" * 70))),
+        ["receipt.json: is nested deeper"],
+    ),
+    "request's hash in the record": (
+        edit("record.json", '"request_sha256": ', '"request_sha256": "x", "y": '),
+        ["request_sha256 in record.json: is not the hash"],
+    ),
+    "a pipe for weights": (
+        lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")),
+        ["model.safetensors: is no plain file", "weights: have the SHA-256 unreadable"],
+    ),
+    "a pipe for the record": (
+        lambda f: ((f / "record.json").unlink(), os.mkfifo(f / "record.json")),
+        ["record.json: is no plain file", "record.json: is needed"],
+    ),
     "link to nothing": (lambda f: (f / "link").symlink_to("nowhere"), ["link: is no plain file"]),
     "link to a folder": (lambda f: (f / "link").symlink_to("/"), ["link: is no plain file"]),
 }
@@ -344,6 +361,12 @@ def test_an_earlier_receipt_of_another_run(cli: Cli, copy: Path, made: Path, tmp
     reseal(copy, forge)
     wrong = lines(cli("verify", copy), "✗")
     assert "receipt.json: tells of another starting model than the one that receipts/001.json left" in wrong
+
+
+def test_a_report_written_later_is_no_fault(cli: Cli, copy: Path) -> None:
+    (copy / "report.html").write_text("x")
+    answer = cli("verify", copy)
+    assert answer.code == 0 and "- report.html: is not in the receipt" in answer.out
 
 
 def test_no_receipt_at_all(cli: Cli, made: Path) -> None:

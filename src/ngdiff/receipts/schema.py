@@ -13,6 +13,7 @@ from ngdiff.receipts.canonical import canonical, seal_holds, sha256
 
 FORMAT = 1
 MOST_BYTES = 2**26
+MOST_LEVELS = 64
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Figures = dict[str, dict[str, "Interval"]]
@@ -171,10 +172,25 @@ def read_receipt(path: Path, name: str, signature: Path | None = None) -> Read:
     return Read(name, text, content, tuple(faults), signed)
 
 
+def _deeper(value: Any, levels: int) -> bool:
+    """Say whether a JSON value is nested deeper than so many levels, without recursion as deep as it is."""
+    here = [value]
+    for _ in range(levels):
+        here = [
+            part
+            for each in here
+            if isinstance(each, (dict, list))
+            for part in (each.values() if isinstance(each, dict) else each)
+        ]
+    return bool(here)
+
+
 def check_text(text: bytes) -> tuple[dict[str, Any], list[str]]:
     """Return a receipt's content and what is wrong with it."""
     try:
         content = json.loads(text)
+        if _deeper(content, MOST_LEVELS):
+            return {}, ["is nested deeper than any receipt"]
         checked = Receipt.model_validate_json(text)
         same = canonical(content) == text
     except ValidationError as error:

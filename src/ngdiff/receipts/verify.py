@@ -29,6 +29,8 @@ from ngdiff.receipts.signature import holds, public_from_hex, public_hex
 from ngdiff.receipts.weights import recomputed_weights_hash
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
+WRITTEN_LATER = frozenset({"report.html"})
+"""What the project's own commands put beside a model later on: no fault, but not vouched for either."""
 _SHOWN = 300
 
 
@@ -80,8 +82,11 @@ def verify(folder: Path, evidence: Evidence) -> list[Finding]:
     if not found:
         found.append(Finding(RECEIPT, True, f"whole and in its canonical form (SHA-256 {receipt.sha256})"))
     found += signature_findings(receipt, evidence.public_key)
-    found += file_findings(folder, receipt.content["files"])
+    files = file_findings(folder, receipt.content["files"])
+    found += files
     found += record_findings(folder, receipt.content)
+    unchanged = all(finding.agrees is not False for finding in files)
+    found.append(weights_finding(folder, receipt.content["model"]["sha256_after"], unchanged))
     found += _code_findings(receipt.content)
     found += data_findings(receipt.content["data"], evidence)
     found += starting_findings(receipt.content, evidence.starting_model)
@@ -120,7 +125,8 @@ def file_findings(folder: Path, stated: Mapping[str, Mapping[str, Any]]) -> list
         if name not in plain:
             found += [] if name in strange else [Finding(name, False, "is missing")]
         elif name not in stated:
-            found.append(Finding(name, False, "is not in the receipt: it was added afterwards"))
+            agrees = None if name in WRITTEN_LATER else False
+            found.append(Finding(name, agrees, "is not in the receipt: it was added afterwards"))
         else:
             found.append(_file_finding(folder, name, stated[name]))
     return found
@@ -137,7 +143,9 @@ def _file_finding(folder: Path, name: str, stated: Mapping[str, Any]) -> Finding
 
 
 def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
-    """Work out from the record what the receipt says of the run, the request's hash and the weights' too."""
+    """Work out from the record what the receipt says of the run, and the request's hash."""
+    if not (folder / RECORD).is_file():
+        return [Finding(RECORD, False, "is needed to check the receipt, and is no file here")]
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         said = statement(record)
@@ -148,10 +156,14 @@ def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
         Finding(f"{part} in the receipt", same(receipt[part], value), _agreement(receipt[part], value))
         for part, value in said.items()
     ]
+    stated = record.get("request_sha256")
+    if stated not in (None, said["request"]["sha256"]):
+        text = "is not the hash of its settings, data and starting model"
+        found.append(Finding(f"request_sha256 in {RECORD}", False, text))
     wrong = [f"{when} {name}" for when, name, follows in followed if not follows]
     text = f"do not follow from the items: {', '.join(wrong)}" if wrong else "follow from the items"
     found.append(Finding(f"figures in {RECORD}", not wrong, text))
-    return [*found, weights_finding(folder, receipt["model"]["sha256_after"])]
+    return found
 
 
 def _agreement(stated: Any, found: Any) -> str:
@@ -202,10 +214,10 @@ def figures_follow(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     ]
 
 
-def weights_finding(folder: Path, stated: str) -> Finding:
+def weights_finding(folder: Path, stated: str, unchanged: bool) -> Finding:
     """Work out the hash of the model's weights again."""
     what = "weights"
-    found = recomputed_weights_hash(folder)
+    found = recomputed_weights_hash(folder, stated, unchanged)
     if found is None:
         return Finding(what, None, "not worked out: an adapter's is that of base and adapter together")
     if found == stated:
