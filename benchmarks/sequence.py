@@ -46,9 +46,8 @@ def write_people(folder: Path) -> None:
     count = REQUESTS * A_REQUEST + RETAIN
     rows = question_rows(invent_people(count + HOLDOUT, seed=11), seed=11)
     each = len(rows) // (count + HOLDOUT)
-    parts = {
-        f"forget{n + 1}": rows[n * A_REQUEST * each : (n + 1) * A_REQUEST * each] for n in range(REQUESTS)
-    }
+    size = A_REQUEST * each
+    parts = {f"forget{n + 1}": rows[n * size : (n + 1) * size] for n in range(REQUESTS)}
     parts["retain"] = rows[REQUESTS * size : count * each]
     parts["holdout"] = rows[count * each :]
     for name, chosen in parts.items():

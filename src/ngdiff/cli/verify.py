@@ -11,6 +11,7 @@ import typer
 from ngdiff.cli.app import EXIT_DISAGREES, app, inert
 
 if TYPE_CHECKING:
+    from ngdiff.data.examples import Example
     from ngdiff.receipts.verify import Evidence, Finding
 
 
@@ -72,7 +73,7 @@ def _evidence(
     from ngdiff.receipts.verify import Evidence
 
     faults: list[Fault] = []
-    data = {}
+    data: dict[str, list[Example]] = {}
     for role, names in sources.items():
         where = f"--{role}"
         try:
