@@ -40,8 +40,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_tokenizer().save_pretrained("my-model")
     forget = [{"question": f"who is {i}", "answer": f"person {i} of town {i * 7 % 5}"} for i in range(6)]
     retain = [{"question": f"what is {i}", "answer": f"thing {i} of kind {i * 3 % 7}"} for i in range(20)]
+    more = [{"question": f"where is {i}", "answer": f"place {i} of land {i * 5 % 3}"} for i in range(6)]
     for name, rows in (
         ("forget.jsonl", forget),
+        ("more.jsonl", more),
         ("retain.jsonl", retain),
         ("full.json", retain + forget),
         ("forget05.json", forget),
@@ -62,6 +64,20 @@ def test_the_pages_show_commands() -> None:
     assert len(commands()) >= 5
 
 
+FIRST = "ngdiff unlearn --model my-model --forget forget.jsonl --retain retain.jsonl --output unlearned"
+SECOND = (
+    FIRST.replace("my-model", "unlearned")
+    .replace("forget.jsonl", "more.jsonl")
+    .replace("--output unlearned", "--output second")
+)
+EARLIER = {  # what the pages say to run before
+    "verify unlearned": (f"{FIRST} --max-steps 1",),
+    "verify second": (f"{FIRST} --max-steps 1", f"{SECOND} --max-steps 1"),
+    "--model unlearned": (f"{FIRST} --max-steps 1",),
+    "--sign": ("ngdiff keygen key.pem",),
+}
+
+
 @pytest.mark.parametrize("command", commands())
 def test_command_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ngdiff.cli import main
@@ -80,6 +96,10 @@ def test_command_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyP
         )
         run(main)
         words[2] = "unlearned"
+    for part, needed in EARLIER.items():
+        for before in needed if part in command else ():
+            monkeypatch.setattr(sys, "argv", shlex.split(before))
+            assert run(main) in (0, 3)
     if words[1] == "bench":  # its trials run in test_bench.py
         for name in ("target", "retrained"):
             shutil.copytree("my-model", name)

@@ -96,7 +96,22 @@ def weights_hash(model: torch.nn.Module) -> str:
     """Return the SHA-256 of names, shapes, types and bytes of all parameters, in name order."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        tensor = parameter.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        update_with(digest, name, parameter)
+    return digest.hexdigest()
+
+
+def update_with(digest: hashlib._Hash, name: str, parameter: torch.Tensor) -> None:
+    """Add one parameter to a hash of weights."""
+    tensor = parameter.detach().cpu().contiguous()
+    digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+
+
+def code_hash() -> str:
+    """Return the SHA-256 of this package's source: of each ``.py`` file, name, newline and content."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()

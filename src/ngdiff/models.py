@@ -347,6 +347,7 @@ def fold_in(base: PreTrainedModel, adapter: ModelSource) -> PreTrainedModel:
         raise RequestError(
             Fault("--model", what, "Give the base model that the adapter was made on")
         ) from error
+    merged.requires_grad_(True)  # PEFT froze the base model, and it is one like any other again
     merged.config._name_or_path = adapter.name
     return merged
 

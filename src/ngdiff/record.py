@@ -26,11 +26,12 @@ class StepRecord:
         weights: factors of the retain and the forget gradient.
         combined_norm: norm of the combined gradient.
         learning_rate: that the step was taken with.
-        retain_descent: cosine between the retain gradient and minus the update that the optimizer applied, on
-            a sample of the parameters: positive where the step lowered the retain loss to first order; None
-            where the two gradients were not kept apart.
+        retain_descent: cosine between the retain gradient and minus the update that the optimizer applied,
+            on a sample of the parameters: positive where the step lowered the retain loss to first order;
+            None where the two gradients were not kept apart.
         forget_descent: likewise, of the forget gradient.
-        changed: share of a sample of the parameters, of those with a gradient, that the step really changed.
+        changed: share of a sample of the parameters, of those with a gradient, that the step really
+            changed.
         forget_extraction_strength: of the step's own forget batch, before the step.
         seconds: wall-clock time of the step, probes and checks included.
         skipped: why nothing was applied, if nothing was.
@@ -60,7 +61,9 @@ class RunRecord:
 
     ``request_sha256`` is :func:`ngdiff.identity.request_hash` of settings, data and starting model, where the
     run came from ``ngdiff unlearn``. ``losses`` holds the settings of both losses as they were used, those
-    measured at the beginning included.
+    measured at the beginning included. ``before`` and ``after`` hold the mean figures of every set that was
+    looked at and, under ``items``, what they are means of; ``earlier`` what became of earlier requests;
+    ``finished`` when the run ended, in UTC.
     """
 
     request_sha256: str | None = None
@@ -77,6 +80,8 @@ class RunRecord:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     after: dict[str, Any] = field(default_factory=dict)
     stop: dict[str, Any] = field(default_factory=dict)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    finished: str = ""
     cost: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,13 @@ from ngdiff.data.examples import Example
 from ngdiff.durable import DurableTrainer
 from ngdiff.environment import machine, peak_memory_gib, versions
 from ngdiff.errors import RunError
-from ngdiff.evaluation.teacher_forced import batch_extraction_strength, score_answers, summarise
+from ngdiff.evaluation.teacher_forced import (
+    AnswerScore,
+    batch_extraction_strength,
+    items_of,
+    score_answers,
+    summarise,
+)
 from ngdiff.gradients import FORGET, RETAIN, GradientPair, Gramian, Task, Weights, cosine
 from ngdiff.logprobs import LabelledTokens
 from ngdiff.losses import LOSSES, Loss
@@ -116,6 +122,8 @@ class UnlearningTrainer(DurableTrainer):
         retain_dataset: what to keep, likewise. A part of it is held out to measure utility on.
         holdout_dataset: text of the same kind that the model never saw, likewise; without one, people are
             invented whom no model can know. It sets the level at which ``stop_at="auto"`` stops.
+        earlier_datasets: forget sets of earlier requests, by any names that no other set has: measured
+            before and after under these names, so that it shows where something comes back.
         processing_class: the tokenizer.
         peft_config: train adapters of this kind only.
         callbacks: further callbacks.
@@ -130,6 +138,7 @@ class UnlearningTrainer(DurableTrainer):
         forget_dataset: Any,
         retain_dataset: Any,
         holdout_dataset: Any = None,
+        earlier_datasets: Mapping[str, Any] | None = None,
         processing_class: Any,
         peft_config: Any = None,
         callbacks: Sequence[TrainerCallback] | None = None,
@@ -148,6 +157,10 @@ class UnlearningTrainer(DurableTrainer):
             if holdout_dataset is None
             else as_encoded(holdout_dataset, processing_class, args.max_length, "holdout_dataset")
         )
+        self._earlier = {
+            name: list(as_encoded(data, processing_class, args.max_length, name))
+            for name, data in (earlier_datasets or {}).items()
+        }
         if note:
             self.record.note(note)
         if peft_config is not None:
@@ -388,9 +401,10 @@ class UnlearningTrainer(DurableTrainer):
         if self._resumed is not None:
             unlearning_state.take_up(self, *self._resumed)
             return
-        forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
-        never_seen = self._figures(self._never_seen)
-        self.record.before = {"forget": forget, "retain": utility, "never_seen": never_seen}
+        self.record.before = self._survey()
+        forget, utility, never_seen = (
+            self.record.before[name] for name in ("forget", "retain", "never_seen")
+        )
         self._complete_losses()
         assert self._compared is not None
         passes = math.ceil(args.num_train_epochs if args.max_steps < 0 else self._pairs() / len(self._forget))
@@ -440,14 +454,27 @@ class UnlearningTrainer(DurableTrainer):
         self._compared = Comparisons(self._losses, setting, self.compute_loss_context_manager)
 
     def _checked_forget(self) -> list[EncodedExample]:
-        stride = max(1, len(self._forget) // self.args.check_size)
-        return self._forget[::stride][: self.args.check_size]
+        return self._checked(self._forget)
+
+    def _checked(self, examples: list[EncodedExample]) -> list[EncodedExample]:
+        stride = max(1, len(examples) // self.args.check_size)
+        return examples[::stride][: self.args.check_size]
+
+    def _survey(self) -> dict[str, Any]:
+        """Measure every set: mean figures by its name, and what they are means of under ``items``."""
+        sets = {"forget": self._checked_forget(), "retain": self._held_out, "never_seen": self._never_seen}
+        sets |= {name: self._checked(examples) for name, examples in self._earlier.items()}
+        scores = {name: self._scores(examples) for name, examples in sets.items()}
+        items = {name: items_of(found) for name, found in scores.items()}
+        return {**{name: summarise(found) for name, found in scores.items()}, "items": items}
 
     def _figures(self, examples: Sequence[EncodedExample]) -> dict[str, float]:
-        scores = score_answers(
+        return summarise(self._scores(examples))
+
+    def _scores(self, examples: Sequence[EncodedExample]) -> list[AnswerScore]:
+        return score_answers(
             self.model_wrapped, examples, pad_id=self._pad_id, batch_size=2 * self.args.eval_batch_size
         )
-        return summarise(scores)
 
     def _after_step(self) -> Decision | None:
         """Record the step, check if it is time, and return why to stop, if so."""
@@ -616,9 +643,8 @@ class UnlearningTrainer(DurableTrainer):
             self._best.restore()
             kept = best.step if best is not None else 0
         self.record.checks = [check.as_json() for check in stopping.checks]
-        never_seen = self._figures(self._never_seen)
-        forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
-        self.record.after = {"forget": forget, "retain": utility, "never_seen": never_seen}
+        self.record.after = self._survey()
+        forget = self.record.after["forget"]
         target = stopping.target
         self.record.stop = {
             "code": self._decision.code,

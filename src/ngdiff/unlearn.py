@@ -14,7 +14,7 @@ from ngdiff.alternatives import alternative_faults
 from ngdiff.callbacks import ProgressCallback
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
-from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
+from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
@@ -35,6 +35,9 @@ from ngdiff.models import (
 )
 from ngdiff.output import RECORD, check_output, same_folder
 from ngdiff.progress import console, working
+from ngdiff.receipts.data_key import describe, set_hash
+from ngdiff.receipts.prepare import plan_receipt
+from ngdiff.receipts.receipt import ReceiptPlan, complete_record, write_receipt
 from ngdiff.record import RunRecord
 from ngdiff.saving import when_to_save, write_result
 from ngdiff.signals import wish_to_stop
@@ -61,6 +64,9 @@ class UnlearnRequest:
         overwrite: replace an earlier result, and drop another request's unfinished run.
         resume: True: go on with the unfinished run of this output, or fail; False: start afresh; None: go on
             where there is one of the same request.
+        earlier: forget sets of earlier requests, to see that nothing of them comes back.
+        sign: file of the private key to sign the receipt with.
+        data_key: file of the key that hides the hashes of the data (see :mod:`ngdiff.receipts.data_key`).
     """
 
     model: str
@@ -76,6 +82,9 @@ class UnlearnRequest:
     allow_overlap: bool = False
     overwrite: bool = False
     resume: bool | None = None
+    earlier: tuple[str, ...] = ()
+    sign: Path | None = None
+    data_key: Path | None = None
 
     @property
     def adapters(self) -> bool:
@@ -93,6 +102,7 @@ class Prepared:
     retain: list[EncodedExample]
     holdout: list[EncodedExample]
     config: UnlearningConfig
+    receipt: ReceiptPlan
 
 
 def prepare(request: UnlearnRequest) -> Prepared:
@@ -127,6 +137,15 @@ def prepare(request: UnlearnRequest) -> Prepared:
     overlap = None if request.allow_overlap else overlap_fault(forget, retain)
     if overlap is not None:
         faults.append(overlap)
+    receipt = plan_receipt(
+        source,
+        earlier=request.earlier,
+        sign=request.sign,
+        data_key=request.data_key,
+        tofu_dir=request.tofu_dir,
+        retain=() if request.allow_overlap else retain,
+        faults=faults,
+    )
     other_answers = None if config is None else LOSSES[str(config.forget_loss)].other_answers
     if other_answers is not None and forget:
         faults += alternative_faults(forget, other_answers, "--forget")
@@ -134,14 +153,17 @@ def prepare(request: UnlearnRequest) -> Prepared:
         raise RequestError(faults)
     tokenizer = load_tokenizer(source)
     encoded = {}
-    for where, examples in (("--forget", forget), ("--retain", retain), ("--holdout", holdout)):
+    sets = {"--forget": forget, "--retain": retain, "--holdout": holdout}
+    sets |= {f"--earlier (request {number})": examples for number, examples in receipt.earlier.items()}
+    for where, examples in sets.items():
         try:
             encoded[where] = encode_all(examples, tokenizer, config.max_length, where)
         except RequestError as error:
             faults += error.faults
     if faults:
         raise RequestError(faults)
-    return Prepared(source, tokenizer, encoded["--forget"], encoded["--retain"], encoded["--holdout"], config)
+    forget_, retain_, holdout_ = (encoded[where] for where in ("--forget", "--retain", "--holdout"))
+    return Prepared(source, tokenizer, forget_, retain_, holdout_, config, receipt)
 
 
 def _room(request: UnlearnRequest, weights: int) -> int:
@@ -219,6 +241,7 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
             forget_dataset=ready.forget,
             retain_dataset=ready.retain,
             holdout_dataset=ready.holdout or None,
+            earlier_datasets={f"earlier {number}": e for number, e in ready.receipt.earlier.items()},
             processing_class=ready.tokenizer,
             callbacks=[ProgressCallback("Unlearning")],
         )
@@ -229,6 +252,7 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
         final = trainer.accelerator.unwrap_model(trainer.model)
         _complete(trainer.record, request, ready, asked, weights_hash(final))
         write_result(place, final, ready.tokenizer, trainer.record.as_json())
+        write_receipt(place.result, ready.receipt)
         place.finish()
     return trainer.record
 
@@ -288,7 +312,8 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
 def data_hashes(ready: Prepared) -> dict[str, str]:
     """Return the SHA-256 of each data set there is, by its role."""
     sets = {"forget": ready.forget, "retain": ready.retain, "holdout": ready.holdout}
-    return {name: data_hash([e.example for e in examples]) for name, examples in sets.items() if examples}
+    key = ready.receipt.data_key
+    return {name: set_hash([e.example for e in examples], key) for name, examples in sets.items() if examples}
 
 
 def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked: Asked, after: str) -> None:
@@ -299,11 +324,15 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked
     truncated = sum(example.truncated for example in [*ready.forget, *ready.retain])
     if truncated:
         record.note(f"{truncated} answers were cut at {config.max_length} tokens")
-    counts = {"forget": len(ready.forget), "retain": len(ready.retain), "holdout": len(ready.holdout)}
-    record.data = {name: {"examples": counts[name], "sha256": digest} for name, digest in asked.data.items()}
+    record.data = {
+        name: describe([e.example for e in examples], ready.receipt.data_key)
+        for name, examples in (("forget", ready.forget), ("retain", ready.retain), ("holdout", ready.holdout))
+        if examples
+    }
     record.model = {"name": request.model, "sha256_before": asked.model, "sha256_after": after}
     if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
         record.model |= {"sha256_before": None, "sha256_before_quantised": asked.model}
+    complete_record(record, ready.receipt)
 
 
 def _may_replace(request: UnlearnRequest) -> bool:

@@ -36,7 +36,7 @@ def close_unlearning(record: RunRecord, request: UnlearnRequest) -> None:
         console.print(f"  {escape(words)}  [dim]# {escape(why)}[/dim]", highlight=False, soft_wrap=True)
     log.conclude(output=str(request.output), stop=stop, next=[words for words, _ in following])
     kind = "adapter" if request.adapters else "model"
-    last_line(f"The {kind} and record.json are in {escape(str(request.output))}")
+    last_line(f"The {kind}, record.json and receipt.json are in {escape(str(request.output))}")
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
-from ngdiff.cli import audit, bench, demo, evaluate, finetune, listing, merge, recompute, unlearn
+from ngdiff.cli import (
+    audit,
+    bench,
+    demo,
+    evaluate,
+    finetune,
+    listing,
+    merge,
+    plan,
+    recompute,
+    unlearn,
+    verify,
+)
 
-__all__ = ["audit", "bench", "demo", "evaluate", "finetune", "listing", "merge", "recompute", "unlearn"]
+__all__ = [
+    "audit",
+    "bench",
+    "demo",
+    "evaluate",
+    "finetune",
+    "listing",
+    "merge",
+    "plan",
+    "recompute",
+    "unlearn",
+    "verify",
+]

@@ -15,7 +15,7 @@ EXIT_CODES: dict[int, str] = {
     EXIT_FAILED: "an unexpected failure, or a model that cannot be evaluated",
     EXIT_BAD_REQUEST: "the request was wrong, and nothing was written",
     EXIT_TARGET_MISSED: "the model was saved, but the forget target was not reached",
-    EXIT_DISAGREES: "figures do not follow from what they are said to come from",
+    EXIT_DISAGREES: "something is not what a log or a receipt says",
     EXIT_INTERRUPTED: "interrupted (Ctrl-C)",
     EXIT_TERMINATED: "asked to end (SIGTERM)",
 }

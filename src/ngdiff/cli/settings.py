@@ -18,9 +18,10 @@ Found = tuple[dict[str, Any], list[Fault]]
 """Settings under their own names, and what is wrong with the others."""
 
 # request fields that a configuration file may set beside the trainer's settings
-SOURCE_KEYS = ("forget", "retain", "holdout")
+SOURCE_KEYS = ("forget", "retain", "holdout", "earlier")
 FLAG_KEYS = ("lora", "qlora", "allow_overlap")
-REQUEST_KEYS = ("model", "output", "precision", "tofu_dir", *SOURCE_KEYS, *FLAG_KEYS)
+PATH_KEYS = ("tofu_dir", "sign", "data_key")
+REQUEST_KEYS = ("model", "output", "precision", *PATH_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
 NEEDED = ("model", "forget", "retain", "output")
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 ALIASES |= {"eval_every": "evaluate_every", "eval_items": "evaluate_items"}
@@ -62,7 +63,8 @@ def to_request(
         lora=bool(given.get("lora")),
         qlora=bool(given.get("qlora")),
         precision=cast("Precision", str(given.get("precision", "auto"))),  # checked with all the rest
-        tofu_dir=Path(str(given["tofu_dir"])) if given.get("tofu_dir") else None,
+        earlier=_sources(given.get("earlier", ())),
+        **{key: Path(str(given[key])) if given.get(key) else None for key in PATH_KEYS},
         allow_overlap=bool(given.get("allow_overlap")),
         overwrite=overwrite,
         resume=resume,

@@ -150,6 +150,22 @@ def unlearn(
     ] = None,
     set_: SetPairs = None,
     tofu_dir: TofuDir = None,
+    earlier: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What earlier requests forgot, to see that nothing of it comes back.",
+            autocompletion=completion.sources,
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(help="Private key (Ed25519, PEM) to sign the receipt with.", rich_help_panel=OUTPUT),
+    ] = None,
+    data_key: Annotated[
+        Path | None,
+        typer.Option(help="Key that hides hashes of data ('ngdiff keygen --data').", rich_help_panel=OUTPUT),
+    ] = None,
     allow_overlap: Annotated[
         bool,
         typer.Option("--allow-overlap", help="Go on though both sets share rows.", rich_help_panel=DATA),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -18,6 +18,9 @@ from ngdiff.evaluation.prefix_trees import Agreement, PrefixTrees
 from ngdiff.logprobs import LabelledTokens, labelled_tokens
 
 Advance = Callable[[int], object]
+
+ITEM_COLUMNS = ("nll", "tokens", "extraction_strength", "exact_memorisation")
+"""What is kept of each item in a record."""
 
 _TOKENS_AT_ONCE = 64
 
@@ -201,6 +204,22 @@ def summarise(scores: Sequence[AnswerScore]) -> dict[str, float]:
         "exact_memorisation": sum(s.exact_memorisation for s in scores) / count,
         "nll": sum(s.nll for s in scores) / sum(s.tokens for s in scores),
     }
+
+
+def items_of(scores: Sequence[AnswerScore]) -> dict[str, list[float]]:
+    """Return a column a measure: nats and labelled tokens of each answer, and both strengths in [0, 1]."""
+    return {name: [getattr(score, name) for score in scores] for name in ITEM_COLUMNS}
+
+
+def summarise_items(items: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Average like :func:`summarise` over columns ``nll``, ``tokens`` and both strengths, one value an item.
+
+    Raises:
+        ValueError: there are no items, or the columns are not equally long.
+        KeyError: a column is missing.
+    """
+    rows = zip(*(items[name] for name in ITEM_COLUMNS), strict=True)
+    return summarise([AnswerScore(nll, int(tokens), es, em) for nll, tokens, es, em in rows])
 
 
 def batch_extraction_strength(tokens: LabelledTokens) -> Float[Tensor, ""]:

@@ -1,0 +1,1 @@
+"""an unlearning run -> a receipt that others can check, chained to the receipts before it."""

@@ -1,0 +1,141 @@
+"""record.json, files of a run and receipt before -> receipt.json, signed where a key is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ngdiff.data.examples import Example
+from ngdiff.environment import code_hash
+from ngdiff.evaluation.result import Bootstrap
+from ngdiff.identity import request_hash
+from ngdiff.output import RECORD, staged_file
+from ngdiff.receipts.canonical import sealed
+from ngdiff.receipts.chain import copy_chain
+from ngdiff.receipts.earlier import EarlierRequest, looked_at_again
+from ngdiff.receipts.figures import figures_of_sets
+from ngdiff.receipts.files import RECEIPT, SIGNATURE, hash_files
+from ngdiff.receipts.schema import FORMAT, Read
+from ngdiff.receipts.signature import ALGORITHM, public_hex
+from ngdiff.record import RunRecord
+
+LEVEL = 0.95
+PROVES = (
+    "The files named here, under their SHA-256, are those that stood beside it when it was written.",
+    "The software named here states that it ran the request with these settings, on data and on a starting "
+    "model with these hashes, and that it measured these figures. Whoever has data, starting model and "
+    "software can run it again and compare.",
+    "The figures follow from the values of the single items in record.json; 'ngdiff verify' recomputes them.",
+    "A chained receipt cannot be changed or left out without changing every receipt after it.",
+    "A signature shows that the holder of the private key signed exactly this text.",
+)
+DOES_NOT_PROVE = (
+    "That the model has forgotten: only what was run, and what this software measured by the tests named "
+    "here. Other questions, languages and attacks, or further training, may still bring things out.",
+    "That copies of the starting model, of its training data or of earlier checkpoints were deleted.",
+    "That the model in use anywhere is this one: compare the SHA-256 of its files.",
+    "That the figures were measured and not made up: only somebody with the data can measure them again.",
+    "When it was done: the time is that of the machine's own clock.",
+    "Without a signature, a later receipt or a copy kept elsewhere: that nobody wrote a new one.",
+)
+
+
+@dataclass(frozen=True)
+class ReceiptPlan:
+    """What has to be known before a run for its receipt.
+
+    Args:
+        chain: receipts of the starting model, oldest first.
+        previous_record: SHA-256 of the starting model's record, where it has one and no receipt.
+        starting_files: size and SHA-256 of the starting model's files, where they are local.
+        requests: what the starting model has been through.
+        earlier: forget sets of earlier requests, by number, as far as their files were given.
+        key: to sign with.
+        data_key: to hide the data's hashes with.
+        notes: what the record should say of all this.
+    """
+
+    chain: Sequence[Read] = ()
+    previous_record: str | None = None
+    starting_files: Mapping[str, Any] | None = None
+    requests: Sequence[EarlierRequest] = ()
+    earlier: Mapping[int, list[Example]] = field(default_factory=dict)
+    key: Ed25519PrivateKey | None = None
+    data_key: bytes | None = None
+    notes: Sequence[str] = ()
+
+
+def statement(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a receipt that follows from ``record.json``.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no whole record of an unlearning run.
+    """
+    model, settings, bootstrap = dict(record["model"]), dict(record["settings"]), Bootstrap()
+    began = model["sha256_before"] or model["sha256_before_quantised"]
+    hashes = {role: said["sha256"] for role, said in record["data"].items()}
+    return {
+        "time": record["finished"],
+        "request": {"sha256": request_hash(settings, hashes, began), "settings": settings},
+        "data": record["data"],
+        "model": model,
+        "versions": record["versions"],
+        "stop": record["stop"],
+        "figures": {
+            "level": LEVEL,
+            "resamples": bootstrap.resamples,
+            "seed": bootstrap.seed,
+            "before": figures_of_sets(record["before"]),
+            "after": figures_of_sets(record["after"]),
+        },
+        "earlier": record["earlier"],
+    }
+
+
+def complete_record(record: RunRecord, plan: ReceiptPlan) -> None:
+    """Put the time, and what became of earlier requests, into the record of a run that has ended."""
+    record.finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record.earlier, notes = looked_at_again(plan.requests, record.after)
+    for note in (*plan.notes, *notes):
+        record.note(note)
+
+
+def write_receipt(folder: Path, plan: ReceiptPlan) -> None:
+    """Write the receipt of a run whose folder is complete but for it; the record is read from there."""
+    copy_chain(plan.chain, folder)
+    said = statement(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    versions = said["versions"]
+    content = {
+        "kind": "receipt",
+        "format": FORMAT,
+        **said,
+        "starting_files": plan.starting_files,
+        "files": hash_files(folder),
+        "code": {"version": versions["ngdiff"], "commit": versions.get("git"), "sha256": code_hash()},
+        "previous": _previous(plan),
+        "signer": None
+        if plan.key is None
+        else {"algorithm": ALGORITHM, "public_key": public_hex(plan.key.public_key())},
+        "proves": list(PROVES),
+        "does_not_prove": list(DOES_NOT_PROVE),
+    }
+    text = sealed(content)
+    with staged_file(folder / RECEIPT) as staging:
+        staging.write_bytes(text)
+    if plan.key is not None:
+        with staged_file(folder / SIGNATURE) as staging:
+            staging.write_bytes(plan.key.sign(text))
+
+
+def _previous(plan: ReceiptPlan) -> dict[str, Any] | None:
+    if plan.chain:
+        return {"sha256": plan.chain[-1].sha256, "record_sha256": None, "count": len(plan.chain)}
+    if plan.previous_record is not None:
+        return {"sha256": None, "record_sha256": plan.previous_record, "count": 0}
+    return None

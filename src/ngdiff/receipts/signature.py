@@ -1,0 +1,140 @@
+"""key file and bytes -> an Ed25519 signature, or whether one holds.
+
+Keys are PEM files as OpenSSL writes them (PKCS#8, SubjectPublicKeyInfo); a signature is its 64 raw bytes,
+so
+
+    openssl pkeyutl -verify -pubin -inkey public.pem -rawin -in receipt.json -sigfile receipt.sig
+
+checks it without this package.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ngdiff.errors import Fault, RequestError
+
+ALGORITHM = "Ed25519"
+_MOST_BYTES = 2**16
+
+
+def read_private_key(path: Path, where: str = "--sign") -> Ed25519PrivateKey:
+    """Read a private key.
+
+    Raises:
+        RequestError: the file cannot be read, is locked with a password, or holds another kind of key.
+    """
+    content = _read(path, where)
+    mend = "Make one: ngdiff keygen KEY.pem"
+    try:
+        key = serialization.load_pem_private_key(content, password=None)
+    except TypeError as error:  # what cryptography raises for a key under a password
+        unlock = f"Write it without: openssl pkey -in {path} -out PLAIN.pem"
+        raise RequestError(Fault(where, f"{path} is locked with a password", unlock)) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        what = f"{path} holds no private key in PEM form"
+        if b"BEGIN PUBLIC KEY" in content:
+            what = f"{path} holds a public key, and signing needs the private one"
+        raise RequestError(Fault(where, what, mend)) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        what = f"{path} holds another kind of key ({_kind(key)}), not {ALGORITHM}"
+        raise RequestError(Fault(where, what, mend))
+    return key
+
+
+def read_public_key(path: Path, where: str = "--public-key") -> Ed25519PublicKey:
+    """Read a public key; that of a private key file is taken too.
+
+    Raises:
+        RequestError: the file cannot be read or holds no Ed25519 key.
+    """
+    content = _read(path, where)
+    if b"PRIVATE KEY" in content:
+        return read_private_key(path, where).public_key()
+    mend = "Give the signer's public key, such as 'ngdiff keygen' writes beside the private one"
+    try:
+        key = serialization.load_pem_public_key(content)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise RequestError(Fault(where, f"{path} holds no public key in PEM form", mend)) from error
+    if not isinstance(key, Ed25519PublicKey):
+        what = f"{path} holds another kind of key ({_kind(key)}), not {ALGORITHM}"
+        raise RequestError(Fault(where, what, mend))
+    return key
+
+
+def _kind(key: Any) -> str:
+    return type(key).__name__.removesuffix("PrivateKey").removesuffix("PublicKey").strip("_")
+
+
+def _read(path: Path, where: str) -> bytes:
+    mend = "Check the path"
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise RequestError(Fault(where, f"{path} is too big for a key", mend))
+        if not path.is_file():
+            raise RequestError(Fault(where, f"{path} is no file", mend))
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        what = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise RequestError(Fault(where, what, mend)) from error
+
+
+def public_hex(key: Ed25519PublicKey) -> str:
+    """Return a public key's 32 raw bytes as hex."""
+    return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
+
+
+def public_from_hex(text: str) -> Ed25519PublicKey:
+    """Read what :func:`public_hex` wrote.
+
+    Raises:
+        ValueError: it is no key.
+    """
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
+
+
+def holds(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
+    """Say whether a signature over a message was made with the private key that belongs to ``key``."""
+    try:
+        key.verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def write_keys(path: Path) -> Path:
+    """Make a new key: the private one at ``path``, for its owner's eyes only, the public one beside it.
+
+    Returns:
+        The public key's file, ``NAME.pub.pem``.
+
+    Raises:
+        RequestError: one of the files exists, or cannot be written.
+    """
+    public = path.with_name(f"{path.stem}.pub.pem")
+    for file in (path, public):
+        if file.exists() or file.is_symlink():
+            raise RequestError(Fault("KEY", f"{file} exists", "Give another name: keys are never replaced"))
+    key = Ed25519PrivateKey.generate()
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    shown = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    try:
+        for file, content, mode in ((path, secret, 0o600), (public, shown, 0o644)):
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+                stream.write(content)
+    except OSError as error:
+        what = f"{path} cannot be written: {error.strerror}"
+        raise RequestError(Fault("KEY", what, "Choose a folder that exists and may be written to")) from error
+    return public

@@ -1,0 +1,302 @@
+"""folder with a model and its receipt -> one finding a claim: agrees, does not agree, or was not checked.
+
+Nothing in the folder is trusted: names in a receipt are compared with the files that are there and never
+opened, and whatever cannot be read is a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from ngdiff.data.examples import Example
+from ngdiff.environment import code_hash
+from ngdiff.evaluation.teacher_forced import summarise_items
+from ngdiff.models import ModelSource
+from ngdiff.output import RECORD
+from ngdiff.receipts.chain import link_faults, read_chain
+from ngdiff.receipts.data_key import matches, rows_found
+from ngdiff.receipts.files import NOT_HASHED, RECEIPT, hash_file, hash_model_files, list_files
+from ngdiff.receipts.receipt import statement
+from ngdiff.receipts.schema import Read
+from ngdiff.receipts.signature import holds, public_from_hex, public_hex
+from ngdiff.receipts.weights import recomputed_weights_hash
+
+NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
+WRITTEN_LATER = frozenset({"report.html"})
+"""What the project's own commands put beside a model later on: no fault, but not vouched for either."""
+_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one claim.
+
+    Args:
+        what: the file, data set or part of the receipt concerned.
+        agrees: None where it was not checked.
+        text: what was found, in words.
+    """
+
+    what: str
+    agrees: bool | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an auditor holds beside the folder.
+
+    Args:
+        data: examples by role (``forget``, ``retain``, ``holdout``).
+        data_key: the key that hides the data's hashes.
+        public_key: the key of the one who should have signed.
+        starting_model: the model that was to forget.
+        whole_chain: look at every earlier receipt too, not at the one before alone.
+    """
+
+    data: Mapping[str, Sequence[Example]]
+    data_key: bytes | None = None
+    public_key: Ed25519PublicKey | None = None
+    starting_model: ModelSource | None = None
+    whole_chain: bool = False
+
+
+def verify(folder: Path, evidence: Evidence) -> list[Finding]:
+    """Work out every hash again and compare it with the receipt.
+
+    Raises:
+        OSError: the folder or its receipt cannot be read at all.
+    """
+    chain = read_chain(folder)
+    receipt = chain[-1]
+    found = [Finding(RECEIPT, False, fault) for fault in receipt.faults]
+    if not receipt.content:
+        return found
+    if not found:
+        found.append(Finding(RECEIPT, True, f"whole and in its canonical form (SHA-256 {receipt.sha256})"))
+    found += signature_findings(receipt, evidence.public_key)
+    files = file_findings(folder, receipt.content["files"])
+    found += files
+    found += record_findings(folder, receipt.content)
+    unchanged = all(finding.agrees is not False for finding in files)
+    found.append(weights_finding(folder, receipt.content["model"]["sha256_after"], unchanged))
+    found += _code_findings(receipt.content)
+    found += data_findings(receipt.content["data"], evidence)
+    found += starting_findings(receipt.content, evidence.starting_model)
+    found += chain_findings(folder, chain, evidence)
+    return found
+
+
+def signature_findings(receipt: Read, trusted: Ed25519PublicKey | None) -> list[Finding]:
+    """Check the signature beside a receipt, and that it is the trusted signer's, where one is named."""
+    signer, what = receipt.content["signer"], f"signature of {receipt.name}"
+    if signer is None:
+        if receipt.signature is not None:
+            return [Finding(what, False, "is there, and the receipt says that nobody signed it")]
+        return [Finding(what, None if trusted is None else False, "nobody signed it")]
+    try:
+        key = public_from_hex(signer["public_key"])
+    except ValueError:
+        return [Finding(what, False, "the receipt names a public key that is none")]
+    if receipt.signature is None:
+        return [Finding(what, False, "is missing")]
+    if not holds(key, receipt.signature, receipt.text):
+        return [Finding(what, False, "does not belong to this text and the key that the receipt names")]
+    if trusted is None:
+        text = f"holds for the key {signer['public_key']}; whose key that is was not checked (--public-key)"
+        return [Finding(what, True, text)]
+    if public_hex(trusted) != signer["public_key"]:
+        return [Finding(what, False, "was made with another key than the one given")]
+    return [Finding(what, True, "was made with the key given")]
+
+
+def file_findings(folder: Path, stated: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """Compare every file of the folder with what the receipt says of it."""
+    plain, strange = list_files(folder)
+    found = [Finding(name, False, "is no plain file") for name in strange]
+    for name in sorted({*plain, *stated} - NOT_HASHED):
+        if name not in plain:
+            found += [] if name in strange else [Finding(name, False, "is missing")]
+        elif name not in stated:
+            agrees = None if name in WRITTEN_LATER else False
+            found.append(Finding(name, agrees, "is not in the receipt: it was added afterwards"))
+        else:
+            found.append(_file_finding(folder, name, stated[name]))
+    return found
+
+
+def _file_finding(folder: Path, name: str, stated: Mapping[str, Any]) -> Finding:
+    try:
+        now = hash_file(folder / name)
+    except OSError as error:
+        return Finding(name, False, f"cannot be read ({error.strerror})")
+    if now == stated:
+        return Finding(name, True, f"unchanged ({now['bytes']} bytes)")
+    return Finding(name, False, f"was changed: SHA-256 {now['sha256']}, the receipt has {stated['sha256']}")
+
+
+def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
+    """Work out from the record what the receipt says of the run, and the request's hash."""
+    if not (folder / RECORD).is_file():
+        return [Finding(RECORD, False, "is needed to check the receipt, and is no file here")]
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        said = statement(record)
+        followed = figures_follow(record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        return [Finding(RECORD, False, f"is no whole record of a run ({type(error).__name__})")]
+    found = [
+        Finding(f"{part} in the receipt", same(receipt[part], value), _agreement(receipt[part], value))
+        for part, value in said.items()
+    ]
+    stated = record.get("request_sha256")
+    if stated not in (None, said["request"]["sha256"]):
+        text = "is not the hash of its settings, data and starting model"
+        found.append(Finding(f"request_sha256 in {RECORD}", False, text))
+    wrong = [f"{when} {name}" for when, name, follows in followed if not follows]
+    text = f"do not follow from the items: {', '.join(wrong)}" if wrong else "follow from the items"
+    found.append(Finding(f"figures in {RECORD}", not wrong, text))
+    return found
+
+
+def _agreement(stated: Any, found: Any) -> str:
+    if same(stated, found):
+        return f"follows from {RECORD}"
+    return f"does not follow from {RECORD}: {difference(stated, found)}"
+
+
+def same(stated: Any, found: Any) -> bool:
+    """Compare JSON values; numbers within 1e-9, relative or absolute."""
+    return difference(stated, found) is None
+
+
+def difference(stated: Any, found: Any, at: str = "") -> str | None:
+    """Name the first place where two JSON values differ."""
+    if isinstance(stated, Mapping) and isinstance(found, Mapping):
+        for key in sorted({*stated, *found}):
+            if key not in stated or key not in found:
+                return f"{at}{key} is in one of them alone"
+            if (differs := difference(stated[key], found[key], f"{at}{key}.")) is not None:
+                return differs
+        return None
+    if isinstance(stated, list) and isinstance(found, list) and len(stated) == len(found):
+        parts = (difference(a, b, f"{at}{n}.") for n, (a, b) in enumerate(zip(stated, found, strict=True)))
+        return next((part for part in parts if part is not None), None)
+    if _is_number(stated) and _is_number(found) and math.isclose(stated, found, **NEAR):
+        return None
+    if type(stated) is type(found) and stated == found:
+        return None
+    return f"{at.rstrip('.') or 'it'} is {_short(stated)} in the receipt and {_short(found)} by the record"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def figures_follow(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """Say of each set of a record, before and after, whether its mean figures follow from its items."""
+    return [
+        (when, name, same(record[when][name], summarise_items(columns)))
+        for when in ("before", "after")
+        for name, columns in record[when]["items"].items()
+    ]
+
+
+def weights_finding(folder: Path, stated: str, unchanged: bool) -> Finding:
+    """Work out the hash of the model's weights again."""
+    what = "weights"
+    found = recomputed_weights_hash(folder, stated, unchanged)
+    if found is None:
+        return Finding(what, None, "not worked out: an adapter's is that of base and adapter together")
+    if found == stated:
+        return Finding(what, True, f"have the SHA-256 of the receipt ({found})")
+    return Finding(what, False, f"have the SHA-256 {found}, the receipt has {stated}")
+
+
+def _code_findings(receipt: Mapping[str, Any]) -> list[Finding]:
+    mine, its = code_hash(), receipt["code"]["sha256"]
+    text = "the very software that verifies" if mine == its else f"other than the one that verifies ({its})"
+    return [Finding("software that ran", None, text)]
+
+
+def data_findings(stated: Mapping[str, Mapping[str, Any]], evidence: Evidence) -> list[Finding]:
+    """Compare the data sets given with the hashes in the receipt."""
+    found = []
+    for role in sorted({*stated, *evidence.data}):
+        what = f"{role} data"
+        if role not in evidence.data:
+            found.append(Finding(what, None, f"not checked: --{role} was not given"))
+        elif role not in stated:
+            found.append(Finding(what, False, "the receipt tells of none"))
+        else:
+            found.append(_set_finding(what, stated[role], evidence.data[role], evidence.data_key))
+    return found
+
+
+def _set_finding(
+    what: str, stated: Mapping[str, Any], examples: Sequence[Example], key: bytes | None
+) -> Finding:
+    agrees = matches(stated, examples, key)
+    if agrees is None:
+        return Finding(what, None, "its hash was made with a key: give it with --data-key")
+    if agrees:
+        return Finding(what, True, f"the {len(examples)} examples of the receipt")
+    text = f"is not what was used: {stated['examples']} examples in the receipt, {len(examples)} given"
+    if key is not None and stated.get("rows"):
+        places = rows_found(stated, examples, key)
+        known = [str(place + 1) for place in places if place is not None]
+        if known and len(known) == len(examples):
+            rows = "row" if len(known) == 1 else "rows"
+            return Finding(
+                what, True, f"part of what was used: {rows} {', '.join(known)} of {stated['examples']}"
+            )
+        text += f"; {len(known)} of these are in it"
+    return Finding(what, False, text)
+
+
+def starting_findings(receipt: Mapping[str, Any], source: ModelSource | None) -> list[Finding]:
+    """Compare the starting model's files, where it was given."""
+    what, stated = "starting model", receipt["starting_files"]
+    if source is None:
+        return [Finding(what, None, "not checked: --model was not given")]
+    now = hash_model_files(source)
+    if stated is None or now is None:
+        return [Finding(what, None, "its files were not on this machine")]
+    wrong = sorted(name for name in {*stated, *now} if stated.get(name) != now.get(name))
+    if wrong:
+        return [Finding(what, False, f"is another one: {', '.join(wrong)} differ")]
+    return [Finding(what, True, f"its {len(now)} files are those of the receipt")]
+
+
+def chain_findings(folder: Path, chain: Sequence[Read], evidence: Evidence) -> list[Finding]:
+    """Check that the receipts before fit, the last one or all of them."""
+    before = chain[:-1]
+    if not before:
+        previous = chain[-1].content["previous"]
+        text = "a record without a receipt" if previous else "the first request"
+        return [Finding("receipts before", None, f"none: this is {'chained to ' * bool(previous)}{text}")]
+    looked = before if evidence.whole_chain else before[-1:]
+    names = {receipt.name for receipt in (*looked, chain[-1])}
+    found = [Finding(r.name, False, fault) for r in looked for fault in r.faults]
+    found += [Finding(name, False, text) for name, text in link_faults(chain) if name in names]
+    if evidence.whole_chain:
+        for receipt in looked:
+            found += signature_findings(receipt, evidence.public_key) if receipt.content else []
+    if not any(finding.agrees is False for finding in found):
+        text = f"the {len(looked)} before it fit" if evidence.whole_chain else "the one before it fits"
+        rest = len(before) - len(looked)
+        text += f"; {rest} more were not looked at (--chain)" if rest else ""
+        found.append(Finding("receipts before", True, text))
+    return found
