@@ -17,14 +17,17 @@ from ngdiff.evaluation.suites.measures import Measures
 def run(subject: Subject, context: Context) -> dict[str, Outcome]:
     """Return the AUC of each attack, and PrivLeak where the retrained model is known."""
     evaluator = subject.evaluator()
-    forget, holdout = context.forget, context.data.sets["holdout"]
-    sides = [
+    sets = {"forget": context.forget, "holdout": context.data.sets["holdout"]}
+    norms = None
+    if context.request.gradient_norms:  # first, since these passes show how well the answers are known, too
+        mine, theirs = (evaluator.gradient_norms(f"{name} gradients", sets[name]) for name in sets)
+        norms = mine, theirs
+    forget, holdout = (
         (examples, evaluator.score(f"{name} answers", examples, z_scores=True))
-        for name, examples in (("forget", forget), ("holdout", holdout))
-    ]
+        for name, examples in sets.items()
+    )
     measures = Measures(evaluator, context.bootstrap)
-    gradients = context.request.gradient_norms
-    return {"as it is": Outcome(measures.membership(sides[0], sides[1], context.reference, gradients))}
+    return {"as it is": Outcome(measures.membership(forget, holdout, context.reference, norms))}
 
 
 def missing(data: SuiteData) -> str | None:

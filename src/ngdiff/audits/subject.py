@@ -136,7 +136,8 @@ def measure(
     scores = evaluator.score("forget answers", asked)
     figures = measures.answers("forget", scores)
     if context.request.generate and all(example.messages for example in asked):
-        figures |= measures.rouges("forget", asked, scores)
+        answers = evaluator.generate("forget generation", asked, scores=scores)
+        figures |= measures.rouges("forget", asked, answers)
     if retain:
         kept = context.data.sets["retain"]
         figures |= measures.answers("retain", evaluator.score("retain answers", kept))
