@@ -1,7 +1,7 @@
 """what was asked, of which model, about which data -> one hash that names the request.
 
 A checkpoint is continued, and a receipt chained, only under the same hash: the same settings, data and
-starting model. Where the result goes and whether it may replace an older one do not count.
+starting model. Where the result goes, whether it may replace an older one and who is told of it do not count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-NOT_COUNTED = frozenset({"output", "output_dir", "overwrite", "resume", "disable_tqdm"})
+NOT_COUNTED = frozenset(
+    {"output", "output_dir", "overwrite", "resume", "disable_tqdm"}
+    | {"report_to", "run_name", "project", "logging_steps"}
+)
 
 
 def request_hash(settings: Mapping[str, Any], data: Mapping[str, str], model: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from transformers import PrinterCallback
 
 from ngdiff.alternatives import alternative_faults
-from ngdiff.callbacks import ProgressCallback
+from ngdiff.callbacks import UnlearningProgress
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
@@ -20,6 +20,7 @@ from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
 from ngdiff.finetune import with_lora
 from ngdiff.losses import LOSSES
+from ngdiff.model_card import CARD, model_card
 from ngdiff.models import (
     ModelSource,
     Precision,
@@ -36,6 +37,7 @@ from ngdiff.models import (
 from ngdiff.output import RECORD, check_output, same_folder, staged_folder, write_json
 from ngdiff.progress import console, working
 from ngdiff.record import RunRecord
+from ngdiff.trackers import tracker_callbacks, tracker_settings
 from ngdiff.trainer import UnlearningTrainer
 
 
@@ -111,7 +113,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
         found = check_causal(source)
         found += quantisation_faults(source) if request.qlora else []
         faults += found + same_folder(request.output, source.location)
-        needed = 0 if found else _room(request, weights_bytes(source) or 0)
+        needed = 0 if found else room(request, weights_bytes(source) or 0)
     except RequestError as error:
         faults += error.faults
     faults += check_output(request.output, request.overwrite, needed)
@@ -138,7 +140,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
     return Prepared(source, tokenizer, encoded["--forget"], encoded["--retain"], encoded["--holdout"], config)
 
 
-def _room(request: UnlearnRequest, weights: int) -> int:
+def room(request: UnlearnRequest, weights: int) -> int:
     """Return the bytes a run writes at the most: the result, the best weights and their successor."""
     return 0 if request.adapters else 3 * weights
 
@@ -166,6 +168,7 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         "dataloader_pin_memory": cuda,
         "use_cpu": not cuda,
         **request.settings,
+        **tracker_settings(request.settings, request.output),
         "output_dir": str(folder or request.output),
         "bf16": autocast_bf16(request.precision)[0],
     }
@@ -189,7 +192,7 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
     ready = prepare(request)
     with working(f"Loading {request.model}"):
         model = load_quantised(ready.source) if request.qlora else load_model(ready.source)
-    faults = check_output(request.output, request.overwrite, _room(request, model.get_memory_footprint()))
+    faults = check_output(request.output, request.overwrite, room(request, model.get_memory_footprint()))
     if faults:
         raise RequestError(faults)
     before = weights_hash(model)
@@ -204,17 +207,22 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
             retain_dataset=ready.retain,
             holdout_dataset=ready.holdout or None,
             processing_class=ready.tokenizer,
-            callbacks=[ProgressCallback("Unlearning")],
+            callbacks=tracker_callbacks(request.settings, request.output),
         )
+        progress = UnlearningProgress(trainer)
+        trainer.add_callback(progress)
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
         console.print(_plan(trainer), highlight=False)
         trainer.train()
+        progress.catch_up()
         final = trainer.accelerator.unwrap_model(trainer.model)
         final.save_pretrained(folder)
         ready.tokenizer.save_pretrained(folder)
         shutil.rmtree(work, ignore_errors=True)
         _complete(trainer.record, request, ready, {"before": before, "after": weights_hash(final)})
         write_json(trainer.record.as_json(), folder / RECORD)
+        card = model_card(trainer.record, request.output.name, request.adapters)
+        (folder / CARD).write_text(card, encoding="utf-8")
     return trainer.record
 
 

@@ -20,9 +20,9 @@ from ngdiff.cli.exits import (
     EXIT_TERMINATED,
     as_sentence,
 )
-from ngdiff.errors import EvaluationError, Fault, RequestError
+from ngdiff.errors import EvaluationError, Fault, RequestError, inert
 from ngdiff.events import log
-from ngdiff.terminal import always, open_streams, settings
+from ngdiff.terminal import always, open_streams, print_last_line, settings
 
 __all__ = [
     "EXIT_BAD_REQUEST",
@@ -32,6 +32,7 @@ __all__ = [
     "EXIT_TARGET_MISSED",
     "EXIT_TERMINATED",
     "app",
+    "inert",
     "main",
 ]
 
@@ -78,7 +79,7 @@ def main() -> None:
     """Run the command line; a wrong request ends with its faults and exit code 2."""
     open_streams()
     quiet_libraries()
-    settings.log_format, settings.quiet = "auto", False
+    settings.log_format, settings.quiet, settings.last_line = "auto", False, None
     settings.apply()
     stdout = sys.stdout
     from ngdiff.cli import commands  # noqa: F401  (registers the commands)
@@ -93,6 +94,7 @@ def main() -> None:
         raise
     finally:
         stop_bars()
+        print_last_line()
         log.close(code)
         sys.stdout = stdout
 
@@ -108,8 +110,7 @@ def _run() -> None:
         sys.exit(EXIT_BAD_REQUEST)
     except EvaluationError as error:
         stop_bars()
-        log.write("error", where="ngdiff", what=str(error), mend="")
-        _print_error(f"{_safe(str(error))}.\n  Nothing was written.")
+        print_failure(str(error), "Nothing was written")
         sys.exit(EXIT_FAILED)
     except SystemExit as ending:
         if ending.code == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
@@ -126,6 +127,12 @@ def show_faults(faults: tuple[Fault, ...]) -> None:
         _print_error(f"[bold]{where}[/bold]: {what}.\n  [dim]→[/dim] {mend}.")
 
 
+def print_failure(what: str, mend: str) -> None:
+    """Print what went wrong with a request that was in order."""
+    log.write("error", where="ngdiff", what=what, mend=mend)
+    _print_error(f"{_safe(what)}.\n  {_safe(mend)}.")
+
+
 def _print_error(markup: str) -> None:
     always.print(f"[red]✗[/red] {markup}", highlight=False, soft_wrap=True)
 
@@ -134,11 +141,6 @@ def _safe(text: str) -> str:
     from rich.markup import escape
 
     return escape(inert(text))
-
-
-def inert(text: str) -> str:
-    """Put text from outside on one line, with control characters written out: no terminal acts on it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines())).rstrip(".")
 
 
 def quiet_libraries() -> None:
