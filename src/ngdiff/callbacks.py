@@ -72,6 +72,7 @@ class UnlearningProgress(ProgressCallback):
         for name, entries in self._lists().items():
             self._seen[name] = 0 if state.global_step == 0 else len(entries)
         super().on_train_begin(args, state, control)
+        self.catch_up()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count one optimizer step, show it, and write what is new in the record."""

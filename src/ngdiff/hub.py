@@ -59,7 +59,6 @@ def destination(name: str, private: bool, where: str = WHERE) -> str:
         RequestError: the name is none, nobody is logged in, the token cannot write there, or a repository
             of that name is public and ``private`` is asked for.
     """
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -85,11 +84,18 @@ def destination(name: str, private: bool, where: str = WHERE) -> str:
         if status in (401, 403):
             raise RequestError(Fault(where, "the hub does not accept the token", log_in)) from error
         raise RequestError(_out_of_reach(error, where)) from error
-    except (OSError, httpx.HTTPError) as error:
+    except network_errors() as error:
         raise RequestError(_out_of_reach(error, where)) from error
     if faults:
         raise RequestError(faults)
     return name
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """Return what a request that fails raises, whichever HTTP library the hub's own rests on."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
 def _out_of_reach(error: Exception, where: str) -> Fault:
@@ -125,7 +131,7 @@ def push(folder: Path, name: str, private: bool = False, include: Sequence[str] 
 
     Raises:
         RequestError: the folder is no result, or the hub says no.
-        OSError: the upload broke off.
+        Exception: one of :func:`network_errors`: the upload broke off.
     """
     from huggingface_hub import HfApi
 

@@ -125,8 +125,9 @@ def _eval_results(record: RunRecord) -> list[Any]:
 
 
 def escaped(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line, whatever it holds."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", inert(text)).replace("\\<", "&lt;").replace("\\&", "&amp;")
+    """Return text that Markdown shows as it is, on one line, whatever it holds: no markup, no link."""
+    plain = inert(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#!|~$@]|:(?=//)|(?<=www)\.)", r"\\\1", plain, flags=re.IGNORECASE)
 
 
 def _what(record: RunRecord, base: str, adapters: bool) -> str:

@@ -77,7 +77,8 @@ def tracker_settings(settings: Mapping[str, Any], output: Path) -> dict[str, Any
 
 def tracker_callbacks(settings: Mapping[str, Any], output: Path) -> list[Any]:
     """Return a callback that writes TensorBoard's events beside ``output``, where they are asked for."""
-    if "tensorboard" not in tracker_names(settings.get("report_to")):
+    first = os.environ.get("RANK", "0") in ("", "0")
+    if "tensorboard" not in tracker_names(settings.get("report_to")) or not first:
         return []
     from transformers.integrations import TensorBoardCallback
 

@@ -253,7 +253,7 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, hashe
         "rule_settings": config.rule_settings,
         "step_size": config.step_size,
         "learning_rate": config.learning_rate,
-        "optimizer": str(config.optim),
+        "optimizer": str(getattr(config.optim, "value", config.optim)),
         "batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "seed": config.seed,

@@ -54,16 +54,15 @@ def upload(
     """
     import shlex
 
-    import httpx
     from rich.markup import escape
 
-    from ngdiff.hub import push
+    from ngdiff.hub import network_errors, push
     from ngdiff.progress import working
 
     try:
         with working(f"Pushing to {name}"):
             address = push(folder, name, private, include)
-    except (OSError, httpx.HTTPError, RequestError) as error:
+    except (*network_errors(), RequestError) as error:
         if isinstance(error, RequestError) and not after_a_run:
             raise
         words = ["ngdiff", "push", str(folder), name, *(["--private"] if private else [])]

@@ -39,8 +39,9 @@ def validate(
 
     `ngdiff validate request.yaml --set batch_size=4 --set stop_at=none`
 
-    Reads settings, data, tokenizer and configuration, but no weights, and writes nothing. Exit code 0: it would
-    run. 2: it would not.
+    Reads settings, data, tokenizer and configuration, but no weights, and writes nothing.
+
+    Exit code 0: it would run. 2: it would not.
     """
     from ngdiff.validate import validation
 
