@@ -135,7 +135,9 @@ def test_quiet_leaves_the_last_line(cli: Cli, folder: Path) -> None:
 
 
 def test_quiet_leaves_errors(cli: Cli, folder: Path) -> None:
-    answer = cli("unlearn", "--config", folder / "request.yaml", "--seed", "-1", "--quiet", "-q")
+    answer = cli(
+        "unlearn", "--config", folder / "request.yaml", "--seed", "-1", "-q", "--output", folder / "no"
+    )
     assert answer.code == 2 and len(answer.faults) == 1
 
 
@@ -231,7 +233,10 @@ def test_no_encoding_is_too_poor() -> None:
     )
     poor = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LANG": "C", "LC_ALL": "C"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, env={**os.environ, **poor}, check=True
+        [sys.executable, "-c", code.encode("ascii", "backslashreplace").decode()],
+        capture_output=True,
+        env={**os.environ, **poor},
+        check=True,
     )
     assert done.stdout.decode() == "x x -> \\xe9 \\u540d\n"
     assert done.stderr.decode() == "x -> \\u540d \\xe9\n"

@@ -168,16 +168,24 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         "dataloader_pin_memory": cuda,
         "use_cpu": not cuda,
         **request.settings,
-        **tracker_settings(request.settings, request.output),
         "output_dir": str(folder or request.output),
         "bf16": autocast_bf16(request.precision)[0],
     }
+    faults: list[Fault] = []
     try:
-        return UnlearningConfig(**settings)
-    except RequestError:
-        raise
+        settings |= tracker_settings(request.settings, request.output)
+    except RequestError as error:
+        faults += error.faults
+        settings["report_to"] = "none"
+    try:
+        config = UnlearningConfig(**settings)
+    except RequestError as error:
+        raise RequestError([*faults, *error.faults]) from error
     except (TypeError, ValueError) as error:
-        raise RequestError(Fault("settings", str(error), "See ngdiff unlearn --help")) from error
+        raise RequestError([*faults, Fault("settings", str(error), "See ngdiff unlearn --help")]) from error
+    if faults:
+        raise RequestError(faults)
+    return config
 
 
 def unlearn(request: UnlearnRequest) -> RunRecord:

@@ -147,6 +147,9 @@ def quiet_libraries() -> None:
     """Keep other libraries' bars and notices out of ours; warnings of this package stay."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    loaded = sys.modules.get("transformers.utils.logging")
+    if loaded is not None:  # it read the environment before us
+        loaded.disable_progress_bar()
     for name in ("transformers", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
