@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from commandline import Cli, make_cli, questions, save_model, write_jsonl
+from commandline import Cli, make_cli, parse, questions, save_model, write_jsonl
 from ngdiff.events import EVENTS, SCHEMA, EventLog
 from ngdiff.record import StepRecord
 from ngdiff.stepsize import Probe
@@ -107,18 +108,37 @@ def test_the_guide_has_every_event_and_field() -> None:
 
 
 def test_a_run_in_json_lines_says_what_its_record_says(cli: Cli, folder: Path) -> None:
-    answer = cli("unlearn", "--config", folder / "request.yaml", "--log-format", "json", "--stop-at", "nll=9")
+    answer = cli(
+        "unlearn",
+        "--config",
+        folder / "request.yaml",
+        "--log-format",
+        "json",
+        "--stop-at",
+        "nll=9",
+        "--eval-every",
+        "3",
+        "--eval-items",
+        "2",
+    )
     found = events(answer.out)
     record = json.loads((folder / "out" / "record.json").read_text(encoding="utf-8"))
     assert answer.err == ""
     assert found[0]["event"] == "begin" and found[0]["command"] == "unlearn"
     assert found[-1]["event"] == "end" and found[-1]["exit_code"] == answer.code == 3
     assert found[-1]["output"] == str(folder / "out") and found[-1]["stop"] == record["stop"]
-    for event, entries in (("step", "steps"), ("probe", "probes"), ("check", "checks")):
+    for event, entries in (
+        ("step", "steps"),
+        ("probe", "probes"),
+        ("check", "checks"),
+        ("evaluation", "evaluations"),
+    ):
         mine = [{k: v for k, v in line.items() if k not in ("event", "time")} for line in found]
         mine = [line for line, whole in zip(mine, found, strict=True) if whole["event"] == event]
         assert mine == record[entries] and mine
     assert [line["text"] for line in found if line["event"] == "note"] == record["notes"]
+    for words in found[-1]["next"]:
+        parse(shlex.split(words))  # what is offered can be typed
     again = next(words for words in found[-1]["next"] if words.startswith("ngdiff unlearn"))
     assert f"--model {folder}/out" in again
     jobs = [(line["title"], line["state"]) for line in found if line["event"] == "job"]

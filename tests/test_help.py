@@ -15,7 +15,7 @@ import typer
 import typer.main
 
 import ngdiff.cli.commands  # noqa: F401
-from commandline import Cli, make_cli
+from commandline import Cli, make_cli, parse
 from ngdiff.cli import completion, exits
 from ngdiff.cli.app import app
 from ngdiff.evaluation.suites import suites
@@ -42,17 +42,6 @@ EXAMPLES = sorted({each for help_ in COMMANDS.values() for each in re.findall(r"
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return make_cli(capsys)
-
-
-def parse(words: list[str]) -> None:
-    """Parse a command line and run nothing; callbacks of options that print and leave are not called."""
-    command, context = ROOT_COMMAND, None
-    rest = words[1:]
-    while hasattr(command, "commands"):
-        context = command.make_context(words[0], [rest[0]], parent=context, resilient_parsing=True)
-        command, rest = command.commands[rest[0]], rest[1:]
-    # not resilient: a missing argument, an unknown option or a wrong type has to show
-    command.make_context(command.name, rest, parent=context)
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)

@@ -105,6 +105,33 @@ def test_trackio_has_the_record_s_figures(
     same(mine, tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("ignore")  # their own
+def test_wandb_offline_has_the_record_s_figures(
+    cli: Cli, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    for name, value in (("MODE", "offline"), ("DIR", str(tmp_path)), ("SILENT", "true"), ("CONSOLE", "off")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    assert cli(*words, "--report-to", "wandb").code == 3
+    wandb.finish()
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    store, mine = DataStore(), {}
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        entry = wandb_internal_pb2.Record()
+        entry.ParseFromString(data)
+        items = {
+            item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in entry.history.item
+        }
+        for key, value in items.items():
+            if "train/loss" in items:
+                mine.setdefault(key, {})[items["train/global_step"]] = value
+    same(mine, tmp_path / "out")
+
+
 @pytest.mark.parametrize("value", [None, "none", [], "", ["none"]])
 def test_no_tracker_no_logging(value: Any) -> None:
     assert tracker_names(value) == ()

@@ -51,12 +51,16 @@ class Settings:
 
     def apply(self) -> None:
         """Let the consoles follow."""
-        second = os.environ.get("RANK", "0") not in ("", "0")
-        console.quiet = self.quiet or self.log_format == "json" or second
-        always.quiet = second
+        console.quiet = self.quiet or self.log_format == "json" or not is_first()
+        always.quiet = not is_first()
 
 
 settings = Settings()
+
+
+def is_first() -> bool:
+    """Say whether this is the only process, or the first of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def animated() -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.terminal import is_first
 
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord
@@ -77,8 +78,7 @@ def tracker_settings(settings: Mapping[str, Any], output: Path) -> dict[str, Any
 
 def tracker_callbacks(settings: Mapping[str, Any], output: Path) -> list[Any]:
     """Return a callback that writes TensorBoard's events beside ``output``, where they are asked for."""
-    first = os.environ.get("RANK", "0") in ("", "0")
-    if "tensorboard" not in tracker_names(settings.get("report_to")) or not first:
+    if "tensorboard" not in tracker_names(settings.get("report_to")) or not is_first():
         return []
     from transformers.integrations import TensorBoardCallback
 
