@@ -98,8 +98,8 @@ def most_steps(config: UnlearningConfig, forget: int) -> int:
     if config.max_steps > 0:
         return int(config.max_steps)
     batches = math.ceil(forget / config.per_device_train_batch_size)
-    steps = max(1, math.ceil(batches / config.gradient_accumulation_steps))
-    return math.ceil(steps * config.num_train_epochs)
+    steps: int = max(1, math.ceil(batches / config.gradient_accumulation_steps))
+    return math.ceil(steps * float(config.num_train_epochs))
 
 
 def _seconds_a_step(ready: Prepared, weights: int | None) -> float | None:
@@ -116,4 +116,5 @@ def _seconds_a_step(ready: Prepared, weights: int | None) -> float | None:
     sets = (ready.forget, ready.retain)
     each = ready.config.per_device_train_batch_size * ready.config.gradient_accumulation_steps
     tokens = sum(each * sum(len(encoded.input_ids) for encoded in part) / len(part) for part in sets)
-    return (1 + PROBE_COST) * 6 * (weights / 4) * tokens / (OF_THE_PEAK * matmul_flops(0.2))
+    operations = 6 * (weights / 4) * tokens * (1 + PROBE_COST)
+    return float(operations / (OF_THE_PEAK * matmul_flops(0.2)))

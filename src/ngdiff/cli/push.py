@@ -59,10 +59,11 @@ def upload(
     from ngdiff.hub import network_errors, push
     from ngdiff.progress import working
 
+    broken: tuple[type[Exception], ...] = (*network_errors(), RequestError)
     try:
         with working(f"Pushing to {name}"):
             address = push(folder, name, private, include)
-    except (*network_errors(), RequestError) as error:
+    except broken as error:
         if isinstance(error, RequestError) and not after_a_run:
             raise
         words = ["ngdiff", "push", str(folder), name, *(["--private"] if private else [])]
