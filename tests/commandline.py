@@ -13,8 +13,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import typer.main
 
 from ngdiff.cli import main
+from ngdiff.cli.app import app
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(
@@ -73,3 +75,17 @@ def write_jsonl(path: Path, rows: Sequence[object]) -> Path:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file under a folder, with its content."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def parse(words: Sequence[str]) -> None:
+    """Parse a command line and run nothing; callbacks of options that print and leave are not called."""
+    import ngdiff.cli.commands  # noqa: F401
+
+    command: Any = typer.main.get_command(app)
+    context = None
+    rest = words[1:]
+    while hasattr(command, "commands"):
+        context = command.make_context(words[0], [rest[0]], parent=context, resilient_parsing=True)
+        command, rest = command.commands[rest[0]], rest[1:]
+    # not resilient: a missing argument, an unknown option or a wrong type has to show
+    command.make_context(command.name, rest, parent=context)

@@ -69,3 +69,8 @@ class Interrupted(RunError):
         self.signum, self.step, self.checkpoint = signum, step, checkpoint
         kept = "no checkpoint could be written" if checkpoint is None else f"checkpoint at step {checkpoint}"
         super().__init__(f"stopped after step {step}; {kept}")
+
+
+def inert(text: str) -> str:
+    """Put text from outside on one line, with control characters written out: no terminal acts on it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines())).rstrip(".")

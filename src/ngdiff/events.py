@@ -56,6 +56,17 @@ EVENTS: dict[str, Event] = {
             "process": ("integer", "process id"),
         },
     ),
+    "request": Event(
+        "validate: what the request would take",
+        {
+            "sets": ("object", "role -> examples, tokens, answer_tokens, longest, cut, repeated"),
+            "shared": ("integer", "rows in both sets"),
+            "most_steps": ("integer", "optimizer steps at the most"),
+            "disk_bytes": ("integer or null", "room that the run takes at the most"),
+            "free_bytes": ("integer", "room there is"),
+            "seconds_a_step": ("number or null", "rough estimate for this machine"),
+        },
+    ),
     "job": Event(
         "a part of the work begins, goes on (every 30 s) or ends",
         {
@@ -134,6 +145,7 @@ EVENTS: dict[str, Event] = {
             "exit_code": ("integer", "of the command"),
             "seconds": ("number", "since `begin`"),
             "output": ("string or null", "what was written"),
+            "hub": ("string or null", "where it was pushed to"),
             "stop": ("object or null", "unlearn: record.json's `stop`"),
             "next": ("array", "commands that come next"),
         },
@@ -189,7 +201,7 @@ class EventLog:
 
     def close(self, exit_code: int) -> None:
         """Write the last line, and stop."""
-        ending = {"output": None, "stop": None, "next": []} | self._ending
+        ending = {"output": None, "hub": None, "stop": None, "next": []} | self._ending
         self.write("end", exit_code=exit_code, seconds=time.monotonic() - self._started, **ending)
         self._stream, self._ending = None, {}
 

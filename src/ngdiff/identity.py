@@ -1,8 +1,8 @@
 """what was asked, of which model, about which data -> one hash that names the request.
 
 A checkpoint is continued, and a receipt chained, only under the same hash: the same settings, data and
-starting model. Where the result goes, where the data lies, and how often a checkpoint is written do not
-count.
+starting model. Where the result goes, where the data lies, how often a checkpoint is written and who is told
+of it do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NOT_COUNTED = frozenset(
         *("model", "forget", "retain", "holdout", "data", "tofu_dir"),
         # how often something is written down
         *("save_steps", "save_minutes", "save_strategy", "save_total_limit"),
-        *("logging_steps", "logging_strategy", "logging_dir", "report_to", "run_name"),
+        *("logging_steps", "logging_strategy", "logging_dir", "report_to", "run_name", "project"),
     }
 )
 """Settings that change nothing about the result."""

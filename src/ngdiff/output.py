@@ -43,7 +43,7 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
         elif not (path / RECORD).is_file():
             what = f"{path} holds no {RECORD}, so it is not a result that --overwrite may delete"
             faults.append(Fault(where, what, "Give another folder, or empty this one yourself"))
-    parent = _nearest_folder(path)
+    parent = nearest_folder(path)
     if not os.access(parent, os.W_OK):
         faults.append(Fault(where, f"{parent} cannot be written to", "Choose a folder that you may write to"))
     free = shutil.disk_usage(parent).free
@@ -62,7 +62,8 @@ def same_folder(output: Path, used: str, where: str = "--output") -> list[Fault]
     return [Fault(where, f"{output} is the model itself", "Give another folder")] if same else []
 
 
-def _nearest_folder(path: Path) -> Path:
+def nearest_folder(path: Path) -> Path:
+    """Return ``path``, or the closest folder above it that exists."""
     for folder in [path.absolute(), *path.absolute().parents]:
         if folder.is_dir():
             return folder

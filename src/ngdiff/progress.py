@@ -109,6 +109,8 @@ class Meter:
 
     def time_left(self) -> str:
         """Say how long it will take from here; empty while nothing is known."""
+        if not self._recent:
+            return ""
         (since, before), (_, done) = self._recent[0], self._recent[-1]
         if done <= before or self.done >= self.total:
             return ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -28,8 +29,21 @@ def when_to_save(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"save_minutes": SAVE_MINUTES}
 
 
-def write_result(place: Workplace, model: Any, tokenizer: Any, record: dict[str, Any]) -> None:
+def write_result(
+    place: Workplace,
+    model: Any,
+    tokenizer: Any,
+    record: dict[str, Any],
+    also: Callable[[Path], None] | None = None,
+) -> None:
     """Write model, tokenizer and record where they wait for being put in their place.
+
+    Args:
+        place: where.
+        model: what was trained.
+        tokenizer: its own.
+        record: plain JSON values.
+        also: writes what goes beside them into the folder it is given.
 
     Raises:
         RunError: a weight is not finite, or the disk would not take the result, even without the older
@@ -44,6 +58,8 @@ def write_result(place: Workplace, model: Any, tokenizer: Any, record: dict[str,
             model.save_pretrained(place.result)
             tokenizer.save_pretrained(place.result)
             write_json(record, place.result / RECORD)
+            if also is not None:
+                also(place.result)
             return
         except (OSError, SafetensorError) as error:
             if not is_disk_error(error):

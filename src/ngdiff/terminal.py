@@ -47,15 +47,20 @@ class Settings:
 
     log_format: LogFormat = "auto"
     quiet: bool = False
+    last_line: str | None = None
 
     def apply(self) -> None:
         """Let the consoles follow."""
-        second = os.environ.get("RANK", "0") not in ("", "0")
-        console.quiet = self.quiet or self.log_format == "json" or second
-        always.quiet = second
+        console.quiet = self.quiet or self.log_format == "json" or not is_first()
+        always.quiet = not is_first()
 
 
 settings = Settings()
+
+
+def is_first() -> bool:
+    """Say whether this is the only process, or the first of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def animated() -> bool:
@@ -72,9 +77,19 @@ def animated() -> bool:
 
 
 def last_line(text: str) -> None:
-    """Print a command's last line: what it made, and where; ``text`` is markup."""
-    if settings.log_format != "json":
-        always.print(text, highlight=False, soft_wrap=True)
+    """Print a command's last line: what it made, and where; ``text`` is markup.
+
+    Under ``--quiet`` it waits for the end, where only the last of several is printed.
+    """
+    settings.last_line = text
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def print_last_line() -> None:
+    """Print, under ``--quiet``, the line that the command ended with."""
+    if settings.quiet and settings.log_format != "json" and settings.last_line is not None:
+        always.print(settings.last_line, highlight=False, soft_wrap=True)
+    settings.last_line = None
 
 
 def open_streams() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from ngdiff.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.record import RunRecord, StepRecord
 from ngdiff.stepsize import AutomaticRate, FixedRate, Probe, cut_rate
 from ngdiff.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
+from ngdiff.trackers import step_figures
 from ngdiff.weighting import RULES, Losses, Verdict, judge, make_rule
 
 MOST_SKIPPED_IN_A_ROW = 5
@@ -599,11 +600,8 @@ class UnlearningTrainer(DurableTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Send the step's record along to callbacks and trackers, under the record's own names."""
-        if "loss" in logs and self.record.steps:
-            entry = asdict(self.record.steps[-1])
-            numbers = {key: value for key, value in entry.items() if isinstance(value, float)}
-            retain, forget = entry["weights"]
-            logs = {**numbers, "retain_weight": retain, "forget_weight": forget, **logs}
+        if "loss" in logs:
+            logs = step_figures(self.record, self._stopping.checks if self._stopping else ()) | logs
         super().log(logs, *args, **kwargs)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:

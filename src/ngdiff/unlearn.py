@@ -11,7 +11,7 @@ import torch
 from transformers import PrinterCallback
 
 from ngdiff.alternatives import alternative_faults
-from ngdiff.callbacks import ProgressCallback
+from ngdiff.callbacks import UnlearningProgress
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, overlap_fault, to_examples
@@ -20,6 +20,7 @@ from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
 from ngdiff.finetune import with_lora
 from ngdiff.losses import LOSSES
+from ngdiff.model_card import CARD, model_card
 from ngdiff.models import (
     ModelSource,
     Precision,
@@ -41,6 +42,7 @@ from ngdiff.receipts.receipt import ReceiptPlan, complete_record, write_receipt
 from ngdiff.record import RunRecord
 from ngdiff.saving import when_to_save, write_result
 from ngdiff.signals import wish_to_stop
+from ngdiff.trackers import tracker_callbacks, tracker_settings
 from ngdiff.trainer import UnlearningTrainer
 from ngdiff.unfinished import Asked, Workplace
 
@@ -127,7 +129,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
         found = check_causal(source)
         found += quantisation_faults(source) if request.qlora else []
         faults += found + same_folder(request.output, source.location)
-        needed = 0 if found else _room(request, weights_bytes(source) or 0)
+        needed = 0 if found else room(request, weights_bytes(source) or 0)
     except RequestError as error:
         faults += error.faults
     faults += check_output(request.output, _may_replace(request), needed)
@@ -166,7 +168,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
     return Prepared(source, tokenizer, forget_, retain_, holdout_, config, receipt)
 
 
-def _room(request: UnlearnRequest, weights: int) -> int:
+def room(request: UnlearnRequest, weights: int) -> int:
     """Return the bytes a run writes at the most: the result, the best weights and their successor."""
     return 0 if request.adapters else 3 * weights
 
@@ -198,12 +200,21 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         "output_dir": str(folder or request.output),
         "bf16": autocast_bf16(request.precision)[0],
     }
+    faults: list[Fault] = []
     try:
-        return UnlearningConfig(**settings)
-    except RequestError:
-        raise
+        settings |= tracker_settings(request.settings, request.output)
+    except RequestError as error:
+        faults += error.faults
+        settings["report_to"] = "none"
+    try:
+        config = UnlearningConfig(**settings)
+    except RequestError as error:
+        raise RequestError([*faults, *error.faults]) from error
     except (TypeError, ValueError) as error:
-        raise RequestError(Fault("settings", str(error), "See ngdiff unlearn --help")) from error
+        raise RequestError([*faults, Fault("settings", str(error), "See ngdiff unlearn --help")]) from error
+    if faults:
+        raise RequestError(faults)
+    return config
 
 
 def unlearn(request: UnlearnRequest) -> RunRecord:
@@ -223,8 +234,7 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
     place.goes_on(asked, resume=request.resume, overwrite=request.overwrite)
     with working(f"Loading {request.model}"):
         model = load_quantised(ready.source) if request.qlora else load_model(ready.source)
-    room = _room(request, model.get_memory_footprint())
-    faults = check_output(request.output, _may_replace(request), room)
+    faults = check_output(request.output, _may_replace(request), room(request, model.get_memory_footprint()))
     if faults:
         raise RequestError(faults)
     before = weights_hash(model)
@@ -243,16 +253,24 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
             holdout_dataset=ready.holdout or None,
             earlier_datasets={f"earlier {number}": e for number, e in ready.receipt.earlier.items()},
             processing_class=ready.tokenizer,
-            callbacks=[ProgressCallback("Unlearning")],
+            callbacks=tracker_callbacks(request.settings, request.output),
         )
+        progress = UnlearningProgress(trainer)
+        trainer.add_callback(progress)
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
         trainer.wish = wish
         console.print(_plan(trainer), highlight=False)
         trainer.train(resume_from_checkpoint=going_on or None)
+        progress.catch_up()
         final = trainer.accelerator.unwrap_model(trainer.model)
         _complete(trainer.record, request, ready, asked, weights_hash(final))
-        write_result(place, final, ready.tokenizer, trainer.record.as_json())
-        write_receipt(place.result, ready.receipt)
+        card = model_card(trainer.record, request.output.name, request.adapters)
+
+        def write_papers(folder: Path) -> None:
+            (folder / CARD).write_text(card, encoding="utf-8")
+            write_receipt(folder, ready.receipt)
+
+        write_result(place, final, ready.tokenizer, trainer.record.as_json(), write_papers)
         place.finish()
     return trainer.record
 
@@ -297,7 +315,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "rule_settings": config.rule_settings,
         "step_size": config.step_size,
         "learning_rate": config.learning_rate,
-        "optimizer": str(config.optim),
+        "optimizer": str(getattr(config.optim, "value", config.optim)),
         "batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "seed": config.seed,

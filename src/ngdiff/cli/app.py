@@ -21,9 +21,9 @@ from ngdiff.cli.exits import (
     EXIT_TERMINATED,
     as_sentence,
 )
-from ngdiff.errors import EvaluationError, Fault, Interrupted, RequestError, RunError
+from ngdiff.errors import EvaluationError, Fault, Interrupted, RequestError, RunError, inert
 from ngdiff.events import log
-from ngdiff.terminal import always, open_streams, settings
+from ngdiff.terminal import always, open_streams, print_last_line, settings
 
 __all__ = [
     "EXIT_BAD_REQUEST",
@@ -33,6 +33,7 @@ __all__ = [
     "EXIT_TARGET_MISSED",
     "EXIT_TERMINATED",
     "app",
+    "inert",
     "main",
 ]
 
@@ -79,7 +80,7 @@ def main() -> None:
     """Run the command line; a wrong request ends with its faults and exit code 2."""
     open_streams()
     quiet_libraries()
-    settings.log_format, settings.quiet = "auto", False
+    settings.log_format, settings.quiet, settings.last_line = "auto", False, None
     settings.apply()
     stdout = sys.stdout
     from ngdiff.cli import commands  # noqa: F401  (registers the commands)
@@ -94,6 +95,7 @@ def main() -> None:
         raise
     finally:
         stop_bars()
+        print_last_line()
         log.close(code)
         sys.stdout = stdout
 
@@ -109,8 +111,7 @@ def _run() -> None:
         sys.exit(EXIT_BAD_REQUEST)
     except EvaluationError as error:
         stop_bars()
-        log.write("error", where="ngdiff", what=str(error), mend="")
-        _print_error(f"{_safe(str(error))}.\n  Nothing was written.")
+        print_failure(str(error), "Nothing was written")
         sys.exit(EXIT_FAILED)
     except Interrupted as ending:
         stop_bars()
@@ -145,6 +146,12 @@ def show_faults(faults: tuple[Fault, ...]) -> None:
         _print_error(f"[bold]{where}[/bold]: {what}.\n  [dim]→[/dim] {mend}.")
 
 
+def print_failure(what: str, mend: str) -> None:
+    """Print what went wrong with a request that was in order."""
+    log.write("error", where="ngdiff", what=what, mend=mend)
+    _print_error(f"{_safe(what)}.\n  {_safe(mend)}.")
+
+
 def _print_error(markup: str) -> None:
     always.print(f"[red]✗[/red] {markup}", highlight=False, soft_wrap=True)
 
@@ -155,15 +162,13 @@ def _safe(text: str) -> str:
     return escape(inert(text))
 
 
-def inert(text: str) -> str:
-    """Put text from outside on one line, with control characters written out: no terminal acts on it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines())).rstrip(".")
-
-
 def quiet_libraries() -> None:
     """Keep other libraries' bars and notices out of ours; warnings of this package stay."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    loaded = sys.modules.get("transformers.utils.logging")
+    if loaded is not None:  # it read the environment before us
+        loaded.disable_progress_bar()
     for name in ("transformers", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -11,8 +11,10 @@ from ngdiff.cli import (
     listing,
     merge,
     plan,
+    push,
     recompute,
     unlearn,
+    validate,
     verify,
 )
 
@@ -25,7 +27,9 @@ __all__ = [
     "listing",
     "merge",
     "plan",
+    "push",
     "recompute",
     "unlearn",
+    "validate",
     "verify",
 ]

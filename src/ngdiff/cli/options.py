@@ -11,7 +11,7 @@ import typer
 from ngdiff.cli import completion
 from ngdiff.errors import Fault, RequestError
 from ngdiff.events import log
-from ngdiff.terminal import LogFormat, settings
+from ngdiff.terminal import LogFormat, is_first, settings
 
 DATA, METHOD, STOPPING = "Data", "Method", "Stopping"
 RESOURCES, OUTPUT, LOGS = "Resources", "Output", "Logs and trackers"
@@ -32,7 +32,8 @@ def _use_log_format(context: typer.Context, name: str) -> str:
     settings.log_format = name  # type: ignore[assignment]
     settings.apply()
     if name == "json" and not log.is_open:
-        log.open(sys.stdout, context.info_name or "", few=context.params.get("quiet", False))
+        if is_first():
+            log.open(sys.stdout, context.info_name or "", few=settings.quiet)
         sys.stdout = sys.stderr  # what anything else prints goes there: standard output is for events alone
     return name
 

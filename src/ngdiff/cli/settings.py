@@ -19,14 +19,20 @@ Found = tuple[dict[str, Any], list[Fault]]
 
 # request fields that a configuration file may set beside the trainer's settings
 SOURCE_KEYS = ("forget", "retain", "holdout", "earlier")
-FLAG_KEYS = ("lora", "qlora", "allow_overlap")
+FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private")
 PATH_KEYS = ("tofu_dir", "sign", "data_key")
-REQUEST_KEYS = ("model", "output", "precision", *PATH_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
+REQUEST_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
 NEEDED = ("model", "forget", "retain", "output")
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 ALIASES |= {"eval_every": "evaluate_every", "eval_items": "evaluate_items"}
 # trainer settings that a flag decides
 DECIDED_BY = {"output_dir": "output", "bf16": "precision", "fp16": "precision"}
+DECIDED_BY |= dict.fromkeys(
+    ("hub_token", "push_to_hub_token"), "hf auth login"
+)  # a record is no place for it
+DECIDED_BY |= dict.fromkeys(
+    ("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision", "push_to_hub_model_id"), "push_to_hub"
+)
 
 
 def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) -> Found:
@@ -163,6 +169,8 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
             faults.append(unknown_name(where, "setting", key, {*known, *ALIASES}))
         elif key in FLAG_KEYS and not isinstance(value, bool | None):
             faults.append(Fault(where, f"{key!r} is {value!r}", "Write true or false"))
+        elif key == "push_to_hub" and not isinstance(value, str | None):
+            faults.append(Fault(where, f"{key!r} is {value!r}", "Write a name, such as me/unlearned"))
         elif key in SOURCE_KEYS and not _is_sources(value):
             faults.append(Fault(where, f"{key!r} is {value!r}", "Write a source, or a list of sources"))
         elif value is not None:

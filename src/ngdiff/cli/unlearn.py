@@ -11,6 +11,7 @@ from ngdiff.cli import completion
 from ngdiff.cli.app import EXIT_TARGET_MISSED, app
 from ngdiff.cli.options import (
     DATA,
+    LOGS,
     METHOD,
     OUTPUT,
     RESOURCES,
@@ -26,6 +27,7 @@ from ngdiff.cli.options import (
     SetPairs,
     TofuDir,
 )
+from ngdiff.cli.push import Private, upload
 from ngdiff.cli.settings import gather, to_request
 from ngdiff.errors import RequestError
 
@@ -148,6 +150,15 @@ def unlearn(
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings; flags win over it.", rich_help_panel=DATA)
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            help="Then push the result there, such as me/unlearned; asks the hub beforehand.",
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    private: Private = False,
     set_: SetPairs = None,
     tofu_dir: TofuDir = None,
     earlier: Annotated[
@@ -174,6 +185,14 @@ def unlearn(
     save_minutes: SaveMinutes = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="tensorboard, trackio or wandb; may be repeated.",
+            autocompletion=completion.trackers,
+            rich_help_panel=LOGS,
+        ),
+    ] = None,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
@@ -195,6 +214,10 @@ def unlearn(
 
     `ngdiff unlearn --config request.yaml --stop-at extraction_strength=0.05 --log-format json`
 
+    With curves to watch, and the result on the hub, for those alone whom you let see it:
+
+    `ngdiff unlearn --config request.yaml --report-to tensorboard --push-to-hub me/unlearned --private`
+
     Interrupted, it goes on where it was when the same command is given again.
 
     Exit code 0: forgotten. 3: saved, but the forget target was not reached. 2: the request was wrong.
@@ -203,10 +226,17 @@ def unlearn(
 
     flags = {key: value for key, value in context.params.items() if key not in NO_SETTINGS}
     given, faults = gather(config, set_ or [], flags)
+    name, hidden = given.get("push_to_hub"), bool(given.get("private"))
+    if name is not None:
+        from ngdiff.hub import push_faults
+
+        faults += push_faults(name, hidden)
     if faults:
         raise RequestError(faults)
     record = _run(given, overwrite, resume)
     close_unlearning(record, to_request(given))
+    if name is not None:
+        upload(Path(str(given["output"])), name, hidden, after_a_run=True)
     if record.stop["target_met"] is False:
         raise typer.Exit(EXIT_TARGET_MISSED)
 

@@ -1,0 +1,74 @@
+"""``ngdiff push``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ngdiff.cli.app import EXIT_FAILED, app, print_failure
+from ngdiff.cli.options import OUTPUT, Log, Quiet
+from ngdiff.errors import RequestError
+from ngdiff.events import log
+from ngdiff.terminal import last_line
+
+Private = Annotated[
+    bool, typer.Option("--private", help="Make the repository for its owner's eyes.", rich_help_panel=OUTPUT)
+]
+
+
+@app.command("push")
+def push_command(
+    folder: Annotated[Path, typer.Argument(help="Folder made by 'ngdiff unlearn', 'finetune' or 'merge'.")],
+    name: Annotated[str, typer.Argument(help="Repository, such as me/unlearned.")],
+    private: Private = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further file of the folder, such as answers.json, which holds the text to be forgotten.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
+) -> None:
+    """Put a result on the model hub: model, tokenizer, card and record, and nothing else.
+
+    `ngdiff push unlearned me/unlearned`
+
+    `ngdiff push unlearned me/unlearned --private`
+
+    Answers, reports and evaluations are left out, since they hold the text that was to be forgotten.
+    """
+    upload(folder, name, private, tuple(include or ()))
+
+
+def upload(
+    folder: Path, name: str, private: bool, include: tuple[str, ...] = (), after_a_run: bool = False
+) -> None:
+    """Push a folder; if the upload breaks off, say how to try again, and end with code 1.
+
+    Raises:
+        RequestError: the request is wrong; ``after_a_run`` this, too, is a failure: a result was written.
+    """
+    import shlex
+
+    from rich.markup import escape
+
+    from ngdiff.hub import network_errors, push
+    from ngdiff.progress import working
+
+    broken: tuple[type[Exception], ...] = (*network_errors(), RequestError)
+    try:
+        with working(f"Pushing to {name}"):
+            address = push(folder, name, private, include)
+    except broken as error:
+        if isinstance(error, RequestError) and not after_a_run:
+            raise
+        words = ["ngdiff", "push", str(folder), name, *(["--private"] if private else [])]
+        mend = f"{folder} stands as it is. Try again: {shlex.join(words)}"
+        print_failure(f"the result was not pushed: {str(error).rstrip('.')}", mend)
+        raise typer.Exit(EXIT_FAILED) from error
+    log.conclude(output=str(folder), hub=address)
+    last_line(f"It is at {escape(address)}")

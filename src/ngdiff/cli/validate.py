@@ -1,0 +1,101 @@
+"""``ngdiff validate``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ngdiff.cli.app import app
+from ngdiff.cli.options import DATA, Log, Quiet, SetPairs
+from ngdiff.cli.settings import gather, to_request
+from ngdiff.errors import Fault, RequestError
+from ngdiff.events import log
+from ngdiff.terminal import console, last_line
+
+if TYPE_CHECKING:
+    from ngdiff.unlearn import Prepared, UnlearnRequest
+    from ngdiff.validate import Validation
+
+GIB = 2**30
+ROLES = {"forget": "to forget", "retain": "to keep", "holdout": "never seen"}
+
+
+@app.command()
+def validate(
+    config: Annotated[Path, typer.Argument(help="YAML file, as 'ngdiff unlearn --config' takes it.")],
+    set_: SetPairs = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Let the output exist.", rich_help_panel=DATA)
+    ] = False,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
+) -> None:
+    """Check a request without running it: every fault at once, and what it would take.
+
+    `ngdiff validate request.yaml`
+
+    `ngdiff validate request.yaml --set batch_size=4 --set stop_at=none`
+
+    Reads settings, data, tokenizer and configuration, but no weights, and writes nothing.
+
+    Exit code 0: it would run. 2: it would not.
+    """
+    from ngdiff.validate import validation
+
+    request, ready = checked(config, tuple(set_ or ()), overwrite)
+    found = validation(request, ready)
+    log.write("request", **asdict(found))
+    _show(found)
+    last_line("The request is in order.")
+
+
+def checked(config: Path, pairs: tuple[str, ...], overwrite: bool) -> tuple[UnlearnRequest, Prepared]:
+    """Collect every fault of a request, whatever part of it is wrong or missing.
+
+    Raises:
+        RequestError: with all of them.
+    """
+    from ngdiff.hub import push_faults
+    from ngdiff.unlearn import prepare
+
+    given, faults = gather(config, pairs, {})
+    if given.get("push_to_hub") is not None:
+        faults += push_faults(given["push_to_hub"], bool(given.get("private")))
+    missing = {fault.where for fault in faults}  # what was not given cannot be wrong as well
+    request = to_request(given, overwrite)
+    try:
+        ready = prepare(request)
+    except RequestError as error:
+        faults += [fault for fault in error.faults if fault.where not in missing]
+    if faults:
+        raise RequestError(_once(faults))
+    return request, ready
+
+
+def _once(faults: list[Fault]) -> list[Fault]:
+    return list(dict.fromkeys(faults))
+
+
+def _show(found: Validation) -> None:
+    from rich.table import Table
+
+    table = Table("set")
+    for title in ("examples", "tokens", "answer tokens", "longest", "cut", "repeated"):
+        table.add_column(title, justify="right")
+    for name, counts in found.sets.items():
+        table.add_row(ROLES[name], *(f"{value:,}" for value in asdict(counts).values()))
+    console.print(table)
+    _say(f"Rows in both sets: {found.shared}.")
+    seconds = found.seconds_a_step
+    time = "" if seconds is None else f", roughly {seconds:.2g} s each on this machine"
+    _say(f"Steps: at most {found.most_steps:,}{time}; the run ends earlier where its target is reached.")
+    if found.disk_bytes is not None:
+        needed, free = found.disk_bytes / GIB, found.free_bytes / GIB
+        _say(f"Disk: at most {needed:.2f} GiB while it runs, {free:.1f} GiB are free.")
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
