@@ -11,6 +11,7 @@ import torch
 from transformers import PrinterCallback
 
 from ngdiff.alternatives import alternative_faults
+from ngdiff.answers import AnswerBook
 from ngdiff.callbacks import ProgressCallback
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
@@ -56,6 +57,7 @@ class UnlearnRequest:
         tofu_dir: folder with TOFU's JSON files.
         allow_overlap: go on although forget and retain set share rows.
         overwrite: replace an earlier result.
+        answers: how many questions of the forget set to answer before and after, for the report; 0 for none.
     """
 
     model: str
@@ -70,6 +72,7 @@ class UnlearnRequest:
     tofu_dir: Path | None = None
     allow_overlap: bool = False
     overwrite: bool = False
+    answers: int = 12
 
     @property
     def adapters(self) -> bool:
@@ -115,6 +118,8 @@ def prepare(request: UnlearnRequest) -> Prepared:
     except RequestError as error:
         faults += error.faults
     faults += check_output(request.output, request.overwrite, needed)
+    if type(request.answers) is not int or request.answers < 0:
+        faults.append(Fault("--answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
     forget = _read(request.forget, "--forget", request.tofu_dir, faults)
     retain = _read(request.retain, "--retain", request.tofu_dir, faults)
     holdout = _read(request.holdout, "--holdout", request.tofu_dir, faults)
@@ -208,7 +213,9 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
         )
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
         console.print(_plan(trainer), highlight=False)
+        book = AnswerBook(trainer, request.answers)
         trainer.train()
+        book.write(folder)
         final = trainer.accelerator.unwrap_model(trainer.model)
         final.save_pretrained(folder)
         ready.tokenizer.save_pretrained(folder)

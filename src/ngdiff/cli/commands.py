@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from ngdiff.cli import bench, demo, evaluate, finetune, listing, merge, recompute, unlearn
+from ngdiff.cli import bench, compare, demo, evaluate, finetune, listing, merge, recompute, report, unlearn
 
-__all__ = ["bench", "demo", "evaluate", "finetune", "listing", "merge", "recompute", "unlearn"]
+__all__ = [
+    "bench",
+    "compare",
+    "demo",
+    "evaluate",
+    "finetune",
+    "listing",
+    "merge",
+    "recompute",
+    "report",
+    "unlearn",
+]

@@ -20,7 +20,7 @@ Found = tuple[dict[str, Any], list[Fault]]
 # request fields that a configuration file may set beside the trainer's settings
 SOURCE_KEYS = ("forget", "retain", "holdout")
 FLAG_KEYS = ("lora", "qlora", "allow_overlap")
-REQUEST_KEYS = ("model", "output", "precision", "tofu_dir", *SOURCE_KEYS, *FLAG_KEYS)
+REQUEST_KEYS = ("model", "output", "precision", "tofu_dir", "answers", *SOURCE_KEYS, *FLAG_KEYS)
 NEEDED = ("model", "forget", "retain", "output")
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 ALIASES |= {"eval_every": "evaluate_every", "eval_items": "evaluate_items"}
@@ -63,6 +63,7 @@ def to_request(given: Mapping[str, Any], overwrite: bool = False) -> UnlearnRequ
         tofu_dir=Path(str(given["tofu_dir"])) if given.get("tofu_dir") else None,
         allow_overlap=bool(given.get("allow_overlap")),
         overwrite=overwrite,
+        answers=given.get("answers", UnlearnRequest.answers),
     )
 
 

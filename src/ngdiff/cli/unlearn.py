@@ -20,13 +20,15 @@ from ngdiff.cli.options import (
     Lora,
     Overwrite,
     Quiet,
+    Report,
     SetPairs,
     TofuDir,
 )
+from ngdiff.cli.report import report_after
 from ngdiff.cli.settings import gather, to_request
 from ngdiff.errors import RequestError
 
-NO_SETTINGS = ("config", "set_", "overwrite", "quiet", "log_format")
+NO_SETTINGS = ("config", "set_", "overwrite", "quiet", "log_format", "report")
 """Parameters of the command that say nothing of what is done to the model."""
 
 
@@ -152,6 +154,15 @@ def unlearn(
         typer.Option("--allow-overlap", help="Go on though both sets share rows.", rich_help_panel=DATA),
     ] = False,
     overwrite: Overwrite = False,
+    answers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Questions to answer before and after, for the report. [default: 12]",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    report: Report = True,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
@@ -182,6 +193,7 @@ def unlearn(
     if faults:
         raise RequestError(faults)
     record = _run(given, overwrite)
+    report_after(Path(str(given["output"])), report)
     close_unlearning(record, to_request(given))
     if record.stop["target_met"] is False:
         raise typer.Exit(EXIT_TARGET_MISSED)

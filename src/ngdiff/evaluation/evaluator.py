@@ -73,6 +73,7 @@ class Evaluator:
         self.autocast, self.precision, self.quiet = autocast, precision, quiet
         self.seconds: dict[str, float] = {}
         self.cached: dict[str, int] = {}
+        self.said: dict[str, list[dict[str, str]]] = {}
         self._pad_id = int(tokenizer.pad_token_id or 0)
         self._identity = ""
         if cache is not None:
@@ -163,7 +164,12 @@ class Evaluator:
         open_rows = [row for row in range(len(prompts)) if row not in known]
         units = _longest_first([[row] for row in open_rows], [len(prompt) for prompt in prompts])
         found = self._all(name, keys, units, measure, {row: (text, False) for row, text in known.items()})
-        return [str(text) for text in found]
+        texts = [str(text) for text in found]
+        self.said[name.removesuffix(" generation")] = [
+            {"place": e.place, "question": e.prompt, "truth": e.answer, "answer": text}
+            for e, text in zip(examples, texts, strict=True)
+        ]
+        return texts
 
     def _foretold(
         self, examples: Sequence[Example], scores: Sequence[AnswerScore], most: int
