@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ngdiff.evaluation.result import EvaluationResult
+from ngdiff.report.cards import foreign
 from ngdiff.report.sources import Run, dig, number, rows_of
-from ngdiff.report.verdict import foreign
 
 COMPARED = 20_000
-"""Characters of an answer that are compared with the truth; the rest of a longer one cannot turn the verdict."""
+"""Characters of an answer, from its beginning, that are compared with the truth."""
 
 WORD = re.compile(r"\w+")
 FIGURES = ("probability", "extraction_strength", "nll")
@@ -47,7 +47,7 @@ def _worst_first(item: Mapping[str, Any]) -> tuple[bool, bool, float, float]:
 
 
 def shared(truth: str, answer: str | None) -> float | None:
-    """Return the share of the true answer's words that an answer has, each as often; None without an answer."""
+    """Return the share of the true answer's words that an answer has, each as often; None for no answer."""
     if answer is None:
         return None
     words = WORD.findall(truth[:COMPARED].casefold())

@@ -1,21 +1,28 @@
-"""several runs, or a benchmark's results -> the table, the curves and the points that set them side by side."""
+"""several runs, or a benchmark's results -> the table, curves and points that set them side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ngdiff.report.cards import in_words
 from ngdiff.report.curves import curves
 from ngdiff.report.sources import Run, dig, number, rows_of
 from ngdiff.report.text import visible
 from ngdiff.report.tradeoff import pareto, tradeoff
-from ngdiff.report.verdict import attack_name, attacks, in_words, judge
+from ngdiff.report.trust import attack_name, attacks
+from ngdiff.report.verdict import judge
 
 MOST_POINTS = 400
 """Steps of one curve that the page holds; longer runs are thinned evenly."""
 
 EVALUATED = (("forget_quality", "forget quality"), ("model_utility", "model utility"), ("utility", "utility"))
-SERIES = ("forget_extraction_strength_checked", "retain_probability_checked", "forget_loss", "learning_rate")
+SERIES = (
+    "forget_extraction_strength_checked",
+    "retain_probability_checked",
+    "forget_nll_checked",
+    "learning_rate",
+)
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
@@ -141,9 +148,10 @@ def _cell(cell: Any) -> dict[str, str]:
 def bench_tradeoff(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return, a split, the methods' points with the retrained and the target model."""
     rows = rows_of(results.get("rows"))
-    found = []
+    found: list[dict[str, Any]] = []
     for split in dict.fromkeys(str(row.get("split")) for row in rows):
-        ends, models = [], []
+        ends: list[dict[str, Any]] = []
+        models: list[dict[str, Any]] = []
         for row in (row for row in rows if str(row.get("split")) == split):
             point = _point(row)
             if point is not None:

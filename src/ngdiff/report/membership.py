@@ -1,4 +1,4 @@
-"""evaluations -> distributions and ROC curves of membership attacks, and truth ratios with their KS distance."""
+"""evaluations -> scores and ROC curves of membership attacks, truth ratios and their KS distance."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from ngdiff.evaluation.result import EvaluationResult, Figure
+from ngdiff.report.cards import foreign
 from ngdiff.report.sources import Run
-from ngdiff.report.verdict import attack_name, attacks, foreign, tells
+from ngdiff.report.trust import attack_name, attacks, tells
 
 MOST_POINTS = 400
 """Points of a curve that the page holds; longer ones are thinned evenly."""
 
 
 def membership(run: Run) -> list[dict[str, Any]]:
-    """Return each attack's scores on both sets and its ROC curves: this model, the target, the retrained one."""
+    """Return each attack's scores on both sets, and its ROC curves on the models there are."""
     if foreign(run):
         return []
     theirs, before = attacks(run.reference), attacks(run.before)

@@ -14,8 +14,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ngdiff.errors import Fault, RequestError
 from ngdiff.output import staged_file
 from ngdiff.report.answers import answers
+from ngdiff.report.cards import in_words
 from ngdiff.report.comparison import comparison
 from ngdiff.report.curves import curves
 from ngdiff.report.membership import membership, truth_ratios
@@ -23,9 +25,10 @@ from ngdiff.report.repeat import command, notes, tables
 from ngdiff.report.sources import Bench, Given, Run, is_bench, read_bench, read_run
 from ngdiff.report.text import embedded, visible
 from ngdiff.report.tradeoff import evaluated_tradeoff, tradeoff
-from ngdiff.report.verdict import in_words, judge
+from ngdiff.report.verdict import judge
 
 REPORT = "report.html"
+GENERATOR = '<meta name="generator" content="ngdiff'
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = ("dom.js", "charts.js", "panels.js", "answers.js", "main.js")
 
@@ -52,6 +55,7 @@ def write_report(
     """
     if output is None:
         output = place / REPORT if place.is_dir() else place.with_suffix(".html")
+    check_page(output)
     if is_bench(place):
         return _write(bench_page(read_bench(place)), output)
     run = read_run(place, given)
@@ -65,6 +69,7 @@ def write_comparison(places: Sequence[Path], output: Path) -> Path:
     Raises:
         RequestError: one of them holds nothing to compare; nothing was written.
     """
+    check_page(output)
     names = [place.absolute().name for place in places]
     parents = [f"{place.absolute().parent.name}/{place.absolute().name}" for place in places]
     unique = names if len(set(names)) == len(names) else parents
@@ -72,19 +77,37 @@ def write_comparison(places: Sequence[Path], output: Path) -> Path:
     return _write(compare_page("Comparison", runs), output)
 
 
+def check_page(path: Path, where: str = "--output") -> None:
+    """Refuse to write anything but a page, or over anything but an earlier page of ours.
+
+    Raises:
+        RequestError: it is not to be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise RequestError(Fault(where, f"{path} is no name for a page", "Give a name that ends in .html"))
+    if path.is_dir():
+        raise RequestError(Fault(where, f"{path} is a folder", "Give the name of a file"))
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        ours = GENERATOR in file.read(4000)
+    if not ours:
+        raise RequestError(Fault(where, f"{path} is there and is no page of ngdiff's", "Give another name"))
+
+
 def run_page(run: Run, others: Sequence[Run] = ()) -> str:
     """Return the page of one run."""
     record = run.record or {}
+    points = [tradeoff([run, *others])] if run.record is not None else []
+    held_against = evaluated_tradeoff(run)
     data = {
         "curves": curves(record) if run.record is not None else None,
-        "tradeoff": [tradeoff([run, *others])] if run.record is not None else [],
+        "tradeoff": points + ([held_against] if held_against is not None else []),
         "membership": membership(run),
         "truth": truth_ratios(run),
         "answers": answers(run),
         "comparison": None,
     }
-    held_against = evaluated_tradeoff(run)
-    data["tradeoff"] += [held_against] if held_against is not None else []
     context = {
         "title": run.name,
         "kind": "Unlearning report" if run.record is not None else "Evaluation report",
@@ -131,10 +154,21 @@ def _comparison_page(
         "asked": None,
         "command": None,
         "tables": [],
-        "notes": [f"{run.name}: {note}" for run in runs for note in notes(run)],
+        "notes": _shared_notes(runs),
         "comparison": found,
     }
     return _render(context, data)
+
+
+def _shared_notes(runs: Sequence[Run]) -> list[str]:
+    """Return each note once, with the runs that have it where not all do."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for note in notes(run):
+            found.setdefault(note, []).append(run.name)
+    return [
+        note if len(names) == len(runs) else f"{note} ({', '.join(names)})" for note, names in found.items()
+    ]
 
 
 def _facts(run: Run) -> list[str]:

@@ -173,7 +173,7 @@ def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: 
 def is_bench(place: Path) -> bool:
     """Say whether a folder is that of ``ngdiff bench``."""
     try:
-        return dig(json.loads((place / BENCH).read_text(encoding="utf-8")), "kind") == "bench"
+        return bool(dig(json.loads((place / BENCH).read_text(encoding="utf-8")), "kind") == "bench")
     except (OSError, ValueError, RecursionError):
         return False
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ngdiff.evaluation.result import EvaluationResult
+from ngdiff.report.cards import Interval, foreign, items_interval
 from ngdiff.report.sources import Run, dig, number, rows_of
-from ngdiff.report.verdict import Interval, foreign, items_interval
 
 FORGETTING, UTILITY = "extraction_strength", "probability"
 FORGET_KEY, RETAIN_KEY = f"forget.{FORGETTING}", f"retain.{UTILITY}"

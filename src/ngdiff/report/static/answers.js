@@ -3,7 +3,7 @@
 const PAGE = 20;
 const FOLD = 600;
 const MARKED = 20000;
-const CHUNK = 50000;
+const CHUNK = 2000;
 const WORD = /[\p{L}\p{N}_]+/gu;
 const CHANGES = {
   lost: "lost", partly: "partly lost", same: "unchanged", gained: "closer to the truth", unknown: "not compared",
@@ -128,14 +128,29 @@ function side(title, text, figures, truth, asked) {
   return box;
 }
 
-/** Put text into an element, words of the truth marked; texts too long for that go in plain, in parts. */
+/**
+ * Put text into an element, words of the truth marked. Texts too long for that go in plain and in blocks, which
+ * the browser lays out when they are scrolled to: a line of a million characters takes it minutes as a whole.
+ */
 function fill(node, text, truth, asked) {
   if (text.length <= MARKED) {
     node.replaceChildren(...marked(text, truth, asked));
     return;
   }
   node.replaceChildren();
-  for (let start = 0; start < text.length; start += CHUNK) node.append(plain(text.slice(start, start + CHUNK)));
+  for (let start = 0, end; start < text.length; start = end) {
+    end = blockEnd(text, start);
+    node.append(el("span", { class: "block" }, plain(text.slice(start, end))));
+  }
+}
+
+/** End a block after a line or a word where one ends near, else anywhere but within a character. */
+function blockEnd(text, start) {
+  const most = start + CHUNK;
+  if (most >= text.length) return text.length;
+  const near = Math.max(text.lastIndexOf("\n", most - 1), text.lastIndexOf(" ", most - 1));
+  if (near > start + CHUNK / 2) return near + 1;
+  return /[\ud800-\udbff]/.test(text[most - 1]) ? most - 1 : most;
 }
 
 function wordsOf(text) {

@@ -18,10 +18,10 @@ const near = new IntersectionObserver(
 );
 const sized = new ResizeObserver((entries) => {
   for (const { target } of entries) {
-    if (target.painted && Math.abs(target.painted - target.clientWidth) > 8) target.paint();
+    if (target.painted !== undefined && Math.abs(target.painted - target.clientWidth) > 8) target.paint();
   }
 });
-window.addEventListener("beforeprint", () => drawings.forEach((drawing) => drawing.painted || drawing.paint()));
+window.addEventListener("beforeprint", () => drawings.forEach((drawing) => drawing.painted === undefined && drawing.paint()));
 
 /** Return a figure; `draw(width)` gives its drawing, `table()` its {head, rows}. */
 function chart({ title, unit = "", legend = [], label, draw, table, after = null }) {

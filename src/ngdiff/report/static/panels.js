@@ -32,11 +32,11 @@ function panelChart(panel, curves) {
           ...panel.rules.filter(([, y]) => !panel.log || y > 0).flatMap(([text, y]) => level(y, text, "var(--soft)")),
           ...momentsOf(curves),
           ...many.flatMap(({ points, style, line }) => series(points, style, line.label)),
-          Plot.dot(probes, { x: "step", y: "after", symbol: "diamond2", r: 6, fill: "var(--retain)", stroke: "var(--paper)", ariaLabel: "probes" }),
+          Plot.dot(probes, { x: "step", y: "after", symbol: "diamond2", r: 6, fill: "var(--retain)", stroke: "var(--paper)", ariaDescription: "probes" }),
           tips(many.flatMap(({ points }) => points)),
         ],
       });
-      drawn.querySelectorAll('[aria-label="probes"] > *').forEach((dot, row) => {
+      drawn.querySelectorAll('[aria-description="probes"] > *').forEach((dot, row) => {
         dot.style.cursor = "pointer";
         dot.addEventListener("click", () => chooseProbe(curves.probes.indexOf(probes[row]), true));
       });
@@ -85,7 +85,7 @@ function parabola(probe) {
     { label: "measured", style: { color: "var(--forget)", symbol: "circle" }, line: false, point: true },
     ...(whole.length > 1 ? [{ label: "measured at other widths", style: { color: "var(--other)", symbol: "times" }, line: false, point: true }] : []),
   ];
-  const rate = `Learning rate ${probe.before === null ? "unknown" : digits(probe.before)} → ${digits(probe.after)}`;
+  const rate = `Learning rate ${probe.before === null ? "found" : `${digits(probe.before)} →`} ${digits(probe.after)}`;
   const why = el("p", { class: "probe-why" }, `${rate}: ${probe.outcome}, ${plain(probe.reason)}. A loss was taken to be sure to ${digits(probe.noise)} nats.`);
   const three = ({ width, minus, zero, plus }) => [{ x: -width, y: minus }, { x: 0, y: zero }, { x: width, y: plus }];
   const table = () => ({ head: ["distance", "retain loss"], rows: whole.flatMap(three).map(({ x, y }) => [x, y]) });
@@ -108,7 +108,7 @@ function drawParabola(width, { width: w, minus, zero, plus }, others, three, pro
   return plot(width, {
     height: Math.round(Math.min(320, width * 0.55)),
     marginLeft: 64,
-    x: { label: "learning rate", ticks: 5, tickFormat: "~e" },
+    x: { label: "learning rate", ticks: 5, tickFormat: (d) => (d === 0 ? "0" : d3.format("~e")(d)) },
     y: { label: null, grid: true, ticks: 5, tickFormat: "~g" },
     marks: [
       Plot.line(curve, { x: "x", y: "y", stroke: "var(--retain)", strokeWidth: 2 }),
@@ -142,6 +142,7 @@ function tradeoffChart(data) {
     label: `${title}. ${[...ends, ...models].map((p) => `${plain(p.name)}: extraction strength ${digits(p.x)}, retain probability ${digits(p.y)}${p.front && several ? ", on the Pareto front" : ""}`).join("; ")}.`,
     draw: (width) => plot(width, {
       height: Math.round(Math.min(400, Math.max(260, width * 0.6))),
+      inset: 10,
       x: { label: "extraction strength, forget set", domain: padded(all.map((p) => p.x)), grid: true, ticks: 6 },
       y: { label: null, domain: padded(all.map((p) => p.y).concat(data.floor ?? [])), grid: true, ticks: 6 },
       marks: [
@@ -188,7 +189,7 @@ function modelStyle(name) {
 function padded(values) {
   const [low, high] = d3.extent(values);
   const room = Math.max(0.02, (high - low) * 0.12);
-  return [Math.max(0, low - room), Math.min(1.02, high + room)];
+  return [Math.max(0, low - room), Math.min(1, high + room)];
 }
 
 // ---- audit ----
@@ -285,7 +286,7 @@ function runStyle(row) {
 const COMPARED = [
   ["forget_extraction_strength_checked", "Extraction strength of the forget set", "at checks", false],
   ["retain_probability_checked", "Answer probability of the retain set", "held out, at checks", false],
-  ["forget_loss", "Forget loss", "as each run's method has it", false],
+  ["forget_nll_checked", "Negative log-likelihood of the forget set", "nats per token, at checks", false],
   ["learning_rate", "Learning rate", "per step", true],
 ];
 
