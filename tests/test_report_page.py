@@ -272,3 +272,12 @@ def test_the_libraries_are_those_that_the_decisions_name() -> None:
         "d3.min.js": "912111098ea99503a6f4967361d2bbdc9dbf58cf9c678c8e27e5b02d1a07f0c1",
         "plot.umd.min.js": "4358086467740777dd788d6b27a95cebdbaefdd50c730a3060117073bd7134cb",
     }
+
+
+def test_every_figure_of_an_evaluation_is_in_a_table(tmp_path: Path) -> None:
+    write_result(evaluation(0.78, (0.67, 0.87)), tmp_path / "eval.json")
+    page = write_report(tmp_path / "eval.json")
+    assert page == tmp_path / "eval.html"
+    text = page.read_text(encoding="utf-8")
+    row = re.search(r"<tr><th scope=\"row\">forget.membership.min_k</th>.*?</tr>", text)
+    assert row is not None and "0.780<small>0.670 – 0.870</small>" in row[0] and "lower is better" in row[0]

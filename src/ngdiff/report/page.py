@@ -20,6 +20,7 @@ from ngdiff.report.answers import answers
 from ngdiff.report.cards import in_words
 from ngdiff.report.comparison import comparison
 from ngdiff.report.curves import curves
+from ngdiff.report.figures import figure_table
 from ngdiff.report.membership import membership, truth_ratios
 from ngdiff.report.repeat import command, notes, tables
 from ngdiff.report.sources import Bench, Given, Run, is_bench, read_bench, read_run
@@ -117,6 +118,7 @@ def run_page(run: Run, others: Sequence[Run] = ()) -> str:
         "command": command(record) if run.record is not None else None,
         "tables": tables(run),
         "notes": notes(run),
+        "figures": figure_table(run),
         "comparison": None,
     }
     return _render(context, data)
@@ -155,6 +157,7 @@ def _comparison_page(
         "command": None,
         "tables": [],
         "notes": _shared_notes(runs),
+        "figures": None,
         "comparison": found,
     }
     return _render(context, data)
