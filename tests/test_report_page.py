@@ -200,7 +200,8 @@ def test_the_command_repeats_the_settings(monkeypatch: pytest.MonkeyPatch, cli: 
         "rule": "constant",
         "optimizer": "adamw",
         "batch_size": 4,
-        "seed": 7,
+        "seed": 0,
+        "keep_utility": 0.0,
         "stop_at": "none",
     }
     words = shlex.split(command({"settings": settings}))
@@ -220,7 +221,9 @@ def test_the_command_repeats_the_settings(monkeypatch: pytest.MonkeyPatch, cli: 
 
     with pytest.raises(Stop):
         main()
-    expected = {k: v for k, v in settings.items() if v not in (None, False, [])} | {"output": Path("OUT")}
+    expected = {k: v for k, v in settings.items() if v is not None and v is not False and v != []} | {
+        "output": Path("OUT")
+    }
     for worked_out in ("optimizer", "batch_size"):
         del expected[worked_out]
     assert asked == expected
@@ -281,3 +284,11 @@ def test_every_figure_of_an_evaluation_is_in_a_table(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     row = re.search(r"<tr><th scope=\"row\">forget.membership.min_k</th>.*?</tr>", text)
     assert row is not None and "0.780<small>0.670 – 0.870</small>" in row[0] and "lower is better" in row[0]
+
+
+def test_the_evaluation_that_another_was_held_against_is_found(tmp_path: Path) -> None:
+    write_result(evaluation(strength=0.05), tmp_path / "retrained.json")
+    ours = evaluation(strength=0.06)
+    ours.provenance["reference"] = {"name": str(tmp_path / "retrained.json"), "sha256": None}
+    write_result(ours, tmp_path / "eval.json")
+    assert "Yes, as if retrained" in write_report(tmp_path / "eval.json").read_text(encoding="utf-8")

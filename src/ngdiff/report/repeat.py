@@ -46,7 +46,8 @@ def command(record: Mapping[str, Any]) -> str:
     given = settings if isinstance(settings, Mapping) else {}
     for name, value in given.items():
         doubled = name == "per_device_train_batch_size" and "batch_size" in given
-        if name in WORKED_OUT or doubled or value in (None, False, [], {}, ""):
+        unsaid = value is None or value is False or value in ([], {}, "")  # 0 is said
+        if name in WORKED_OUT or doubled or unsaid:
             continue
         words += _words(str(name), value)
     return " ".join([*words, "--output", "OUT"])

@@ -148,15 +148,17 @@ def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: 
         )
     )
     if place.is_file():
-        return Run(name, None, evaluation or read_result(place, where), reference, before)
+        evaluation = evaluation or read_result(place, where)
+        return Run(name, None, evaluation, reference or _named_by(evaluation), before)
     demo = _optional(place / DEMO, where)
     folder = place / UNLEARNED if demo is not None and not (place / RECORD).exists() else place
     record = read_record(folder / RECORD, where) if (folder / RECORD).exists() else None
+    evaluation = evaluation or _found(place, folder, OWN_NAMES, where)
     run = Run(
         name,
         record,
-        evaluation or _found(place, folder, OWN_NAMES, where),
-        reference or _found(place, folder, REFERENCE_NAMES, where),
+        evaluation,
+        reference or _found(place, folder, REFERENCE_NAMES, where) or _named_by(evaluation),
         before or _found(place, folder, BEFORE_NAMES, where),
         _optional(folder / ANSWERS, where),
         _optional(folder / RECEIPT, where),
@@ -196,6 +198,15 @@ def read_bench(place: Path, where: str = "OUT") -> Bench:
 
 def _optional(path: Path, where: str) -> Mapping[str, Any] | None:
     return read_json(path, where) if path.is_file() else None
+
+
+def _named_by(evaluation: EvaluationResult | None) -> EvaluationResult | None:
+    """Return the ``eval.json`` that an evaluation was held against, where it was one and is still there."""
+    name = None if evaluation is None else dig(evaluation.provenance, "reference", "name")
+    if not isinstance(name, str) or not name.endswith(".json") or "\0" in name:
+        return None
+    path = Path(name)
+    return read_result(path) if path.is_file() and is_result(path) else None
 
 
 def _found(place: Path, folder: Path, names: Sequence[str], where: str) -> EvaluationResult | None:

@@ -135,6 +135,11 @@ function tips(points) {
   return Plot.tip(points, Plot.pointerX({ x: "x", y: "y", title: "title", fill: "var(--paper)", stroke: "var(--line)" }));
 }
 
+/** Label a tick of a logarithmic axis. */
+function power(value) {
+  return d3.format(value >= 1e-3 && value < 1e4 ? "~g" : "~e")(value);
+}
+
 /** Return rows (x, one column a series) of several series. */
 function joined(many) {
   const rows = new Map();

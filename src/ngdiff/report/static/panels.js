@@ -27,7 +27,7 @@ function panelChart(panel, curves) {
     draw: (width) => {
       const drawn = plot(width, {
         x: { label: "step", ticks: Math.max(3, Math.floor(width / 70)), tickFormat: (d) => (Number.isInteger(d) ? String(d) : "") },
-        y: { label: null, grid: true, type: panel.log ? "log" : "linear", ticks: panel.log ? 4 : 5, tickFormat: panel.log ? "~e" : undefined, nice: !panel.log, zero: panel.key === "strength" || panel.key === "changed" },
+        y: { label: null, grid: true, type: panel.log ? "log" : "linear", ticks: panel.log ? 4 : 5, tickFormat: panel.log ? power : undefined, nice: !panel.log, zero: panel.key === "strength" || panel.key === "changed" },
         marks: [
           ...panel.rules.filter(([, y]) => !panel.log || y > 0).flatMap(([text, y]) => level(y, text, "var(--soft)")),
           ...momentsOf(curves),
@@ -302,7 +302,7 @@ function comparedCharts(runs) {
       label: `${title} of ${many.length} runs over steps. ${many.map(({ name, points }) => described(name, points)).join("; ")}.`,
       draw: (width) => plot(width, {
         x: { label: "step", ticks: 6 },
-        y: { label: null, grid: true, type: log ? "log" : "linear", ticks: log ? 4 : 5, tickFormat: log ? "~e" : undefined, nice: !log },
+        y: { label: null, grid: true, type: log ? "log" : "linear", ticks: log ? 4 : 5, tickFormat: log ? power : undefined, nice: !log },
         marks: [...many.flatMap(({ points, style, name }) => series(points, style, name)), tips(many.flatMap(({ points }) => points))],
       }),
       table: () => ({ head: ["step", ...many.map(({ name }) => name)], rows: joined(many) }),
