@@ -13,7 +13,7 @@ from typing import Any
 
 from ngdiff.errors import Fault
 
-RECORD = "record.json"
+RECORD, ANSWERS = "record.json", "answers.json"
 GIB = 2**30
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import PrinterCallback
 
 from ngdiff.alternatives import alternative_faults
+from ngdiff.answers import AnswerBook
 from ngdiff.callbacks import UnlearningProgress
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
@@ -34,7 +35,7 @@ from ngdiff.models import (
     resolve_model,
     weights_bytes,
 )
-from ngdiff.output import RECORD, check_output, same_folder
+from ngdiff.output import ANSWERS, RECORD, check_output, same_folder, write_json
 from ngdiff.progress import console, working
 from ngdiff.receipts.data_key import describe, set_hash
 from ngdiff.receipts.prepare import plan_receipt
@@ -69,6 +70,7 @@ class UnlearnRequest:
         earlier: forget sets of earlier requests, to see that nothing of them comes back.
         sign: file of the private key to sign the receipt with.
         data_key: file of the key that hides the hashes of the data (see :mod:`ngdiff.receipts.data_key`).
+        answers: how many questions of the forget set to answer before and after, for the report; 0 for none.
     """
 
     model: str
@@ -87,6 +89,7 @@ class UnlearnRequest:
     earlier: tuple[str, ...] = ()
     sign: Path | None = None
     data_key: Path | None = None
+    answers: int = 12
 
     @property
     def adapters(self) -> bool:
@@ -133,6 +136,8 @@ def prepare(request: UnlearnRequest) -> Prepared:
     except RequestError as error:
         faults += error.faults
     faults += check_output(request.output, _may_replace(request), needed)
+    if type(request.answers) is not int or request.answers < 0:
+        faults.append(Fault("--answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
     forget = _read(request.forget, "--forget", request.tofu_dir, faults)
     retain = _read(request.retain, "--retain", request.tofu_dir, faults)
     holdout = _read(request.holdout, "--holdout", request.tofu_dir, faults)
@@ -260,14 +265,18 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
         trainer.wish = wish
         console.print(_plan(trainer), highlight=False)
+        book = AnswerBook(trainer, request.answers)
         trainer.train(resume_from_checkpoint=going_on or None)
         progress.catch_up()
+        answers = book.compare()
         final = trainer.accelerator.unwrap_model(trainer.model)
         _complete(trainer.record, request, ready, asked, weights_hash(final))
         card = model_card(trainer.record, request.output.name, request.adapters)
 
         def write_papers(folder: Path) -> None:
             (folder / CARD).write_text(card, encoding="utf-8")
+            if answers is not None:
+                write_json(answers, folder / ANSWERS)
             write_receipt(folder, ready.receipt)
 
         write_result(place, final, ready.tokenizer, trainer.record.as_json(), write_papers)

@@ -50,6 +50,7 @@ def _unlearn(spec: dict[str, Any], folder: Path) -> None:
             output=folder / "model",
             tofu_dir=None if tofu_dir is None else Path(tofu_dir),
             **spec,
+            answers=0,  # its evaluation has them
         )
     )
 

@@ -19,9 +19,11 @@ from ngdiff.cli.options import (
     Lora,
     Precision,
     Quiet,
+    Report,
     SetPairs,
     TofuDir,
 )
+from ngdiff.cli.report import report_after
 from ngdiff.errors import Fault, RequestError
 from ngdiff.events import log
 from ngdiff.terminal import last_line
@@ -130,6 +132,7 @@ def tofu(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, and run nothing.", rich_help_panel=OUTPUT)
     ] = False,
+    report: Report = True,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
@@ -171,7 +174,7 @@ def tofu(
         keep_models=keep_models,
         jobs=jobs,
     )
-    _dry(request) if dry_run else _run(request)
+    _dry(request) if dry_run else _run(request, report)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -197,7 +200,7 @@ def _dry(request: BenchRequest) -> None:
             typer.echo(f"{title}  {trial.place}  {trial.settings}")
 
 
-def _run(request: BenchRequest) -> None:
+def _run(request: BenchRequest, report: bool) -> None:
     from rich.markup import escape
 
     from ngdiff.bench.picture import draw
@@ -219,6 +222,7 @@ def _run(request: BenchRequest) -> None:
     console.print(_table(rows))
     for outcome in result.failed:
         console.print(f"Failed: {escape(str(outcome.folder))} (see log.txt there)", highlight=False)
+    report_after(request.output, report)
     log.conclude(output=str(request.output))
     last_line(f"The tables and pictures are in {escape(str(request.output))}")
 

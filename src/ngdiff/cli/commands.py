@@ -5,6 +5,7 @@ from __future__ import annotations
 from ngdiff.cli import (
     audit,
     bench,
+    compare,
     demo,
     evaluate,
     finetune,
@@ -13,6 +14,7 @@ from ngdiff.cli import (
     plan,
     push,
     recompute,
+    report,
     unlearn,
     validate,
     verify,
@@ -21,6 +23,7 @@ from ngdiff.cli import (
 __all__ = [
     "audit",
     "bench",
+    "compare",
     "demo",
     "evaluate",
     "finetune",
@@ -29,6 +32,7 @@ __all__ = [
     "plan",
     "push",
     "recompute",
+    "report",
     "unlearn",
     "validate",
     "verify",

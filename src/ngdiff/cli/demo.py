@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ngdiff.cli.app import app
-from ngdiff.cli.options import Log, Quiet
+from ngdiff.cli.options import Log, Quiet, Report
+from ngdiff.cli.report import report_after
 from ngdiff.events import log
 from ngdiff.terminal import last_line
 
@@ -27,6 +28,7 @@ def demo(
     minutes: Annotated[float, typer.Option(help="Roughly how long it may take.")] = 5.0,
     model: Annotated[str, typer.Option(help="Folder, hub name, or 'smollm2'.")] = "smollm2",
     seed: Annotated[int, typer.Option(help="Another seed invents other people.")] = 0,
+    report: Report = True,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
@@ -49,6 +51,7 @@ def demo(
     if faults:
         raise RequestError(faults)
     run_demo(DemoRequest(folder, people, minutes, model, seed))
+    report_after(folder, report)
     log.conclude(output=str(folder))
     last_line(f"Everything is in {escape(str(folder.absolute()))}")
 

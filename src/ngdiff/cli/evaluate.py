@@ -19,8 +19,10 @@ from ngdiff.cli.options import (
     Overwrite,
     Precision,
     Quiet,
+    Report,
     TofuDir,
 )
+from ngdiff.cli.report import report_after
 from ngdiff.events import log
 from ngdiff.terminal import last_line
 
@@ -129,6 +131,7 @@ def evaluate(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    report: Report = True,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
@@ -174,6 +177,7 @@ def evaluate(
     )
     result = run(request)
     if is_first_process():
+        report_after(output, report)
         show(result, output)
 
 

@@ -105,3 +105,11 @@ SetPairs = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other trainer setting, as name=value.", rich_help_panel=METHOD),
 ]
+Report = Annotated[
+    bool,
+    typer.Option(
+        "--report/--no-report",
+        help="Write an HTML page about it at the end; see 'ngdiff report --help'.",
+        rich_help_panel=OUTPUT,
+    ),
+]

@@ -21,7 +21,16 @@ Found = tuple[dict[str, Any], list[Fault]]
 SOURCE_KEYS = ("forget", "retain", "holdout", "earlier")
 FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private")
 PATH_KEYS = ("tofu_dir", "sign", "data_key")
-REQUEST_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
+REQUEST_KEYS = (
+    "model",
+    "output",
+    "precision",
+    "push_to_hub",
+    "answers",
+    *PATH_KEYS,
+    *SOURCE_KEYS,
+    *FLAG_KEYS,
+)
 NEEDED = ("model", "forget", "retain", "output")
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 ALIASES |= {"eval_every": "evaluate_every", "eval_items": "evaluate_items"}
@@ -74,6 +83,7 @@ def to_request(
         allow_overlap=bool(given.get("allow_overlap")),
         overwrite=overwrite,
         resume=resume,
+        answers=given.get("answers", UnlearnRequest.answers),
     )
 
 

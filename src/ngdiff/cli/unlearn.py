@@ -21,6 +21,7 @@ from ngdiff.cli.options import (
     Lora,
     Overwrite,
     Quiet,
+    Report,
     Resume,
     SaveMinutes,
     SaveSteps,
@@ -28,10 +29,11 @@ from ngdiff.cli.options import (
     TofuDir,
 )
 from ngdiff.cli.push import Private, upload
+from ngdiff.cli.report import report_after
 from ngdiff.cli.settings import gather, to_request
 from ngdiff.errors import RequestError
 
-NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format")
+NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format", "report")
 """Parameters of the command that say nothing of what is done to the model."""
 
 
@@ -185,6 +187,15 @@ def unlearn(
     save_minutes: SaveMinutes = None,
     resume: Resume = None,
     overwrite: Overwrite = False,
+    answers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Questions to answer before and after, for the report. [default: 12]",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    report: Report = True,
     report_to: Annotated[
         list[str] | None,
         typer.Option(
@@ -234,6 +245,7 @@ def unlearn(
     if faults:
         raise RequestError(faults)
     record = _run(given, overwrite, resume)
+    report_after(Path(str(given["output"])), report)
     close_unlearning(record, to_request(given))
     if name is not None:
         upload(Path(str(given["output"])), name, hidden, after_a_run=True)

@@ -249,6 +249,7 @@ def evaluate(request: EvaluateRequest) -> EvaluationResult:
             provenance=_provenance(request, ready, evaluator, (model_hash, reference_hash), figures),
             places={name: [e.place for e in examples] for name, examples in ready.data.sets.items()},
             split=ready.data.split,
+            texts=evaluator.said,
             notes=[*ready.data.notes, *(cache.notes if cache else []), f"precision: {why}"],
         )
         total = time.perf_counter() - started

@@ -82,6 +82,7 @@ class Evaluator:
         self.autocast, self.precision, self.quiet = autocast, precision, quiet
         self.seconds: dict[str, float] = {}
         self.cached: dict[str, int] = {}
+        self.said: dict[str, list[dict[str, str]]] = {}
         self._pad_id = int(tokenizer.pad_token_id or 0)
         self._agreement = Agreement()
         self._shown: dict[tuple[tuple[int, ...], tuple[int, ...]], AnswerScore] = {}
@@ -191,7 +192,15 @@ class Evaluator:
         open_rows = [row for row in range(len(prompts)) if row not in known]
         units = _longest_first([[row] for row in open_rows], [len(prompt) for prompt in prompts])
         found = self._all(name, keys, units, measure, known, PROMPTS_A_SEQUENCE)
-        return [str(text) for text in found]
+        texts = [str(text) for text in found]
+        self._keep_said(name, examples, texts)
+        return texts
+
+    def _keep_said(self, name: str, examples: Sequence[Example], texts: Sequence[str]) -> None:
+        self.said[name.removesuffix(" generation")] = [
+            {"place": e.place, "question": e.prompt, "truth": e.answer, "answer": text}
+            for e, text in zip(examples, texts, strict=True)
+        ]
 
     def generate_sets(
         self, sets: Mapping[str, tuple[Sequence[Example], Sequence[AnswerScore]]]
@@ -212,7 +221,11 @@ class Evaluator:
             part = len(rows) / len(examples) if examples else 0.0
             self.seconds[f"{name} generation"] = seconds * part
             self.cached[f"{name} generation"] = round(cached * part)
-        return {name: [next(answers) for _ in rows] for name, (rows, _) in sets.items()}
+        self.said.pop(TOGETHER, None)
+        found = {name: [next(answers) for _ in rows] for name, (rows, _) in sets.items()}
+        for name, (rows, _) in sets.items():
+            self._keep_said(name, rows, found[name])
+        return found
 
     def _foretold(self, count: int, scores: Sequence[AnswerScore] | None) -> list[tuple[int, ...]]:
         """Return the first tokens of the answers, as far as teacher forcing has shown them."""

@@ -83,6 +83,7 @@ class EvaluationResult:
         places: name of a data set to where each of its rows stands, in order.
         split: ``forget01``, ``forget05`` or ``forget10`` of TOFU, else ``None``.
         notes: every fallback taken.
+        texts: name of a data set to what was asked, what is true and what the model said, a dictionary a row.
     """
 
     suite: str
@@ -91,6 +92,7 @@ class EvaluationResult:
     places: dict[str, list[str]] = field(default_factory=dict)
     split: str | None = None
     notes: list[str] = field(default_factory=list)
+    texts: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -102,6 +104,7 @@ class EvaluationResult:
             "figures": {key: _figure_json(key, found) for key, found in self.figures.items()},
             "notes": self.notes,
             "places": self.places,
+            "texts": self.texts,
             "provenance": self.provenance,
         }
 
@@ -113,6 +116,10 @@ class EvaluationResult:
             KeyError, TypeError, ValueError: where it is not that; :func:`read_result` says it politely.
         """
         figures = {str(key): _figure_from(value) for key, value in content["figures"].items()}
+        texts = {
+            str(name): [{str(key): str(text) for key, text in row.items()} for row in rows]
+            for name, rows in content.get("texts", {}).items()  # results of earlier versions have none
+        }
         places = {str(name): [str(place) for place in found] for name, found in content["places"].items()}
         return cls(
             suite=str(content["suite"]),
@@ -121,6 +128,7 @@ class EvaluationResult:
             places=places,
             split=None if content["split"] is None else str(content["split"]),
             notes=[str(note) for note in content["notes"]],
+            texts=texts,
         )
 
 

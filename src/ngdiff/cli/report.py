@@ -1,0 +1,67 @@
+"""``ngdiff report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ngdiff.cli.app import app
+from ngdiff.cli.options import Log, Quiet
+from ngdiff.events import log
+from ngdiff.terminal import last_line
+
+
+@app.command()
+def report(
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder made by unlearn, bench or demo, or an eval.json.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="HTML file to write. [default: report.html in OUT]")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="eval.json of the unlearned model. [default: OUT/eval.json]")
+    ] = None,
+    reference_evaluation: Annotated[
+        Path | None, typer.Option(help="Likewise, of the retrained model. [default: OUT/retrained.json]")
+    ] = None,
+    before_evaluation: Annotated[
+        Path | None, typer.Option(help="Likewise, of the target model. [default: OUT/target.json]")
+    ] = None,
+    other: Annotated[
+        list[Path] | None, typer.Option(help="Another run, drawn beside this one; may be repeated.")
+    ] = None,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
+) -> None:
+    """Write one HTML page that shows what was forgotten, what it cost and whether to believe it.
+
+    `ngdiff report unlearned --evaluation eval.json --reference-evaluation retrained.json`
+
+    The page opens from disk and needs no network. It quotes the data; keep it as you keep the data.
+    """
+    from rich.markup import escape
+
+    from ngdiff.report.page import write_report
+    from ngdiff.report.sources import Given
+
+    given = Given(evaluation, reference_evaluation, before_evaluation)
+    written = write_report(out, output, given, other or [])
+    log.conclude(output=str(written))
+    last_line(f"The report is {escape(str(written))}")
+
+
+def report_after(out: Path, wanted: bool) -> None:
+    """Write the page at the end of another command, in its first process, unless it was left out."""
+    from rich.markup import escape
+
+    from ngdiff.evaluation.distributed import is_first_process
+    from ngdiff.report.page import write_report
+    from ngdiff.terminal import console
+
+    if wanted and is_first_process():
+        written = write_report(out)
+        console.print(f"The report is {escape(str(written))}", highlight=False, soft_wrap=True)

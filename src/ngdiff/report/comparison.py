@@ -1,0 +1,173 @@
+"""several runs, or a benchmark's results -> the table, curves and points that set them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ngdiff.report.cards import in_words
+from ngdiff.report.curves import curves
+from ngdiff.report.sources import Run, dig, number, rows_of
+from ngdiff.report.text import visible
+from ngdiff.report.tradeoff import pareto, tradeoff
+from ngdiff.report.trust import attack_name, attacks
+from ngdiff.report.verdict import judge
+
+MOST_POINTS = 400
+"""Steps of one curve that the page holds; longer runs are thinned evenly."""
+
+EVALUATED = (("forget_quality", "forget quality"), ("model_utility", "model utility"), ("utility", "utility"))
+SERIES = (
+    "forget_extraction_strength_checked",
+    "retain_probability_checked",
+    "forget_nll_checked",
+    "learning_rate",
+)
+
+
+def comparison(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return a row a run, the settings in which they differ, and their curves."""
+    ends = tradeoff(runs, way=False)["ends"]
+    front = {end["name"] for end in ends if end["front"]}
+    return {
+        "rows": [_row(run, run.name in front) for run in runs],
+        "evaluated": [title for key, title in EVALUATED if any(_figure(run, key) for run in runs)],
+        "attacked": any(attacks(run.evaluation) for run in runs),
+        "differ": differing(runs),
+        "series": [_series(run) for run in runs if run.record is not None],
+        "bench": None,
+    }
+
+
+def _row(run: Run, on_front: bool) -> dict[str, Any]:
+    record, verdict = run.record or {}, judge(run)
+    cells = []
+    for part, measure in (("forget", "extraction_strength"), ("retain", "probability")):
+        sides = [in_words(number(dig(record, side, part, measure))) for side in ("before", "after")]
+        cells.append(
+            f"{sides[0]} → {sides[1]}" if run.record is not None else _figure(run, f"{part}.{measure}") or ""
+        )
+    found = attacks(run.evaluation)
+    strongest = max(found, key=lambda name: abs((found[name].value or 0.5) - 0.5)) if found else None
+    cost = record.get("cost")
+    return {
+        "name": visible(run.name),
+        "front": on_front,
+        "method": visible(dig(record, "settings", "method") or ""),
+        "status": verdict.cards[0].status,
+        "answer": verdict.cards[0].answer,
+        "forget": cells[0],
+        "retain": cells[1],
+        "ended": str(dig(record, "stop", "code") or ""),
+        "steps": dig(cost, "steps"),
+        "seconds": number(dig(cost, "seconds")),
+        "figures": {title: _figure(run, key) or "" for key, title in EVALUATED},
+        "attack": f"{in_words(found[strongest].value)} ({attack_name(strongest)})" if strongest else "",
+    }
+
+
+def _figure(run: Run, key: str) -> str | None:
+    figure = None if run.evaluation is None else run.evaluation.figures.get(key)
+    return None if figure is None or figure.value is None else in_words(figure.value)
+
+
+def differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the settings whose values are not the same in all runs, each with one text a run."""
+    settings = [dig(run.record, "settings") or {} for run in runs]
+    names = list(dict.fromkeys(str(name) for found in settings for name in found))
+    rows = []
+    for name in names:
+        values = [visible(found.get(name, "")) for found in settings]
+        if len(set(values)) > 1:
+            rows.append({"name": visible(name), "values": values})
+    return rows
+
+
+def _series(run: Run) -> dict[str, Any]:
+    found = curves(run.record or {})
+    steps, checks = found["steps"], found["checks"]
+    lines: dict[str, list[list[float | None]]] = {}
+    for name in SERIES:
+        if name.endswith("_checked"):
+            pairs = [[check["step"], check[name]] for check in checks]
+        else:
+            pairs = [list(pair) for pair in zip(steps["step"], steps[name], strict=True)]
+        stride = -(-len(pairs) // MOST_POINTS) or 1
+        lines[name] = [pair for pair in pairs[::stride] if None not in pair]
+    return {"name": run.name, "lines": lines, "kept": found["kept"]}
+
+
+# ---- a benchmark ----
+
+CELLS = (
+    ("forget.extraction_strength", "extraction strength, forget"),
+    ("retain.probability", "probability, retain"),
+    ("forgotten", "forgotten"),
+    ("kept", "kept"),
+    ("collateral", "neighbourhood"),
+    ("model_utility", "model utility"),
+    ("forget_quality", "forget quality"),
+    ("seconds", "seconds"),
+)
+
+
+def bench_rows(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the benchmark's own table, without the columns that no row fills."""
+    rows = rows_of(results.get("rows"))
+    columns = [
+        (k, title)
+        for k, title in CELLS
+        if any(number(dig(row, "cells", k, "value")) is not None for row in rows)
+    ]
+    return {
+        "titles": [title for _, title in columns],
+        "rows": [
+            {
+                "name": visible(_name(row, rows)),
+                "front": bool(row.get("on_front")),
+                "ended": ", ".join(f"{code} ×{count}" for code, count in (row.get("ended") or {}).items()),
+                "failed": row.get("failed") or 0,
+                "cells": [_cell(dig(row, "cells", key)) for key, _ in columns],
+            }
+            for row in rows
+        ],
+    }
+
+
+def _name(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    several = len({str(other.get("split")) for other in rows}) > 1
+    return f"{row.get('split')} / {row.get('name')}" if several else str(row.get("name"))
+
+
+def _cell(cell: Any) -> dict[str, str]:
+    value, low, high = (number(dig(cell, key)) for key in ("value", "low", "high"))
+    between = f"{in_words(low)} – {in_words(high)}" if low is not None and high is not None else ""
+    return {"value": "" if value is None else in_words(value), "interval": between}
+
+
+def bench_tradeoff(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return, a split, the methods' points with the retrained and the target model."""
+    rows = rows_of(results.get("rows"))
+    found: list[dict[str, Any]] = []
+    for split in dict.fromkeys(str(row.get("split")) for row in rows):
+        ends: list[dict[str, Any]] = []
+        models: list[dict[str, Any]] = []
+        for row in (row for row in rows if str(row.get("split")) == split):
+            point = _point(row)
+            if point is not None:
+                (models if row.get("name") in ("retrained", "target") else ends).append(point)
+        front = pareto([(end["x"], end["y"]) for end in ends])
+        ends = [end | {"front": on} for end, on in zip(ends, front, strict=True)]
+        chart = {"source": "evaluations", "title": split, "ends": ends, "models": models}
+        found.append(chart | {"path": [], "floor": None, "target": None})
+    return found
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    cells = [dig(row, "cells", key) for key in ("forget.extraction_strength", "retain.probability")]
+    x, y = (number(dig(cell, "value")) for cell in cells)
+    if x is None or y is None:
+        return None
+    ends = [[number(dig(cell, "low")), number(dig(cell, "high"))] for cell in cells]
+    bounds = [None if None in pair else pair for pair in ends]
+    return {"name": str(row.get("name")), "x": x, "y": y, "x_interval": bounds[0], "y_interval": bounds[1]}

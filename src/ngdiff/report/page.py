@@ -1,0 +1,266 @@
+"""a run -> report.html: one file that opens from disk, runs no script but its own and asks no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ngdiff.errors import Fault, RequestError
+from ngdiff.output import staged_file
+from ngdiff.report.answers import answers
+from ngdiff.report.cards import in_words
+from ngdiff.report.comparison import comparison
+from ngdiff.report.curves import curves
+from ngdiff.report.figures import figure_table
+from ngdiff.report.membership import membership, truth_ratios
+from ngdiff.report.repeat import command, notes, tables
+from ngdiff.report.sources import Bench, Given, Run, is_bench, read_bench, read_run
+from ngdiff.report.text import embedded, visible
+from ngdiff.report.tradeoff import evaluated_tradeoff, tradeoff
+from ngdiff.report.verdict import judge
+
+REPORT = "report.html"
+GENERATOR = '<meta name="generator" content="ngdiff'
+LIBRARIES = ("d3.min.js", "plot.umd.min.js")
+SCRIPTS = ("dom.js", "charts.js", "panels.js", "answers.js", "main.js")
+
+
+def write_report(
+    place: Path,
+    output: Path | None = None,
+    given: Given | None = None,
+    others: Sequence[Path] = (),
+) -> Path:
+    """Write the page of a run, a benchmark or an evaluation.
+
+    Args:
+        place: folder of ``unlearn``, ``demo`` or ``bench``, or an ``eval.json``.
+        output: the file to write; default: ``report.html`` in the folder, or the file's name ending in .html.
+        given: evaluations that win over those found in the folder.
+        others: other runs, drawn beside this one in forgetting against utility.
+
+    Returns:
+        The file written.
+
+    Raises:
+        RequestError: nothing that belongs on a page is there, or a file is damaged; nothing was written.
+    """
+    if output is None:
+        output = place / REPORT if place.is_dir() else place.with_suffix(".html")
+    check_page(output)
+    if is_bench(place):
+        return _write(bench_page(read_bench(place)), output)
+    run = read_run(place, given)
+    rest = [read_run(other, where="--other") for other in others]
+    return _write(run_page(run, rest), output)
+
+
+def write_comparison(places: Sequence[Path], output: Path) -> Path:
+    """Write the page that compares runs, or evaluations, with one another.
+
+    Raises:
+        RequestError: one of them holds nothing to compare; nothing was written.
+    """
+    check_page(output)
+    names = [place.absolute().name for place in places]
+    parents = [f"{place.absolute().parent.name}/{place.absolute().name}" for place in places]
+    unique = names if len(set(names)) == len(names) else parents
+    runs = [read_run(place, where="RUN", name=name) for place, name in zip(places, unique, strict=True)]
+    return _write(compare_page("Comparison", runs), output)
+
+
+def check_page(path: Path, where: str = "--output") -> None:
+    """Refuse to write anything but a page, or over anything but an earlier page of ours.
+
+    Raises:
+        RequestError: it is not to be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise RequestError(Fault(where, f"{path} is no name for a page", "Give a name that ends in .html"))
+    if path.is_dir():
+        raise RequestError(Fault(where, f"{path} is a folder", "Give the name of a file"))
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        ours = GENERATOR in file.read(4000)
+    if not ours:
+        raise RequestError(Fault(where, f"{path} is there and is no page of ngdiff's", "Give another name"))
+
+
+def run_page(run: Run, others: Sequence[Run] = ()) -> str:
+    """Return the page of one run."""
+    record = run.record or {}
+    points = [tradeoff([run, *others])] if run.record is not None else []
+    held_against = evaluated_tradeoff(run)
+    data = {
+        "curves": curves(record) if run.record is not None else None,
+        "tradeoff": points + ([held_against] if held_against is not None else []),
+        "membership": membership(run),
+        "truth": truth_ratios(run),
+        "answers": answers(run),
+        "comparison": None,
+    }
+    context = {
+        "title": run.name,
+        "kind": "Unlearning report" if run.record is not None else "Evaluation report",
+        "facts": _facts(run),
+        "verdict": asdict(judge(run)),
+        "asked": _asked(run),
+        "command": command(record) if run.record is not None else None,
+        "tables": tables(run),
+        "notes": notes(run),
+        "figures": figure_table(run),
+        "comparison": None,
+    }
+    return _render(context, data)
+
+
+def compare_page(title: str, runs: Sequence[Run]) -> str:
+    """Return the page that lays runs side by side."""
+    return _comparison_page(title, "Comparison of runs", comparison(runs), [tradeoff(runs, way=False)], runs)
+
+
+def bench_page(bench: Bench) -> str:
+    """Return the page of a benchmark: its table, its runs, the front."""
+    from ngdiff.report.comparison import bench_rows, bench_tradeoff
+
+    found = comparison(bench.runs) | {"bench": bench_rows(bench.results)}
+    return _comparison_page(bench.name, "Benchmark", found, bench_tradeoff(bench.results), bench.runs)
+
+
+def _comparison_page(
+    title: str, kind: str, found: Mapping[str, Any], points: list[dict[str, Any]], runs: Sequence[Run]
+) -> str:
+    data = {
+        "curves": None,
+        "tradeoff": points,
+        "membership": [],
+        "truth": None,
+        "answers": [],
+        "comparison": found["series"],
+    }
+    context = {
+        "title": title,
+        "kind": kind,
+        "facts": [f"{len(runs)} runs"],
+        "verdict": None,
+        "asked": None,
+        "command": None,
+        "tables": [],
+        "notes": _shared_notes(runs),
+        "figures": None,
+        "comparison": found,
+    }
+    return _render(context, data)
+
+
+def _shared_notes(runs: Sequence[Run]) -> list[str]:
+    """Return each note once, with the runs that have it where not all do."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for note in notes(run):
+            found.setdefault(note, []).append(run.name)
+    return [
+        note if len(names) == len(runs) else f"{note} ({', '.join(names)})" for note, names in found.items()
+    ]
+
+
+def _facts(run: Run) -> list[str]:
+    """Return what stands under the title: method, model, data, steps, time."""
+    record = run.record or {}
+    settings, cost = record.get("settings") or {}, record.get("cost") or {}
+    found = []
+    if "method" in settings:
+        found.append(f"method {settings['method']}")
+    model = (record.get("model") or {}).get("name") or (
+        (run.evaluation.provenance.get("model") or {}).get("name") if run.evaluation else None
+    )
+    found += [f"model {model}"] if model else []
+    for name, text in (("forget", "to forget"), ("retain", "to keep")):
+        count = ((record.get("data") or {}).get(name) or {}).get("examples")
+        found += [f"{count} {text}"] if count else []
+    if cost.get("steps") is not None and cost.get("seconds") is not None:
+        found.append(f"{cost['steps']} steps in {cost['seconds']:.0f} s")
+    return found
+
+
+def _asked(run: Run) -> str | None:
+    """Say what part of the sets the answers are, so that nobody takes them for the whole."""
+    if run.answers is None:
+        return None
+    asked, of = run.answers.get("asked") or {}, run.answers.get("of") or {}
+    return (
+        f"Of the {of.get('forget')} examples to forget, {asked.get('forget')} were asked: most at even "
+        "distances, the rest those forgotten worst. Retain examples are held out from training."
+    )
+
+
+# ---- html ----
+
+
+def _static(name: str) -> str:
+    return (resources.files("ngdiff.report") / "static" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _scripts() -> tuple[tuple[str, str], ...]:
+    """Return each script with its hash for the content security policy."""
+    texts = [*(_static(name) for name in LIBRARIES), "\n".join(_static(name) for name in SCRIPTS)]
+    for text in texts:
+        if "</script" in text.lower() or "<!--" in text:
+            raise ValueError("a script of the page holds what would end its element")
+    return tuple((text, _hash(text)) for text in texts)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("ngdiff.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"visible": visible, "in_words": in_words}
+    return found
+
+
+def _render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    scripts = _scripts()
+    policy = (
+        "default-src 'none'; "
+        f"script-src {' '.join(repr(digest) for _, digest in scripts)}; "
+        "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            context,
+            data=Markup(embedded(data)),
+            has={name: bool(value) for name, value in data.items()},
+            scripts=[Markup(text) for text, _ in scripts],
+            style=Markup(_static("page.css")),
+            policy=policy,
+            version=metadata.version("ngdiff"),
+        )
+    )
+
+
+def _write(page: str, output: Path) -> Path:
+    with staged_file(output) as staging:
+        staging.write_text(page, encoding="utf-8", newline="\n")
+    return output

@@ -1,0 +1,233 @@
+"""a run -> did it forget, did it keep, can it be trusted: three figures and one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ngdiff.report.cards import (
+    Card,
+    Interval,
+    Status,
+    Verdict,
+    evaluated,
+    evaluation_marks,
+    in_words,
+    items_interval,
+    limit_of,
+    marks_of,
+    named,
+    value_of,
+)
+from ngdiff.report.sources import Run, dig, number
+from ngdiff.report.trust import judge_trust
+
+
+def judge(run: Run) -> Verdict:
+    """Answer the three questions from what is known of a run, and no more than that."""
+    trust, told = judge_trust(run)
+    if run.record is None:
+        forget, first = _forget_by_evaluation(run)
+        keep, second = _keep_by_evaluation(run)
+    else:
+        forget, first = _forget(run)
+        keep, second = _keep(run)
+    sentence = " ".join(part for part in (first, second, told) if part)
+    return Verdict(_overall(forget.status, keep.status, trust.status), sentence, (forget, keep, trust))
+
+
+def _overall(forget: Status, keep: Status, trust: Status) -> Status:
+    if "bad" in (forget, keep):
+        return "bad"
+    if "unknown" in (forget, keep):
+        return "unknown"
+    return "mixed" if trust != "good" or "mixed" in (forget, keep) else "good"
+
+
+def _forget(run: Run) -> tuple[Card, str]:
+    record = run.record or {}
+    stop = dig(record, "stop") or {}
+    measure = str(dig(stop, "target", "measure") or "extraction_strength")
+    target, met = number(dig(stop, "target", "value")), dig(stop, "target_met")
+    before, after = (number(dig(record, side, "forget", measure)) for side in ("before", "after"))
+    bounds = items_interval(run, "forget", measure, after)
+    marks = marks_of(
+        ("now", "after unlearning", after, bounds),
+        ("before", "before", before, None),
+        ("target", "target", target, None),
+        ("retrained", "retrained model", value_of(run.reference, f"forget.{measure}"), None),
+        ("unseen", "text never seen", number(dig(record, "before", "never_seen", measure)), None),
+    )
+    status, answer, sentence = _forgotten(stop, measure, before, after, target, met)
+    lines = [_line_of_target(stop)] if target is not None else []
+    lines += _beyond(measure, bounds, target, met)
+    lines += evaluated(run, f"forget.{measure}")
+    figure = f"{named(measure)} of the forget set"
+    return Card("Did it forget?", answer, status, figure, marks, limit_of(measure, marks), lines), sentence
+
+
+def _forgotten(
+    stop: Mapping[str, Any],
+    measure: str,
+    before: float | None,
+    after: float | None,
+    target: float | None,
+    met: Any,
+) -> tuple[Status, str, str]:
+    """Return status, answer and sentence; what the run says of itself must be borne out by its figures."""
+    what = f"{named(measure)} of the forget set"
+    kept, code = stop.get("kept_step"), stop.get("code")
+    if after is None:
+        return "bad", "Cannot be judged", f"Cannot be judged: the {what} has no finite value after the run."
+    went = f"{what} went from {in_words(before)} to {in_words(after)}"
+    if target is None:
+        text = f"No forget target was set: {went}; whether that is enough is not for this run to say."
+        return "unknown", "No target was set", text
+    if bool(met) != (after >= target if measure == "nll" else after <= target):
+        said = f"the record says target_met={met!r}, but {went}, with the target {in_words(target)}"
+        text = f"Cannot be trusted: {said}."
+        return "bad", "Contradictory", text
+    if met and kept == 0:
+        was = f"{what} was {in_words(before)} before the first step, within the target of {in_words(target)}"
+        text = f"Nothing had to be forgotten: {was}; the model is as it was."
+        return "good", "Nothing to forget", text
+    if met:
+        return "good", "Yes", f"Forgotten: {went}, and the target was {in_words(target)}."
+    return (
+        "bad",
+        "No, target missed",
+        f"Not forgotten: {went}, and the target of {in_words(target)} was missed{_why(code, kept)}.",
+    )
+
+
+def _why(code: Any, kept: Any) -> str:
+    reasons = {
+        "floor": "; the run ended because utility fell under its floor",
+        "non-finite": "; the run broke off because gradients were not finite",
+        "stationary": "; the run ended because both gradients were zero",
+        "end": "; all steps allowed were used",
+    }
+    tail = (
+        "; the model is as it was"
+        if kept == 0
+        else f"; the best state above the floor, of step {kept}, was kept"
+    )
+    return reasons.get(str(code), "") + (tail if kept is not None else "")
+
+
+def _line_of_target(stop: Mapping[str, Any]) -> str:
+    source = str(stop.get("target_source") or "")
+    given = "as given" if source == "given" else source
+    return f"Target: {in_words(number(dig(stop, 'target', 'value')))}" + (f", {given}." if given else ".")
+
+
+def _beyond(measure: str, bounds: Interval, target: float | None, met: Any) -> list[str]:
+    if bounds is None or target is None or not met:
+        return []
+    end = bounds[0] if measure == "nll" else bounds[1]
+    over = end < target if measure == "nll" else end > target
+    return (
+        [f"The 95% interval reaches {in_words(end)}, past the target: on other items it might be missed."]
+        if over
+        else []
+    )
+
+
+def _forget_by_evaluation(run: Run) -> tuple[Card, str]:
+    key = "forget.extraction_strength"
+    marks = evaluation_marks(run, key)
+    if not marks:
+        return Card("Did it forget?", "Not measured", "unknown"), "Whether it forgot was not measured."
+    now = marks[0]
+    what = f"Extraction strength of the forget set is {in_words(now.value)}"
+    retrained = value_of(run.reference, key)
+    if retrained is None:
+        text = f"{what}; there is no run and no retrained model to hold it against."
+        return Card(
+            "Did it forget?",
+            "Nothing to compare with",
+            "unknown",
+            "extraction strength of the forget set",
+            marks,
+        ), text
+    reached = (now.bounds[0] if now.bounds else now.value) <= retrained
+    answer, status = (
+        ("Yes, as if retrained", "good") if reached else ("More is left than after retraining", "bad")
+    )
+    first = "Forgotten" if reached else "Not forgotten"
+    text = f"{first}: {what[0].lower()}{what[1:]}, the retrained model has {in_words(retrained)}."
+    return Card("Did it forget?", answer, status, "extraction strength of the forget set", marks), text  # type: ignore[arg-type]
+
+
+def _keep(run: Run) -> tuple[Card, str]:
+    record = run.record or {}
+    floor = number(dig(record, "stop", "utility_floor"))
+    before, after = (number(dig(record, side, "retain", "probability")) for side in ("before", "after"))
+    marks = marks_of(
+        ("now", "after unlearning", after, items_interval(run, "retain", "probability", after)),
+        ("before", "before", before, None),
+        ("floor", "floor", floor if floor else None, None),
+    )
+    lines = []
+    if before and after is not None:
+        lines.append(
+            f"{100 * after / before:.1f}% of what it was, on retain examples held out from training."
+        )
+    lines += (
+        evaluated(run, "retain.probability") + evaluated(run, "model_utility") + evaluated(run, "utility")
+    )
+    status, answer, sentence = _kept(before, after, floor, record)
+    figure = "answer probability of the retain set"
+    return Card("Did it keep the rest?", answer, status, figure, marks, 1.0, lines), sentence
+
+
+def _kept(
+    before: float | None, after: float | None, floor: float | None, record: Mapping[str, Any]
+) -> tuple[Status, str, str]:
+    if after is None:
+        return (
+            "bad",
+            "Cannot be judged",
+            "The retain set's answer probability has no finite value after the run.",
+        )
+    share = (
+        f"{100 * after / before:.1f}% of the retain set's answer probability is left"
+        if before
+        else "the retain set's answer probability before is not known"
+    )
+    unseen = [number(dig(record, side, "never_seen", "probability")) for side in ("before", "after")]
+    lost = ""
+    if unseen[0] and unseen[1] is not None and unseen[1] < 0.8 * unseen[0]:
+        lost = f", though never-seen text of the same kind lost {100 * (1 - unseen[1] / unseen[0]):.0f}%"
+    if not floor:
+        return "unknown", "No floor was set", f"No utility floor was set; {share}{lost}."
+    if after < floor:
+        return "bad", "No", f"Not kept: {share}, under the floor of {in_words(floor)}."
+    if lost:
+        return "mixed", "Yes, with damage nearby", f"Kept: {share}{lost}."
+    return "good", "Yes", f"Kept: {share}."
+
+
+def _keep_by_evaluation(run: Run) -> tuple[Card, str]:
+    for key in ("model_utility", "utility", "retain.probability"):
+        marks = evaluation_marks(run, key)
+        if not marks:
+            continue
+        name = (
+            named(key.replace("retain.", ""))
+            if key != "retain.probability"
+            else "answer probability of the retain set"
+        )
+        before = value_of(run.before, key)
+        text = f"{name[0].upper()}{name[1:]} is {in_words(marks[0].value)}" + (
+            f", and was {in_words(before)} before."
+            if before is not None
+            else "; what it was before is not known."
+        )
+        if before is None:
+            return Card("Did it keep the rest?", "Nothing to compare with", "unknown", name, marks), text
+        good = marks[0].value >= 0.95 * before
+        return Card(
+            "Did it keep the rest?", "Yes" if good else "Not all", "good" if good else "bad", name, marks
+        ), text
+    return Card("Did it keep the rest?", "Not measured", "unknown"), "What it kept was not measured."

@@ -1,0 +1,178 @@
+"""What the first screen says, for every way a run can end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ngdiff.report.cards import Verdict, items_interval
+from ngdiff.report.trust import tells
+from ngdiff.report.verdict import judge
+from report_runs import answers, evaluation, figures, items, run
+
+KEPT = "; the best state above the floor, of step {}, was kept."
+
+
+def told(verdict: Verdict) -> list[str]:
+    return [card.answer for card in verdict.cards]
+
+
+def test_forgotten_and_kept_but_not_audited() -> None:
+    verdict = judge(run())
+    assert told(verdict) == ["Yes", "Yes", "Not audited"]
+    assert verdict.status == "mixed"
+    assert verdict.sentence == (
+        "Forgotten: extraction strength of the forget set went from 1.000 to 0.065, "
+        "and the target was 0.092. "
+        "Kept: 99.4% of the retain set's answer probability is left. "
+        "No audit was made: membership inference and a retrained model could still tell."
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "kept", "says"),
+    [
+        ("floor", 6, "missed; the run ended because utility fell under its floor" + KEPT.format(6)),
+        ("floor", 0, "missed; the run ended because utility fell under its floor; the model is as it was."),
+        ("non-finite", 6, "missed; the run broke off because gradients were not finite" + KEPT.format(6)),
+        ("stationary", 6, "missed; the run ended because both gradients were zero" + KEPT.format(6)),
+        ("end", 12, "missed; all steps allowed were used" + KEPT.format(12)),
+    ],
+)  # fmt: skip
+def test_target_missed(code: str, kept: int, says: str) -> None:
+    verdict = judge(
+        run(
+            stop={"code": code, "kept_step": kept, "target_met": False},
+            after={"forget": figures(0.8, 0.4, 1)},
+        )
+    )
+    assert verdict.status == "bad"
+    assert told(verdict)[0] == "No, target missed"
+    assert (
+        "Not forgotten: extraction strength of the forget set went from 1.000 to 0.400, "
+        "and the target of 0.092 was " + says in verdict.sentence
+    )
+
+
+def test_met_at_the_start() -> None:
+    found = run(stop={"kept_step": 0, "step": 0}, before={"forget": figures(0.07, 0.065, 4.6)})
+    verdict = judge(found)
+    assert told(verdict)[0] == "Nothing to forget"
+    assert "the model is as it was" in verdict.sentence
+    assert "Forgotten" not in verdict.sentence
+
+
+def test_no_target() -> None:
+    verdict = judge(run(stop={"target": None, "target_met": None, "code": "end"}))
+    assert told(verdict)[0] == "No target was set"
+    assert verdict.status == "unknown"
+
+
+def test_figures_that_are_not_finite_are_never_a_success() -> None:
+    broken: Any = dict.fromkeys(figures(0, 0, 0))  # JSON has no NaN: write_json makes it null
+    verdict = judge(run(after={"forget": broken, "retain": broken, "never_seen": broken}))
+    assert verdict.status == "bad"
+    assert told(verdict)[:2] == ["Cannot be judged", "Cannot be judged"]
+
+
+def test_a_record_that_contradicts_itself_is_not_believed() -> None:
+    verdict = judge(run(after={"forget": figures(0.9, 0.8, 0.1)}))  # target_met stays true
+    assert told(verdict)[0] == "Contradictory"
+    assert verdict.status == "bad"
+
+
+def test_utility_under_the_floor_is_not_kept() -> None:
+    verdict = judge(run(after={"retain": figures(0.9, 0.9, 0.1)}))
+    assert told(verdict)[:2] == ["Yes", "No"]
+    assert verdict.status == "bad"
+    assert (
+        "Not kept: 90.5% of the retain set's answer probability is left, under the floor of 0.945."
+        in verdict.sentence
+    )
+
+
+def test_damage_to_never_seen_text_is_said() -> None:
+    verdict = judge(run(after={"never_seen": figures(0.02, 0.01, 9.0)}))
+    assert told(verdict)[1] == "Yes, with damage nearby"
+    assert "never-seen text of the same kind lost 60%" in verdict.sentence
+
+
+def test_over_forgetting_is_said() -> None:
+    verdict = judge(run(after={"forget": figures(0.0, 0.0, 96.0)}))
+    assert any("Over-forgotten" in line for line in verdict.cards[2].lines)
+
+
+def test_nll_targets_are_met_from_below() -> None:
+    target = {"target": {"measure": "nll", "value": 3.7}}
+    assert told(judge(run(stop=target)))[0] == "Yes"
+    missed = judge(run(stop=target | {"target_met": False}, after={"forget": figures(0.1, 0.0, 2.0)}))
+    assert told(missed)[0] == "No, target missed"
+
+
+def test_an_interval_past_the_target_is_said() -> None:
+    found = replace(run(), answers=answers(items(0.0, 0.13, 0.13, 0.0)))
+    card = judge(found).cards[0]
+    assert card.marks[0].bounds is not None and card.marks[0].bounds[1] > 0.092
+    assert any("past the target" in line for line in card.lines)
+
+
+def test_items_whose_mean_is_another_figure_give_no_interval() -> None:
+    found = replace(run(), answers=answers(items(0.5, 0.9)))
+    assert items_interval(found, "forget", "extraction_strength", 0.065) is None
+
+
+# ---- trust ----
+
+
+def test_an_attack_that_tells_is_said() -> None:
+    found = replace(run(), evaluation=evaluation(0.78, (0.67, 0.87)))
+    verdict = judge(found)
+    assert told(verdict)[2] == "No, membership inference still tells"
+    assert (
+        "But membership inference still tells the forget set from text never seen: "
+        "min-k reaches an AUC of 0.780." in verdict.sentence
+    )
+
+
+def test_an_attack_that_tells_by_too_little_knowledge_is_said() -> None:
+    found = replace(run(), evaluation=evaluation(0.2, (0.1, 0.3)))
+    assert "by being less known" in judge(found).sentence
+
+
+def test_no_attack_tells() -> None:
+    found = replace(run(), evaluation=evaluation(quality=0.4))
+    verdict = judge(found)
+    assert told(verdict) == ["Yes", "Yes", "Yes, as far as measured"]
+    assert verdict.status == "good"
+
+
+def test_forget_quality_tells_the_model_from_a_retrained_one() -> None:
+    found = replace(run(), evaluation=evaluation(quality=0.001))
+    assert told(judge(found))[2] == "Told from a retrained model"
+
+
+def test_an_attack_that_reaches_as_much_on_the_retrained_model_tells_nothing() -> None:
+    ours, theirs = (evaluation(0.7, (0.6, 0.8)).figures["forget.membership.min_k"] for _ in range(2))
+    assert tells(ours, None)
+    assert not tells(ours, theirs)
+
+
+def test_an_evaluation_of_other_weights_vouches_for_nothing() -> None:
+    found = replace(run(), evaluation=evaluation(quality=0.9, sha256="other"))
+    verdict = judge(found)
+    assert told(verdict)[2] == "Evaluation of another model"
+    assert verdict.status == "mixed"
+    assert not any("Evaluated" in line for card in verdict.cards for line in card.lines)
+
+
+def test_an_evaluation_alone_is_held_against_the_retrained_model() -> None:
+    found = replace(
+        run(), record=None, evaluation=evaluation(strength=0.06), reference=evaluation(strength=0.05)
+    )
+    assert told(judge(found))[0] == "Yes, as if retrained"
+    worse = replace(found, evaluation=evaluation(strength=0.5))
+    assert told(judge(worse))[0] == "More is left than after retraining"
+    alone = replace(found, reference=None)
+    assert told(judge(alone))[0] == "Nothing to compare with"
