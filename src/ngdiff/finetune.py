@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from ngdiff.config import positive_fault, seed_fault
 from ngdiff.data.batching import Batch, collate, permutation
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash, to_examples
-from ngdiff.data.sources import read_rows
+from ngdiff.data.sources import read_rows, source_path
 from ngdiff.environment import machine, peak_memory_gib, versions
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.teacher_forced import score_answers, summarise
@@ -34,9 +34,10 @@ from ngdiff.models import (
     load_model,
     load_tokenizer,
     resolve_model,
+    vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.output import RECORD, check_output, same_folder, staged_folder, write_json
+from ngdiff.output import RECORD, check_output, holds_faults, same_folder, staged_folder, write_json
 from ngdiff.progress import Meter, working
 
 SCORED_AT_THE_END = 200
@@ -134,6 +135,9 @@ class FinetuneRequest:
         seed: of the order of the data and of any new weights.
         lora: train LoRA adapters only, and save those.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
+        tofu_dir: folder with TOFU's JSON files.
+        overwrite: replace an earlier result.
+        trust_remote_code: run Python code that comes with the model.
     """
 
     model: str
@@ -148,6 +152,7 @@ class FinetuneRequest:
     precision: Precision = "auto"
     tofu_dir: Path | None = None
     overwrite: bool = False
+    trust_remote_code: bool = False
 
 
 def finetune(request: FinetuneRequest) -> Path:
@@ -188,21 +193,44 @@ def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedEx
     faults = _setting_faults(request)
     source, rows, needed = None, [], 0
     try:
-        source = resolve_model(request.model)
+        source = resolve_model(request.model, trust_remote_code=request.trust_remote_code)
         faults += check_causal(source) + same_folder(request.output, source.location)
         needed = 0 if faults or request.lora else weights_bytes(source) or 0
     except RequestError as error:
         faults += error.faults
     faults += check_output(request.output, request.overwrite, needed)
+    faults += holds_faults(request.output, local_sources({"--data": request.data}, request.tofu_dir))
     for data in request.data:
         try:
             rows += to_examples(read_rows(data, where="--data", tofu_dir=request.tofu_dir), "--data")
         except RequestError as error:
             faults += error.faults
+    tokenizer = tokenizer_of(source, faults)
     if faults or source is None:
         raise RequestError(faults)
-    tokenizer = load_tokenizer(source)
-    return source, tokenizer, encode_all(rows, tokenizer, request.max_length, "--data")
+    examples = encode_all(rows, tokenizer, request.max_length, "--data")
+    used = (token for example in examples for token in example.input_ids)
+    if faults := vocabulary_faults(source, tokenizer, used):
+        raise RequestError(faults)
+    return source, tokenizer, examples
+
+
+def tokenizer_of(source: ModelSource | None, faults: list[Fault]) -> Any:
+    """Load the tokenizer of a model that was found, or add to the faults why it cannot be read."""
+    if source is None:
+        return None
+    try:
+        return load_tokenizer(source)
+    except RequestError as error:
+        faults += error.faults
+        return None
+
+
+def local_sources(named: Mapping[str, Sequence[str]], tofu_dir: Path | None) -> list[tuple[str, str]]:
+    """Return setting and path of all files and folders that sources read."""
+    found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
+    folder = [] if tofu_dir is None else [("--tofu-dir", str(tofu_dir))]
+    return [(flag, path) for flag, path in found if path is not None] + folder
 
 
 def _setting_faults(request: FinetuneRequest) -> list[Fault]:

@@ -18,7 +18,7 @@ from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
-from ngdiff.finetune import with_lora
+from ngdiff.finetune import local_sources, tokenizer_of, with_lora
 from ngdiff.losses import LOSSES
 from ngdiff.models import (
     ModelSource,
@@ -28,12 +28,13 @@ from ngdiff.models import (
     check_precision,
     load_model,
     load_quantised,
-    load_tokenizer,
     quantisation_faults,
     resolve_model,
+    vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.output import RECORD, check_output, same_folder, staged_folder, write_json
+from ngdiff.output import RECORD, check_output, holds_faults, same_folder, staged_folder, write_json
+from ngdiff.outside import first_line
 from ngdiff.progress import console, working
 from ngdiff.record import RunRecord
 from ngdiff.trainer import UnlearningTrainer
@@ -56,6 +57,7 @@ class UnlearnRequest:
         tofu_dir: folder with TOFU's JSON files.
         allow_overlap: go on although forget and retain set share rows.
         overwrite: replace an earlier result.
+        trust_remote_code: run Python code that comes with the model.
     """
 
     model: str
@@ -70,6 +72,7 @@ class UnlearnRequest:
     tofu_dir: Path | None = None
     allow_overlap: bool = False
     overwrite: bool = False
+    trust_remote_code: bool = False
 
     @property
     def adapters(self) -> bool:
@@ -107,7 +110,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
         faults += error.faults
     source, needed = None, 0
     try:
-        source = resolve_model(request.model)
+        source = resolve_model(request.model, trust_remote_code=request.trust_remote_code)
         found = check_causal(source)
         found += quantisation_faults(source) if request.qlora else []
         faults += found + same_folder(request.output, source.location)
@@ -115,6 +118,8 @@ def prepare(request: UnlearnRequest) -> Prepared:
     except RequestError as error:
         faults += error.faults
     faults += check_output(request.output, request.overwrite, needed)
+    sources = {"--forget": request.forget, "--retain": request.retain, "--holdout": request.holdout}
+    faults += holds_faults(request.output, local_sources(sources, request.tofu_dir))
     forget = _read(request.forget, "--forget", request.tofu_dir, faults)
     retain = _read(request.retain, "--retain", request.tofu_dir, faults)
     holdout = _read(request.holdout, "--holdout", request.tofu_dir, faults)
@@ -124,15 +129,17 @@ def prepare(request: UnlearnRequest) -> Prepared:
     other_answers = None if config is None else LOSSES[str(config.forget_loss)].other_answers
     if other_answers is not None and forget:
         faults += alternative_faults(forget, other_answers, "--forget")
+    tokenizer = tokenizer_of(source, faults)
     if faults or source is None or config is None:
         raise RequestError(faults)
-    tokenizer = load_tokenizer(source)
     encoded = {}
     for where, examples in (("--forget", forget), ("--retain", retain), ("--holdout", holdout)):
         try:
             encoded[where] = encode_all(examples, tokenizer, config.max_length, where)
         except RequestError as error:
             faults += error.faults
+    used = (token for examples in encoded.values() for example in examples for token in example.input_ids)
+    faults += vocabulary_faults(source, tokenizer, used)
     if faults:
         raise RequestError(faults)
     return Prepared(source, tokenizer, encoded["--forget"], encoded["--retain"], encoded["--holdout"], config)
@@ -173,8 +180,8 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         return UnlearningConfig(**settings)
     except RequestError:
         raise
-    except (TypeError, ValueError) as error:
-        raise RequestError(Fault("settings", str(error), "See ngdiff unlearn --help")) from error
+    except (TypeError, ValueError, AttributeError, LookupError, OSError, ImportError, RuntimeError) as error:
+        raise RequestError(Fault("settings", first_line(error), "See ngdiff unlearn --help")) from error
 
 
 def unlearn(request: UnlearnRequest) -> RunRecord:
@@ -237,6 +244,7 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, hashe
         "lora": request.lora,
         "qlora": request.qlora,
         "precision": request.precision,
+        "trust_remote_code": request.trust_remote_code,
         **request.settings,
         "method": config.method,
         "forget_loss": config.forget_loss,

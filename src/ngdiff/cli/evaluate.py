@@ -20,6 +20,7 @@ from ngdiff.cli.options import (
     Precision,
     Quiet,
     TofuDir,
+    TrustRemoteCode,
 )
 from ngdiff.events import log
 from ngdiff.terminal import last_line
@@ -128,6 +129,7 @@ def evaluate(
             help="Folder to make with OpenUnlearning's TOFU_EVAL.json or MUSE's.", rich_help_panel=OUTPUT
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     log_format: Log = "auto",
@@ -170,6 +172,7 @@ def evaluate(
         cache_dir=cache_dir,
         precision=cast("PrecisionName", precision),  # checked with all the rest
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
         openunlearning=openunlearning,
     )
     result = run(request)

@@ -20,6 +20,7 @@ from ngdiff.cli.options import (
     Precision,
     Quiet,
     TofuDir,
+    TrustRemoteCode,
 )
 from ngdiff.events import log
 from ngdiff.terminal import last_line
@@ -52,6 +53,7 @@ def finetune(
     lora: Lora = False,
     precision: Precision = "auto",
     tofu_dir: TofuDir = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     log_format: Log = "auto",
@@ -84,6 +86,7 @@ def finetune(
         precision=cast("PrecisionName", precision),  # checked with all the rest
         tofu_dir=tofu_dir,
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
     )
     folder = str(run(request))
     log.conclude(output=folder)

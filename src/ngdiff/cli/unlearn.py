@@ -22,6 +22,7 @@ from ngdiff.cli.options import (
     Quiet,
     SetPairs,
     TofuDir,
+    TrustRemoteCode,
 )
 from ngdiff.cli.settings import gather, to_request
 from ngdiff.errors import RequestError
@@ -151,6 +152,7 @@ def unlearn(
         bool,
         typer.Option("--allow-overlap", help="Go on though both sets share rows.", rich_help_panel=DATA),
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     log_format: Log = "auto",

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ngdiff.data.examples import Example
+from ngdiff.data.templates import TemplateFault, render
 from ngdiff.errors import Fault, RequestError
 
 IGNORE = -100
@@ -219,8 +219,8 @@ class _Dialect:
             opened = self._rendered(turns[:-1], answer_next=True)
             marked = self._rendered([*turns[:-1], {"role": "assistant", "content": _MARK}])
             full = self._rendered(turns)
-        except TemplateError as error:
-            return f"the chat template refuses the messages ({error})"
+        except TemplateFault as error:
+            return f"the chat template {error}"
         head, found, tail = marked.rpartition(_MARK)
         kept = full.startswith(head) and full.endswith(tail) and len(full) > len(head) + len(tail)
         if not (found and kept):
@@ -235,8 +235,7 @@ class _Dialect:
         return before, self._ended(behind, self.eos if end is None else end)
 
     def _rendered(self, turns: list[dict[str, str]], answer_next: bool = False) -> str:
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
-        return str(text)
+        return render(self.tokenizer, turns, answer_next)
 
     def _end_of_turn(self, tail: str) -> tuple[str, int | None]:
         """Return the text before the first special token of ``tail``, and that token's id."""
