@@ -24,6 +24,13 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not read here", problem_mark=mark)
         return super().compose_node(parent, index)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, OverflowError) as error:  # a date of no calendar, a number that is none
+            problem = f"a value cannot be read: {error}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
@@ -58,8 +65,6 @@ def load_yaml(text: str) -> Any:
         raise Unplaced(mark.line + 1, what, _MEND) from error
     except RecursionError:
         raise Unreadable("is YAML nested too deeply", _MEND) from None
-    except ValueError as error:  # a date that no calendar has, a number that is none
-        raise Unreadable(f"holds a value that cannot be read ({error})", _MEND) from error
     if deeper_than(value, DEEPEST):
         raise Unreadable("is YAML nested too deeply", _MEND)
     return value

@@ -227,7 +227,7 @@ def _read_csv(raw: bytes, name: str) -> Found:
         try:
             header = next((fields for fields in reader if fields), [])
         except csv.Error as error:
-            return [], [_broken_csv(error, reader.line_num, name)]
+            return [], [_broken_csv(error, 1, name)]
         if fault := _header_fault(header, name):
             return [], [fault]
         return _sorted_out(_csv_rows(reader, header, name), name)
