@@ -35,10 +35,11 @@ def huge_line() -> str:
 
 
 def parquet_bomb() -> bytes:
-    """Write 60 KiB that would unpack to 40 GB: one long text, two thousand times over."""
-    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 2000), pyarrow.array(["a" * 20_000_000]))
+    """Write some kilobytes that would unpack to 10 GB: one long text that stands in every row."""
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 5000), pyarrow.array(["a" * 2_000_000]))
     file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), file, compression="zstd")
+    table = pyarrow.table({"text": column})
+    pyarrow.parquet.write_table(table, file, compression="zstd", dictionary_pagesize_limit=2**26)
     return file.getvalue()
 
 
@@ -92,7 +93,7 @@ SIZES: list[Row] = [
     ("an array 500 deep", "f.json", "[" * 500 + "]" * 500, ("f.json", "nested too deeply")),
     ("a number of 9,000 digits", "f.jsonl", '{"text": ' + "9" * 9000 + "}", ("line 1", "cannot be read")),
     ("5,000 broken lines", "f.jsonl", "{\n" * 5000, ("f.jsonl, line 20", "faults more")),
-    ("Parquet that unpacks to 40 GB", "f.parquet", parquet_bomb, ("f.parquet", "unpacks to", "Cut it")),
+    ("Parquet that unpacks to 10 GB", "f.parquet", parquet_bomb, ("f.parquet", "unpacks to", "Cut it")),
 ]  # fmt: skip
 
 JSON: list[Row] = [

@@ -281,7 +281,7 @@ FLAGS: list[tuple[str, list[str], tuple[str, ...]]] = [
     ("a folder without TOFU", ["--forget", "tofu:forget01", "--tofu-dir", "gone"], ("gone", "forget01.json")),
     ("an empty source", ["--forget", ""], ("--forget", "is empty")),
     ("a source of control characters", ["--forget", "\x1b[2J\x9b.jsonl"], ("--forget", "\\x1b[2J\\x9b")),
-    ("a hub set out of the hub", ["--forget", "a/../b"], ("--forget", "no file or folder")),
+    ("a hub set out of the hub", ["--forget", "a/../b"], ("--forget", "there is no file")),
 ]  # fmt: skip
 
 MODEL_NAMES: list[tuple[str, str, tuple[str, ...]]] = [

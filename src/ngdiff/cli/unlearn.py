@@ -24,8 +24,8 @@ from ngdiff.cli.options import (
     TofuDir,
     TrustRemoteCode,
 )
-from ngdiff.cli.settings import gather, to_request
-from ngdiff.errors import RequestError
+from ngdiff.cli.settings import NEEDED, gather, to_request
+from ngdiff.errors import Fault, RequestError
 
 NO_SETTINGS = ("config", "set_", "overwrite", "quiet", "log_format")
 """Parameters of the command that say nothing of what is done to the model."""
@@ -182,11 +182,24 @@ def unlearn(
     flags = {key: value for key, value in context.params.items() if key not in NO_SETTINGS}
     given, faults = gather(config, set_ or [], flags)
     if faults:
-        raise RequestError(faults)
+        raise RequestError([*faults, *_further_faults(given)])
     record = _run(given, overwrite)
     close_unlearning(record, to_request(given))
     if record.stop["target_met"] is False:
         raise typer.Exit(EXIT_TARGET_MISSED)
+
+
+def _further_faults(given: dict[str, Any]) -> list[Fault]:
+    """Return what else is wrong with a request that is refused already, as far as it says anything."""
+    from ngdiff.unlearn import prepare
+
+    if any(not given.get(name) for name in NEEDED):
+        return []
+    try:
+        prepare(to_request(given))
+    except RequestError as error:
+        return list(error.faults)
+    return []
 
 
 def _run(given: dict[str, Any], overwrite: bool) -> Any:

@@ -158,6 +158,7 @@ class _Dialect:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token: bool = True) -> None:
         self.tokenizer = tokenizer
+        self.endless: str | None = None
         self.end_token = end_token
         added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
         self.specials = frozenset({*added, *map(str, tokenizer.all_special_tokens)} - {""})
@@ -215,12 +216,16 @@ class _Dialect:
 
     def _templated(self, example: Example) -> tuple[list[int], list[int]] | str:
         turns = [{"role": message.role, "content": message.content} for message in example.messages]
+        if self.endless:
+            return self.endless
         try:
             opened = self._rendered(turns[:-1], answer_next=True)
             marked = self._rendered([*turns[:-1], {"role": "assistant", "content": _MARK}])
             full = self._rendered(turns)
         except TemplateFault as error:
-            return f"the chat template {error}"
+            what = f"the chat template {error}"
+            self.endless = what if error.endless else None  # once is enough to wait
+            return what
         head, found, tail = marked.rpartition(_MARK)
         kept = full.startswith(head) and full.endswith(tail) and len(full) > len(head) + len(tail)
         if not (found and kept):

@@ -34,6 +34,8 @@ def read_parquet(raw: bytes) -> list[dict[str, Any]]:
         columns = list(file.schema_arrow.names)
         if len(set(columns)) < len(columns):
             raise Unreadable(f"has columns of the same name ({', '.join(columns)})", "Rename them")
+        if any(_categories_inside(field.type) for field in file.schema_arrow):
+            raise Unreadable("has categories inside lists or objects", "Write plain columns")
         return list(_rows(file))
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise Unreadable(f"is broken Parquet ({first_line(error)})", _ANEW) from error
@@ -49,17 +51,41 @@ def _rows(file: Any) -> Iterator[dict[str, Any]]:
         raise Unreadable(_too_much(sum(chunks)), _SMALLER)
     # one value of a dictionary, as large as its column chunk, may stand in every row
     at_once = min(_AT_ONCE, max(1, MOST_DATA // max([1, *chunks])))
-    number = unpacked = 0
-    for batch in file.iter_batches(batch_size=at_once, use_threads=False):
-        unpacked += batch.nbytes
+    unpacked = 0
+    for batch in file.iter_batches(batch_size=at_once, use_threads=False):  # before any value is made
+        unpacked += sum(_size(column) for column in batch.columns)
         if unpacked > MOST_DATA:
             raise Unreadable(_too_much(unpacked), _SMALLER)
+    number = 0
+    for batch in file.iter_batches(batch_size=at_once, use_threads=False):
         try:
             rows = batch.to_pylist()
         except _NO_VALUE:
             rows = [_row(batch, place, number + place + 1) for place in range(batch.num_rows)]
         yield from rows
         number += batch.num_rows
+
+
+def _size(column: Any) -> int:
+    """Return the bytes that a column takes once each of its values stands for itself."""
+    import pyarrow
+    import pyarrow.compute
+
+    if not pyarrow.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    values = column.dictionary
+    if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
+        raise Unreadable(f"has categories of type {values.type}, not of text", "Write plain columns")
+    lengths = pyarrow.compute.binary_length(values).take(column.indices)
+    return int(pyarrow.compute.sum(lengths).as_py() or 0)
+
+
+def _categories_inside(kind: Any) -> bool:
+    """Say whether a type holds categories inside lists or objects, whose size nothing tells beforehand."""
+    import pyarrow
+
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return any(pyarrow.types.is_dictionary(one) or _categories_inside(one) for one in inner)
 
 
 _NO_VALUE = (ValueError, TypeError, OverflowError, RecursionError, ImportError)

@@ -19,7 +19,11 @@ MOST_SECONDS = 10.0
 
 
 class TemplateFault(Exception):
-    """A chat template that refuses the messages, fails on them, or does not end."""
+    """A chat template that refuses the messages, fails on them, or (``endless``) does not end."""
+
+    def __init__(self, what: str, endless: bool = False) -> None:
+        super().__init__(what)
+        self.endless = endless
 
 
 class _OutOfTime(BaseException):
@@ -37,7 +41,7 @@ def render(tokenizer: Any, turns: Sequence[dict[str, str]], answer_next: bool = 
         with _time_limit(MOST_SECONDS):
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
     except _OutOfTime:
-        raise TemplateFault(f"does not end within {MOST_SECONDS:g} s") from None
+        raise TemplateFault(f"does not end within {MOST_SECONDS:g} s", endless=True) from None
     except Exception as error:  # a template is a program: it can raise anything
         raise TemplateFault(f"refuses the messages ({first_line(error)})") from error
     if not isinstance(text, str):
