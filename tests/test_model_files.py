@@ -1,4 +1,4 @@
-"""Model folders: code that comes along, padding beyond the embeddings, adapters that fit, safe formats only."""
+"""Model folders: code that comes along, padding without embedding, adapters that fit, safe formats only."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ def test_an_adapter_that_fits_is_folded_in(tmp_path: Path) -> None:
 SOURCES = sorted((Path(__file__).parent.parent / "src").rglob("*.py"))
 UNSAFE = {
     "torch.load", "pickle.load", "pickle.loads", "yaml.unsafe_load", "yaml.full_load", "joblib.load",
-    "eval", "exec", "os.system", "tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive", "numpy.load", "np.load",
+    "eval", "exec", "os.system", "tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive",
+    "numpy.load", "np.load",
 }  # fmt: skip
 
 
 def test_nothing_here_opens_pickles_or_archives_or_evaluates_text() -> None:
-    """Checkpoints of ``transformers`` may load their own optimizer state; nothing of ours loads a user's file so."""
     assert len(SOURCES) > 90
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -182,21 +182,21 @@ def unlearn(
     flags = {key: value for key, value in context.params.items() if key not in NO_SETTINGS}
     given, faults = gather(config, set_ or [], flags)
     if faults:
-        raise RequestError([*faults, *_further_faults(given)])
+        raise RequestError([*faults, *_further_faults(given, overwrite)])
     record = _run(given, overwrite)
     close_unlearning(record, to_request(given))
     if record.stop["target_met"] is False:
         raise typer.Exit(EXIT_TARGET_MISSED)
 
 
-def _further_faults(given: dict[str, Any]) -> list[Fault]:
+def _further_faults(given: dict[str, Any], overwrite: bool) -> list[Fault]:
     """Return what else is wrong with a request that is refused already, as far as it says anything."""
     from ngdiff.unlearn import prepare
 
     if any(not given.get(name) for name in NEEDED):
         return []
     try:
-        prepare(to_request(given))
+        prepare(to_request(given, overwrite))
     except RequestError as error:
         return list(error.faults)
     return []
