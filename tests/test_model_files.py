@@ -133,3 +133,13 @@ def test_every_model_and_tokenizer_is_opened_with_a_word_on_its_code() -> None:
                     assert "use_safetensors" in words, f"{path}, line {node.lineno}"
                 seen += 1
     assert seen >= 5
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError, Exception])
+def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    def load(*_: object, **__: object) -> object:
+        raise kind("no route to the hub\nand much more")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", load)
+    (fault,) = check_causal(resolve_model("org/name"))
+    assert fault.what == "'org/name' cannot be opened: no route to the hub" and "the network" in fault.mend

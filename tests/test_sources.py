@@ -361,3 +361,15 @@ def test_real_tofu() -> None:
     there = [name for name in TOFU_NAMES if Path(os.environ["NGDIFF_TOFU_DIR"], f"{name}.json").is_file()]
     assert all(set(read(name)[0]) >= {"question", "answer"} for name in there)
     assert len(read("forget10_perturbed")[0]["perturbed_answer"]) == 5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, RuntimeError, Exception])  # httpx raises bare ones
+def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load(*_: object, **__: object) -> object:
+        raise kind("no route to the hub\nand much more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    text = faults("some/set")
+    assert "could not be loaded as a hub dataset (no route to the hub)" in text and "connection" in text

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ngdiff.data.files import ARCHIVES, READERS, Row, read_data_file
 from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
+from ngdiff.outside import first_line
 
 __all__ = ["TOFU_NAMES", "Row", "read_rows"]
 
@@ -184,9 +185,8 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
     source = name + (f":{config}" if config else "")
     try:
         loaded = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        what = f"{source!r} is no file here and could not be loaded as a hub dataset ({first})"
+    except Exception as error:  # the HTTP client, the hub and the data set's builder each raise their own
+        what = f"{source!r} is no file here and could not be loaded as a hub dataset ({first_line(error)})"
         mend = "Check the name (org/name:config@split) and the connection, or give a file"
         return [], [Fault(where, what, mend)]
     if split is None:
