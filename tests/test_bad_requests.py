@@ -303,6 +303,7 @@ def no_tokenizer(folder: Path) -> None:
 def lost_base(folder: Path) -> None:
     settings = {"peft_type": "LORA", "base_model_name_or_path": "gone"}
     (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +312,7 @@ def lost_base(folder: Path) -> None:
         (no_weights, ["no *.safetensors", "save_pretrained"]),
         (pickled, ["pickled", "pytorch_model.bin", "save_pretrained"]),
         (no_config, ["config.json", "save_pretrained"]),
-        (broken_config, ["config.json", "cannot be read"]),
+        (broken_config, ["config.json", "broken JSON"]),
         (list_config, ["config.json"]),
         (empty_config, ["cannot be opened"]),
         (unknown_type, ["lama"]),

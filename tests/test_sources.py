@@ -171,11 +171,21 @@ def test_folder_without_data(tmp_path: Path) -> None:
     assert "has no data files" in faults(tmp_path) and ".parquet" in faults(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.pkl", "a.jsonl.gz", "a"])
+@pytest.mark.parametrize("name", ["a.txt", "a.pkl", "a"])
 def test_unknown_extension(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"text": "x"}')
     text = faults(tmp_path / name)
     assert f"--forget {name}:" in text and "Use one of .jsonl, .json, .csv, .parquet" in text
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.ZIP", "data/a.csv.zst"])
+def test_archives_are_never_opened(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"anything")
+    source = path.parent if path.parent.name == "data" else path  # in a folder it must not be passed over
+    text = faults(source)
+    assert f"--forget {path.name}: is packed ({path.suffix})" in text and "Unpack it" in text
 
 
 def test_every_broken_line_is_reported(tmp_path: Path) -> None:
@@ -289,10 +299,10 @@ def test_unreadable_file(tmp_path: Path) -> None:
 def test_file_that_fails_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.jsonl", QA)
 
-    def refuse(self: Path) -> bytes:
+    def refuse(self: Path, mode: str) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert "--forget a.jsonl: cannot be read: Permission denied" in faults(path)
 
 
@@ -351,3 +361,15 @@ def test_real_tofu() -> None:
     there = [name for name in TOFU_NAMES if Path(os.environ["NGDIFF_TOFU_DIR"], f"{name}.json").is_file()]
     assert all(set(read(name)[0]) >= {"question", "answer"} for name in there)
     assert len(read("forget10_perturbed")[0]["perturbed_answer"]) == 5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, RuntimeError, Exception])  # httpx raises bare ones
+def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load(*_: object, **__: object) -> object:
+        raise kind("no route to the hub\nand much more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    text = faults("some/set")
+    assert "could not be loaded as a hub dataset (no route to the hub)" in text and "connection" in text

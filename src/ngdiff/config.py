@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from ngdiff.errors import Fault, RequestError
 from ngdiff.losses import find_loss
 from ngdiff.methods import DEFAULT_METHOD, find_method
+from ngdiff.setting_types import type_faults
 from ngdiff.stopping import parse_stop_at
 from ngdiff.weighting import make_rule
 
@@ -218,7 +219,18 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 part = name.removesuffix("_settings").replace("_", " ")
                 faults.append(Fault(flag_of(name), f"{settings!r} are no settings of a {part}", mend))
                 setattr(self, name, {})
-        return faults
+        return faults + self._other_type_faults()
+
+    def _other_type_faults(self) -> list[Fault]:
+        """Do the same for the settings that come from ``transformers.TrainingArguments``."""
+        checked = {name for _, names in _KINDS.values() for name in names}
+        checked |= {"rule_settings", "forget_loss_settings", "retain_loss_settings"}
+        fields = {name: one for name, one in type(self).__dataclass_fields__.items() if one.init}
+        values = {name: getattr(self, name) for name in fields if name not in checked}
+        found = type_faults(type(self), fields, values)
+        for name in found:
+            setattr(self, name, fields[name].default)
+        return list(found.values())
 
     def _range_faults(self) -> list[Fault]:
         found = (

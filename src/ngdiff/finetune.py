@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from ngdiff.config import minutes_fault, positive_fault, seed_fault
 from ngdiff.data.batching import Batch, collate, permutation
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash, to_examples
-from ngdiff.data.sources import read_rows
+from ngdiff.data.sources import read_rows, source_path
 from ngdiff.durable import DurableTrainer
 from ngdiff.environment import machine, peak_memory_gib, versions, weights_hash
 from ngdiff.errors import Fault, RequestError
@@ -37,9 +37,10 @@ from ngdiff.models import (
     load_model,
     load_tokenizer,
     resolve_model,
+    vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.output import check_output, same_folder, write_json
+from ngdiff.output import check_output, holds_faults, same_folder, write_json
 from ngdiff.progress import Meter, working
 from ngdiff.saving import SAVE_MINUTES, write_result
 from ngdiff.signals import wish_to_stop
@@ -174,6 +175,7 @@ class FinetuneRequest:
         save_minutes: minutes from one checkpoint to the next; 0 for never.
         resume: True: go on with the unfinished run of this output, or fail; False: start afresh; None: go on
             where there is one of the same request.
+        trust_remote_code: run Python code that comes with the model.
     """
 
     model: str
@@ -191,6 +193,7 @@ class FinetuneRequest:
     save_steps: int | None = None
     save_minutes: float = SAVE_MINUTES
     resume: bool | None = None
+    trust_remote_code: bool = False
 
 
 def finetune(request: FinetuneRequest) -> Path:
@@ -249,21 +252,44 @@ def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedEx
     faults = _setting_faults(request)
     source, rows, needed = None, [], 0
     try:
-        source = resolve_model(request.model)
+        source = resolve_model(request.model, trust_remote_code=request.trust_remote_code)
         faults += check_causal(source) + same_folder(request.output, source.location)
         needed = 0 if faults or request.lora else weights_bytes(source) or 0
     except RequestError as error:
         faults += error.faults
     faults += check_output(request.output, _may_replace(request), needed)
+    faults += holds_faults(request.output, local_sources({"--data": request.data}, request.tofu_dir))
     for data in request.data:
         try:
             rows += to_examples(read_rows(data, where="--data", tofu_dir=request.tofu_dir), "--data")
         except RequestError as error:
             faults += error.faults
+    tokenizer = tokenizer_of(source, faults)
     if faults or source is None:
         raise RequestError(faults)
-    tokenizer = load_tokenizer(source)
-    return source, tokenizer, encode_all(rows, tokenizer, request.max_length, "--data")
+    examples = encode_all(rows, tokenizer, request.max_length, "--data")
+    used = (token for example in examples for token in example.input_ids)
+    if faults := vocabulary_faults(source, tokenizer, used):
+        raise RequestError(faults)
+    return source, tokenizer, examples
+
+
+def tokenizer_of(source: ModelSource | None, faults: list[Fault]) -> Any:
+    """Load the tokenizer of a model that was found, or add to the faults why it cannot be read."""
+    if source is None:
+        return None
+    try:
+        return load_tokenizer(source)
+    except RequestError as error:
+        faults += error.faults
+        return None
+
+
+def local_sources(named: Mapping[str, Sequence[str]], tofu_dir: Path | None) -> list[tuple[str, str]]:
+    """Return setting and path of all files and folders that sources read."""
+    found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
+    folder = [] if tofu_dir is None else [("--tofu-dir", str(tofu_dir))]
+    return [(flag, path) for flag, path in found if path is not None] + folder
 
 
 def _setting_faults(request: FinetuneRequest) -> list[Fault]:

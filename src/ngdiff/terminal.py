@@ -6,9 +6,12 @@ import codecs
 import os
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
+from rich.text import Text
+
+from ngdiff.outside import inert_lines
 
 LogFormat = Literal["auto", "lines", "json"]
 PLAIN = {
@@ -32,6 +35,10 @@ class KeptConsole(Console):
     def on_broken_pipe(self) -> None:
         """Fall silent."""
         self.quiet = True
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """Write control characters out, of a table's cells too: no terminal acts on what a file is called."""
+        return super().render_str(inert_lines(text), **how)
 
 
 console = KeptConsole(stderr=True)

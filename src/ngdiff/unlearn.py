@@ -19,7 +19,7 @@ from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
-from ngdiff.finetune import with_lora
+from ngdiff.finetune import local_sources, tokenizer_of, with_lora
 from ngdiff.losses import LOSSES
 from ngdiff.model_card import CARD, model_card
 from ngdiff.models import (
@@ -30,12 +30,13 @@ from ngdiff.models import (
     check_precision,
     load_model,
     load_quantised,
-    load_tokenizer,
     quantisation_faults,
     resolve_model,
+    vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.output import ANSWERS, RECORD, check_output, same_folder, write_json
+from ngdiff.output import ANSWERS, RECORD, check_output, holds_faults, same_folder, write_json
+from ngdiff.outside import first_line
 from ngdiff.progress import console, working
 from ngdiff.receipts.data_key import describe, set_hash
 from ngdiff.receipts.prepare import plan_receipt
@@ -71,6 +72,7 @@ class UnlearnRequest:
         sign: file of the private key to sign the receipt with.
         data_key: file of the key that hides the hashes of the data (see :mod:`ngdiff.receipts.data_key`).
         answers: how many questions of the forget set to answer before and after, for the report; 0 for none.
+        trust_remote_code: run Python code that comes with the model.
     """
 
     model: str
@@ -90,6 +92,7 @@ class UnlearnRequest:
     sign: Path | None = None
     data_key: Path | None = None
     answers: int = 12
+    trust_remote_code: bool = False
 
     @property
     def adapters(self) -> bool:
@@ -128,7 +131,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
         faults += error.faults
     source, needed = None, 0
     try:
-        source = resolve_model(request.model)
+        source = resolve_model(request.model, trust_remote_code=request.trust_remote_code)
         found = check_causal(source)
         found += quantisation_faults(source) if request.qlora else []
         faults += found + same_folder(request.output, source.location)
@@ -138,6 +141,9 @@ def prepare(request: UnlearnRequest) -> Prepared:
     faults += check_output(request.output, _may_replace(request), needed)
     if type(request.answers) is not int or request.answers < 0:
         faults.append(Fault("--answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
+    sources = {"--forget": request.forget, "--retain": request.retain, "--holdout": request.holdout}
+    sources |= {"--earlier": request.earlier}
+    faults += holds_faults(request.output, local_sources(sources, request.tofu_dir))
     forget = _read(request.forget, "--forget", request.tofu_dir, faults)
     retain = _read(request.retain, "--retain", request.tofu_dir, faults)
     holdout = _read(request.holdout, "--holdout", request.tofu_dir, faults)
@@ -156,9 +162,9 @@ def prepare(request: UnlearnRequest) -> Prepared:
     other_answers = None if config is None else LOSSES[str(config.forget_loss)].other_answers
     if other_answers is not None and forget:
         faults += alternative_faults(forget, other_answers, "--forget")
+    tokenizer = tokenizer_of(source, faults)
     if faults or source is None or config is None:
         raise RequestError(faults)
-    tokenizer = load_tokenizer(source)
     encoded = {}
     sets = {"--forget": forget, "--retain": retain, "--holdout": holdout}
     sets |= {f"--earlier (request {number})": examples for number, examples in receipt.earlier.items()}
@@ -167,6 +173,8 @@ def prepare(request: UnlearnRequest) -> Prepared:
             encoded[where] = encode_all(examples, tokenizer, config.max_length, where)
         except RequestError as error:
             faults += error.faults
+    used = (token for examples in encoded.values() for example in examples for token in example.input_ids)
+    faults += vocabulary_faults(source, tokenizer, used)
     if faults:
         raise RequestError(faults)
     forget_, retain_, holdout_ = (encoded[where] for where in ("--forget", "--retain", "--holdout"))
@@ -215,8 +223,10 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         config = UnlearningConfig(**settings)
     except RequestError as error:
         raise RequestError([*faults, *error.faults]) from error
-    except (TypeError, ValueError) as error:
-        raise RequestError([*faults, Fault("settings", str(error), "See ngdiff unlearn --help")]) from error
+    except (TypeError, ValueError, AttributeError, LookupError, OSError, ImportError, RuntimeError) as error:
+        raise RequestError(
+            [*faults, Fault("settings", first_line(error), "See ngdiff unlearn --help")]
+        ) from error
     if faults:
         raise RequestError(faults)
     return config
@@ -316,6 +326,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "qlora": request.qlora,
         "precision": request.precision,
         "autocast": "bf16" if config.bf16 else "none",
+        "trust_remote_code": request.trust_remote_code,
         **request.settings,
         "method": config.method,
         "forget_loss": config.forget_loss,

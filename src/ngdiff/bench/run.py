@@ -27,7 +27,8 @@ from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.suites.tofu import SPLITS
 from ngdiff.methods import METHODS, find_method
 from ngdiff.models import check_causal, check_precision, resolve_model
-from ngdiff.output import same_folder, write_json
+from ngdiff.output import check_output, same_folder, write_json
+from ngdiff.outside import first_line
 from ngdiff.progress import Meter
 
 STATUS, LOG = "trial.json", "log.txt"
@@ -98,7 +99,15 @@ def check(request: BenchRequest) -> None:
     for split in {*request.splits, *request.references} - {""}:
         if split not in SPLITS:
             faults.append(unknown_name("--splits", "forget set of TOFU", split, SPLITS))
-    for flag, value in (("--seeds", request.seeds), ("--trials", request.trials)):
+    numbers = (
+        ("--seeds", request.seeds),
+        ("--trials", request.trials),
+        ("--batch-size", request.batch_size),
+    )
+    faults += check_output(
+        request.output / ".trial", False
+    )  # the folder itself may be full: it goes on there
+    for flag, value in numbers:
         if value < 1:
             faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
     for name, given in (("--methods", request.methods), ("--splits", request.splits)):
@@ -132,8 +141,8 @@ def check(request: BenchRequest) -> None:
             )
     except RequestError as error:
         faults += error.faults
-    except (TypeError, ValueError) as error:
-        faults.append(Fault("--set", str(error), "See ngdiff unlearn --help"))
+    except (TypeError, ValueError, AttributeError, LookupError, OSError, ImportError, RuntimeError) as error:
+        faults.append(Fault("--set", first_line(error), "See ngdiff unlearn --help"))
     if faults:
         raise RequestError(list(dict.fromkeys(faults)))
 

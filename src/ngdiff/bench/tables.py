@@ -13,6 +13,7 @@ from typing import Any
 from ngdiff.bench.run import BenchResult
 from ngdiff.bench.summary import COLUMNS, FORGOT_ENOUGH, Cell, Row
 from ngdiff.output import finite
+from ngdiff.outside import markdown_cell
 
 SELECTION = (
     "Settings were chosen by the harmonic mean of three shares: how far the forget set's extraction strength "
@@ -37,7 +38,7 @@ def markdown(result: BenchResult, rows: Sequence[Row]) -> str:
         parts.append("## Failed")
         parts += [
             f"- {outcome.split}, {outcome.folder.parent.name}, {outcome.folder.name}: "
-            f"`{_one_line(outcome.error or '')}`"
+            f"{markdown_cell(_one_line(outcome.error or ''))}"
             for outcome in result.failed
         ]
     return "\n\n".join(parts) + "\n"
@@ -63,7 +64,8 @@ def _asked(result: BenchResult) -> str:
     )
     items = "" if request.items is None else f"; at most {request.items} items of each set evaluated"
     return (
-        f"Target: `{Path(request.model).name}`{learned}{items}. {request.seeds} reported run(s) a method, "
+        f"Target: {markdown_cell(Path(request.model).name)}{learned}{items}. "
+        f"{request.seeds} reported run(s) a method, "
         f"{request.trials} setting(s) tried where a method has a range to search."
     )
 
@@ -94,7 +96,7 @@ def _ended(row: Row) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.replace("`", "'").split())[-300:]
+    return " ".join(text.split())[-300:]
 
 
 def as_csv(rows: Sequence[Row]) -> str:

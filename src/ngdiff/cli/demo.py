@@ -40,6 +40,7 @@ def demo(
     """
     from rich.markup import escape
 
+    from ngdiff.config import positive_fault, seed_fault
     from ngdiff.demo import DemoRequest, run_demo
     from ngdiff.environment import keep_freed_memory
     from ngdiff.errors import RequestError
@@ -47,7 +48,9 @@ def demo(
 
     keep_freed_memory()
     folder = output or _fresh(Path("runs"))
-    faults = check_output(folder, overwrite=False, needed_bytes=3 * 2**30)
+    found = (positive_fault("--minutes", minutes, "such as 5"), seed_fault(seed))
+    faults = [fault for fault in found if fault is not None]
+    faults += check_output(folder, overwrite=False, needed_bytes=3 * 2**30)
     if faults:
         raise RequestError(faults)
     run_demo(DemoRequest(folder, people, minutes, model, seed))

@@ -21,6 +21,7 @@ from ngdiff.cli.options import (
     Quiet,
     Report,
     TofuDir,
+    TrustRemoteCode,
 )
 from ngdiff.cli.report import report_after
 from ngdiff.events import log
@@ -130,6 +131,7 @@ def evaluate(
             help="Folder to make with OpenUnlearning's TOFU_EVAL.json or MUSE's.", rich_help_panel=OUTPUT
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     report: Report = True,
     quiet: Quiet = False,
@@ -173,6 +175,7 @@ def evaluate(
         cache_dir=cache_dir,
         precision=cast("PrecisionName", precision),  # checked with all the rest
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
         openunlearning=openunlearning,
     )
     result = run(request)

@@ -23,6 +23,7 @@ from ngdiff.cli.options import (
     SaveMinutes,
     SaveSteps,
     TofuDir,
+    TrustRemoteCode,
 )
 from ngdiff.events import log
 from ngdiff.terminal import last_line
@@ -58,6 +59,7 @@ def finetune(
     save_steps: SaveSteps = None,
     save_minutes: SaveMinutes = None,
     resume: Resume = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     log_format: Log = "auto",
@@ -94,6 +96,7 @@ def finetune(
         save_steps=save_steps,
         save_minutes=SAVE_MINUTES if save_minutes is None else save_minutes,
         resume=resume,
+        trust_remote_code=trust_remote_code,
     )
     folder = str(run(request))
     log.conclude(output=folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ngdiff.cli.app import app
-from ngdiff.cli.options import DATA, OUTPUT, Log, Overwrite, Quiet
+from ngdiff.cli.options import DATA, OUTPUT, Log, Overwrite, Quiet, TrustRemoteCode
 from ngdiff.events import log
 from ngdiff.terminal import last_line
 
@@ -30,6 +30,7 @@ def merge(
         str | None,
         typer.Option(help="The base model, where it is not where the adapter says.", rich_help_panel=DATA),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     log_format: Log = "auto",
@@ -44,7 +45,7 @@ def merge(
 
     from ngdiff.progress import console
 
-    record = run(MergeRequest(adapter, output, model, overwrite))
+    record = run(MergeRequest(adapter, output, model, overwrite, trust_remote_code))
     for note in record["notes"]:
         log.note(note)
         console.print(f"Note: {escape(note)}.", highlight=False, soft_wrap=True)
@@ -61,12 +62,14 @@ class MergeRequest:
         output: the folder to make.
         model: the base model; default: the one that the adapter names.
         overwrite: replace an earlier result.
+        trust_remote_code: run Python code that comes with the base model.
     """
 
     adapter: str
     output: Path
     model: str | None = None
     overwrite: bool = False
+    trust_remote_code: bool = False
 
 
 def run(request: MergeRequest) -> dict[str, Any]:
@@ -95,6 +98,7 @@ def run(request: MergeRequest) -> dict[str, Any]:
             "kind": "merge",
             "adapter": {"path": request.adapter, **_file_hashes(Path(source.location))},
             "model": {"name": base.name, "sha256_before": before, "sha256_after": weights_hash(model)},
+            "trust_remote_code": request.trust_remote_code,
             "versions": versions(),
             "machine": machine(),
             "notes": _other_base(Path(source.location) / RECORD, before),
@@ -111,7 +115,7 @@ def _prepare(request: MergeRequest) -> tuple[ModelSource, ModelSource, Any]:
     faults: list[Fault] = []
     source = base = None
     try:
-        source = resolve_model(request.adapter, "ADAPTER")
+        source = resolve_model(request.adapter, "ADAPTER", request.trust_remote_code)
         if not source.adapter:
             what = f"{request.adapter!r} is a whole model, no adapter"
             faults.append(Fault("ADAPTER", what, "Give a folder made with --lora; this one needs no merging"))
@@ -122,9 +126,8 @@ def _prepare(request: MergeRequest) -> tuple[ModelSource, ModelSource, Any]:
     base_name = request.model or (source.base if source is not None else None)
     if base_name is not None:
         try:
-            base = resolve_model(
-                base_name, "--model" if request.model else "--model (as the adapter names it)"
-            )
+            where = "--model" if request.model else "--model (as the adapter names it)"
+            base = resolve_model(base_name, where, request.trust_remote_code)
             faults += check_causal(base)
         except RequestError as error:
             faults += error.faults

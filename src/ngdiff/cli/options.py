@@ -93,6 +93,14 @@ Resume = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model; read it first.",
+        rich_help_panel=RESOURCES,
+    ),
+]
 Holdout = Annotated[
     list[str] | None,
     typer.Option(

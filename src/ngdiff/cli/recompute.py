@@ -33,15 +33,23 @@ def recompute(
     """
     from dataclasses import asdict
 
-    from ngdiff.errors import Fault, RequestError
+    from ngdiff.errors import RequestError
     from ngdiff.evaluation.openunlearning import read_log
     from ngdiff.evaluation.recompute import recompute as work_out
-    from ngdiff.output import write_json
+    from ngdiff.output import check_new_file, write_json
 
-    if output is not None and output.exists():
-        raise RequestError(Fault("--output", f"{output} exists", "Give another file, or remove it"))
-    read = read_log(log, "LOG")
-    found = work_out(read, None if reference is None else read_log(reference))
+    faults = [] if output is None else check_new_file(output)
+    logs = []
+    for path, where in ((log, "LOG"), (reference, "--reference")):
+        try:
+            logs.append(None if path is None else read_log(path, where))
+        except RequestError as error:
+            faults += error.faults
+    if faults:
+        raise RequestError(faults)
+    read, retrained = logs
+    assert read is not None
+    found = work_out(read, retrained)
     if output is not None:
         figures = {key: asdict(value) | {"agrees": value.agrees} for key, value in found.items()}
         content = {"log": str(log), "reference": reference and str(reference), "figures": figures}

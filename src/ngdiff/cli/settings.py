@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.outside import Unreadable
+from ngdiff.yaml_settings import load_settings, load_yaml
 
 if TYPE_CHECKING:
     from ngdiff.models import Precision
@@ -19,18 +20,10 @@ Found = tuple[dict[str, Any], list[Fault]]
 
 # request fields that a configuration file may set beside the trainer's settings
 SOURCE_KEYS = ("forget", "retain", "holdout", "earlier")
-FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private")
 PATH_KEYS = ("tofu_dir", "sign", "data_key")
-REQUEST_KEYS = (
-    "model",
-    "output",
-    "precision",
-    "push_to_hub",
-    "answers",
-    *PATH_KEYS,
-    *SOURCE_KEYS,
-    *FLAG_KEYS,
-)
+NAME_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS)
+FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private", "trust_remote_code")
+REQUEST_KEYS = ("answers", *NAME_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
 NEEDED = ("model", "forget", "retain", "output")
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 ALIASES |= {"eval_every": "evaluate_every", "eval_items": "evaluate_items"}
@@ -84,6 +77,7 @@ def to_request(
         overwrite=overwrite,
         resume=resume,
         answers=given.get("answers", UnlearnRequest.answers),
+        trust_remote_code=bool(given.get("trust_remote_code")),
     )
 
 
@@ -117,49 +111,32 @@ def _or_raise(found: Found) -> dict[str, Any]:
 
 
 def _from_config(path: Path) -> Found:
-    import yaml
-
     try:
-        loaded = _from_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        return {}, [Fault("--config", f"{path} cannot be read: {error}", "Check the path")]
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
-        what = f"is no YAML ({getattr(error, 'problem', None) or error})"
-        return {}, [Fault(f"--config {at}", what, "Write one 'setting: value' a line")]
-    if not isinstance(loaded, dict):
-        return {}, [Fault("--config", f"{path} is no mapping", "Write one 'setting: value' a line")]
+        loaded = load_settings(path, "--config")
+    except RequestError as error:
+        return {}, list(error.faults)
     return _checked(loaded, f"--config {path}")
 
 
 def _from_pairs(pairs: Sequence[str]) -> Found:
-    import yaml
-
-    settings, faults = {}, []
+    settings: dict[str, Any] = {}
+    faults = []
+    mend = "Write --set name=value"
     for pair in pairs:
         name, equals, value = pair.partition("=")
         try:
-            settings[name] = _from_yaml(value)
-        except yaml.YAMLError:
-            equals = ""
+            loaded = load_yaml(value)
+        except Unreadable as error:
+            faults.append(Fault("--set", f"{pair!r} is no setting: the value {error.what}", mend))
+            continue
         if not equals:
-            faults.append(Fault("--set", f"{pair!r} is no setting", "Write --set name=value"))
-            settings.pop(name, None)
+            faults.append(Fault("--set", f"{pair!r} is no setting", mend))
+        elif name in settings:
+            faults.append(Fault("--set", f"{name!r} is set twice", "Keep one of them"))
+        else:
+            settings[name] = loaded
     checked, wrong = _checked(settings, "--set")
     return checked, [*faults, *wrong]
-
-
-def _from_yaml(text: str) -> Any:
-    """Read YAML, with 1e-5 as the number it is in YAML 1.2; PyYAML alone takes it for a text."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    number = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    return yaml.load(text, Loader)
 
 
 def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
@@ -171,21 +148,30 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
     known = {*REQUEST_KEYS, *(field.name for field in fields(UnlearningConfig) if field.init)} - set(
         DECIDED_BY
     )
-    faults, good = [], {}
+    own = [ALIASES.get(name, name) for name in names.values()]
+    faults = [
+        Fault(where, f"{key!r} is set twice, under two names", "Keep one of them")
+        for key in dict.fromkeys(key for key in own if own.count(key) > 1)
+    ]
+    good = {}
     for key, value in settings.items():
         if key in DECIDED_BY:
             faults.append(Fault(where, f"{key!r} is not set here", f"Use {DECIDED_BY[key]!r}"))
         elif key not in known:
             faults.append(unknown_name(where, "setting", key, {*known, *ALIASES}))
         elif key in FLAG_KEYS and not isinstance(value, bool | None):
-            faults.append(Fault(where, f"{key!r} is {value!r}", "Write true or false"))
-        elif key == "push_to_hub" and not isinstance(value, str | None):
-            faults.append(Fault(where, f"{key!r} is {value!r}", "Write a name, such as me/unlearned"))
+            faults.append(Fault(where, f"{key!r} is {_shown(value)}", "Write true or false"))
         elif key in SOURCE_KEYS and not _is_sources(value):
-            faults.append(Fault(where, f"{key!r} is {value!r}", "Write a source, or a list of sources"))
+            faults.append(Fault(where, f"{key!r} is {_shown(value)}", "Write a source, or a list of sources"))
+        elif key in NAME_KEYS and not isinstance(value, str | None):
+            faults.append(Fault(where, f"{key!r} is {_shown(value)}", "Write a name, in quotes if need be"))
         elif value is not None:
             good[key] = value
     return good, faults
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
 
 
 def _is_sources(value: Any) -> bool:

@@ -27,11 +27,12 @@ from ngdiff.cli.options import (
     SaveSteps,
     SetPairs,
     TofuDir,
+    TrustRemoteCode,
 )
 from ngdiff.cli.push import Private, upload
 from ngdiff.cli.report import report_after
-from ngdiff.cli.settings import gather, to_request
-from ngdiff.errors import RequestError
+from ngdiff.cli.settings import NEEDED, gather, to_request
+from ngdiff.errors import Fault, RequestError
 
 NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format", "report")
 """Parameters of the command that say nothing of what is done to the model."""
@@ -186,6 +187,7 @@ def unlearn(
     save_steps: SaveSteps = None,
     save_minutes: SaveMinutes = None,
     resume: Resume = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     answers: Annotated[
         int | None,
@@ -243,7 +245,7 @@ def unlearn(
 
         faults += push_faults(name, hidden)
     if faults:
-        raise RequestError(faults)
+        raise RequestError([*faults, *_further_faults(given, overwrite)])
     record = _run(given, overwrite, resume)
     report_after(Path(str(given["output"])), report)
     close_unlearning(record, to_request(given))
@@ -251,6 +253,19 @@ def unlearn(
         upload(Path(str(given["output"])), name, hidden, after_a_run=True)
     if record.stop["target_met"] is False:
         raise typer.Exit(EXIT_TARGET_MISSED)
+
+
+def _further_faults(given: dict[str, Any], overwrite: bool) -> list[Fault]:
+    """Return what else is wrong with a request that is refused already, as far as it says anything."""
+    from ngdiff.unlearn import prepare
+
+    if any(not given.get(name) for name in NEEDED):
+        return []
+    try:
+        prepare(to_request(given, overwrite))
+    except RequestError as error:
+        return list(error.faults)
+    return []
 
 
 def _run(given: dict[str, Any], overwrite: bool, resume: bool | None) -> Any:

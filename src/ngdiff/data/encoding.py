@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ngdiff.data.examples import Example, Message
+from ngdiff.data.templates import TemplateFault, render
 from ngdiff.errors import Fault, RequestError
 
 IGNORE = -100
@@ -158,6 +158,7 @@ class _Dialect:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token: bool = True) -> None:
         self.tokenizer = tokenizer
+        self.endless: str | None = None
         self.end_token = end_token
         added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
         self.specials = frozenset({*added, *map(str, tokenizer.all_special_tokens)} - {""})
@@ -236,12 +237,16 @@ class _Dialect:
 
     def _templated(self, example: Example) -> tuple[list[int], list[int]] | str:
         turns = [{"role": message.role, "content": message.content} for message in example.messages]
+        if self.endless:
+            return self.endless
         try:
             opened = self._rendered(turns[:-1], answer_next=True)
             marked = self._rendered([*turns[:-1], {"role": "assistant", "content": _MARK}])
             full = self._rendered(turns)
-        except TemplateError as error:
-            return f"the chat template refuses the messages ({error})"
+        except TemplateFault as error:
+            what = f"the chat template {error}"
+            self.endless = what if error.endless else None  # once is enough to wait
+            return what
         head, found, tail = marked.rpartition(_MARK)
         kept = full.startswith(head) and full.endswith(tail) and len(full) > len(head) + len(tail)
         if not (found and kept):
@@ -256,8 +261,7 @@ class _Dialect:
         return before, self._ended(behind, self.eos if end is None else end)
 
     def _rendered(self, turns: list[dict[str, str]], answer_next: bool = False) -> str:
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
-        return str(text)
+        return render(self.tokenizer, turns, answer_next)
 
     def _end_of_turn(self, tail: str) -> tuple[str, int | None]:
         """Return the text before the first special token of ``tail``, and that token's id."""

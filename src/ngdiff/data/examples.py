@@ -14,6 +14,9 @@ from ngdiff.errors import Fault, RequestError
 
 Kind = Literal["qa", "completion", "chat", "text"]
 
+MOST_CHARACTERS = 2**24
+"""Longest text of one row: several novels. A tokenizer takes minutes and gigabytes for more."""
+
 ROLES: tuple[str, ...] = ("system", "user", "assistant")
 """The roles a message can have."""
 
@@ -134,7 +137,7 @@ def _content_faults(row: Row, form: tuple[str, ...], where: str) -> list[Fault]:
     if form == ("messages",):
         fault = _messages_fault(row.values["messages"], at)
         return [fault] if fault else []
-    found = ((column, _text_fault(row.values[column])) for column in form)
+    found = ((column, text_fault(row.values[column])) for column in form)
     return [
         Fault(at, f"{column!r} {what}", f"Give {column!r} some text, or leave the row out")
         for column, what in found
@@ -142,12 +145,14 @@ def _content_faults(row: Row, form: tuple[str, ...], where: str) -> list[Fault]:
     ]
 
 
-def _text_fault(value: object) -> str | None:
+def text_fault(value: object) -> str | None:
     """Say what is wrong with a value that must be a text with something in it."""
     if value is None:
         return "is null"
     if not isinstance(value, str):
         return f"is of type {type(value).__name__}, not a string"
+    if len(value) > MOST_CHARACTERS:
+        return f"has {len(value)} characters, of which {MOST_CHARACTERS} are read at the most"
     if not value.strip():
         return "is empty"
     try:
@@ -168,7 +173,7 @@ def _messages_fault(value: object, at: str) -> Fault | None:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             return Fault(at, f"message {number} has the role {role!r}", f"Use one of {', '.join(ROLES)}")
-        what = None if role == "system" and content == "" else _text_fault(content)
+        what = None if role == "system" and content == "" else text_fault(content)
         if what:
             mend = "Give it some text, or leave the row out"
             return Fault(at, f"the content of message {number} {what}", mend)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ngdiff.errors import Fault
+from ngdiff.outside import (
+    MOST_DATA,
+    Unplaced,
+    Unreadable,
+    check_encoding,
+    decode,
+    load_json,
+    read_within,
+)
 
 COLUMN_FORMS: tuple[tuple[str, ...], ...] = (
     ("messages",),
@@ -52,15 +62,16 @@ def read_data_file(path: Path) -> Found:
         The rows that could be read, and the faults; ``Fault.where`` is the file's name with the line or row.
     """
     reader = READERS.get(path.suffix.lower())
+    if path.suffix.lower() in ARCHIVES:
+        what = f"is packed ({path.suffix}), and nothing is unpacked here"
+        return [], [Fault(path.name, what, f"Unpack it and give the {', '.join(READERS)} file inside")]
     if reader is None:
         kind = f"the extension {path.suffix!r}" if path.suffix else "no extension"
         return [], [Fault(path.name, f"has {kind}, which is not read", f"Use one of {', '.join(READERS)}")]
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        return [], [
-            Fault(path.name, f"cannot be read: {error.strerror}", "Check the file and its permissions")
-        ]
+        raw = read_within(path, MOST_DATA)
+    except Unreadable as error:
+        return [], [error.fault(path.name)]
     if not raw.strip():
         return [], [_no_rows(path.name)]
     rows, faults = reader(raw, path.name)
@@ -73,22 +84,15 @@ def _no_rows(name: str) -> Fault:
     return Fault(name, "is empty", f"Give at least one row with the columns {accepted_columns()}")
 
 
-def _text(raw: bytes, name: str) -> str | Fault:
-    """Decode UTF-8, with or without a byte order mark."""
+def _text_fault(raw: bytes, name: str) -> Fault | None:
+    """Say why bytes are no text, if they are none."""
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The codec counts from behind a byte order mark; its own copy of the bytes is what it counts in.
-        line = error.object.count(b"\n", 0, error.start) + 1
-        offset = error.start + len(raw) - len(error.object)
-        what = f"is not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {offset})"
-        return Fault(f"{name}, line {line}", what, "Save the file as UTF-8")
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        return Fault(
-            f"{name}, line {line}", "holds a NUL byte", "Save the file as UTF-8 text without NUL bytes"
-        )
-    return text
+        decode(raw)
+    except Unplaced as error:
+        return error.fault(f"{name}, line {error.line}")
+    except Unreadable as error:
+        return error.fault(name)
+    return None
 
 
 class _Repeated:
@@ -104,30 +108,30 @@ def _object(pairs: list[tuple[str, object]]) -> object:
         if key in values:
             return _Repeated(key)
         values[key] = value
-    # A repeated key deep inside spoils the whole row.
-    return next((found for value in values.values() if (found := _repeated(value))), values)
+    return values
 
 
 def _repeated(value: object) -> _Repeated | None:
-    if isinstance(value, _Repeated):
-        return value
-    if isinstance(value, list):
-        return next((found for item in value if (found := _repeated(item))), None)
+    """Find a repeated key, however deep: it spoils the whole row."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, _Repeated):
+            return item
+        if isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
     return None
 
 
 def _parse(text: str, place: str) -> object:
     """Parse JSON; a ``Fault`` says where it is broken."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        what = f"is broken JSON ({error.msg} at {at})"
-    except RecursionError:
-        what = "is JSON nested too deeply"
-    except ValueError as error:  # a number of thousands of digits
-        what = f"is JSON that cannot be read ({str(error).split(';')[0]})"
-    return Fault(place, what, "Write one JSON object on each line, or (.json only) one array of objects")
+        return load_json(text, object_pairs_hook=_object)
+    except Unreadable as error:
+        mend = "Write one JSON object on each line, or (.json only) one array of objects"
+        return Fault(place, error.what, mend)
 
 
 def _row(value: object, place: str) -> Row | Fault:
@@ -143,37 +147,66 @@ def _row(value: object, place: str) -> Row | Fault:
     return Row(value, place)
 
 
-def _sorted_out(found: Iterator[Row | Fault]) -> Found:
+def _sorted_out(found: Iterator[Row | Fault], name: str) -> Found:
     rows: list[Row] = []
     faults: list[Fault] = []
     for item in found:
         if isinstance(item, Row):
             rows.append(item)
-        else:
+        elif len(faults) < MOST_FAULTS:
             faults.append(item)
+        else:
+            what = f"has more than {MOST_FAULTS} broken rows, and was not read further"
+            faults.append(Fault(name, what, "Check that it holds what its name says"))
+            break
     return rows, faults
 
 
 def _read_jsonl(raw: bytes, name: str) -> Found:
-    text = _text(raw, name)
-    if isinstance(text, Fault):
-        return [], [text]
-    # Lines end in \n alone: str.splitlines() would also cut at U+2028, which JSON strings may hold.
-    lines = ((f"{name}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip(" \t\r"))
-    return _sorted_out(_row(_parse(line, place), place) for place, line in lines)
+    try:
+        check_encoding(raw)
+    except Unreadable as error:
+        return [], [error.fault(name)]
+    return _sorted_out(_json_lines(raw, name), name)
+
+
+def _json_lines(raw: bytes, name: str) -> Iterator[Row | Fault]:
+    """Yield a row or a fault for each line that is not blank.
+
+    Lines end in \\n alone: str.splitlines() would also cut at U+2028, which JSON strings may hold. They are
+    decoded one by one, so that the file is in memory once.
+    """
+    start = 0
+    for number, line in enumerate(io.BytesIO(raw), 1):
+        place = f"{name}, line {number}"
+        if line.strip(b" \t\r\n\xef\xbb\xbf" if number == 1 else b" \t\r\n"):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                bad = error.object[error.start]
+                at = start + error.start + len(line) - len(error.object)
+                yield Fault(
+                    place, f"is not UTF-8 (byte 0x{bad:02x} at offset {at})", "Save the file as UTF-8"
+                )
+            else:
+                if "\0" in text:
+                    mend = "Save the file as UTF-8 text without NUL bytes"
+                    yield Fault(place, "holds a NUL byte", mend)
+                else:
+                    yield _row(_parse(text, place), place)
+        start += len(line)
 
 
 def _read_json(raw: bytes, name: str) -> Found:
-    text = _text(raw, name)
-    if isinstance(text, Fault):
-        return [], [text]
-    if not text.lstrip().startswith("["):
+    if fault := _text_fault(raw, name):
+        return [], [fault]
+    if not raw.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return _read_jsonl(raw, name)
-    array = _parse(text, name)
+    array = _parse(raw.decode("utf-8-sig"), name)
     if isinstance(array, Fault):
         return [], [array]
     assert isinstance(array, list)
-    return _sorted_out(_row(item, f"{name}, item {n}") for n, item in enumerate(array, 1))
+    return _sorted_out((_row(item, f"{name}, item {n}") for n, item in enumerate(array, 1)), name)
 
 
 @contextmanager
@@ -187,30 +220,45 @@ def _long_fields() -> Iterator[None]:
 
 
 def _read_csv(raw: bytes, name: str) -> Found:
-    text = _text(raw, name)
-    if isinstance(text, Fault):
-        return [], [text]
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[Row] = []
-    faults: list[Fault] = []
-    try:
-        with _long_fields():
+    if fault := _text_fault(raw, name):
+        return [], [fault]
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig", newline=""), strict=True)
+    with _long_fields():
+        try:
             header = next((fields for fields in reader if fields), [])
-            if fault := _header_fault(header, name):
-                return [], [fault]
-            for number, fields in enumerate((fields for fields in reader if fields), 1):
-                place = f"{name}, row {number}"
-                if len(fields) == len(header):
-                    rows.append(Row(dict(zip(header, fields, strict=True)), place))
-                else:
-                    what = f"has {len(fields)} fields where the header has {len(header)}"
-                    faults.append(Fault(place, what, "Quote fields that hold commas, quotes or line breaks"))
-    except csv.Error as error:
-        what = f"is broken CSV ({error})"
-        faults.append(
-            Fault(f"{name}, line {reader.line_num}", what, "Close the quotes; write a quote inside as two")
-        )
-    return rows, faults
+        except csv.Error as error:
+            return [], [_broken_csv(error, 1, name)]
+        if fault := _header_fault(header, name):
+            return [], [fault]
+        return _sorted_out(_csv_rows(reader, header, name), name)
+
+
+def _csv_rows(reader: Any, header: list[str], name: str) -> Iterator[Row | Fault]:
+    """Yield a row or a fault for each record that is not blank; ``Any`` for what csv does not export."""
+    number = 0
+    while True:
+        started = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield _broken_csv(error, started, name)
+            return
+        if fields is None:
+            return
+        if not fields:
+            continue
+        number += 1
+        place = f"{name}, row {number}"
+        if len(fields) == len(header):
+            yield Row(dict(zip(header, fields, strict=True)), place)
+        else:
+            what = f"has {len(fields)} fields where the header has {len(header)}"
+            yield Fault(place, what, "Quote fields that hold commas, quotes or line breaks")
+
+
+def _broken_csv(error: csv.Error, line: int, name: str) -> Fault:
+    what = f"is broken CSV in the record that begins there ({error})"
+    return Fault(f"{name}, line {line}", what, "Close the quotes; write a quote inside as two")
 
 
 def _header_fault(header: list[str], name: str) -> Fault | None:
@@ -224,19 +272,14 @@ def _header_fault(header: list[str], name: str) -> Fault | None:
 
 
 def _read_parquet(raw: bytes, name: str) -> Found:
-    import pyarrow
-    import pyarrow.parquet
+    from ngdiff.data.parquet import read_parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(raw)).read()
-        columns = list(table.column_names)
-        if len(set(columns)) < len(columns):
-            return [], [Fault(name, f"has columns of the same name ({', '.join(columns)})", "Rename them")]
-        values = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        return [], [Fault(name, f"is broken Parquet ({first})", "Write the file anew")]
-    return [Row(row, f"{name}, row {number}") for number, row in enumerate(values, 1)], []
+        return [Row(row, f"{name}, row {number}") for number, row in enumerate(read_parquet(raw), 1)], []
+    except Unplaced as error:
+        return [], [error.fault(f"{name}, row {error.line}")]
+    except Unreadable as error:
+        return [], [error.fault(name)]
 
 
 READERS: dict[str, Callable[[bytes, str], Found]] = {
@@ -246,3 +289,9 @@ READERS: dict[str, Callable[[bytes, str], Found]] = {
     ".parquet": _read_parquet,
 }
 """Extension to reader; nothing that can carry code (pickles) and no archives."""
+
+ARCHIVES = frozenset({".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar", ".tar", ".tgz"})
+"""Extensions of packed files, which are named but never opened."""
+
+MOST_FAULTS = 1000
+"""Broken rows after which a file is not read further."""

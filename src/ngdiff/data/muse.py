@@ -9,12 +9,13 @@ disjoint. Source: Shi et al. 2024, "MUSE: machine unlearning six-way evaluation 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from ngdiff.data.examples import text_fault
 from ngdiff.data.files import READERS, Row, read_data_file
 from ngdiff.data.sources import capped, read_rows
 from ngdiff.errors import Fault, RequestError
+from ngdiff.outside import MOST_DATA, Unreadable, load_json, read_within
 
 CORPORA = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 """Short names of the two corpora to data sets on the hub."""
@@ -79,8 +80,8 @@ def _array_of_texts(file: Path) -> list[Row]:
     if file.suffix != ".json":
         return []
     try:
-        texts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        texts = load_json(read_within(file, MOST_DATA))
+    except Unreadable:
         return []  # the ordinary reader says what is wrong
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return []
@@ -94,5 +95,5 @@ def _row_faults(row: Row, columns: tuple[str, ...], where: str) -> list[Fault]:
         found = ", ".join(map(repr, row.values)) or "none"
         what = f"lacks the column {missing[0]!r} (found: {found})"
         return [Fault(at, what, f"Name the columns {', '.join(columns)}")]
-    empty = [c for c in columns if not (isinstance(row.values[c], str) and str(row.values[c]).strip())]
-    return [Fault(at, f"{column!r} is empty or no text", "Give it some text") for column in empty]
+    wrong = ((column, text_fault(row.values[column])) for column in columns)
+    return [Fault(at, f"{column!r} {what}", "Give it some text") for column, what in wrong if what]

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ngdiff.data.files import READERS, Row, read_data_file
+from ngdiff.data.files import ARCHIVES, READERS, Row, read_data_file
 from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
+from ngdiff.outside import first_line
 
 __all__ = ["TOFU_NAMES", "Row", "read_rows"]
 
@@ -61,6 +62,13 @@ def read_rows(source: str, *, where: str, tofu_dir: Path | None = None) -> list[
         what = f"the slice of {source!r} leaves none of {len(rows)} rows"
         raise RequestError(Fault(where, what, "Choose a slice inside the data"))
     return chosen
+
+
+def source_path(source: str) -> str | None:
+    """Return the file or folder that a source names, without its slice; ``None`` where it names none here."""
+    found = _SLICE.match(source)
+    names = [source, *([found["source"]] if found else [])]
+    return next((name for name in names if name.strip() and _exists(Path(name).expanduser())), None)
 
 
 def capped(faults: list[Fault], where: str) -> list[Fault]:
@@ -108,6 +116,8 @@ def _exists(path: Path) -> bool:
 def _missing(path: Path, where: str) -> Fault:
     parent = path.parent
     try:
+        if path.is_symlink():
+            return Fault(where, f"{str(path)!r} is a link that leads nowhere", "Mend the link")
         shown = [p for p in parent.iterdir() if p.name[0] != "."]
         files = sorted(p.name for p in shown if p.suffix.lower() in READERS)
         names = files + [p.name for p in shown if p.is_dir()]
@@ -131,9 +141,7 @@ def _read_path(path: Path, where: str) -> tuple[list[Row], list[Fault]]:
         except OSError as error:
             what = f"the folder {str(path)!r} cannot be read: {error.strerror}"
             return [], [Fault(where, what, "Check its permissions")]
-        files = [
-            p for p in listed if p.suffix.lower() in READERS and not p.name.startswith(".") and p.is_file()
-        ]
+        files = [p for p in listed if _is_data(p)]
         if not files:
             what = f"the folder {str(path)!r} has no data files"
             return [], [Fault(where, what, f"Put files in it that end in {', '.join(READERS)}")]
@@ -144,6 +152,13 @@ def _read_path(path: Path, where: str) -> tuple[list[Row], list[Fault]]:
         rows += more
         faults += [replace(fault, where=f"{where} {fault.where}") for fault in wrong]
     return rows, faults
+
+
+def _is_data(path: Path) -> bool:
+    """Say whether a folder's entry is data; packed data and dead links count: neither may be passed over."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = len(suffixes) > 1 and suffixes[-1] in ARCHIVES and suffixes[-2] in READERS
+    return not path.name.startswith(".") and (packed or path.suffix.lower() in READERS)
 
 
 def _read_tofu(name: str, where: str, tofu_dir: Path | None) -> tuple[list[Row], list[Fault]]:
@@ -170,9 +185,8 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
     source = name + (f":{config}" if config else "")
     try:
         loaded = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        what = f"{source!r} is no file here and could not be loaded as a hub dataset ({first})"
+    except Exception as error:  # the HTTP client, the hub and the data set's builder each raise their own
+        what = f"{source!r} is no file here and could not be loaded as a hub dataset ({first_line(error)})"
         mend = "Check the name (org/name:config@split) and the connection, or give a file"
         return [], [Fault(where, what, mend)]
     if split is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ngdiff.data.encoding import encode_all
+from ngdiff.config import seed_fault
+from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash
 from ngdiff.environment import machine, versions, weights_hash
 from ngdiff.errors import EvaluationError, Fault, RequestError, unknown_name
@@ -35,6 +36,7 @@ from ngdiff.evaluation.result import (
     write_result,
 )
 from ngdiff.evaluation.suites import Suite, SuiteData, suites
+from ngdiff.evaluation.suites.measures import ASKED_OTHERWISE, PARAPHRASED, PERTURBED
 from ngdiff.models import (
     ModelSource,
     autocast_bf16,
@@ -43,8 +45,9 @@ from ngdiff.models import (
     load_model,
     load_tokenizer,
     resolve_model,
+    vocabulary_faults,
 )
-from ngdiff.output import check_output
+from ngdiff.output import check_output, holds_faults
 from ngdiff.progress import working
 
 REQUIRABLE = ("forget_quality", "privleak", "membership")
@@ -102,7 +105,8 @@ def prepare(request: EvaluateRequest) -> Prepared:
     faults.found += _setting_faults(request) + check_output_file(request.output, request.overwrite)
     if request.openunlearning is not None:
         faults.found += _log_folder_faults(request)
-    source = faults.attempt(lambda: resolve_model(request.model))
+    trusted = request.trust_remote_code
+    source = faults.attempt(lambda: resolve_model(request.model, trust_remote_code=trusted))
     if source is not None:
         faults.found += check_causal(source)
     suite = faults.attempt(lambda: _suite(request))
@@ -110,24 +114,41 @@ def prepare(request: EvaluateRequest) -> Prepared:
     reference = None
     if request.reference is not None and suite is not None and "reference" in suite.takes:
         name = request.reference
-        reference = faults.attempt(lambda: resolve_reference(name, suite.name, data))
+        reference = faults.attempt(lambda: resolve_reference(name, suite.name, data, trusted))
+        faults.found += holds_faults(request.output, [("--reference", name)])
     if suite is not None:
         faults.found += _require_faults(request, reference, data)
+    tokenizer = None if source is None else faults.attempt(lambda: load_tokenizer(source))
     faults.raise_if_any()
     assert source is not None and suite is not None and data is not None
-    tokenizer = load_tokenizer(source)
     max_length = request.max_length or suite.max_length
-    for name, examples in data.sets.items():
+    encoded = [
         faults.attempt(partial(encode_all, examples, tokenizer, max_length, f"--{name}"))
+        for name, examples in data.sets.items()
+    ]
+    faults.raise_if_any()
+    faults.found += vocabulary_faults(source, tokenizer, _tokens(encoded, tokenizer))
     faults.raise_if_any()
     return Prepared(source, tokenizer, suite, data, reference, max_length)
+
+
+def _tokens(encoded: Iterable[Sequence[EncodedExample]], tokenizer: Any) -> Iterator[int]:
+    """Yield the token ids of all rows, and of the other answers and questions that they carry."""
+    for example in (one for examples in encoded for one in examples):
+        yield from example.input_ids
+        for column in (PERTURBED, PARAPHRASED, ASKED_OTHERWISE):
+            value = example.example.extra.get(column)
+            for text in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(text, str):
+                    yield from tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _setting_faults(request: EvaluateRequest) -> list[Fault]:
     numbers = {"batch-size": request.batch_size, "max-new-tokens": request.max_new_tokens}
     numbers |= {"resamples": request.resamples}
     numbers |= {"max-length": request.max_length} if request.max_length is not None else {}
-    return [
+    seed = seed_fault(request.seed)
+    return ([] if seed is None else [seed]) + [
         Fault(f"--{name}", f"is {value}", "Give a number of at least 1")
         for name, value in numbers.items()
         if value < 1
@@ -364,6 +385,7 @@ def _provenance(
             "max_length": ready.max_length,
             "max_new_tokens": request.max_new_tokens,
             "precision": evaluator.precision,
+            "trust_remote_code": request.trust_remote_code,
             "resamples": request.resamples,
             "interval_level": 0.95,
             "processes": process_count(),

@@ -9,17 +9,17 @@ aggregates. Source: github locuslab/open-unlearning, commit d3d7cf9; github locu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.reference import Reference
+from ngdiff.outside import MOST_JSON, Unreadable, load_json, read_within
 
 Values = NDArray[np.float64]
 
@@ -224,17 +224,9 @@ class _NotFinite:
 
 def _parsed(path: Path, where: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_NotFinite)
-    except OSError as error:
-        raise RequestError(
-            Fault(where, f"{path} cannot be read: {error.strerror}", "Check the path")
-        ) from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        what = f"{path.name} is no result file ({type(error).__name__})"
-        raise RequestError(Fault(where, what, "Give a result file in JSON")) from None
-    except json.JSONDecodeError as error:
-        what = f"{path.name} is truncated or no JSON ({error.msg} at line {error.lineno})"
-        raise RequestError(Fault(where, what, "Download or compute it anew")) from None
+        content = load_json(read_within(path, MOST_JSON), parse_constant=_NotFinite)
+    except Unreadable as error:
+        raise RequestError(Fault(where, f"{path} {error.what}", "Download or compute it anew")) from None
     if not isinstance(content, dict):
         what = f"{path.name} is no result file: it holds a {type(content).__name__}, not metrics by name"
         raise RequestError(Fault(where, what, "Give a result file of OpenUnlearning or TOFU"))
@@ -302,7 +294,7 @@ def _column(value: object, at: str, faults: list[Fault]) -> Values:
         faults.append(Fault(at, f"lacks item {missing[0]}", mend))
     for index, item in rows:
         numbers = item if isinstance(item, list) else [item]
-        if bad := [n for n in numbers if isinstance(n, bool) or not isinstance(n, (int, float))]:
+        if bad := [n for n in numbers if not _is_finite(n)]:
             faults.append(Fault(at, f"has {repr(bad[0])[:40]} at item {index}", "Run that evaluation anew"))
             return np.empty(0)
     try:
@@ -315,7 +307,17 @@ def _column(value: object, at: str, faults: list[Fault]) -> Values:
 def _number(value: object, at: str, faults: list[Fault]) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_finite(value):
         faults.append(Fault(at, f"is {repr(value)[:40]}, not a finite number", "Run that evaluation anew"))
         return None
     return float(value)
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    """Say whether a value is a number that a float holds; 1e999 parses as infinity."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -LARGEST <= value <= LARGEST
+
+
+LARGEST = float(np.finfo(np.float64).max)

@@ -30,13 +30,16 @@ class ReferenceSource:
     model: ModelSource | None = None
 
 
-def resolve_reference(name: str, suite: str, data: SuiteData | None) -> ReferenceSource:
+def resolve_reference(
+    name: str, suite: str, data: SuiteData | None, trust_remote_code: bool = False
+) -> ReferenceSource:
     """Find out what a reference is, and check an evaluation against the data.
 
     Args:
         name: an ``eval.json`` or a log of OpenUnlearning or TOFU, a folder with one, or a model.
         suite: that is to be run.
         data: that it is to be run on, or ``None`` where that could not be read.
+        trust_remote_code: whether Python code that comes with a model may be run.
 
     Raises:
         RequestError: there is no such thing, or it is of another suite, split, size or data.
@@ -47,7 +50,7 @@ def resolve_reference(name: str, suite: str, data: SuiteData | None) -> Referenc
         mend = "Give the retrained model, its eval.json, or a log of OpenUnlearning"
         raise RequestError(Fault(_WHERE, f"no such file: {path}", mend))
     if not path.exists() or is_model:
-        source = resolve_model(name, _WHERE)
+        source = resolve_model(name, _WHERE, trust_remote_code)
         faults = check_causal(source, _WHERE)
         if faults:
             raise RequestError(faults)

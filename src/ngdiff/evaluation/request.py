@@ -37,6 +37,7 @@ class EvaluateRequest:
         overwrite: replace an earlier result.
         limit: most items of each task of ``lm-eval``.
         openunlearning: folder to make with the same figures in OpenUnlearning's layout.
+        trust_remote_code: run Python code that comes with the model or the reference.
     """
 
     model: str
@@ -63,3 +64,4 @@ class EvaluateRequest:
     overwrite: bool = False
     limit: int | None = None
     openunlearning: Path | None = None
+    trust_remote_code: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.metrics import higher_is_better, metric_named
 from ngdiff.evaluation.statistics import interval
 from ngdiff.output import write_json
+from ngdiff.outside import MOST_JSON, Unreadable, load_json, read_within
 
 KIND = "evaluation"
 FORMAT = 1
@@ -196,9 +196,11 @@ def write_result(result: EvaluationResult, path: Path) -> None:
 def is_result(path: Path) -> bool:
     """Say whether a file gives itself out as an ``eval.json``, whole or cut short."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open(encoding="utf-8") as file:
             head = file.read(200)
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return False
     return f'"kind": "{KIND}"' in head
 
@@ -215,16 +217,9 @@ def read_result(path: Path, where: str = "--reference") -> EvaluationResult:
     """
     again = "Evaluate that model again with ngdiff evaluate"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except OSError as error:
-        what = f"{path} cannot be read: {error.strerror}"
-        raise RequestError(Fault(where, what, "Check the path")) from None
-    except json.JSONDecodeError as error:
-        what = f"{path.name} is truncated or no JSON ({error.msg} at line {error.lineno})"
-        raise RequestError(Fault(where, what, again)) from None
-    except (ValueError, RecursionError) as error:
-        what = f"{path.name} is no result file ({error})"
-        raise RequestError(Fault(where, what, again)) from None
+        content = load_json(read_within(path, MOST_JSON), parse_constant=_refuse)
+    except Unreadable as error:
+        raise RequestError(Fault(where, f"{path} {error.what}", again)) from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         kind = content.get("kind") if isinstance(content, dict) else None
         what = f"{path.name} is no eval.json" + (f", but the record of a run ({kind!r})" if kind else "")
@@ -234,10 +229,10 @@ def read_result(path: Path, where: str = "--reference") -> EvaluationResult:
         raise RequestError(Fault(where, what, again))
     try:
         return EvaluationResult.from_json(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"{path.name} is damaged or incomplete ({type(error).__name__}: {error})"
         raise RequestError(Fault(where, what, again)) from None
 
 
 def _refuse(text: str) -> float:
-    raise ValueError(f"it holds {text}")
+    raise Unreadable(f"holds {text}", "Evaluate that model again")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ngdiff.data.examples import Example
+from ngdiff.data.examples import Example, text_fault
 from ngdiff.errors import Fault
 from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.intervals import two_sample_interval
@@ -72,7 +72,7 @@ def column_faults(examples: Sequence[Example], column: str, where: str) -> list[
 def _are_texts(values: object) -> bool:
     if not isinstance(values, (list, tuple)) or not values:
         return False
-    return all(isinstance(value, str) and value.strip() for value in values)
+    return all(text_fault(value) is None for value in values)
 
 
 # ---- one set ----

@@ -1,0 +1,105 @@
+"""bytes of a Parquet file -> rows, within bounds: a file of kilobytes can unpack to terabytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ngdiff.outside import MOST_DATA, Unplaced, Unreadable, first_line
+
+MOST_ROWS = 20_000_000
+_AT_ONCE = 1024
+_ANEW = "Write the file anew"
+_SMALLER = "Cut it into parts, or give the right file"
+
+
+def read_parquet(raw: bytes) -> list[dict[str, Any]]:
+    """Read all rows as Python values.
+
+    Batches are as small as the largest column chunk asks for, and reading ends where more has come out than
+    an honest data file of text holds.
+
+    Args:
+        raw: the whole file.
+
+    Raises:
+        Unreadable: it is broken, has columns of the same name, or unpacks to too much.
+        Unplaced: one row holds a value that Python has no form for; ``line`` is the row's number.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(raw))
+        columns = list(file.schema_arrow.names)
+        if len(set(columns)) < len(columns):
+            raise Unreadable(f"has columns of the same name ({', '.join(columns)})", "Rename them")
+        if any(_categories_inside(field.type) for field in file.schema_arrow):
+            raise Unreadable("has categories inside lists or objects", "Write plain columns")
+        return list(_rows(file))
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise Unreadable(f"is broken Parquet ({first_line(error)})", _ANEW) from error
+
+
+def _rows(file: Any) -> Iterator[dict[str, Any]]:
+    metadata = file.metadata
+    if metadata.num_rows > MOST_ROWS:
+        raise Unreadable(f"has {metadata.num_rows} rows; at most {MOST_ROWS} are read", _SMALLER)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns)]
+    if sum(chunks) > MOST_DATA:
+        raise Unreadable(_too_much(sum(chunks)), _SMALLER)
+    # one value of a dictionary, as large as its column chunk, may stand in every row
+    at_once = min(_AT_ONCE, max(1, MOST_DATA // max([1, *chunks])))
+    unpacked = 0
+    for batch in file.iter_batches(batch_size=at_once, use_threads=False):  # before any value is made
+        unpacked += sum(_size(column) for column in batch.columns)
+        if unpacked > MOST_DATA:
+            raise Unreadable(_too_much(unpacked), _SMALLER)
+    number = 0
+    for batch in file.iter_batches(batch_size=at_once, use_threads=False):
+        try:
+            rows = batch.to_pylist()
+        except _NO_VALUE:
+            rows = [_row(batch, place, number + place + 1) for place in range(batch.num_rows)]
+        yield from rows
+        number += batch.num_rows
+
+
+def _size(column: Any) -> int:
+    """Return the bytes that a column takes once each of its values stands for itself."""
+    import pyarrow
+    import pyarrow.compute
+
+    if not pyarrow.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    values = column.dictionary
+    if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
+        raise Unreadable(f"has categories of type {values.type}, not of text", "Write plain columns")
+    lengths = pyarrow.compute.binary_length(values).take(column.indices)
+    return int(pyarrow.compute.sum(lengths).as_py() or 0)
+
+
+def _categories_inside(kind: Any) -> bool:
+    """Say whether a type holds categories inside lists or objects, whose size nothing tells beforehand."""
+    import pyarrow
+
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return any(pyarrow.types.is_dictionary(one) or _categories_inside(one) for one in inner)
+
+
+_NO_VALUE = (ValueError, TypeError, OverflowError, RecursionError, ImportError)
+
+
+def _row(batch: Any, place: int, number: int) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = batch.slice(place, 1).to_pylist()[0]
+    except _NO_VALUE as error:
+        raise Unplaced(number, f"holds a value that cannot be read ({first_line(error)})", _ANEW) from error
+    return found
+
+
+def _too_much(count: int) -> str:
+    return (
+        f"unpacks to {count / 2**20:.0f} MiB or more, of which {MOST_DATA / 2**20:.0f} are read at the most"
+    )

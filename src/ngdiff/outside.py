@@ -1,0 +1,229 @@
+"""files and text from outside -> bytes and values within bounds, and text that nothing acts on.
+
+What comes from data, models and earlier results is not trusted: a file is read only where it is an ordinary
+one and not larger than it can honestly be, JSON only as deep as anyone writes it, and text is shown so that
+neither a terminal nor a page of Markdown takes it for a command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ngdiff.errors import Fault, RequestError
+
+MIB = 2**20
+MOST_DATA = 1024 * MIB
+"""Largest data file that is read, in bytes: a thousand books."""
+MOST_SETTINGS = MIB
+"""Largest file of settings, in bytes."""
+MOST_JSON = 512 * MIB
+"""Largest configuration, index, log or result, in bytes."""
+DEEPEST = 100
+"""Most levels of lists and objects inside one another; beyond, Python's own functions fail on a value."""
+
+
+class Unreadable(Exception):
+    """A file or a text that is not read, with what is wrong and what to do about it."""
+
+    def __init__(self, what: str, mend: str) -> None:
+        super().__init__(what)
+        self.what, self.mend = what, mend
+
+    def fault(self, where: str) -> Fault:
+        """Return it as a fault of the setting or file ``where``."""
+        return Fault(where, self.what, self.mend)
+
+
+class Unplaced(Unreadable):
+    """A text that is not read because of one of its lines, counted from 1."""
+
+    def __init__(self, line: int, what: str, mend: str) -> None:
+        super().__init__(what, mend)
+        self.line = line
+
+
+# ---- files ----
+
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def read_within(path: Path, most: int) -> bytes:
+    """Read an ordinary file of at most ``most`` bytes; links to such a file are followed.
+
+    Raises:
+        Unreadable: it is missing, a folder, a pipe or a device, too large, or the system refuses.
+    """
+    try:
+        _ordinary(path.stat().st_mode)
+        with path.open("rb") as file:
+            _ordinary(os.fstat(file.fileno()).st_mode)  # it may have been exchanged meanwhile
+            size = os.fstat(file.fileno()).st_size
+            raw = file.read(most + 1) if size <= most else b""
+    except FileNotFoundError as error:
+        what = "is a link that leads nowhere" if path.is_symlink() else "is not there"
+        raise Unreadable(what, "Check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise Unreadable(f"cannot be read: {reason}", "Check the file and its permissions") from error
+    if size > most or len(raw) > most:
+        what = f"is larger than the {most / MIB:.0f} MiB that are read of such a file"
+        raise Unreadable(what, "Cut it into parts, or give the right file")
+    return raw
+
+
+def _ordinary(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for fits, name in _KINDS if fits(mode)), "something else")
+        raise Unreadable(f"is {kind}, not a file", "Give an ordinary file")
+
+
+# ---- text ----
+
+_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_SEEN = 4096  # bytes that show whether every other one is NUL
+
+
+def decode(raw: bytes) -> str:
+    """Decode UTF-8, with or without a byte order mark.
+
+    Raises:
+        Unreadable: it is UTF-16, UTF-32, some other encoding, or holds a NUL; ``what`` begins with the line.
+    """
+    check_encoding(raw)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The codec counts from behind a byte order mark; its own copy of the bytes is what it counts in.
+        line = error.object.count(b"\n", 0, error.start) + 1
+        offset = error.start + len(raw) - len(error.object)
+        what = f"is not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {offset})"
+        raise Unplaced(line, what, "Save the file as UTF-8") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise Unplaced(line, "holds a NUL byte", "Save the file as UTF-8 text without NUL bytes")
+    return text
+
+
+def check_encoding(raw: bytes) -> None:
+    """Refuse UTF-16 and UTF-32, with their marks or, where the text is Latin, without.
+
+    Raises:
+        Unreadable: it is one of these.
+    """
+    marked = next((name for mark, name in _MARKS if raw.startswith(mark)), None)
+    head = raw[: min(_SEEN, len(raw) // 2 * 2)]
+    half = len(head) // 2
+    # most letters of Latin text have a NUL as one of their two bytes, and always the same one
+    bare = half > 1 and any(
+        2 * head[at::2].count(0) > half and head[1 - at :: 2].count(0) == 0 for at in (0, 1)
+    )
+    if marked or bare:
+        raise Unreadable(f"is {marked or 'UTF-16'}, not UTF-8", "Save the file as UTF-8")
+
+
+# ---- JSON ----
+
+
+def load_json(raw: bytes | str, **how: Any) -> Any:
+    """Parse JSON from outside.
+
+    Args:
+        raw: the text; bytes are decoded by :func:`decode`.
+        how: further arguments of ``json.loads``; what its hooks raise as :class:`Unreadable` goes through.
+
+    Raises:
+        Unreadable: it is no JSON, has numbers of thousands of digits, or is deeper than :data:`DEEPEST`.
+    """
+    text = decode(raw) if isinstance(raw, bytes) else raw
+    try:
+        value = json.loads(text, **how)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise Unreadable(f"is broken JSON ({error.msg} at {at})", "Write it anew") from None
+    except RecursionError:
+        raise Unreadable(*_TOO_DEEP) from None
+    except ValueError as error:  # a number of thousands of digits
+        first = str(error).split(";")[0]
+        raise Unreadable(f"is JSON that cannot be read ({first})", "Write it anew") from None
+    if deeper_than(value, DEEPEST):
+        raise Unreadable(*_TOO_DEEP)
+    return value
+
+
+_TOO_DEEP = ("is JSON nested too deeply", "Write plain rows, or the right file")
+
+
+def deeper_than(value: object, most: int) -> bool:
+    """Say whether lists and mappings lie inside one another more than ``most`` levels deep."""
+    level: list[object] = [value]
+    for _ in range(most + 1):
+        level = [inside for item in level for inside in _inside(item)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values() or (None,)
+    return (value or (None,)) if isinstance(value, (list, tuple)) else ()
+
+
+def load_object(path: Path, where: str, mend: str) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        RequestError: the file is missing, too large, no JSON or no object; it names ``where`` and the file.
+    """
+    try:
+        content = load_json(read_within(path, MOST_JSON))
+    except Unplaced as error:
+        raise RequestError(Fault(where, f"{path}, line {error.line}, {error.what}", mend)) from error
+    except Unreadable as error:
+        raise RequestError(Fault(where, f"{path} {error.what}", mend)) from error
+    if not isinstance(content, dict):
+        raise RequestError(Fault(where, f"{path} holds no JSON object", mend))
+    return content
+
+
+# ---- showing ----
+
+
+def inert(text: str) -> str:
+    """Put text from outside on one line, with control characters written out: no terminal acts on it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
+
+
+def inert_lines(text: str) -> str:
+    """Write control characters out, but leave line breaks where they are."""
+    return "\n".join(inert(line) for line in text.split("\n"))
+
+
+_MARKDOWN = "\\`*_{}[]<>()#+!|~&"
+
+
+def markdown_cell(text: str) -> str:
+    """Put text from outside on one line of Markdown, as it is: no markup, link, tag or column comes of it."""
+    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in inert(text))
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's first line without its full stop, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return (lines[0].strip() if lines else type(error).__name__).rstrip(".")
