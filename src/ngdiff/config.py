@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from transformers import TrainingArguments
 
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.forget_buffer import Keep
 from ngdiff.losses import find_loss
 from ngdiff.methods import DEFAULT_METHOD, find_method
 from ngdiff.stopping import parse_stop_at
@@ -62,13 +63,13 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         _is_whole,
         (
             *("probe_every", "probe_size", "check_every", "check_size", "check_patience", "max_length"),
-            *("evaluate_every", "evaluate_items"),
+            *("evaluate_every", "evaluate_items", "examples_per_step"),
             *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"),
         ),
     ),
     "name": (
         lambda value: isinstance(value, str),
-        ("method", "forget_loss", "retain_loss", "rule", "stop_at", "trainable"),
+        ("method", "forget_loss", "retain_loss", "rule", "stop_at", "trainable", "forget_buffer"),
     ),
 }
 
@@ -106,6 +107,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         trainable: regular expression; only parameters in whose names it is found are trained.
         log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
             cosine; costs one more gradient buffer.
+        forget_buffer: where the forget gradient is kept: ``device`` (beside the retain gradient), ``cpu``, or
+            ``bf16`` (on the device, rounded to bfloat16).
+        examples_per_step: pairs of a forget and a retain example that one optimizer step takes, over all
+            processes and micro-batches; ``per_device_train_batch_size`` is then the most that one process runs
+            at a time. 0 for their product, as everywhere in transformers.
         evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
             :mod:`ngdiff.evaluation.callback`); 0 for none.
         evaluate_items: most items of each set that these look at.
@@ -134,6 +140,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     max_length: int = 512
     trainable: str | None = None
     log_gramian: bool = False
+    forget_buffer: str = "device"
+    examples_per_step: int = 0
     evaluate_every: int = 0
     evaluate_items: int = 64
     save_minutes: float = 0.0
@@ -243,6 +251,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
         if self.probe_size < 0:
             faults.append(Fault("--probe-size", f"{self.probe_size} is negative", "Give 0 or more examples"))
+        if self.forget_buffer not in get_args(Keep):
+            faults.append(unknown_name("--forget-buffer", "place", self.forget_buffer, get_args(Keep)))
+        if self.examples_per_step < 0:
+            what = f"{self.examples_per_step} is negative"
+            faults.append(Fault("--set examples_per_step", what, "Give 0 or more examples"))
         if self.evaluate_every < 0:
             faults.append(
                 Fault("--eval-every", f"{self.evaluate_every} is negative", "Give 0 (never) or more")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from ngdiff.parallel import whole
+
 PACKAGES = ("ngdiff", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers")
 
 
@@ -93,10 +95,13 @@ def keep_freed_memory() -> bool:
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of names, shapes, types and bytes of all parameters, in name order."""
+    """Return the SHA-256 of names, shapes, types and bytes of all parameters, in name order.
+
+    Where they are sharded, every process has to ask.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        tensor = parameter.detach().cpu().contiguous()
+        tensor = whole(parameter).cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -67,6 +67,16 @@ def little_padding(
     return batches
 
 
+def even_parts(
+    examples: Sequence[EncodedExample], most: int, processes: int
+) -> list[list[EncodedExample]]:
+    """Sort by length and cut into parts of nearly one size, as many for every process; some may be empty."""
+    ordered = sorted(examples, key=lambda example: len(example.input_ids))
+    count = processes * -(-len(ordered) // (most * processes))
+    bounds = [len(ordered) * place // count for place in range(count + 1)]
+    return [ordered[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
 def permutation(size: int, seed: int, cycle: int) -> list[int]:
     """Return the order of one pass over ``size`` examples; depends on nothing but its arguments."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + cycle) % 2**63)
@@ -155,10 +165,15 @@ def collate_for_loss(examples: Sequence[EncodedExample], pad_id: int, turn: int 
 
 
 class PairCollator:
-    """Turn pairs into ``{"forget": batch, "retain": batch, "retain_rows": rows of the retain set}``."""
+    """Turn pairs into ``{"forget": batch, "retain": batch, "retain_rows": rows of the retain set}``.
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    Args:
+        pad_id: what to pad with; any id will do.
+        stand_in: a pair for a process that gets none: it is marked ``absent`` and counts for nothing.
+    """
+
+    def __init__(self, pad_id: int, stand_in: Pair | None = None) -> None:
+        self.pad_id, self.stand_in = pad_id, stand_in
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Batch | Tensor]:
         """Pad the pairs of one micro-batch, each task to its own longest sequence.
@@ -166,6 +181,8 @@ class PairCollator:
         Where forget examples have several alternatives, the row of the first retain example, which differs
         from pass to pass and not from run to run, says which is taken.
         """
+        if not pairs and self.stand_in is not None:
+            return {**self([self.stand_in]), "absent": torch.ones(1)}
         forget, retain, rows = zip(*pairs, strict=True)
         return {
             "forget": collate_for_loss(forget, self.pad_id, turn=rows[0]),

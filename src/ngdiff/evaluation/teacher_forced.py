@@ -128,6 +128,7 @@ def score_answers(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     advance: Advance | None = None,
     z_scores: bool | Sequence[bool] = False,
+    share_prompts: bool = True,
 ) -> list[AnswerScore]:
     """Score every example, in the given order, with the model in eval mode; its mode is put back.
 
@@ -142,6 +143,8 @@ def score_answers(
         autocast: opens the context in which the model runs.
         advance: called with the number of examples done, for a progress bar.
         z_scores: also standardise each token's log-probability, for min-k++; of all, or as each row says.
+        share_prompts: run a prompt once for several answers. Without it the number of forward passes depends
+            on the number of examples alone, as a model that is sharded over processes needs it.
     """
     wanted = [z_scores] * len(examples) if isinstance(z_scores, bool) else z_scores
     device = next(model.parameters()).device
@@ -159,7 +162,7 @@ def score_answers(
         with torch.no_grad():
             alone = list(range(len(examples)))
             with autocast():
-                sharing = PrefixTrees.of(model, examples, pad_id)
+                sharing = PrefixTrees.of(model, examples, pad_id) if share_prompts else None
             if sharing is not None:
                 alone = sharing.alone
                 for rows, work in sharing.batches(batch_size):

@@ -1,0 +1,137 @@
+"""Cases of a training run -> their figures and weights, on however many processes torchrun started.
+
+The tests run the same cases in their own process and compare.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import sharded_cpu
+from ngdiff.config import UnlearningConfig
+from ngdiff.data.batching import collate
+from ngdiff.data.datasets import as_encoded
+from ngdiff.environment import weights_hash
+from ngdiff.evaluation.distributed import is_main
+from ngdiff.logprobs import count_labelled, labelled_tokens
+from ngdiff.losses import nll
+from ngdiff.parallel import whole
+from ngdiff.trainer import UnlearningTrainer
+from tiny import tiny_llama, tiny_tokenizer
+
+FORGET = [{"prompt": f"F{n:02}:", "completion": f" {'xyzuvw'[n % 6] * (2 + n % 5)}{n}"} for n in range(17)]
+RETAIN = [
+    {"prompt": f"R{n:02}:", "completion": f" {'abcdefghij'[n % 10] * (3 + n % 5)}"} for n in range(40)
+]
+UNSEEN = [{"prompt": f"U{n}:", "completion": f" {'qrst'[n % 4] * 4}"} for n in range(5)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Args:
+        name: of its files.
+        how: ``ddp`` and ``fsdp2`` differ only where several processes run.
+        lora: train adapters.
+        settings: of the trainer.
+        start: file with the weights to start from.
+        resume: the checkpoint to go on from.
+    """
+
+    name: str
+    how: Literal["ddp", "fsdp2"] = "ddp"
+    lora: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    resume: str | None = None
+
+
+def learn(file: Path, steps: int = 150) -> None:
+    """Teach the tiny model both sets, so that there is something to forget, and keep its weights."""
+    tokenizer = tiny_tokenizer(None)
+    model = tiny_llama(layers=1, hidden=16)
+    examples = as_encoded(FORGET + RETAIN, tokenizer, 64, "rows")
+    batch = collate(examples, int(tokenizer.pad_token_id))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (nll(labelled_tokens(model, batch)) / count_labelled(batch)).backward()
+        optimizer.step()
+    save_file({name: value.detach() for name, value in model.named_parameters()}, file)
+
+
+def trainer_of(case: Case, folder: Path) -> UnlearningTrainer:
+    """Make the trainer of a case."""
+    torch.manual_seed(0)
+    peft = None
+    if case.lora:
+        from peft import LoraConfig
+
+        peft = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings = {
+        "method": "ngdiff",
+        "stop_at": "none",
+        "max_steps": 20,
+        "num_train_epochs": 40,
+        "per_device_train_batch_size": 2,
+        "max_length": 64,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "logging_strategy": "no",
+        **case.settings,
+    }
+    model = tiny_llama(layers=1, hidden=16)
+    if case.start is not None:
+        model.load_state_dict(load_file(case.start), strict=False)
+    return UnlearningTrainer(
+        model,
+        UnlearningConfig(output_dir=str(folder / case.name), **settings),
+        forget_dataset=FORGET,
+        retain_dataset=RETAIN,
+        holdout_dataset=UNSEEN,
+        processing_class=tiny_tokenizer(None),
+        peft_config=peft,
+    )
+
+
+def run(case: Case, folder: Path) -> dict[str, Any]:
+    """Run a case; the first process writes ``NAME.json`` and ``NAME.safetensors``."""
+    trainer = trainer_of(case, folder)
+    trainer.train(resume_from_checkpoint=case.resume)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = {name: whole(value).contiguous().clone() for name, value in model.named_parameters()}
+    found = {**trainer.record.as_json(), "hash": weights_hash(model)}
+    if is_main():
+        save_file(weights, folder / f"{case.name}.safetensors")
+        (folder / f"{case.name}.json").write_text(json.dumps(found))
+    return found
+
+
+def main() -> None:
+    """Run the cases of a JSON file, in order, in the folder where it lies."""
+    torch.set_num_threads(1)
+    sharded_cpu.allow()
+    plan = Path(sys.argv[1])
+    for case in (Case(**case) for case in json.loads(plan.read_text())):
+        sharded_cpu.switch(case.how == "fsdp2")
+        run(case, plan.parent)
+    torch.distributed.destroy_process_group()
+
+
+def as_json(cases: list[Case]) -> str:
+    """Return the content of the JSON file that :func:`main` reads."""
+    return json.dumps([asdict(case) for case in cases])
+
+
+if __name__ == "__main__":
+    main()
