@@ -26,8 +26,8 @@ FSDP2 = "Use FSDP2 instead: accelerate launch --config_file examples/distributed
 def share_steps(args: Any, record: RunRecord | None = None) -> StepShares:
     """Cut a step's examples up for the processes that were started, and tell ``transformers`` how.
 
-    ``examples_per_step`` holds whatever the number of processes; without it a step grows with them, as
-    everywhere in ``transformers``.
+    ``examples_per_step`` holds whatever the number of processes; 0 lets a step grow with them, as everywhere
+    in ``transformers``. Where the settings have no such thing, a step is one process's.
     """
     if args.n_gpu > 1:
         # one process would copy the model to every GPU at every step (DataParallel), past all hooks
@@ -36,7 +36,8 @@ def share_steps(args: Any, record: RunRecord | None = None) -> StepShares:
             record.note(f"one of {seen} GPUs is used: start one process each with torchrun or accelerate launch")
     processes = int(args.world_size)
     largest, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    examples = getattr(args, "examples_per_step", 0) or largest * accumulation * processes
+    asked = getattr(args, "examples_per_step", largest * accumulation)
+    examples = asked or largest * accumulation * processes
     shares = StepShares.of(examples, largest, processes)
     args.per_device_train_batch_size = shares.micro_batch
     args.gradient_accumulation_steps = shares.accumulation
@@ -106,6 +107,15 @@ def check(trainer: UnlearningTrainer) -> None:
         faults = _deepspeed_faults(trainer.args, int(getattr(plugin, "zero_stage", 2)))
         if faults:
             raise RequestError(faults)
+    check_sharding(trainer)
+
+
+def check_sharding(trainer: Any) -> None:
+    """Refuse FSDP1, and let FSDP2 add gradients up in float32.
+
+    Raises:
+        RequestError: FSDP1 was asked for.
+    """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return

@@ -16,13 +16,16 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ngdiff.callbacks import ProgressCallback
 from ngdiff.config import positive_fault, seed_fault
-from ngdiff.data.batching import Batch, collate, permutation
+from ngdiff.data.batching import ABSENT, Batch, collate, permutation
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash, to_examples
+from ngdiff.data.sharing import loader
 from ngdiff.data.sources import read_rows
+from ngdiff.distribution import check_sharding, share_steps
 from ngdiff.environment import machine, peak_memory_gib, versions
 from ngdiff.errors import Fault, RequestError
-from ngdiff.evaluation.teacher_forced import score_answers, summarise
+from ngdiff.evaluation.distributed import is_main, process_count
+from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers, summarise
 from ngdiff.logprobs import count_labelled, labelled_tokens
 from ngdiff.losses import nll
 from ngdiff.models import (
@@ -37,7 +40,9 @@ from ngdiff.models import (
     weights_bytes,
 )
 from ngdiff.output import RECORD, check_output, same_folder, staged_folder, write_json
+from ngdiff.parallel import by_main, joined, looking, on_all, raise_faults, shared, summed
 from ngdiff.progress import Meter, working
+from ngdiff.saving import save_model
 
 SCORED_AT_THE_END = 200
 
@@ -90,31 +95,37 @@ class FinetuneTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         pad_id = kwargs["processing_class"].pad_token_id
         args.remove_unused_columns = False
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=_Examples(examples),
-            data_collator=lambda rows: collate(rows, pad_id),
-            **kwargs,
-        )
+        self._shares = shares = share_steps(args)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
-        lengths = [len(example.input_ids) for example in self.train_dataset.examples]
-        return LengthGroupedOrder(lengths, self.args.train_batch_size, self.args.seed)
+        def collate_share(rows: Sequence[EncodedExample]) -> Batch:
+            if rows:
+                return collate(rows, pad_id)
+            return {**collate(examples[:1], pad_id), ABSENT: torch.ones(1)}
+
+        super().__init__(
+            model=model, args=args, train_dataset=_Examples(examples), data_collator=collate_share, **kwargs
+        )
+        check_sharding(self)
+        self._order = LengthGroupedOrder([len(e.input_ids) for e in examples], shares.examples, args.seed)
+
+    def get_train_dataloader(self) -> Any:
+        """Return this process's share of every step's examples."""
+        return loader(self, self.train_dataset, self._order, self._shares)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], int]:
         """Take the micro-batches of one step and count their labelled tokens together, over all processes."""
         batches = list(islice(epoch_iterator, num_batches))
-        count = torch.tensor(sum(count_labelled(batch) for batch in batches), device=device)
-        return batches, int(self.accelerator.gather(count).sum())
+        mine = sum(count_labelled(batch) for batch in batches if ABSENT not in batch)
+        return batches, int(summed(torch.tensor(mine, device=device)))
 
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return this micro-batch's share of the step's mean NLL."""
-        loss: Any = nll(labelled_tokens(model, inputs)) / num_items_in_batch * self.accelerator.num_processes
+        factor = 0 if ABSENT in inputs else self.accelerator.num_processes
+        loss: Any = nll(labelled_tokens(model, inputs)) / num_items_in_batch * factor
         self.state.progress_note = f"loss {float(loss.detach()):.3f}"
         return loss
 
@@ -129,10 +140,11 @@ class FinetuneRequest:
         output: the folder to make.
         epochs: passes over the data.
         lr: peak learning rate; warmed up over the first 5% of the steps, then decayed to 0 by a cosine.
-        batch_size: sequences an optimizer step and process.
+        batch_size: sequences an optimizer step, over all processes.
         max_length: tokens of prompt and answer together; longer answers are cut.
         seed: of the order of the data and of any new weights.
         lora: train LoRA adapters only, and save those.
+        gradient_checkpointing: work activations out again in the backward pass instead of keeping them.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
     """
 
@@ -145,6 +157,7 @@ class FinetuneRequest:
     max_length: int = 512
     seed: int = 0
     lora: bool = False
+    gradient_checkpointing: bool = False
     precision: Precision = "auto"
     tofu_dir: Path | None = None
     overwrite: bool = False
@@ -156,32 +169,45 @@ def finetune(request: FinetuneRequest) -> Path:
     Raises:
         RequestError: something in the request is wrong; nothing was written.
     """
-    source, tokenizer, examples = _prepare(request)
-    with working(f"Loading {request.model}"):
-        model = load_model(source)
-    faults = check_output(request.output, request.overwrite, 2 * model.get_memory_footprint())
-    if faults:
-        raise RequestError(faults)
-    if request.lora:
-        model = with_lora(model)
-    started = time.monotonic()
-    with staged_folder(request.output) as folder:
-        trainer = _trainer(model, tokenizer, examples, request, folder)
-        trainer.train()
-        seconds = time.monotonic() - started
-        scored = examples[:: max(1, len(examples) // SCORED_AT_THE_END)][:SCORED_AT_THE_END]
-        with Meter("Scoring what it learned", len(scored)) as meter:
-            scores = score_answers(
-                trainer.model,
-                scored,
-                pad_id=tokenizer.pad_token_id,
-                autocast=trainer.compute_loss_context_manager,
-                advance=meter.advance,
-            )
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_json(_record(request, examples, summarise(scores), len(scores), seconds), folder / RECORD)
+    with joined():
+        source, tokenizer, examples = on_all(lambda: _prepare(request))
+        with working(f"Loading {request.model}"):
+            model = load_model(source)
+        needed = 2 * model.get_memory_footprint()
+        on_all(lambda: raise_faults(check_output(request.output, request.overwrite, needed)))
+        if request.lora:
+            model = with_lora(model)
+        started = time.monotonic()
+        with by_main(lambda: staged_folder(request.output)) as folder:
+            trainer = _trainer(model, tokenizer, examples, request, folder)
+            trainer.train()
+            seconds = time.monotonic() - started
+            scores = _scores(trainer, examples, tokenizer.pad_token_id)
+            save_model(trainer.accelerator.unwrap_model(trainer.model), folder)
+            if is_main():
+                tokenizer.save_pretrained(folder)
+                record = _record(request, examples, summarise(scores), len(scores), seconds)
+                write_json(record, folder / RECORD)
     return request.output
+
+
+def _scores(
+    trainer: FinetuneTrainer, examples: Sequence[EncodedExample], pad_id: int
+) -> Sequence[AnswerScore]:
+    scored = examples[:: max(1, len(examples) // SCORED_AT_THE_END)][:SCORED_AT_THE_END]
+    with Meter("Scoring what it learned", len(scored)) as meter, looking(trainer.model_wrapped) as model:
+
+        def score(mine: list[EncodedExample]) -> list[AnswerScore]:
+            return score_answers(
+                model,
+                mine,
+                pad_id=pad_id,
+                autocast=trainer.compute_loss_context_manager,
+                advance=lambda count: meter.advance(count * process_count()),
+                share_prompts=process_count() == 1,
+            )
+
+        return shared(scored, score)
 
 
 def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedExample]]:
@@ -238,6 +264,7 @@ def _trainer(
         num_train_epochs=request.epochs,
         learning_rate=request.lr,
         per_device_train_batch_size=request.batch_size,
+        gradient_checkpointing=request.gradient_checkpointing,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         bf16=bf16,

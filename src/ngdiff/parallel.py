@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Shard
 
+from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.distributed import gathered, is_main, process_count, process_rank
 
 T = TypeVar("T")
@@ -213,6 +214,66 @@ def any_process(flag: bool) -> bool:
     flags: list[Any] = [None] * process_count()
     dist.all_gather_object(flags, flag)
     return any(flags)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that torchrun or accelerate launch started, if nobody has; leave them at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    try:
+        yield
+    finally:
+        state.destroy_process_group()
+
+
+def raise_faults(faults: Sequence[Fault]) -> None:
+    """Raise the faults, if there are any.
+
+    Raises:
+        RequestError: there are.
+    """
+    if faults:
+        raise RequestError(faults)
+
+
+def on_all(work: Callable[[], T]) -> T:
+    """Do something on every process and return its own result; a fault of one ends all of them.
+
+    Raises:
+        RequestError: a process found its request wrong.
+    """
+    if process_count() == 1:
+        return work()
+    result, faults = None, ()
+    try:
+        result = work()
+    except RequestError as error:
+        faults = error.faults
+    everywhere: list[Any] = [None] * process_count()
+    dist.all_gather_object(everywhere, faults)
+    raise_faults(next(filter(None, everywhere), ()))
+    return result  # type: ignore[return-value]
+
+
+@contextmanager
+def by_main(open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    """Let the first process open and close something; yield its value, which must pickle, on all.
+
+    The others are done before it closes, and go on when it has.
+
+    Raises:
+        RequestError: what opening it raised on the first process, on all.
+    """
+    with ExitStack() as stack:
+        mine = on_all(lambda: stack.enter_context(open_it()) if is_main() else None)
+        yield from_main(mine)  # type: ignore[misc]
+        barrier()
+    barrier()
 
 
 def is_first_here() -> bool:

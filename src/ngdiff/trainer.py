@@ -22,6 +22,7 @@ from ngdiff import distribution, unlearning_state
 from ngdiff.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import (
+    ABSENT,
     Batch,
     PairCollator,
     PairedDataset,
@@ -252,7 +253,7 @@ class UnlearningTrainer(DurableTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         counts: dict[Task, int] = {}
         for task in TASKS:
-            mine = sum(self._losses[task].count(batch[task]) for batch in batches if "absent" not in batch)
+            mine = sum(self._losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
             counts[task] = int(summed(torch.tensor(mine, device=device)))
         self._step = _StepState(counts, self._retain_rows_of_step())
         if self._pair is not None:
@@ -274,13 +275,13 @@ class UnlearningTrainer(DurableTrainer):
     ) -> Tensor:
         """Add one micro-batch to both gradients; after the last one, weigh and combine them."""
         model.train()
-        if self._pair is None:
-            self._pair = GradientPair(model.parameters(), self.args.forget_buffer)
         weights = None if self._apart else self._rule(torch.eye(2, dtype=torch.float64))
         if weights is not None and self.is_deepspeed_enabled:
             return self._single_backward(model, inputs, weights)
+        if self._pair is None:
+            self._pair = GradientPair(model.parameters(), self.args.forget_buffer)
         reported = torch.zeros((), device=self.args.device)
-        self._step.absent = "absent" in inputs
+        self._step.absent = ABSENT in inputs
         for task in TASKS:
             factor = 1.0 if weights is None else getattr(weights, task)
             if factor == 0:
@@ -297,8 +298,12 @@ class UnlearningTrainer(DurableTrainer):
         return reported
 
     def _single_backward(self, model: nn.Module, inputs: dict[str, Any], weights: Weights) -> Tensor:
-        """Add one micro-batch in one backward pass: DeepSpeed takes no second one before its step."""
-        self._step.absent = "absent" in inputs
+        """Add one micro-batch in one backward pass, after the last of which DeepSpeed steps by itself.
+
+        Raises:
+            RunError: a loss is not finite: the step that DeepSpeed takes cannot be left out.
+        """
+        self._step.absent = ABSENT in inputs
         total, reported = None, torch.zeros((), device=self.args.device)
         for task in TASKS:
             factor = getattr(weights, task)
@@ -306,16 +311,18 @@ class UnlearningTrainer(DurableTrainer):
                 continue
             loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
             self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
+            if self._decision is not None:  # already decided before the first step: change nothing
+                factor = 0.0
             reported, scaled = loss.detach(), loss * (factor * process_count())
             total = scaled if total is None else total + scaled
         assert total is not None
+        if self.agreed(not math.isfinite(float(total.detach()))):
+            raise RunError("the loss is not finite, and DeepSpeed cannot skip a step: give a smaller --lr")
         # the losses are shares of the whole step's already
         self.accelerator.backward(total, scale_wrt_gas=False)
         if self.accelerator.sync_gradients:
             self._step.complete(self.args.device)
             self._step.weights = weights
-            if not all(math.isfinite(loss) for loss in self._step.losses.values()):
-                self._step.verdict = Verdict.NON_FINITE
         return reported
 
     @property
@@ -388,9 +395,10 @@ class UnlearningTrainer(DurableTrainer):
         return norm
 
     def _before_update(self) -> None:
-        assert self._pair is not None
         if self._decision is not None:  # already decided before the first step: change nothing
             self._step.verdict = Verdict.DONE
+        if self._pair is None:  # DeepSpeed has stepped already, with gradients and weights of its own
+            return
         if self._step.verdict is not Verdict.STEP:
             self._pair.drop()
             return
@@ -401,6 +409,8 @@ class UnlearningTrainer(DurableTrainer):
         self._step.rate = float(self.optimizer.param_groups[0]["lr"])
         if self._step.verdict is not Verdict.STEP:
             self._step.rate = 0.0
+            return
+        if self._pair is None:
             return
         self._step.probe = self._step_size.after_step(self._probe_loss())
         if self._step.probe is not None:
@@ -798,7 +808,7 @@ class _ProbeLoss:
         batches = []
         for part in parts:
             batch = collate_for_loss(part or chosen[:1], trainer._pad_id)
-            batches.append(batch if part else {**batch, "absent": torch.ones(1)})
+            batches.append(batch if part else {**batch, ABSENT: torch.ones(1)})
         return batches
 
     @torch.no_grad()
@@ -817,7 +827,7 @@ class _ProbeLoss:
                 for batch in self._batches:
                     prepared = trainer._prepare_inputs(batch)
                     value = loss.function(compared.look("retain", model, prepared)).double()
-                    if "absent" not in batch:
+                    if ABSENT not in batch:
                         total[0] += value
                         total[1] += loss.count(prepared)
             finally:

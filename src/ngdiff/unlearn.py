@@ -16,6 +16,7 @@ from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
+from ngdiff.distribution import launch_faults
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
 from ngdiff.finetune import with_lora
@@ -105,6 +106,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
         config = make_config(request)
     except RequestError as error:
         faults += error.faults
+    faults += launch_faults(config) if config is not None else []
     source, needed = None, 0
     try:
         source = resolve_model(request.model)
@@ -165,6 +167,7 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         "logging_strategy": "no",
         "dataloader_pin_memory": cuda,
         "use_cpu": not cuda,
+        "examples_per_step": _examples_per_step(request.settings),
         **request.settings,
         "output_dir": str(folder or request.output),
         "bf16": autocast_bf16(request.precision)[0],
@@ -175,6 +178,15 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         raise
     except (TypeError, ValueError) as error:
         raise RequestError(Fault("settings", str(error), "See ngdiff unlearn --help")) from error
+
+
+def _examples_per_step(settings: dict[str, Any]) -> int:
+    """Return what one process would take a step, so that more processes take no more."""
+    product = 1
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        value = settings.get(name, getattr(UnlearningConfig, name))
+        product *= value if isinstance(value, int) and value > 0 else 1  # what is wrong is said elsewhere
+    return product
 
 
 def unlearn(request: UnlearnRequest) -> RunRecord:

@@ -100,6 +100,9 @@ class Stream:
         return self._order[offset]
 
 
+ABSENT = "absent"
+"""Marks a batch that stands in for none: a process runs it for the others' sake, and it counts for nothing."""
+
 Pair = tuple[EncodedExample, EncodedExample, int]
 """A forget example, a retain example, and the retain example's row."""
 
@@ -182,7 +185,7 @@ class PairCollator:
         from pass to pass and not from run to run, says which is taken.
         """
         if not pairs and self.stand_in is not None:
-            return {**self([self.stand_in]), "absent": torch.ones(1)}
+            return {**self([self.stand_in]), ABSENT: torch.ones(1)}
         forget, retain, rows = zip(*pairs, strict=True)
         return {
             "forget": collate_for_loss(forget, self.pad_id, turn=rows[0]),
