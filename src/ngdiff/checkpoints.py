@@ -21,7 +21,6 @@ from ngdiff.errors import Fault, RequestError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-FEWEST_KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d+)")
 _CHUNK = 2**22
 
@@ -47,7 +46,7 @@ def step_of(folder: Path) -> int | None:
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the checkpoints in a run's folder, first step first."""
-    if not run.is_dir():
+    if not os.path.isdir(run):  # noqa: PTH112 (also False for a name too long)
         return []
     numbered = [(step, folder) for folder in run.iterdir() if (step := step_of(folder)) is not None]
     return [folder for _, folder in sorted(numbered)]
@@ -170,10 +169,10 @@ def tidy(run: Path) -> None:
 
 
 def forget_older(run: Path, keep: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints, two at the least; None deletes none."""
+    """Delete all but the newest ``keep`` checkpoints; None deletes none."""
     if keep is None or keep <= 0:
         return
-    for folder in checkpoints(run)[: -max(FEWEST_KEPT, keep)]:
+    for folder in checkpoints(run)[:-keep]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -27,6 +27,9 @@ from ngdiff.errors import Fault, Interrupted, RequestError
 from ngdiff.parameters import all_finite
 from ngdiff.signals import StopWish
 
+FEWEST_KEPT = 2
+"""Checkpoints kept at the least, so that there is one to fall back to."""
+
 
 class _Moments(TrainerCallback):  # type: ignore[misc]
     """Says when to save between two steps, and that a run taken up at its end has no more steps to do."""
@@ -123,7 +126,8 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
         else:
             self.note(f"step {step}: no checkpoint was written, since a weight was not finite")
         if self.args.should_save:
-            forget_older(self.run_folder, self.args.save_total_limit)
+            keep = self.args.save_total_limit
+            forget_older(self.run_folder, max(FEWEST_KEPT, keep) if keep else None)
         self._saved_at = time.monotonic()
         if self._stops_here:  # not earlier, or what looks at the last step would take this for it
             self.control.should_training_stop = True

@@ -1,7 +1,8 @@
 """what was asked, of which model, about which data -> one hash that names the request.
 
 A checkpoint is continued, and a receipt chained, only under the same hash: the same settings, data and
-starting model. Where the result goes and whether it may replace an older one do not count.
+starting model. Where the result goes, where the data lies, and how often a checkpoint is written do not
+count.
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-NOT_COUNTED = frozenset({"output", "output_dir", "overwrite", "resume", "disable_tqdm"})
+NOT_COUNTED = frozenset(
+    {
+        *("output", "output_dir", "overwrite", "resume", "disable_tqdm"),
+        # where things lie: what they hold is hashed
+        *("model", "forget", "retain", "holdout", "tofu_dir"),
+        # how often something is written down
+        *("save_steps", "save_minutes", "save_strategy", "save_total_limit"),
+        *("logging_steps", "logging_strategy", "logging_dir", "report_to", "run_name"),
+    }
+)
+"""Settings that change nothing about the result."""
 
 
 def request_hash(settings: Mapping[str, Any], data: Mapping[str, str], model: str) -> str:

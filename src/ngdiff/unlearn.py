@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PrinterCallback
 
 from ngdiff.alternatives import alternative_faults
 from ngdiff.callbacks import ProgressCallback
+from ngdiff.checkpoints import forget_older
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.distribution import launch_faults
+from ngdiff.durable import disk_reason, is_disk_error
 from ngdiff.environment import weights_hash
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Fault, RequestError, RunError
 from ngdiff.finetune import with_lora
 from ngdiff.losses import LOSSES
 from ngdiff.models import (
@@ -34,10 +39,16 @@ from ngdiff.models import (
     resolve_model,
     weights_bytes,
 )
-from ngdiff.output import RECORD, check_output, same_folder, staged_folder, write_json
+from ngdiff.output import RECORD, check_output, same_folder, write_json
+from ngdiff.parameters import all_finite
 from ngdiff.progress import console, working
 from ngdiff.record import RunRecord
+from ngdiff.signals import wish_to_stop
 from ngdiff.trainer import UnlearningTrainer
+from ngdiff.unfinished import Asked, Workplace
+
+SAVE_MINUTES = 15.0
+"""From one checkpoint to the next, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,9 @@ class UnlearnRequest:
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
         tofu_dir: folder with TOFU's JSON files.
         allow_overlap: go on although forget and retain set share rows.
-        overwrite: replace an earlier result.
+        overwrite: replace an earlier result, and drop another request's unfinished run.
+        resume: True: go on with the unfinished run of this output, or fail; False: start afresh; None: go on
+            where there is one of the same request.
     """
 
     model: str
@@ -71,6 +84,7 @@ class UnlearnRequest:
     tofu_dir: Path | None = None
     allow_overlap: bool = False
     overwrite: bool = False
+    resume: bool | None = None
 
     @property
     def adapters(self) -> bool:
@@ -116,7 +130,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
         needed = 0 if found else _room(request, weights_bytes(source) or 0)
     except RequestError as error:
         faults += error.faults
-    faults += check_output(request.output, request.overwrite, needed)
+    faults += check_output(request.output, _may_replace(request), needed)
     forget = _read(request.forget, "--forget", request.tofu_dir, faults)
     retain = _read(request.retain, "--retain", request.tofu_dir, faults)
     holdout = _read(request.holdout, "--holdout", request.tofu_dir, faults)
@@ -168,6 +182,7 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         "dataloader_pin_memory": cuda,
         "use_cpu": not cuda,
         "examples_per_step": _examples_per_step(request.settings),
+        **_saving(request.settings),
         **request.settings,
         "output_dir": str(folder or request.output),
         "bf16": autocast_bf16(request.precision)[0],
@@ -189,6 +204,15 @@ def _examples_per_step(settings: dict[str, Any]) -> int:
     return product
 
 
+def _saving(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return when to save, where the request does not say it all: by the clock, or every so many steps."""
+    if "save_strategy" in settings:
+        return {}
+    if "save_steps" in settings:
+        return {"save_strategy": "steps"}
+    return {"save_minutes": SAVE_MINUTES}
+
+
 def unlearn(request: UnlearnRequest) -> RunRecord:
     """Make a model forget, and save it with its record.
 
@@ -198,20 +222,29 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
     Raises:
         RequestError: something in the request is wrong; nothing was written.
     """
+    place = Workplace(request.output)
+    if place.settle() and (kept := _settled(request)) is not None:
+        return kept
     ready = prepare(request)
+    asked = Asked(settings_of(request, ready.config), data_hashes(ready), None)
+    place.goes_on(asked, resume=request.resume, overwrite=request.overwrite)
     with working(f"Loading {request.model}"):
         model = load_quantised(ready.source) if request.qlora else load_model(ready.source)
-    faults = check_output(request.output, request.overwrite, _room(request, model.get_memory_footprint()))
+    room = _room(request, model.get_memory_footprint())
+    faults = check_output(request.output, _may_replace(request), room)
     if faults:
         raise RequestError(faults)
     before = weights_hash(model)
     if request.adapters:
         model = with_lora(model)
-    with staged_folder(request.output) as folder:
-        work = folder / ".work"
+    asked = replace(asked, model=before)
+    with (
+        place.claimed(asked, resume=request.resume, overwrite=request.overwrite) as going_on,
+        wish_to_stop() as wish,
+    ):
         trainer = UnlearningTrainer(
             model,
-            make_config(request, work),
+            make_config(request, place.run),
             forget_dataset=ready.forget,
             retain_dataset=ready.retain,
             holdout_dataset=ready.holdout or None,
@@ -219,15 +252,26 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
             callbacks=[ProgressCallback("Unlearning")],
         )
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
+        trainer.wish = wish
         console.print(_plan(trainer), highlight=False)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=going_on or None)
         final = trainer.accelerator.unwrap_model(trainer.model)
-        final.save_pretrained(folder)
-        ready.tokenizer.save_pretrained(folder)
-        shutil.rmtree(work, ignore_errors=True)
-        _complete(trainer.record, request, ready, {"before": before, "after": weights_hash(final)})
-        write_json(trainer.record.as_json(), folder / RECORD)
+        _complete(trainer.record, request, ready, asked, weights_hash(final))
+        write_result(place, final, ready.tokenizer, trainer.record.as_json())
+        place.finish()
     return trainer.record
+
+
+def _settled(request: UnlearnRequest) -> RunRecord | None:
+    """Return the record of a result just put in its place, if it is this request's: nothing is left to do."""
+    kept = json.loads((request.output / RECORD).read_text(encoding="utf-8"))
+    ready = prepare(replace(request, overwrite=True))
+    then = Asked(kept["settings"], {name: entry["sha256"] for name, entry in kept["data"].items()}, None)
+    if then.differences(Asked(settings_of(request, ready.config), data_hashes(ready), None)):
+        return None
+    record = RunRecord()
+    record.load_state_dict(kept)
+    return record
 
 
 def _plan(trainer: UnlearningTrainer) -> str:
@@ -239,9 +283,9 @@ def _plan(trainer: UnlearningTrainer) -> str:
     )
 
 
-def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, hashes: dict[str, str]) -> None:
-    config = ready.config
-    record.settings = {
+def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, Any]:
+    """Return the settings as the record keeps them: plain JSON values."""
+    settings = {
         "model": request.model,
         "forget": list(request.forget),
         "retain": list(request.retain),
@@ -249,6 +293,7 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, hashe
         "lora": request.lora,
         "qlora": request.qlora,
         "precision": request.precision,
+        "autocast": "bf16" if config.bf16 else "none",
         **request.settings,
         "method": config.method,
         "forget_loss": config.forget_loss,
@@ -265,15 +310,58 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, hashe
         "keep_utility": config.keep_utility,
         "max_length": config.max_length,
     }
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def data_hashes(ready: Prepared) -> dict[str, str]:
+    """Return the SHA-256 of each data set there is, by its role."""
+    sets = {"forget": ready.forget, "retain": ready.retain, "holdout": ready.holdout}
+    return {name: data_hash([e.example for e in examples]) for name, examples in sets.items() if examples}
+
+
+def write_result(place: Workplace, model: Any, tokenizer: Any, record: dict[str, Any]) -> None:
+    """Write model, tokenizer and record where they wait for being put in their place.
+
+    Raises:
+        RunError: a weight is not finite, or the disk would not take the result, even without the older
+            checkpoints.
+    """
+    if not all_finite(model):
+        raise RunError("a weight is not finite, so no model was saved")
+    for last_try in (False, True):
+        try:
+            shutil.rmtree(place.result, ignore_errors=True)
+            place.result.mkdir()
+            model.save_pretrained(place.result)
+            tokenizer.save_pretrained(place.result)
+            write_json(record, place.result / RECORD)
+            return
+        except (OSError, SafetensorError) as error:
+            if not is_disk_error(error):
+                raise
+            shutil.rmtree(place.result, ignore_errors=True)
+            if last_try:
+                what = f"the model could not be saved ({disk_reason(error)})"
+                raise RunError(f"{what}; no half of it was left behind") from error
+            forget_older(place.run, 1)
+
+
+def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked: Asked, after: str) -> None:
+    config = ready.config
+    record.request_sha256 = asked.sha256
+    record.settings = dict(asked.settings)
     record.note(f"precision: {autocast_bf16(request.precision)[1]}")
     truncated = sum(example.truncated for example in [*ready.forget, *ready.retain])
     if truncated:
         record.note(f"{truncated} answers were cut at {config.max_length} tokens")
-    record.data = {
-        name: {"examples": len(examples), "sha256": data_hash([e.example for e in examples])}
-        for name, examples in (("forget", ready.forget), ("retain", ready.retain), ("holdout", ready.holdout))
-        if examples
-    }
-    record.model = {"name": request.model, "sha256_before": hashes["before"], "sha256_after": hashes["after"]}
+    counts = {"forget": len(ready.forget), "retain": len(ready.retain), "holdout": len(ready.holdout)}
+    record.data = {name: {"examples": counts[name], "sha256": digest} for name, digest in asked.data.items()}
+    record.model = {"name": request.model, "sha256_before": asked.model, "sha256_after": after}
     if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
-        record.model |= {"sha256_before": None, "sha256_before_quantised": hashes["before"]}
+        record.model |= {"sha256_before": None, "sha256_before_quantised": asked.model}
+
+
+def _may_replace(request: UnlearnRequest) -> bool:
+    """Say whether an earlier result may go: now, or when the run that is gone on with was begun."""
+    return request.overwrite or (request.resume is not False and Workplace(request.output).may_replace)

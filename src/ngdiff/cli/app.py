@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from importlib import metadata
@@ -20,7 +21,7 @@ from ngdiff.cli.exits import (
     EXIT_TERMINATED,
     as_sentence,
 )
-from ngdiff.errors import EvaluationError, Fault, RequestError
+from ngdiff.errors import EvaluationError, Fault, Interrupted, RequestError, RunError
 from ngdiff.events import log
 from ngdiff.terminal import always, open_streams, settings
 
@@ -111,11 +112,29 @@ def _run() -> None:
         log.write("error", where="ngdiff", what=str(error), mend="")
         _print_error(f"{_safe(str(error))}.\n  Nothing was written.")
         sys.exit(EXIT_FAILED)
+    except Interrupted as ending:
+        stop_bars()
+        always.print(f"Stopped after step {ending.step}.", highlight=False)
+        if ending.checkpoint is not None:
+            text = f"Go on from step {ending.checkpoint} with:\n  {resume_command(sys.argv[1:])}"
+            always.print(text, highlight=False, markup=False, soft_wrap=True)
+        sys.exit(128 + ending.signum)
+    except RunError as error:
+        stop_bars()
+        log.write("error", where="ngdiff", what=str(error), mend="")
+        _print_error(f"{_safe(str(error))}.")
+        sys.exit(EXIT_FAILED)
     except SystemExit as ending:
         if ending.code == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             stop_bars()
-            always.print("Interrupted; nothing half-written was left behind.")
+            always.print("Interrupted; no half-written result was left behind.")
         raise
+
+
+def resume_command(words: list[str]) -> str:
+    """Return the command that goes on with the run that ``words`` began."""
+    kept = [word for word in words if word not in ("--overwrite", "--resume", "--no-resume")]
+    return shlex.join(["ngdiff", *kept, "--resume"])
 
 
 def show_faults(faults: tuple[Fault, ...]) -> None:

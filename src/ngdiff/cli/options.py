@@ -81,6 +81,25 @@ GradientCheckpointing = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an earlier result.", rich_help_panel=OUTPUT)
 ]
+SaveSteps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Write a checkpoint every so many steps.", rich_help_panel=OUTPUT),
+]
+SaveMinutes = Annotated[
+    float | None,
+    typer.Option(
+        help="Write a checkpoint every so many minutes; 0 for never. [default: 15]", rich_help_panel=OUTPUT
+    ),
+]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on with this output's unfinished run, or start afresh. "
+        "[default: go on where the request is the same]",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Holdout = Annotated[
     list[str] | None,
     typer.Option(

@@ -46,7 +46,9 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
     return given, [*faults, *wrong, *missing]
 
 
-def to_request(given: Mapping[str, Any], overwrite: bool = False) -> UnlearnRequest:
+def to_request(
+    given: Mapping[str, Any], overwrite: bool = False, resume: bool | None = None
+) -> UnlearnRequest:
     """Build the request from settings that :func:`gather` returned."""
     from ngdiff.unlearn import UnlearnRequest
 
@@ -63,6 +65,7 @@ def to_request(given: Mapping[str, Any], overwrite: bool = False) -> UnlearnRequ
         tofu_dir=Path(str(given["tofu_dir"])) if given.get("tofu_dir") else None,
         allow_overlap=bool(given.get("allow_overlap")),
         overwrite=overwrite,
+        resume=resume,
     )
 
 

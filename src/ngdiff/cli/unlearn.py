@@ -21,13 +21,16 @@ from ngdiff.cli.options import (
     Lora,
     Overwrite,
     Quiet,
+    Resume,
+    SaveMinutes,
+    SaveSteps,
     SetPairs,
     TofuDir,
 )
 from ngdiff.cli.settings import gather, to_request
 from ngdiff.errors import RequestError
 
-NO_SETTINGS = ("config", "set_", "overwrite", "quiet", "log_format")
+NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format")
 """Parameters of the command that say nothing of what is done to the model."""
 
 
@@ -160,6 +163,9 @@ def unlearn(
         bool,
         typer.Option("--allow-overlap", help="Go on though both sets share rows.", rich_help_panel=DATA),
     ] = False,
+    save_steps: SaveSteps = None,
+    save_minutes: SaveMinutes = None,
+    resume: Resume = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     log_format: Log = "auto",
@@ -182,6 +188,8 @@ def unlearn(
 
     `ngdiff unlearn --config request.yaml --stop-at extraction_strength=0.05 --log-format json`
 
+    Interrupted, it goes on where it was when the same command is given again.
+
     Exit code 0: forgotten. 3: saved, but the forget target was not reached. 2: the request was wrong.
     """
     from ngdiff.cli.closing import close_unlearning
@@ -190,15 +198,15 @@ def unlearn(
     given, faults = gather(config, set_ or [], flags)
     if faults:
         raise RequestError(faults)
-    record = _run(given, overwrite)
+    record = _run(given, overwrite, resume)
     close_unlearning(record, to_request(given))
     if record.stop["target_met"] is False:
         raise typer.Exit(EXIT_TARGET_MISSED)
 
 
-def _run(given: dict[str, Any], overwrite: bool) -> Any:
+def _run(given: dict[str, Any], overwrite: bool, resume: bool | None) -> Any:
     from ngdiff.environment import keep_freed_memory
     from ngdiff.unlearn import unlearn as run
 
     keep_freed_memory()
-    return run(to_request(given, overwrite))
+    return run(to_request(given, overwrite, resume))
