@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import sharded_cpu
 from ngdiff.config import UnlearningConfig
@@ -20,10 +22,13 @@ from ngdiff.data.batching import collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.environment import weights_hash
 from ngdiff.evaluation.distributed import is_main
+from ngdiff.finetune import FinetuneRequest, finetune
+from ngdiff.gradients import GradientPair
 from ngdiff.logprobs import count_labelled, labelled_tokens
 from ngdiff.losses import nll
 from ngdiff.parallel import whole
 from ngdiff.trainer import UnlearningTrainer
+from ngdiff.unlearn import UnlearnRequest, unlearn
 from tiny import tiny_llama, tiny_tokenizer
 
 FORGET = [{"prompt": f"F{n:02}:", "completion": f" {'xyzuvw'[n % 6] * (2 + n % 5)}{n}"} for n in range(17)]
@@ -44,6 +49,7 @@ class Case:
         settings: of the trainer.
         start: file with the weights to start from.
         resume: the checkpoint to go on from.
+        command: ``unlearn`` or ``finetune``: make a folder of that request instead (no ``lora`` and the rest).
     """
 
     name: str
@@ -52,6 +58,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
     resume: str | None = None
+    command: Literal["unlearn", "finetune"] | None = None
 
 
 def learn(file: Path, steps: int = 150) -> None:
@@ -105,7 +112,9 @@ def trainer_of(case: Case, folder: Path) -> UnlearningTrainer:
 
 
 def run(case: Case, folder: Path) -> dict[str, Any]:
-    """Run a case; the first process writes ``NAME.json`` and ``NAME.safetensors``."""
+    """Run a case; the first process writes ``NAME.json`` and ``NAME.safetensors``, or the command a folder."""
+    if case.command is not None:
+        return _command(case, folder)
     trainer = trainer_of(case, folder)
     trainer.train(resume_from_checkpoint=case.resume)
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -117,6 +126,33 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     return found
 
 
+def _command(case: Case, folder: Path) -> dict[str, Any]:
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in case.settings.items()}
+    if case.command == "finetune":
+        finetune(FinetuneRequest(output=folder / case.name, **settings))
+        return {}
+    return unlearn(UnlearnRequest(output=folder / case.name, **settings)).as_json()
+
+
+def check_replicas() -> None:
+    """Compare the Gramian of shards that are replicated once more (HSDP) with that of whole gradients."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    found = []
+    for wrap in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+        if wrap:
+            fully_shard(model, mesh=mesh)
+        pair = GradientPair(model.parameters())
+        inputs = torch.linspace(-1, 1, 20).view(4, 5)
+        with pair.task("forget"):
+            (-model(inputs).square().mean()).backward()
+        with pair.task("retain"):
+            model(inputs).exp().mean().backward()
+        found.append(pair.gramian())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0)
+
+
 def main() -> None:
     """Run the cases of a JSON file, in order, in the folder where it lies."""
     torch.set_num_threads(1)
@@ -125,6 +161,8 @@ def main() -> None:
     for case in (Case(**case) for case in json.loads(plan.read_text())):
         sharded_cpu.switch(case.how == "fsdp2")
         run(case, plan.parent)
+    if torch.distributed.get_world_size() == 2:
+        check_replicas()
     torch.distributed.destroy_process_group()
 
 

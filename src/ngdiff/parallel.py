@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Fault, RequestError, RunError
 from ngdiff.evaluation.distributed import gathered, is_main, process_count, process_rank
 
 T = TypeVar("T")
@@ -246,17 +246,23 @@ def on_all(work: Callable[[], T]) -> T:
 
     Raises:
         RequestError: a process found its request wrong.
+        RunError: a process could not go on.
     """
     if process_count() == 1:
         return work()
-    result, faults = None, ()
+    result, faults, broken = None, (), ""
     try:
         result = work()
     except RequestError as error:
         faults = error.faults
+    except RunError as error:
+        broken = str(error)
     everywhere: list[Any] = [None] * process_count()
-    dist.all_gather_object(everywhere, faults)
-    raise_faults(next(filter(None, everywhere), ()))
+    dist.all_gather_object(everywhere, (faults, broken))
+    for found, text in everywhere:
+        raise_faults(found)
+        if text:
+            raise RunError(text)
     return result  # type: ignore[return-value]
 
 

@@ -21,17 +21,19 @@ def save_model(model: Any, folder: Path) -> None:
         model: unwrapped (no DDP around it).
         folder: where to.
     """
-    if is_sharded(model):
-        state = _whole_state(model)
-        if is_main():
-            model.save_pretrained(folder, state_dict=state)
-    elif is_main():
-        model.save_pretrained(folder)
+    state = whole_state(model)
+    if is_main():
+        model.save_pretrained(folder, state_dict=state)
     barrier()
 
 
-def _whole_state(model: Any) -> dict[str, Tensor]:
-    """Gather what belongs into a file; on other processes than the first the tensors are let go at once."""
+def whole_state(model: Any) -> dict[str, Tensor] | None:
+    """Gather what belongs into a file; None where nothing is sharded, and the model knows it all itself.
+
+    On other processes than the first the tensors are let go at once.
+    """
+    if not is_sharded(model):
+        return None
     adapters = hasattr(model, "peft_config")
     gathered: dict[int, Tensor] = {}  # a tied weight is one tensor under two names, and is to be one in the file
     state: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,13 @@ from ngdiff.models import (
     resolve_model,
     weights_bytes,
 )
+from ngdiff.evaluation.distributed import is_main
 from ngdiff.output import RECORD, check_output, same_folder, write_json
+from ngdiff.parallel import any_process, by_main, from_main, joined, on_all, raise_faults
 from ngdiff.parameters import all_finite
 from ngdiff.progress import console, working
 from ngdiff.record import RunRecord
+from ngdiff.saving import whole_state
 from ngdiff.signals import wish_to_stop
 from ngdiff.trainer import UnlearningTrainer
 from ngdiff.unfinished import Asked, Workplace
@@ -222,26 +226,28 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
     Raises:
         RequestError: something in the request is wrong; nothing was written.
     """
+    with joined():
+        return _unlearn(request)
+
+
+def _unlearn(request: UnlearnRequest) -> RunRecord:
     place = Workplace(request.output)
-    if place.settle() and (kept := _settled(request)) is not None:
+    kept = from_main(on_all(lambda: _settled(place, request) if is_main() else None))
+    if kept is not None:
         return kept
-    ready = prepare(request)
+    ready = on_all(lambda: prepare(request))
     asked = Asked(settings_of(request, ready.config), data_hashes(ready), None)
-    place.goes_on(asked, resume=request.resume, overwrite=request.overwrite)
+    on_all(lambda: place.goes_on(asked, resume=request.resume, overwrite=request.overwrite))
     with working(f"Loading {request.model}"):
         model = load_quantised(ready.source) if request.qlora else load_model(ready.source)
     room = _room(request, model.get_memory_footprint())
-    faults = check_output(request.output, _may_replace(request), room)
-    if faults:
-        raise RequestError(faults)
-    before = weights_hash(model)
+    on_all(lambda: raise_faults(check_output(request.output, _may_replace(request), room)))
+    # with FSDP2 the first process alone may have read the weights
+    hashed = replace(asked, model=from_main(weights_hash(model) if is_main() else ""))
     if request.adapters:
         model = with_lora(model)
-    asked = replace(asked, model=before)
-    with (
-        place.claimed(asked, resume=request.resume, overwrite=request.overwrite) as going_on,
-        wish_to_stop() as wish,
-    ):
+    claim = partial(place.claimed, hashed, resume=request.resume, overwrite=request.overwrite)
+    with by_main(claim) as going_on, wish_to_stop() as wish:
         trainer = UnlearningTrainer(
             model,
             make_config(request, place.run),
@@ -256,14 +262,17 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
         console.print(_plan(trainer), highlight=False)
         trainer.train(resume_from_checkpoint=going_on or None)
         final = trainer.accelerator.unwrap_model(trainer.model)
-        _complete(trainer.record, request, ready, asked, weights_hash(final))
+        _complete(trainer.record, request, ready, hashed, weights_hash(final))
         write_result(place, final, ready.tokenizer, trainer.record.as_json())
-        place.finish()
+        if is_main():
+            place.finish()
     return trainer.record
 
 
-def _settled(request: UnlearnRequest) -> RunRecord | None:
-    """Return the record of a result just put in its place, if it is this request's: nothing is left to do."""
+def _settled(place: Workplace, request: UnlearnRequest) -> RunRecord | None:
+    """Put a finished result in its place; return its record, if it is this request's: nothing is left to do."""
+    if not place.settle():
+        return None
     kept = json.loads((request.output / RECORD).read_text(encoding="utf-8"))
     ready = prepare(replace(request, overwrite=True))
     then = Asked(kept["settings"], {name: entry["sha256"] for name, entry in kept["data"].items()}, None)
@@ -323,17 +332,26 @@ def data_hashes(ready: Prepared) -> dict[str, str]:
 def write_result(place: Workplace, model: Any, tokenizer: Any, record: dict[str, Any]) -> None:
     """Write model, tokenizer and record where they wait for being put in their place.
 
+    Every process has to call it; the first one writes.
+
     Raises:
         RunError: a weight is not finite, or the disk would not take the result, even without the older
             checkpoints.
     """
-    if not all_finite(model):
+    if any_process(not all_finite(model)):
         raise RunError("a weight is not finite, so no model was saved")
+    state = whole_state(model)
+    on_all(lambda: _write(place, model, state, tokenizer, record) if is_main() else None)
+
+
+def _write(
+    place: Workplace, model: Any, state: dict[str, Any] | None, tokenizer: Any, record: dict[str, Any]
+) -> None:
     for last_try in (False, True):
         try:
             shutil.rmtree(place.result, ignore_errors=True)
             place.result.mkdir()
-            model.save_pretrained(place.result)
+            model.save_pretrained(place.result, state_dict=state)
             tokenizer.save_pretrained(place.result)
             write_json(record, place.result / RECORD)
             return
