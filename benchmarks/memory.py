@@ -3,8 +3,8 @@
     python -m benchmarks.memory                      # on a CPU: peak resident memory
     python -m benchmarks.memory --device cuda --hidden 2048 --layers 16
 
-Each setting runs in a process of its own, on a Llama with random weights. On a CPU a forget buffer ``cpu`` lies in
-the same memory as all the rest, so nothing is saved there: its effect shows on a GPU only.
+Each setting runs in a process of its own, on a Llama with random weights. On a CPU a forget buffer ``cpu``
+lies in the same memory as all the rest, so nothing is saved there: its effect shows on a GPU only.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def measure(setting: Setting, args: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     for name, value in (("hidden", 512), ("layers", 12), ("vocabulary", 8192), ("length", 256)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -99,11 +101,20 @@ def main() -> None:
         return
     print("| setting | peak, GiB | above the model, GiB |\n|---|---|---|")
     for setting in SETTINGS:
-        command = [sys.executable, "-m", "benchmarks.memory", *sys.argv[1:], "--only", json.dumps(asdict(setting))]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.memory",
+            *sys.argv[1:],
+            "--only",
+            json.dumps(asdict(setting)),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         print(f"| {setting.name} | {found['peak']:.2f} | {found['above the model']:.2f} |", flush=True)
-    print(f"\n{found['parameters']:.0f}M parameters: {4 * found['parameters'] * 1e6 / GIB:.2f} GiB in float32")
+    print(
+        f"\n{found['parameters']:.0f}M parameters: {4 * found['parameters'] * 1e6 / GIB:.2f} GiB in float32"
+    )
 
 
 if __name__ == "__main__":

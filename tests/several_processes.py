@@ -32,9 +32,7 @@ from ngdiff.unlearn import UnlearnRequest, unlearn
 from tiny import tiny_llama, tiny_tokenizer
 
 FORGET = [{"prompt": f"F{n:02}:", "completion": f" {'xyzuvw'[n % 6] * (2 + n % 5)}{n}"} for n in range(17)]
-RETAIN = [
-    {"prompt": f"R{n:02}:", "completion": f" {'abcdefghij'[n % 10] * (3 + n % 5)}"} for n in range(40)
-]
+RETAIN = [{"prompt": f"R{n:02}:", "completion": f" {'abcdefghij'[n % 10] * (3 + n % 5)}"} for n in range(40)]
 UNSEEN = [{"prompt": f"U{n}:", "completion": f" {'qrst'[n % 4] * 4}"} for n in range(5)]
 
 
@@ -49,7 +47,7 @@ class Case:
         settings: of the trainer.
         start: file with the weights to start from.
         resume: the checkpoint to go on from.
-        command: ``unlearn`` or ``finetune``: make a folder of that request instead (no ``lora`` and the rest).
+        command: ``unlearn`` or ``finetune``: make a folder of the request in ``settings`` instead.
     """
 
     name: str
@@ -112,7 +110,7 @@ def trainer_of(case: Case, folder: Path) -> UnlearningTrainer:
 
 
 def run(case: Case, folder: Path) -> dict[str, Any]:
-    """Run a case; the first process writes ``NAME.json`` and ``NAME.safetensors``, or the command a folder."""
+    """Run a case: the first process writes ``NAME.json`` and ``NAME.safetensors``, a command a folder."""
     if case.command is not None:
         return _command(case, folder)
     trainer = trainer_of(case, folder)
@@ -127,7 +125,9 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _command(case: Case, folder: Path) -> dict[str, Any]:
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in case.settings.items()}
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in case.settings.items()
+    }
     if case.command == "finetune":
         finetune(FinetuneRequest(output=folder / case.name, **settings))
         return {}

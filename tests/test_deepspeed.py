@@ -48,7 +48,9 @@ def test_a_single_gradient_at_a_fixed_rate_is_not(zero: pytest.MonkeyPatch, tmp_
 def test_zero_3_has_no_best_weights(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:
     zero.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     assert launch_faults(_config(tmp_path, **FIXED)) == []
-    assert [f.where for f in launch_faults(_config(tmp_path, **{**FIXED, "stop_at": "auto"}))] == ["--stop-at"]
+    assert [f.where for f in launch_faults(_config(tmp_path, **{**FIXED, "stop_at": "auto"}))] == [
+        "--stop-at"
+    ]
 
 
 def test_the_command_says_so_before_anything_heavy(
@@ -96,9 +98,7 @@ def test_one_backward_pass_gives_the_same_steps(tmp_path: Path) -> None:
     engine = _as_under_deepspeed(Case("engine", settings=settings), tmp_path, seen)
     engine.train()
     assert len(seen) == 7  # two micro-batches a step, the one example left of 17 in the third alone
-    for (name, left), right in zip(
-        plain.model.named_parameters(), engine.model.parameters(), strict=True
-    ):
+    for (name, left), right in zip(plain.model.named_parameters(), engine.model.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6, msg=name)
     assert [s.retain_loss for s in engine.record.steps] == pytest.approx(
         [s.retain_loss for s in plain.record.steps], rel=1e-5

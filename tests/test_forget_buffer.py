@@ -108,7 +108,9 @@ def test_a_task_that_does_not_reach_a_parameter() -> None:
         model[0](torch.ones(2, 6)).sum().backward()
     found = pair.gradient("forget")
     assert found[2] is None and found[3] is None and found[0] is not None
-    assert float(pair.gramian()[1, 1]) == pytest.approx(float(sum((g**2).sum() for g in found[:2] if g is not None)))
+    assert float(pair.gramian()[1, 1]) == pytest.approx(
+        float(sum((g**2).sum() for g in found[:2] if g is not None))
+    )
 
 
 def _run(keep: Keep, steps: int = 12) -> tuple[list[Tensor], list[float]]:
@@ -144,7 +146,7 @@ def test_the_same_trajectory_with_probes() -> None:
 
 
 def test_a_place_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="--forget-buffer.*'disk'"):
+    with pytest.raises(RequestError, match=r"--forget-buffer.*'disk'"):
         UnlearningConfig(output_dir=str(tmp_path), forget_buffer="disk", use_cpu=True)
 
 

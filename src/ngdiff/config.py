@@ -45,6 +45,16 @@ def seed_fault(seed: int) -> Fault | None:
     return Fault("--seed", f"{seed} is no seed", "Give a whole number from 0 to 4294967295")
 
 
+def checkpointing(wanted: bool) -> dict[str, Any]:
+    """Return the settings that work activations out again in the backward pass, under this version's names."""
+    if not wanted:
+        return {}
+    fields = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    # the other kind runs the layers in a graph of their own, which hooks and two losses do not see through
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -110,8 +120,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         forget_buffer: where the forget gradient is kept: ``device`` (beside the retain gradient), ``cpu``, or
             ``bf16`` (on the device, rounded to bfloat16).
         examples_per_step: pairs of a forget and a retain example that one optimizer step takes, over all
-            processes and micro-batches; ``per_device_train_batch_size`` is then the most that one process runs
-            at a time. 0 for their product, as everywhere in transformers.
+            processes and micro-batches; ``per_device_train_batch_size`` is then the most that one process
+            runs at a time. 0 for their product, as everywhere in transformers.
         evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
             :mod:`ngdiff.evaluation.callback`); 0 for none.
         evaluate_items: most items of each set that these look at.
@@ -159,6 +169,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         faults = self._complete()
         if faults:
             raise RequestError(faults)
+        for name, value in checkpointing(bool(self.gradient_checkpointing)).items():
+            setattr(self, name, getattr(self, name) or value)
         super().__post_init__()
 
     @property

@@ -33,7 +33,7 @@ def share_steps(args: Any, record: RunRecord | None = None) -> StepShares:
         # one process would copy the model to every GPU at every step (DataParallel), past all hooks
         seen, args._n_gpu = args.n_gpu, 1
         if record is not None:
-            record.note(f"one of {seen} GPUs is used: start one process each with torchrun or accelerate launch")
+            record.note(f"one of {seen} GPUs is used: start one process each with torchrun")
     processes = int(args.world_size)
     largest, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     asked = getattr(args, "examples_per_step", largest * accumulation)
@@ -43,8 +43,8 @@ def share_steps(args: Any, record: RunRecord | None = None) -> StepShares:
     args.gradient_accumulation_steps = shares.accumulation
     if shares.idle and record is not None:
         record.note(
-            f"{examples} examples a step do not go round {processes} processes: {shares.idle} of them wait at "
-            "the end of each step. The step is the same; a batch that is a multiple of the processes is faster"
+            f"{examples} examples a step do not go round {processes} processes: {shares.idle} wait at "
+            "the end of each step. The step is the same; a multiple of the processes is faster"
         )
     return shares
 
@@ -58,10 +58,14 @@ def launch_faults(args: UnlearningConfig) -> list[Fault]:
         what = "FSDP1 flattens parameters together, so gradients cannot be told apart by parameter"
         faults.append(Fault("accelerate launch", what, "Set fsdp_version: 2"))
     sharded = _flag("ACCELERATE_USE_FSDP") or bool(args.fsdp)
-    if sharded and args.evaluate_every:
-        what = "evaluations during the run need the whole model on each process, and FSDP2 has it in parts"
-        faults.append(Fault("--eval-every", what, "Leave it out and evaluate the result"))
-    return faults
+    return faults + (_evaluation_faults(args) if sharded else [])
+
+
+def _evaluation_faults(args: UnlearningConfig) -> list[Fault]:
+    if not args.evaluate_every:
+        return []
+    what = "evaluations during the run need the whole model on each process, and FSDP2 has it in parts"
+    return [Fault("--eval-every", what, "Leave it out and evaluate the result")]
 
 
 def _flag(name: str) -> bool:
@@ -100,7 +104,7 @@ def check(trainer: UnlearningTrainer) -> None:
     """Refuse what cannot run, and keep gradients precise, once the accelerator is there.
 
     Raises:
-        RequestError: the rule or the rate cannot run under DeepSpeed, or FSDP1 was asked for.
+        RequestError: something cannot run under DeepSpeed or FSDP.
     """
     if trainer.is_deepspeed_enabled:
         plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
@@ -108,6 +112,9 @@ def check(trainer: UnlearningTrainer) -> None:
         if faults:
             raise RequestError(faults)
     check_sharding(trainer)
+    faults = _evaluation_faults(trainer.args) if trainer.is_fsdp_enabled else []
+    if faults:
+        raise RequestError(faults)
 
 
 def check_sharding(trainer: Any) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ngdiff.callbacks import ProgressCallback
-from ngdiff.config import positive_fault, seed_fault
+from ngdiff.config import checkpointing, positive_fault, seed_fault
 from ngdiff.data.batching import ABSENT, Batch, collate, permutation
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash, to_examples
@@ -264,7 +264,7 @@ def _trainer(
         num_train_epochs=request.epochs,
         learning_rate=request.lr,
         per_device_train_batch_size=request.batch_size,
-        gradient_checkpointing=request.gradient_checkpointing,
+        **checkpointing(request.gradient_checkpointing),
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         bf16=bf16,

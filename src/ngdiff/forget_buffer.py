@@ -25,8 +25,8 @@ class ForgetBuffer:
 
     Args:
         parameters: those that need a gradient.
-        keep: ``cpu`` keeps the numbers as they are, in pinned memory where there is a GPU; ``bf16`` keeps them
-            on the device, rounded after every micro-batch (relative error 2**-9 each time).
+        keep: ``cpu`` keeps the numbers as they are, in pinned memory where there is a GPU; ``bf16`` keeps
+            them on the device, rounded after every micro-batch (relative error 2**-9 each time).
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], keep: Keep) -> None:

@@ -96,7 +96,7 @@ class GradientPair:
             add_up(self._buffers[task])
 
     def _pairs(self) -> Iterator[tuple[int, nn.Parameter, Tensor | None, Tensor | None]]:
-        """Yield this process's parts of both gradients, the forget gradient's as the retain gradient's kind."""
+        """Yield this process's parts of both gradients, on one device and of one type."""
         buffers = zip(self.parameters, self._buffers["retain"], self._buffers["forget"], strict=True)
         for index, (parameter, retain, forget) in enumerate(buffers):
             mine = None if retain is None else local(retain)

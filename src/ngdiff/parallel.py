@@ -185,8 +185,8 @@ def no_exchange(model: nn.Module, wanted: bool = True) -> Iterator[None]:
 def shared(rows: Sequence[T], work: Callable[[list[T]], Sequence[Any]]) -> list[Any]:
     """Let every process do its share of the rows; return all results, in order, on all of them.
 
-    All shares are of one length, the last row doing double duty where it must, since a sharded model's forward
-    passes need every process.
+    All shares are of one length, the last row doing double duty where it must, since a sharded model's
+    forward passes need every process.
     """
     count, rank = process_count(), process_rank()
     if count == 1 or not rows:

@@ -47,7 +47,7 @@ class ChangeMeter:
         return [self._thin(parameter) for parameter in self._parameters]
 
     def sample(self, gradient: Sequence[Tensor | None]) -> list[Tensor]:
-        """Copy a gradient's part that belongs to the sample, parameter by parameter; None stands for zeros."""
+        """Copy what of a gradient belongs to the sample, parameter by parameter; None stands for zeros."""
         return [
             torch.zeros_like(place, dtype=torch.float32)
             if part is None
@@ -61,7 +61,9 @@ class ChangeMeter:
         gradients = [parameter.grad for parameter in self._parameters]
         nowhere = all(gradient is None for gradient in gradients)
         self._reached = [
-            torch.full_like(values, nowhere, dtype=torch.bool) if gradient is None else self._thin(gradient) != 0
+            torch.full_like(values, nowhere, dtype=torch.bool)
+            if gradient is None
+            else self._thin(gradient) != 0
             for values, gradient in zip(self._before, gradients, strict=True)
         ]
         self._update = None

@@ -248,9 +248,7 @@ def _states(model: Any, batch: dict[str, Tensor], layer: int | None) -> tuple[Te
 def _head_of(model: Any) -> dict[str, Tensor]:
     head = output_head(model)
     own = {"weight": getattr(head, "weight", None), "bias": getattr(head, "bias", None)}
-    return {
-        _HEAD + name: whole(value).cpu().contiguous() for name, value in own.items() if value is not None
-    }
+    return {_HEAD + name: whole(value).cpu().contiguous() for name, value in own.items() if value is not None}
 
 
 def _check_head(kept: StartingStates, tensors: Mapping[str, Tensor], states: Tensor, logits: Tensor) -> None:

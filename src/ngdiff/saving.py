@@ -14,8 +14,8 @@ from ngdiff.parallel import barrier, is_sharded, whole
 def save_model(model: Any, folder: Path) -> None:
     """Write a model, or the adapters that were trained on it, with ``save_pretrained``.
 
-    Every process has to call it; the first one writes. Sharded parameters are gathered one at a time, into the
-    memory of the first process's CPU.
+    Every process has to call it; the first one writes. Sharded parameters are gathered one at a time, into
+    the memory of the first process's CPU.
 
     Args:
         model: unwrapped (no DDP around it).
@@ -35,7 +35,9 @@ def whole_state(model: Any) -> dict[str, Tensor] | None:
     if not is_sharded(model):
         return None
     adapters = hasattr(model, "peft_config")
-    gathered: dict[int, Tensor] = {}  # a tied weight is one tensor under two names, and is to be one in the file
+    gathered: dict[
+        int, Tensor
+    ] = {}  # a tied weight is one tensor under two names, and is to be one in the file
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if adapters and not parameter.requires_grad:

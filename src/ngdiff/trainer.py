@@ -36,9 +36,9 @@ from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.data.sharing import loader
+from ngdiff.distribution import Weighted, weighted_mean
 from ngdiff.durable import DurableTrainer
 from ngdiff.environment import machine, peak_memory_gib, versions
-from ngdiff.distribution import Weighted, weighted_mean
 from ngdiff.errors import RunError
 from ngdiff.evaluation.teacher_forced import (
     AnswerScore,
@@ -180,12 +180,12 @@ class UnlearningTrainer(DurableTrainer):
         if args.trainable is not None:
             train_only(model, args.trainable)
         self._shares = distribution.share_steps(args, self.record)
-        hooks = _Hooks()
+        hooks, pairs = _Hooks(), PairedDataset(self._forget, self._retain)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=PairedDataset(self._forget, self._retain),
-            data_collator=PairCollator(self._pad_id, (self._forget[0], self._retain[0], 0)),
+            train_dataset=pairs,
+            data_collator=PairCollator(self._pad_id, pairs),
             processing_class=processing_class,
             callbacks=[hooks, *(callbacks or ())],
             optimizers=optimizers,
@@ -528,9 +528,7 @@ class UnlearningTrainer(DurableTrainer):
 
             def score(mine: list[EncodedExample]) -> list[AnswerScore]:
                 size = 2 * self.args.eval_batch_size
-                return score_answers(
-                    model, mine, pad_id=self._pad_id, batch_size=size, share_prompts=alone
-                )
+                return score_answers(model, mine, pad_id=self._pad_id, batch_size=size, share_prompts=alone)
 
             return summarise(shared(examples, score))
 

@@ -25,6 +25,7 @@ from ngdiff.distribution import launch_faults
 from ngdiff.durable import disk_reason, is_disk_error
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError, RunError
+from ngdiff.evaluation.distributed import is_main
 from ngdiff.finetune import with_lora
 from ngdiff.losses import LOSSES
 from ngdiff.models import (
@@ -40,7 +41,6 @@ from ngdiff.models import (
     resolve_model,
     weights_bytes,
 )
-from ngdiff.evaluation.distributed import is_main
 from ngdiff.output import RECORD, check_output, same_folder, write_json
 from ngdiff.parallel import any_process, by_main, from_main, joined, on_all, raise_faults
 from ngdiff.parameters import all_finite
@@ -270,7 +270,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
 
 
 def _settled(place: Workplace, request: UnlearnRequest) -> RunRecord | None:
-    """Put a finished result in its place; return its record, if it is this request's: nothing is left to do."""
+    """Put a finished result in its place; return its record, if it is this request's and nothing is left."""
     if not place.settle():
         return None
     kept = json.loads((request.output / RECORD).read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -67,14 +68,12 @@ def little_padding(
     return batches
 
 
-def even_parts(
-    examples: Sequence[EncodedExample], most: int, processes: int
-) -> list[list[EncodedExample]]:
+def even_parts(examples: Sequence[EncodedExample], most: int, processes: int) -> list[list[EncodedExample]]:
     """Sort by length and cut into parts of nearly one size, as many for every process; some may be empty."""
     ordered = sorted(examples, key=lambda example: len(example.input_ids))
     count = processes * -(-len(ordered) // (most * processes))
     bounds = [len(ordered) * place // count for place in range(count + 1)]
-    return [ordered[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [ordered[start:stop] for start, stop in pairwise(bounds)]
 
 
 def permutation(size: int, seed: int, cycle: int) -> list[int]:
@@ -101,7 +100,7 @@ class Stream:
 
 
 ABSENT = "absent"
-"""Marks a batch that stands in for none: a process runs it for the others' sake, and it counts for nothing."""
+"""Marks a batch that stands in for none: a process runs it for the others' sake; it counts for nothing."""
 
 Pair = tuple[EncodedExample, EncodedExample, int]
 """A forget example, a retain example, and the retain example's row."""
@@ -119,6 +118,11 @@ class PairedDataset(Dataset[Pair]):
     def __getitem__(self, pair: tuple[int, int]) -> Pair:
         forget, retain = pair
         return self.forget[forget], self.retain[retain], retain
+
+    def stand_in(self) -> Pair:
+        """Return a pair that any loss can be worked out on, now that the data is complete."""
+        known = (row for row, example in enumerate(self.retain) if example.reference_states is not None)
+        return self[0, next(known, 0)]
 
 
 class PairSampler(Sampler[tuple[int, int]]):
@@ -172,11 +176,11 @@ class PairCollator:
 
     Args:
         pad_id: what to pad with; any id will do.
-        stand_in: a pair for a process that gets none: it is marked ``absent`` and counts for nothing.
+        dataset: where a pair comes from for a process that gets none; the batch is marked as absent.
     """
 
-    def __init__(self, pad_id: int, stand_in: Pair | None = None) -> None:
-        self.pad_id, self.stand_in = pad_id, stand_in
+    def __init__(self, pad_id: int, dataset: PairedDataset | None = None) -> None:
+        self.pad_id, self.dataset = pad_id, dataset
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Batch | Tensor]:
         """Pad the pairs of one micro-batch, each task to its own longest sequence.
@@ -184,8 +188,8 @@ class PairCollator:
         Where forget examples have several alternatives, the row of the first retain example, which differs
         from pass to pass and not from run to run, says which is taken.
         """
-        if not pairs and self.stand_in is not None:
-            return {**self([self.stand_in]), ABSENT: torch.ones(1)}
+        if not pairs and self.dataset is not None:
+            return {**self([self.dataset.stand_in()]), ABSENT: torch.ones(1)}
         forget, retain, rows = zip(*pairs, strict=True)
         return {
             "forget": collate_for_loss(forget, self.pad_id, turn=rows[0]),
