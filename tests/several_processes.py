@@ -21,6 +21,7 @@ from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.environment import weights_hash
+from ngdiff.errors import RequestError
 from ngdiff.evaluation.distributed import is_main
 from ngdiff.finetune import FinetuneRequest, finetune
 from ngdiff.gradients import GradientPair
@@ -131,7 +132,12 @@ def _command(case: Case, folder: Path) -> dict[str, Any]:
     if case.command == "finetune":
         finetune(FinetuneRequest(output=folder / case.name, **settings))
         return {}
-    return unlearn(UnlearnRequest(output=folder / case.name, **settings)).as_json()
+    try:
+        return unlearn(UnlearnRequest(output=folder / case.name, **settings)).as_json()
+    except RequestError as error:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        (folder / f"{case.name}-{rank}.txt").write_text(str(error))
+        return {}
 
 
 def check_replicas() -> None:

@@ -15,15 +15,20 @@ from torch import Tensor
 
 from commandline import make_cli, questions, save_model, write_jsonl
 from ngdiff.config import UnlearningConfig
-from ngdiff.distribution import launch_faults
-from ngdiff.errors import RunError
+from ngdiff.errors import Fault, RequestError, RunError
 from several_processes import Case, trainer_of
 
 FIXED = {"method": "graddiff", "learning_rate": 0.01, "optim": "sgd", "max_steps": 4, "stop_at": "none"}
 
 
-def _config(folder: Path, **settings: Any) -> UnlearningConfig:
-    return UnlearningConfig(output_dir=str(folder), use_cpu=True, **settings)
+NOT_HERE = "accelerate launch"
+"""Where the fault lies of a request that is in order but for DeepSpeed itself, which is not installed."""
+
+
+def _faults(folder: Path, **settings: Any) -> dict[str, Fault]:
+    with pytest.raises(RequestError) as found:
+        UnlearningConfig(output_dir=str(folder), use_cpu=True, **settings)
+    return {fault.where: fault for fault in found.value.faults}
 
 
 @pytest.fixture
@@ -34,23 +39,26 @@ def zero(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_two_gradients_are_refused(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    faults = launch_faults(_config(tmp_path, method="ngdiff"))
-    assert [fault.where for fault in faults] == ["--rule", "--lr"]
-    assert "keeps gradients to itself" in faults[0].what and "FSDP2" in faults[0].mend
-    assert [f.where for f in launch_faults(_config(tmp_path, **FIXED, log_gramian=True))] == ["log_gramian"]
+    faults = _faults(tmp_path, method="ngdiff")
+    assert list(faults) == ["--rule", "--lr"]
+    assert "keeps gradients to itself" in faults["--rule"].what and "FSDP2" in faults["--rule"].mend
+    assert list(_faults(tmp_path, **FIXED, log_gramian=True)) == ["log_gramian"]
 
 
 def test_a_single_gradient_at_a_fixed_rate_is_not(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert launch_faults(_config(tmp_path, **FIXED)) == []
-    assert [f.where for f in launch_faults(_config(tmp_path, method="graddiff", lr_start=1e-5))] == ["--lr"]
+    assert list(_faults(tmp_path, **FIXED)) == [NOT_HERE]
+    assert list(_faults(tmp_path, method="graddiff", lr_start=1e-5)) == ["--lr"]
 
 
 def test_zero_3_has_no_best_weights(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:
     zero.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    assert launch_faults(_config(tmp_path, **FIXED)) == []
-    assert [f.where for f in launch_faults(_config(tmp_path, **{**FIXED, "stop_at": "auto"}))] == [
-        "--stop-at"
-    ]
+    assert list(_faults(tmp_path, **FIXED)) == [NOT_HERE]
+    assert list(_faults(tmp_path, **{**FIXED, "stop_at": "auto"})) == ["--stop-at"]
+
+
+def test_its_own_file_says_the_stage(tmp_path: Path) -> None:
+    given = {"zero_optimization": {"stage": 3}}
+    assert list(_faults(tmp_path, **{**FIXED, "stop_at": "auto"}, deepspeed=given)) == ["--stop-at"]
 
 
 def test_the_command_says_so_before_anything_heavy(

@@ -37,7 +37,7 @@ TWENTY = {
         *((True, "sgd", 4), (True, "adamw_torch", 1)),
     )
 }
-FEW = {"examples_per_step": 4, "max_steps": 6, "optim": "sgd"}
+FEW = {"examples_per_step": 4, "max_steps": 4, "optim": "sgd"}
 STOPPED = {**FEW, "max_steps": 9, "stop_at": "extraction_strength=0.5", "check_every": 3, "keep_utility": 0.6}
 OTHERS = {
     "stop": STOPPED,
@@ -47,8 +47,19 @@ OTHERS = {
     "forget-buffer": {**FEW, "forget_buffer": "cpu"},
     "checkpointing": {**FEW, "gradient_checkpointing": True},
     "graddiff": {**FEW, "method": "graddiff", "learning_rate": 0.05},
+    "evaluated": {**FEW, "evaluate_every": 2, "evaluate_items": 6},
 }
-CHECKPOINTS = {**STOPPED, "max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+COMMANDS = ("unlearned", "adapter", "finetuned")
+# what takes a road of its own under one of the two
+WITH: dict[How, tuple[str, ...]] = {
+    "ddp": ("stop", "rmu", "forget-buffer", "graddiff", "evaluated", "unlearned"),
+    "fsdp2": ("stop", "rmu", "dpo", "kl", "forget-buffer", "checkpointing", *COMMANDS),
+}
+PAIRS = [(how, name) for how in HOWS for name in WITH[how]]
+CHECKPOINTS = {
+    **{**FEW, "max_steps": 8, "stop_at": "extraction_strength=0", "check_every": 2, "keep_utility": 0.5},
+    **{"save_strategy": "steps", "save_steps": 4},
+}
 
 
 @dataclass(frozen=True)
@@ -89,15 +100,20 @@ def assert_same_weights(left: dict[str, Tensor], right: dict[str, Tensor], toler
         assert apart <= tolerance, f"{name} is {apart} apart"
 
 
+def near(value: float | None, relative: float, absolute: float = 1e-9) -> Any:
+    """Return what compares equal to a figure; a run without two gradients has some that are None."""
+    return None if value is None else pytest.approx(value, rel=relative, abs=absolute)
+
+
 def assert_same_record(left: dict[str, Any], right: dict[str, Any], relative: float) -> None:
     """Compare the steps' figures, the probes' outcomes, the figures before and after, and the end."""
     assert len(left["steps"]) == len(right["steps"])
     for before, after in zip(left["steps"], right["steps"], strict=True):
         for key in FOLLOWED:
-            assert after[key] == pytest.approx(before[key], rel=relative, abs=1e-9), (before["step"], key)
+            assert after[key] == near(before[key], relative), (before["step"], key)
         # the Gramian's third number is small beside the other two: it is compared as a cosine
-        assert after["cosine"] == pytest.approx(before["cosine"], abs=10 * relative)
-        assert after["forget_extraction_strength"] == pytest.approx(before["forget_extraction_strength"])
+        assert after["cosine"] == near(before["cosine"], 0, 10 * relative)
+        assert after["forget_extraction_strength"] == near(before["forget_extraction_strength"], 1e-6)
         assert after["skipped"] == before["skipped"]
     for key in ("outcome", "step"):
         assert [probe[key] for probe in right["probes"]] == [probe[key] for probe in left["probes"]]
@@ -121,7 +137,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def commands(inputs: Path) -> dict[str, Case]:
     """Return requests whose result is a folder."""
-    few = {"max_steps": 3, "per_device_train_batch_size": 4, "stop_at": "none", "method": "ngdiff"}
+    few = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "stop_at": "none",
+        "method": "ngdiff",
+        "optim": "sgd",
+    }
     unlearn: dict[str, Any] = {
         name: [str(inputs / f"{name}.jsonl")] for name in ("forget", "retain", "holdout")
     }
@@ -141,7 +163,6 @@ def places(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Places:
     start = str(inputs / "start.safetensors")
     runs = {name: replace(case, start=start) for name, case in TWENTY.items()}
     runs |= {name: Case("", settings=settings, start=start) for name, settings in OTHERS.items()}
-    runs |= {"evaluated": Case("", settings={**FEW, "evaluate_every": 3, "evaluate_items": 6}, start=start)}
     runs |= commands(inputs)
     for name, case in runs.items():
         run(replace(case, name=name), places.here)
@@ -156,10 +177,15 @@ def places(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Places:
                 replace(case, name=f"{how}-{name}", how=how)
                 for how in HOWS
                 for name, case in runs.items()
-                if (how, name) != ("fsdp2", "evaluated")
+                if name in TWENTY or name in WITH[how]
             ),
             sharded,
             replace(taken_up, resume=str(places.one / middle)),
+            Case(
+                "refused",
+                settings={**commands(inputs)["unlearned"].settings, "precision": "none"},
+                command="unlearn",
+            ),
         ],
         2,
     )
@@ -178,8 +204,7 @@ def test_the_run_of_one(places: Places, how: How, name: str) -> None:
     assert left["probes"] and len(left["steps"]) == 20
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(("how", "name"), [pair for pair in PAIRS if pair[1] in OTHERS])
 def test_other_losses_options_and_ends(places: Places, how: How, name: str) -> None:
     (left, here), (right, there) = read(places.here, name), read(places.two, f"{how}-{name}")
     assert_same_weights(here, there, 1e-5)
@@ -188,7 +213,7 @@ def test_other_losses_options_and_ends(places: Places, how: How, name: str) -> N
 
 def test_evaluations_during_the_run(places: Places) -> None:
     left, right = (read(folder, name)[0]["evaluations"] for folder, name in _pair(places, "evaluated"))
-    assert [entry["step"] for entry in left] == [entry["step"] for entry in right] == [0, 3, 6]
+    assert [entry["step"] for entry in left] == [entry["step"] for entry in right] == [0, 2, 4]
     for before, after in zip(left, right, strict=True):
         assert before["figures"].keys() == after["figures"].keys()
         for key, figure in before["figures"].items():
@@ -199,14 +224,7 @@ def _pair(places: Places, name: str) -> tuple[tuple[Path, str], tuple[Path, str]
     return (places.here, name), (places.two, f"ddp-{name}")
 
 
-def test_a_run_that_is_stopped_went_back(places: Places) -> None:
-    stop = read(places.here, "stop")[0]["stop"]
-    checks = read(places.here, "stop")[0]["checks"]
-    assert len(checks) >= 2 and stop["target"]["measure"] == "extraction_strength"
-
-
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("name", ["unlearned", "adapter", "finetuned"])
+@pytest.mark.parametrize(("how", "name"), [pair for pair in PAIRS if pair[1] in COMMANDS])
 def test_the_folder_of_one(places: Places, how: How, name: str) -> None:
     here, there = tree(places.here / name), tree(places.two / f"{how}-{name}")
     assert here.keys() == there.keys()
@@ -240,8 +258,9 @@ def test_sharded_checkpoints_pass_to_another_number_of_processes(places: Places)
     for folder in (places.one, places.two):
         taken_up, again = read(folder, "taken-up")
         assert_same_weights(weights, again, 1e-5)
-        assert len(taken_up["steps"]) == len(whole["steps"]) == 8
-        assert taken_up["stop"]["kept_step"] == whole["stop"]["kept_step"]
+        assert [step["step"] for step in taken_up["steps"]] == [step["step"] for step in whole["steps"]]
+        assert taken_up["stop"]["kept_step"] == whole["stop"]["kept_step"] > 0
+        assert "resumed at step 4" in " ".join(taken_up["notes"])
     files = {file.name for file in (places.two / "whole" / "checkpoint-4").rglob("*")}
     assert {"pytorch_model_fsdp_0", "__0_0.distcp", "__1_0.distcp"} <= files
     assert BEST_FILE not in files
@@ -253,23 +272,11 @@ def test_hashes_agree(places: Places) -> None:
     assert len(alone["hash"]) == len(pair["hash"]) == 64
 
 
-def test_a_fault_ends_all_and_nothing_is_written(inputs: Path, tmp_path: Path) -> None:
-    files = [word for name in ("forget", "retain") for word in (f"--{name}", str(inputs / f"{name}.jsonl"))]
-    output = tmp_path / "out"
-    words = (
-        "unlearn",
-        "--model",
-        str(inputs / "model"),
-        *files,
-        "--batch-size",
-        "0",
-        "--output",
-        str(output),
-    )
-    done = torchrun(2, "-m", "ngdiff", *words)
-    assert done.returncode != 0 and "exitcode  : 2" in done.stderr
-    assert done.stderr.count("--batch-size:") == 1  # one of them speaks
-    assert list(tmp_path.iterdir()) == []
+def test_a_fault_ends_all_and_nothing_is_written(places: Places) -> None:
+    for rank in (0, 1):
+        assert "--precision" in (places.two / f"refused-{rank}.txt").read_text()
+    assert not (places.two / "refused").exists()
+    assert not list(places.two.glob(".refused*"))
 
 
 def test_fsdp1_is_refused(monkeypatch: pytest.MonkeyPatch, inputs: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from transformers import TrainingArguments
 
+from ngdiff.distribution import launch_faults
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.forget_buffer import Keep
 from ngdiff.losses import find_loss
@@ -46,12 +47,12 @@ def seed_fault(seed: int) -> Fault | None:
 
 
 def checkpointing(wanted: bool) -> dict[str, Any]:
-    """Return the settings that work activations out again in the backward pass, under this version's names."""
+    """Return the settings that work activations out again in the backward pass, by this version's names."""
     if not wanted:
         return {}
     fields = TrainingArguments.__dataclass_fields__
     name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
-    # the other kind runs the layers in a graph of their own, which hooks and two losses do not see through
+    # the other kind runs layers in a graph of their own, which losses on hidden states cannot see
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
@@ -211,7 +212,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         ):
             if args[0] is not None:
                 attempt(check, *args)
-        return faults + self._range_faults()
+        return faults + self._range_faults() + ([] if faults else launch_faults(self))
 
     def _type_faults(self) -> list[Fault]:
         """List values of the wrong type; defaults take their place, so that the rest can be checked."""

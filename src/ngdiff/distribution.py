@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,8 @@ def launch_faults(args: UnlearningConfig) -> list[Fault]:
     faults: list[Fault] = []
     if _deepspeed_asked(args):
         faults += _deepspeed_faults(args, _zero_stage(args))
+        if not faults and importlib.util.find_spec("deepspeed") is None:
+            faults.append(Fault("accelerate launch", "DeepSpeed is not installed", "pip install deepspeed"))
     if _flag("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
         what = "FSDP1 flattens parameters together, so gradients cannot be told apart by parameter"
         faults.append(Fault("accelerate launch", what, "Set fsdp_version: 2"))

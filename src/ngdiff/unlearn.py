@@ -21,7 +21,6 @@ from ngdiff.config import UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
-from ngdiff.distribution import launch_faults
 from ngdiff.durable import disk_reason, is_disk_error
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError, RunError
@@ -124,7 +123,6 @@ def prepare(request: UnlearnRequest) -> Prepared:
         config = make_config(request)
     except RequestError as error:
         faults += error.faults
-    faults += launch_faults(config) if config is not None else []
     source, needed = None, 0
     try:
         source = resolve_model(request.model)
