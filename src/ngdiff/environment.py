@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ngdiff.evaluation.distributed import process_count
 from ngdiff.parallel import whole
 
 PACKAGES = ("ngdiff", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers")
@@ -47,13 +48,14 @@ def git_commit() -> str | None:
 
 
 def machine() -> dict[str, object]:
-    """Return processor, accelerator, thread count and operating system."""
+    """Return processor, accelerator, thread count, processes that work together, and operating system."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "accelerator": gpu,
         "threads": torch.get_num_threads(),
+        "processes": process_count(),
     }
 
 

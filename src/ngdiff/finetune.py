@@ -197,13 +197,16 @@ def _scores(
     scored = examples[:: max(1, len(examples) // SCORED_AT_THE_END)][:SCORED_AT_THE_END]
     with Meter("Scoring what it learned", len(scored)) as meter, looking(trainer.model_wrapped) as model:
 
+        def advance(count: int) -> None:
+            meter.advance(min(count * process_count(), meter.total - meter.done))
+
         def score(mine: list[EncodedExample]) -> list[AnswerScore]:
             return score_answers(
                 model,
                 mine,
                 pad_id=pad_id,
                 autocast=trainer.compute_loss_context_manager,
-                advance=lambda count: meter.advance(count * process_count()),
+                advance=advance,
                 share_prompts=process_count() == 1,
             )
 

@@ -222,13 +222,14 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    from accelerate import PartialState
+    from accelerate.state import AcceleratorState, PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
     try:
         yield
     finally:
         state.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)  # whoever comes next has to join anew
 
 
 def raise_faults(faults: Sequence[Fault]) -> None:

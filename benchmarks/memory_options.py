@@ -1,7 +1,7 @@
 """Peak memory of a few NGDiff steps -> what each option that saves memory saves.
 
-    python -m benchmarks.memory                      # on a CPU: peak resident memory
-    python -m benchmarks.memory --device cuda --hidden 2048 --layers 16
+    python -m benchmarks.memory_options                      # on a CPU: peak resident memory
+    python -m benchmarks.memory_options --device cuda --hidden 2048 --layers 16
 
 Each setting runs in a process of its own, on a Llama with random weights. On a CPU a forget buffer ``cpu``
 lies in the same memory as all the rest, so nothing is saved there: its effect shows on a GPU only.
@@ -104,7 +104,7 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "benchmarks.memory",
+            "benchmarks.memory_options",
             *sys.argv[1:],
             "--only",
             json.dumps(asdict(setting)),
