@@ -49,10 +49,10 @@ def test_descent_is_the_cosine_of_gradient_and_applied_update() -> None:
     flat = [torch.cat([part.flatten() for part in parts]).double() for parts in (gradient, update)]
     by_hand = float(flat[0] @ flat[1] / (flat[0].norm() * flat[1].norm()))
     assert meter.descent(sampled) == pytest.approx(by_hand, abs=1e-5)
-    assert meter.descent(-sampled) == pytest.approx(-by_hand, abs=1e-5)
-    assert meter.descent(torch.zeros_like(sampled)) == 0.0
+    assert meter.descent([-part for part in sampled]) == pytest.approx(-by_hand, abs=1e-5)
+    assert meter.descent([torch.zeros_like(part) for part in sampled]) == 0.0
     nothing = meter.sample([None, *gradient[1:]])
-    assert float(nothing[: gradient[0].numel()].abs().sum()) == 0.0
+    assert float(nothing[0].abs().sum()) == 0.0
 
 
 def test_frozen_parameters_do_not_count() -> None:

@@ -88,7 +88,8 @@ def labelled_activations(model: nn.Module, batch: Mapping[str, Tensor], layer: i
     caught: list[Tensor] = []
 
     def catch(_: nn.Module, __: Any, output: Any) -> None:
-        caught.append((output[0] if isinstance(output, tuple) else output)[positions])
+        # nothing is worked out in here: with gradient checkpointing this would run once and not again
+        caught.append(output[0] if isinstance(output, tuple) else output)
 
     with only_layers(model, layer + 1) as last, head_sees_only(model, _none(positions)):
         handle = last.register_forward_hook(catch)
@@ -96,7 +97,7 @@ def labelled_activations(model: nn.Module, batch: Mapping[str, Tensor], layer: i
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         finally:
             handle.remove()
-    return Activations(caught[0].float(), batch.get("reference_states"))
+    return Activations(caught[0][positions].float(), batch.get("reference_states"))
 
 
 def _none(positions: Bool[Tensor, "rows length"]) -> Bool[Tensor, "rows length"]:

@@ -24,6 +24,7 @@ from ngdiff.evaluation.cache import Cache, cache_key
 from ngdiff.evaluation.evaluator import identity
 from ngdiff.evaluation.generation import answer_text, end_tokens, left_padded
 from ngdiff.losses import Answers
+from ngdiff.parallel import OneCache, from_main
 
 COLUMNS = ("preferred_answer", "chosen")
 """Columns in which preferred answers are looked for; the second is TRL's name."""
@@ -147,7 +148,7 @@ def with_invented(
     seed: int,
     each: int,
     batch_size: int,
-    remembered: Cache,
+    remembered: Cache | OneCache,
     precision: str,
     advance: Callable[[int], object] | None = None,
 ) -> tuple[list[EncodedExample], int]:
@@ -183,7 +184,9 @@ def with_invented(
         for start in range(0, len(missing), batch_size):
             places = missing[start : start + batch_size]
             most = max(len(examples[place // each].labels) for place in places)
-            said = _sample(model, tokenizer, [asked[place] for place in places], most, (seed, attempt, start))
+            said = from_main(
+                _sample(model, tokenizer, [asked[place] for place in places], most, (seed, attempt, start))
+            )
             good = {
                 keys[place]: text
                 for place, text in zip(places, said, strict=True)

@@ -15,9 +15,11 @@ from ngdiff.alternatives import EACH, alternative_faults, with_alternatives, wit
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.cache import Cache, default_folder
+from ngdiff.evaluation.distributed import is_main
 from ngdiff.forward import StartingHead, look
 from ngdiff.logprobs import LabelledTokens
 from ngdiff.losses import Loss, Measured, Task
+from ngdiff.parallel import OneCache
 from ngdiff.reference_model import Autocast, StartingStates, starting_states, with_reference
 
 DEPTH_OF_STEERING = 7 / 32
@@ -94,7 +96,7 @@ class Comparisons:
         rows: Mapping[Task, Sequence[int]],
         passes: int,
     ) -> list[str]:
-        """Fill the data in, in place, from the model as it is before the first step.
+        """Fill the data in, in place, from the model as it is before the first step, on every process.
 
         Args:
             model: the starting model.
@@ -108,7 +110,7 @@ class Comparisons:
         if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
             return []
         notes: list[str] = []
-        cache = Cache(default_folder())
+        cache = OneCache(Cache(default_folder()) if is_main() else None)
         try:
             with torch.no_grad(), self.autocast():
                 if self.losses["forget"].other_answers == "invented":
@@ -119,7 +121,7 @@ class Comparisons:
             cache.close()
         return notes + cache.notes
 
-    def _invent(self, model: Any, forget: list[EncodedExample], passes: int, cache: Cache) -> list[str]:
+    def _invent(self, model: Any, forget: list[EncodedExample], passes: int, cache: OneCache) -> list[str]:
         setting = self.setting
         forget[:], refused = with_invented(
             model,
@@ -143,7 +145,7 @@ class Comparisons:
         loss: Loss,
         examples: list[EncodedExample],
         rows: Sequence[int],
-        cache: Cache,
+        cache: OneCache,
     ) -> None:
         setting = self.setting
         if loss.compares == "answers":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from transformers import TrainingArguments
 
-from ngdiff.errors import Fault, RequestError
+from ngdiff.distribution import launch_faults
+from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.forget_buffer import Keep
 from ngdiff.losses import find_loss
 from ngdiff.methods import DEFAULT_METHOD, find_method
 from ngdiff.setting_types import type_faults
@@ -53,6 +55,16 @@ def minutes_fault(minutes: float) -> Fault | None:
     return Fault("--save-minutes", f"{minutes} is no length of time", mend)
 
 
+def checkpointing(wanted: bool) -> dict[str, Any]:
+    """Return the settings that work activations out again in the backward pass, by this version's names."""
+    if not wanted:
+        return {}
+    fields = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    # the other kind runs layers in a graph of their own, which losses on hidden states cannot see
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -71,13 +83,13 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         _is_whole,
         (
             *("probe_every", "probe_size", "check_every", "check_size", "check_patience", "max_length"),
-            *("evaluate_every", "evaluate_items"),
+            *("evaluate_every", "evaluate_items", "examples_per_step"),
             *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"),
         ),
     ),
     "name": (
         lambda value: isinstance(value, str),
-        ("method", "forget_loss", "retain_loss", "rule", "stop_at", "trainable"),
+        ("method", "forget_loss", "retain_loss", "rule", "stop_at", "trainable", "forget_buffer"),
     ),
 }
 
@@ -115,6 +127,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         trainable: regular expression; only parameters in whose names it is found are trained.
         log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
             cosine; costs one more gradient buffer.
+        forget_buffer: where the forget gradient is kept: ``device`` (beside the retain gradient), ``cpu``, or
+            ``bf16`` (on the device, rounded to bfloat16).
+        examples_per_step: pairs of a forget and a retain example that one optimizer step takes, over all
+            processes and micro-batches; ``per_device_train_batch_size`` is then the most that one process
+            runs at a time. 0 for their product, as everywhere in transformers.
         evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
             :mod:`ngdiff.evaluation.callback`); 0 for none.
         evaluate_items: most items of each set that these look at.
@@ -143,6 +160,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     max_length: int = 512
     trainable: str | None = None
     log_gramian: bool = False
+    forget_buffer: str = "device"
+    examples_per_step: int = 0
     evaluate_every: int = 0
     evaluate_items: int = 64
     save_minutes: float = 0.0
@@ -160,6 +179,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         faults = self._complete()
         if faults:
             raise RequestError(faults)
+        for name, value in checkpointing(bool(self.gradient_checkpointing)).items():
+            setattr(self, name, getattr(self, name) or value)
         super().__post_init__()
 
     @property
@@ -200,7 +221,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         ):
             if args[0] is not None:
                 attempt(check, *args)
-        return faults + self._range_faults()
+        return faults + self._range_faults() + ([] if faults else launch_faults(self))
 
     def _type_faults(self) -> list[Fault]:
         """List values of the wrong type; defaults take their place, so that the rest can be checked."""
@@ -267,6 +288,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
         if self.probe_size < 0:
             faults.append(Fault("--probe-size", f"{self.probe_size} is negative", "Give 0 or more examples"))
+        if self.forget_buffer not in get_args(Keep):
+            faults.append(unknown_name("--forget-buffer", "place", self.forget_buffer, get_args(Keep)))
+        if self.examples_per_step < 0:
+            what = f"{self.examples_per_step} is negative"
+            faults.append(Fault("--set examples_per_step", what, "Give 0 or more examples"))
         if self.evaluate_every < 0:
             faults.append(
                 Fault("--eval-every", f"{self.evaluate_every} is negative", "Give 0 (never) or more")

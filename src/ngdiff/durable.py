@@ -162,10 +162,13 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
             return str(asked)
         if asked is not True:
             return asked
-        tidy(self.run_folder)
+        if self.args.should_save:
+            tidy(self.run_folder)
+        self.accelerator.wait_for_everyone()
         good, broken = good_or_refused(self.run_folder)
         if good is None:
             return True  # transformers says that there is none
+        self.accelerator.wait_for_everyone()  # nobody still looks at what goes now
         for one in broken:
             self.note(f"{one.folder.name} was damaged ({one.why}): went on from {good.name} instead")
             if self.args.should_save:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import torch
 
+from ngdiff.evaluation.distributed import process_count
+from ngdiff.parallel import whole
+
 PACKAGES = ("ngdiff", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers")
 
 
@@ -45,13 +48,14 @@ def git_commit() -> str | None:
 
 
 def machine() -> dict[str, object]:
-    """Return processor, accelerator, thread count and operating system."""
+    """Return processor, accelerator, thread count, processes that work together, and operating system."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "accelerator": gpu,
         "threads": torch.get_num_threads(),
+        "processes": process_count(),
     }
 
 
@@ -93,10 +97,13 @@ def keep_freed_memory() -> bool:
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """Return the SHA-256 of names, shapes, types and bytes of all parameters, in name order."""
+    """Return the SHA-256 of names, shapes, types and bytes of all parameters, in name order.
+
+    Where they are sharded, every process has to ask.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        update_with(digest, name, parameter)
+        update_with(digest, name, whole(parameter))
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,18 @@ from transformers import PrinterCallback, TrainingArguments
 
 from ngdiff.callbacks import ProgressCallback
 from ngdiff.checkpoints import step_of
-from ngdiff.config import minutes_fault, positive_fault, seed_fault
-from ngdiff.data.batching import Batch, collate, permutation
+from ngdiff.config import checkpointing, minutes_fault, positive_fault, seed_fault
+from ngdiff.data.batching import ABSENT, Batch, collate, permutation
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash, to_examples
+from ngdiff.data.sharing import loader
 from ngdiff.data.sources import read_rows, source_path
+from ngdiff.distribution import check_sharding, share_steps
 from ngdiff.durable import DurableTrainer
 from ngdiff.environment import machine, peak_memory_gib, versions, weights_hash
 from ngdiff.errors import Fault, RequestError
-from ngdiff.evaluation.teacher_forced import score_answers, summarise
+from ngdiff.evaluation.distributed import is_main, process_count
+from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers, summarise
 from ngdiff.logprobs import count_labelled, labelled_tokens
 from ngdiff.losses import nll
 from ngdiff.models import (
@@ -41,6 +45,7 @@ from ngdiff.models import (
     weights_bytes,
 )
 from ngdiff.output import check_output, holds_faults, same_folder, write_json
+from ngdiff.parallel import by_main, from_main, joined, looking, on_all, raise_faults, shared, summed
 from ngdiff.progress import Meter, working
 from ngdiff.saving import SAVE_MINUTES, write_result
 from ngdiff.signals import wish_to_stop
@@ -100,17 +105,22 @@ class FinetuneTrainer(DurableTrainer):
         self._started = time.monotonic()
         pad_id = kwargs["processing_class"].pad_token_id
         args.remove_unused_columns = False
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=_Examples(examples),
-            data_collator=lambda rows: collate(rows, pad_id),
-            **kwargs,
-        )
+        self._shares = shares = share_steps(args)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedOrder:
-        lengths = [len(example.input_ids) for example in self.train_dataset.examples]
-        return LengthGroupedOrder(lengths, self.args.train_batch_size, self.args.seed)
+        def collate_share(rows: Sequence[EncodedExample]) -> Batch:
+            if rows:
+                return collate(rows, pad_id)
+            return {**collate(examples[:1], pad_id), ABSENT: torch.ones(1)}
+
+        super().__init__(
+            model=model, args=args, train_dataset=_Examples(examples), data_collator=collate_share, **kwargs
+        )
+        check_sharding(self)
+        self._order = LengthGroupedOrder([len(e.input_ids) for e in examples], shares.examples, args.seed)
+
+    def get_train_dataloader(self) -> Any:
+        """Return this process's share of every step's examples."""
+        return loader(self, self.train_dataset, self._order, self._shares)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -119,8 +129,8 @@ class FinetuneTrainer(DurableTrainer):
         if self.no_more_steps:
             return [], 0
         batches = list(islice(epoch_iterator, num_batches))
-        count = torch.tensor(sum(count_labelled(batch) for batch in batches), device=device)
-        return batches, int(self.accelerator.gather(count).sum())
+        mine = sum(count_labelled(batch) for batch in batches if ABSENT not in batch)
+        return batches, int(summed(torch.tensor(mine, device=device)))
 
     def note(self, text: str) -> None:
         """Write a fallback down, for the record."""
@@ -149,7 +159,8 @@ class FinetuneTrainer(DurableTrainer):
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return this micro-batch's share of the step's mean NLL."""
-        loss: Any = nll(labelled_tokens(model, inputs)) / num_items_in_batch * self.accelerator.num_processes
+        factor = 0 if ABSENT in inputs else self.accelerator.num_processes
+        loss: Any = nll(labelled_tokens(model, inputs)) / num_items_in_batch * factor
         self.state.progress_note = f"loss {float(loss.detach()):.3f}"
         return loss
 
@@ -164,10 +175,11 @@ class FinetuneRequest:
         output: the folder to make.
         epochs: passes over the data.
         lr: peak learning rate; warmed up over the first 5% of the steps, then decayed to 0 by a cosine.
-        batch_size: sequences an optimizer step and process.
+        batch_size: sequences an optimizer step, over all processes.
         max_length: tokens of prompt and answer together; longer answers are cut.
         seed: of the order of the data and of any new weights.
         lora: train LoRA adapters only, and save those.
+        gradient_checkpointing: work activations out again in the backward pass instead of keeping them.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
         tofu_dir: folder with TOFU's JSON files.
         overwrite: replace an earlier result, and drop another request's unfinished run.
@@ -187,6 +199,7 @@ class FinetuneRequest:
     max_length: int = 512
     seed: int = 0
     lora: bool = False
+    gradient_checkpointing: bool = False
     precision: Precision = "auto"
     tofu_dir: Path | None = None
     overwrite: bool = False
@@ -202,41 +215,59 @@ def finetune(request: FinetuneRequest) -> Path:
     Raises:
         RequestError: something in the request is wrong; nothing was written.
     """
+    with joined():
+        return _finetune(request)
+
+
+def _finetune(request: FinetuneRequest) -> Path:
     place = Workplace(request.output)
-    place.settle()
-    source, tokenizer, examples = _prepare(request)
+    on_all(lambda: place.settle() if is_main() else None)
+    source, tokenizer, examples = on_all(lambda: _prepare(request))
     asked = Asked(_settings(request), {"data": data_hash([e.example for e in examples])}, None)
-    place.goes_on(asked, resume=request.resume, overwrite=request.overwrite)
+    on_all(lambda: place.goes_on(asked, resume=request.resume, overwrite=request.overwrite))
     with working(f"Loading {request.model}"):
         model = load_model(source)
-    faults = check_output(request.output, _may_replace(request), 2 * model.get_memory_footprint())
-    if faults:
-        raise RequestError(faults)
-    asked = replace(asked, model=weights_hash(model))
+    needed = 2 * model.get_memory_footprint()
+    on_all(lambda: raise_faults(check_output(request.output, _may_replace(request), needed)))
+    # with FSDP2 the first process alone may have read the weights
+    hashed = replace(asked, model=from_main(weights_hash(model) if is_main() else ""))
     if request.lora:
         model = with_lora(model)
-    with (
-        place.claimed(asked, resume=request.resume, overwrite=request.overwrite) as going_on,
-        wish_to_stop() as wish,
-    ):
+    claim = partial(place.claimed, hashed, resume=request.resume, overwrite=request.overwrite)
+    with by_main(claim) as going_on, wish_to_stop() as wish:
         trainer = _trainer(model, tokenizer, examples, request, place.run)
         trainer.wish = wish
         trainer.train(resume_from_checkpoint=going_on or None)
         seconds = trainer.seconds
-        scored = examples[:: max(1, len(examples) // SCORED_AT_THE_END)][:SCORED_AT_THE_END]
-        with Meter("Scoring what it learned", len(scored)) as meter:
-            scores = score_answers(
-                trainer.model,
-                scored,
-                pad_id=tokenizer.pad_token_id,
-                autocast=trainer.compute_loss_context_manager,
-                advance=meter.advance,
-            )
-        record = _record(request, examples, summarise(scores), len(scored), seconds)
-        record |= {"request_sha256": asked.sha256, "notes": trainer.notes}
+        scores = _scores(trainer, examples, tokenizer.pad_token_id)
+        record = _record(request, examples, summarise(scores), len(scores), seconds)
+        record |= {"request_sha256": hashed.sha256, "notes": trainer.notes}
         write_result(place, trainer.accelerator.unwrap_model(trainer.model), tokenizer, record)
-        place.finish()
+        if is_main():
+            place.finish()
     return request.output
+
+
+def _scores(
+    trainer: FinetuneTrainer, examples: Sequence[EncodedExample], pad_id: int
+) -> Sequence[AnswerScore]:
+    scored = examples[:: max(1, len(examples) // SCORED_AT_THE_END)][:SCORED_AT_THE_END]
+    with Meter("Scoring what it learned", len(scored)) as meter, looking(trainer.model_wrapped) as model:
+
+        def advance(count: int) -> None:
+            meter.advance(min(count * process_count(), meter.total - meter.done))
+
+        def score(mine: list[EncodedExample]) -> list[AnswerScore]:
+            return score_answers(
+                model,
+                mine,
+                pad_id=pad_id,
+                autocast=trainer.compute_loss_context_manager,
+                advance=advance,
+                share_prompts=process_count() == 1,
+            )
+
+        return shared(scored, score)
 
 
 def _settings(request: FinetuneRequest) -> dict[str, Any]:
@@ -326,6 +357,7 @@ def _trainer(
         num_train_epochs=request.epochs,
         learning_rate=request.lr,
         per_device_train_batch_size=request.batch_size,
+        **checkpointing(request.gradient_checkpointing),
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         bf16=bf16,

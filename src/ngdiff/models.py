@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.evaluation.distributed import is_first_process
 from ngdiff.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -383,7 +384,7 @@ def _load_gguf(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     clean.generation_config = loaded.generation_config
     clean.config._name_or_path = source.name
     tokenizer = load_tokenizer(source)
-    if dtype == torch.float32:
+    if dtype == torch.float32 and is_first_process():  # with FSDP2 the others may hold no weights
         _keep(clean, tokenizer, source)
     return clean
 

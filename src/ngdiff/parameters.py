@@ -12,12 +12,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load as _read_parts
+from torch.distributed.checkpoint.state_dict_saver import save as _write_parts
 
 from ngdiff.disk import disk_reason, is_disk_error
 from ngdiff.errors import Fault, RequestError, RunError
+from ngdiff.evaluation.distributed import is_main, process_count
+from ngdiff.parallel import Sums, any_process, barrier, from_main, is_sharded, local, on_all, same_everywhere
 
 SAMPLE = 1_000_000
 BEST_FILE = "best.safetensors"
+BEST_FOLDER = "best"
 
 
 class ChangeMeter:
@@ -25,7 +30,8 @@ class ChangeMeter:
 
     In low precision most small updates round away: the weights stay what they were although a step was taken.
     And an optimizer that rescales each coordinate, such as Adam, steps along something else than the gradient
-    it was given, so whether a loss falls along its update has to be measured.
+    it was given, so whether a loss falls along its update has to be measured. Of sharded parameters each
+    process samples its own part; what is returned is the same on all of them.
     """
 
     def __init__(self, model: nn.Module, sample: int = SAMPLE) -> None:
@@ -34,18 +40,22 @@ class ChangeMeter:
         self._stride = max(1, total // sample)
         self._before: list[Tensor] = []
         self._reached: list[Tensor] = []
-        self._update: Tensor | None = None
+        self._update: list[Tensor] | None = None
+
+    def _thin(self, tensor: Tensor) -> Tensor:
+        return local(tensor).flatten()[:: self._stride]
 
     def _sample(self) -> list[Tensor]:
-        return [parameter.detach().flatten()[:: self._stride] for parameter in self._parameters]
+        return [self._thin(parameter) for parameter in self._parameters]
 
-    def sample(self, gradient: Sequence[Tensor | None]) -> Tensor:
-        """Copy a gradient's part that belongs to the sample; None stands for zeros."""
-        parts = [
-            torch.zeros_like(place) if part is None else part.detach().flatten()[:: self._stride]
+    def sample(self, gradient: Sequence[Tensor | None]) -> list[Tensor]:
+        """Copy what of a gradient belongs to the sample, parameter by parameter; None stands for zeros."""
+        return [
+            torch.zeros_like(place, dtype=torch.float32)
+            if part is None
+            else self._thin(part).to(place.device, torch.float32, copy=True)
             for part, place in zip(gradient, self._sample(), strict=True)
         ]
-        return torch.cat([part.to(parts[0].device, torch.float32) for part in parts])
 
     def before(self) -> None:
         """Keep the sample, and which of it a gradient reaches; without any gradient, all counts."""
@@ -55,7 +65,7 @@ class ChangeMeter:
         self._reached = [
             torch.full_like(values, nowhere, dtype=torch.bool)
             if gradient is None
-            else gradient.detach().flatten()[:: self._stride] != 0
+            else self._thin(gradient) != 0
             for values, gradient in zip(self._before, gradients, strict=True)
         ]
         self._update = None
@@ -63,17 +73,15 @@ class ChangeMeter:
     def after(self) -> float:
         """Return the share of the sample's coordinates with a gradient that differ now, in [0, 1]."""
         pairs = list(zip(self._before, self._sample(), strict=True))
-        device = pairs[0][0].device
-        counts = [
-            torch.stack([((before != after) & reached).sum(), reached.sum()]).to(device)
-            for (before, after), reached in zip(pairs, self._reached, strict=True)
-        ]
-        changed, reachable = torch.stack(counts).sum(dim=0).tolist()
-        steps = [(after.float() - before.float()).to(device) for before, after in pairs]
-        self._update = torch.cat(steps)
+        sums = Sums(self._parameters, 2)
+        for parameter, (before, after), reached in zip(self._parameters, pairs, self._reached, strict=True):
+            sums.add(parameter, 0, ((before != after) & reached).sum())
+            sums.add(parameter, 1, reached.sum())
+        changed, reachable = sums.total().tolist()
+        self._update = [after.float() - before.float() for before, after in pairs]
         return float(changed / max(1, reachable))
 
-    def descent(self, gradient: Tensor) -> float:
+    def descent(self, gradient: Sequence[Tensor]) -> float:
         """Return the cosine between minus the applied update and a gradient sampled before it.
 
         Positive: to first order the step lowered that gradient's loss. 0 where one of the two is zero.
@@ -81,28 +89,49 @@ class ChangeMeter:
         """
         if self._update is None:
             raise ValueError("no step has been measured: call before() and after() around it")
-        norms = float(self._update.norm()) * float(gradient.norm())
-        return -float(self._update.double() @ gradient.double()) / norms if norms > 0 else 0.0
+        sums = Sums(self._parameters, 3)
+        for parameter, update, part in zip(self._parameters, self._update, gradient, strict=True):
+            for place, (left, right) in enumerate(((update, update), (part, part), (update, part))):
+                sums.add(parameter, place, torch.dot(left.double(), right.double()))
+        update_square, gradient_square, inner = sums.total().tolist()
+        norms = float(update_square**0.5 * gradient_square**0.5)
+        return -float(inner) / norms if norms > 0 else 0.0
 
 
 class BestWeights:
-    """Keeps one copy of the trainable parameters on disk, to go back to."""
+    """Keeps one copy of the trainable parameters on disk, to go back to.
+
+    The first process writes it. Of sharded parameters each writes its own part
+    (``torch.distributed.checkpoint``), so that no process ever holds the whole; the folder then has to be one
+    that all of them see.
+    """
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
         self._model, self._folder = model, folder
-        self._file: Path | None = None
+        self._place: Path | None = None
 
     def _named(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
 
     def save(self) -> None:
-        """Replace the copy by the present parameters.
+        """Replace the copy by the present parameters; all processes have to call it.
 
         Raises:
             RunError: the disk did not take them; the copy is what it was.
         """
-        file = self._own_file()
-        fresh = file.with_suffix(".new")
+        place = self._own_folder()
+        if is_sharded(self._model):
+            fresh = place / f"{BEST_FOLDER}.new"
+            _write_parts(self._named(), checkpoint_id=fresh, no_dist=process_count() == 1)
+            if is_main():
+                shutil.rmtree(place / BEST_FOLDER, ignore_errors=True)
+                fresh.rename(place / BEST_FOLDER)
+            barrier()
+        else:
+            on_all(lambda: self._write(place) if is_main() else None)
+
+    def _write(self, place: Path) -> None:
+        fresh = place / f"{BEST_FILE}.new"
         try:
             save_file({name: value.cpu().contiguous() for name, value in self._named().items()}, fresh)
         except (OSError, SafetensorError) as error:
@@ -110,37 +139,65 @@ class BestWeights:
                 raise
             fresh.unlink(missing_ok=True)
             raise RunError(f"the best weights so far could not be written ({disk_reason(error)})") from error
-        fresh.replace(file)
+        fresh.replace(place / BEST_FILE)
 
     def copy_to(self, folder: Path) -> None:
         """Put the copy, where there is one, into a checkpoint's folder."""
-        if self._file is not None:
-            shutil.copyfile(self._file, folder / BEST_FILE)
+        if self._place is None:
+            return
+        if (self._place / BEST_FOLDER).is_dir():
+            shutil.copytree(self._place / BEST_FOLDER, folder / BEST_FOLDER)
+        elif (self._place / BEST_FILE).is_file():
+            shutil.copyfile(self._place / BEST_FILE, folder / BEST_FILE)
 
     def take(self, folder: Path) -> None:
         """Replace the copy by the one in a checkpoint's folder, where there is one."""
-        if (folder / BEST_FILE).is_file():
-            shutil.copyfile(folder / BEST_FILE, self._own_file())
+        sharded, plain = (folder / BEST_FOLDER).is_dir(), (folder / BEST_FILE).is_file()
+        if not any_process(sharded or plain):
+            return
+        place = self._own_folder()
+        if is_main():
+            if sharded:
+                shutil.copytree(folder / BEST_FOLDER, place / BEST_FOLDER, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(folder / BEST_FILE, place / BEST_FILE)
+        barrier()
 
-    def _own_file(self) -> Path:
-        if self._file is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = Path(tempfile.mkdtemp(prefix=".best-", dir=self._folder)) / BEST_FILE
-        return self._file
+    def _own_folder(self) -> Path:
+        if self._place is None:
+            made = None
+            if is_main():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                made = Path(tempfile.mkdtemp(prefix=".best-", dir=self._folder))
+            self._place = from_main(made)
+        assert self._place is not None
+        return self._place
 
     def restore(self) -> None:
         """Copy the kept parameters back into the model; does nothing where none were kept."""
-        if self._file is None:
+        if self._place is None:
             return
-        with torch.no_grad(), safe_open(str(self._file), framework="pt") as kept:
-            for name, parameter in self._named().items():
-                parameter.copy_(kept.get_tensor(name))
+        with torch.no_grad():
+            if from_main((self._place / BEST_FOLDER).is_dir()):
+                _read_parts(
+                    self._named(), checkpoint_id=self._place / BEST_FOLDER, no_dist=process_count() == 1
+                )
+            else:
+                self._restore_whole(self._place / BEST_FILE)
+
+    def _restore_whole(self, file: Path) -> None:
+        if is_main():
+            with safe_open(str(file), framework="pt") as kept:
+                for name, parameter in self._named().items():
+                    parameter.copy_(kept.get_tensor(name))
+        for parameter in self._named().values():
+            same_everywhere(parameter)
 
     def discard(self) -> None:
         """Delete the copy."""
-        if self._file is not None:
-            shutil.rmtree(self._file.parent, ignore_errors=True)
-            self._file = None
+        if self._place is not None and is_main():
+            shutil.rmtree(self._place, ignore_errors=True)
+        self._place = None
 
 
 @torch.no_grad()

@@ -30,10 +30,12 @@ from ngdiff.data.batching import batches_by_length
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.environment import weights_hash
 from ngdiff.evaluation.cache import Cache, cache_key
+from ngdiff.evaluation.distributed import process_count
 from ngdiff.evaluation.evaluator import identity
 from ngdiff.evaluation.teacher_forced import score_answers
 from ngdiff.logprobs import IGNORED, head_sees_only, output_head, predicting_positions
 from ngdiff.output import staged_file
+from ngdiff.parallel import OneCache, any_process, barrier, is_first_here, shared, whole
 
 VERSION = 1
 FOLDER = "starting-model"
@@ -48,7 +50,7 @@ def with_reference(
     tokenizer: Any,
     pad_id: int,
     batch_size: int,
-    cache: Cache,
+    cache: Cache | OneCache,
     precision: str,
 ) -> list[EncodedExample]:
     """Return the examples, and their alternatives, with ``reference_log_prob`` filled in.
@@ -67,8 +69,10 @@ def with_reference(
     keys = [cache_key(who, "reference", VERSION, e.input_ids, e.labels) for e in everything]
     found = cache.get(keys)
     missing = [place for place, key in enumerate(keys) if key not in found]
-    scores = score_answers(
-        model, [everything[place] for place in missing], pad_id=pad_id, batch_size=batch_size
+    alone = process_count() == 1
+    scores = shared(
+        [everything[place] for place in missing],
+        lambda mine: score_answers(model, mine, pad_id=pad_id, batch_size=batch_size, share_prompts=alone),
     )
     new = {keys[place]: -score.nll for place, score in zip(missing, scores, strict=True)}
     cache.put(new)
@@ -175,7 +179,7 @@ def starting_states(
     found = StartingStates(
         folder / FOLDER / f"{key}.safetensors", tuple(rows), float(cap) if cap else None, autocast
     )
-    if not _is_whole(found.path, sum(map(_labelled, chosen))):
+    if any_process(not _is_whole(found.path, sum(map(_labelled, chosen)))):
         _work_out(model, chosen, found, layer, pad_id, batch_size)
     return found
 
@@ -218,8 +222,10 @@ def _work_out(
                     parts[place] = part
     finally:
         model.train(was_training)
-    with staged_file(kept.path) as staging:
-        save_file({_STATES: torch.cat(parts), **tensors}, staging)
+    if is_first_here():
+        with staged_file(kept.path) as staging:
+            save_file({_STATES: torch.cat(parts), **tensors}, staging)
+    barrier()
 
 
 def _states(model: Any, batch: dict[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor | None]:
@@ -243,9 +249,7 @@ def _states(model: Any, batch: dict[str, Tensor], layer: int | None) -> tuple[Te
 def _head_of(model: Any) -> dict[str, Tensor]:
     head = output_head(model)
     own = {"weight": getattr(head, "weight", None), "bias": getattr(head, "bias", None)}
-    return {
-        _HEAD + name: value.detach().cpu().contiguous() for name, value in own.items() if value is not None
-    }
+    return {_HEAD + name: whole(value).cpu().contiguous() for name, value in own.items() if value is not None}
 
 
 def _check_head(kept: StartingStates, tensors: Mapping[str, Tensor], states: Tensor, logits: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""a trained model -> a folder that holds all of it, or none; and when checkpoints are written on the way."""
+"""a trained model, perhaps in parts on several processes -> a folder that holds all of it, or none."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ngdiff.checkpoints import forget_older
 from ngdiff.disk import disk_reason, is_disk_error
 from ngdiff.errors import RunError
+from ngdiff.evaluation.distributed import is_main
 from ngdiff.output import RECORD, write_json
+from ngdiff.parallel import any_process, is_sharded, on_all, whole
 from ngdiff.parameters import all_finite
 from ngdiff.unfinished import Workplace
 
@@ -38,6 +41,9 @@ def write_result(
 ) -> None:
     """Write model, tokenizer and record where they wait for being put in their place.
 
+    Every process has to call it; the first one writes. Sharded parameters are gathered one at a time, into
+    the memory of the first process's CPU.
+
     Args:
         place: where.
         model: what was trained.
@@ -49,17 +55,26 @@ def write_result(
         RunError: a weight is not finite, or the disk would not take the result, even without the older
             checkpoints.
     """
-    if not all_finite(model):
+    if any_process(not all_finite(model)):
         raise RunError("a weight is not finite, so no model was saved")
+    state = whole_state(model)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
+        write_json(record, folder / RECORD)
+        if also is not None:
+            also(folder)
+
+    on_all(lambda: _write(place, write) if is_main() else None)
+
+
+def _write(place: Workplace, write: Callable[[Path], None]) -> None:
     for last_try in (False, True):
         try:
             shutil.rmtree(place.result, ignore_errors=True)
             place.result.mkdir()
-            model.save_pretrained(place.result)
-            tokenizer.save_pretrained(place.result)
-            write_json(record, place.result / RECORD)
-            if also is not None:
-                also(place.result)
+            write(place.result)
             return
         except (OSError, SafetensorError) as error:
             if not is_disk_error(error):
@@ -69,3 +84,26 @@ def write_result(
                 what = f"the model could not be saved ({disk_reason(error)})"
                 raise RunError(f"{what}; no half of it was left behind") from error
             forget_older(place.run, 1)
+
+
+def whole_state(model: Any) -> dict[str, Tensor] | None:
+    """Gather what belongs into a file; None where nothing is sharded, and the model knows it all itself.
+
+    On other processes than the first the tensors are let go at once.
+    """
+    if not is_sharded(model):
+        return None
+    adapters = hasattr(model, "peft_config")
+    # a tied weight is one tensor under two names, and is to be one in the file
+    gathered: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if adapters and not parameter.requires_grad:
+            continue
+        if id(parameter) not in gathered:
+            tensor = whole(parameter)
+            gathered[id(parameter)] = tensor.cpu() if is_main() else tensor.new_empty(0)
+        state[name] = gathered[id(parameter)]
+    if not adapters:
+        state |= {name: value for name, value in model.state_dict().items() if name not in state}
+    return state

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from ngdiff.gradients import GradientPair
 from ngdiff.parabola import SIGNAL, Parabola, Shape
+from ngdiff.parallel import Sums, local
 
 LossAtWeights = Callable[[], float]
 """Evaluates the retain loss, in nats per token, at the model's present weights; always on the same text."""
@@ -50,7 +51,7 @@ class Probe:
 
 
 class _Line:
-    """The line through the weights before and after one optimizer step."""
+    """The line through the weights before and after one optimizer step, this process's part of it."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], before: Sequence[Tensor], rate: float) -> None:
         self.parameters, self.before, self.rate = parameters, before, rate
@@ -60,28 +61,34 @@ class _Line:
     def go_to(self, width: float) -> None:
         """Put the weights at w - width * u; exactly the optimizer's own where ``width`` is its rate."""
         for parameter, before, after in zip(self.parameters, self.before, self.after, strict=True):
+            place = local(parameter)
             if width == self.rate:
-                parameter.copy_(after)
+                place.copy_(after)
             elif width == 0:
-                parameter.copy_(before)
+                place.copy_(before)
             else:
-                parameter.copy_(after).sub_(before).mul_(width / self.rate).add_(before)
+                start = before.to(place.device)
+                place.copy_(after).sub_(start).mul_(width / self.rate).add_(start)
 
     @torch.no_grad()
     def tiny_width(self, relative: float) -> float:
         """Return the width whose step is ``relative`` times as long as the weights are; 0 for no step."""
-        weights = torch.stack([torch.linalg.vector_norm(b, dtype=torch.float64) for b in self.before]).norm()
-        pairs = zip(self.before, self.after, strict=True)
-        step = torch.stack([torch.linalg.vector_norm(a - b, dtype=torch.float64) for b, a in pairs]).norm()
-        return relative * float(weights) * self.rate / float(step) if float(step) > 0 else 0.0
+        squares = Sums(self.parameters, 2)
+        for parameter, before, after in zip(self.parameters, self.before, self.after, strict=True):
+            start = before.to(after.device)
+            for place, part in enumerate((start, after - start)):
+                squares.add(parameter, place, torch.linalg.vector_norm(part, dtype=torch.float64).square())
+        weights, step = squares.total().sqrt().tolist()
+        return float(relative * weights * self.rate / step) if step > 0 else 0.0
 
 
 def _reuse_gradient(parameter: nn.Parameter) -> Tensor:
     """Copy the parameter into its gradient's storage, which nobody needs after the optimizer has stepped."""
-    storage = parameter.grad
-    if storage is None or storage.dtype != parameter.dtype or storage.shape != parameter.shape:
-        return parameter.detach().clone()
-    return storage.detach().copy_(parameter.detach())
+    place, gradient = local(parameter), parameter.grad
+    storage = None if gradient is None else local(gradient)
+    if storage is None or storage.dtype != place.dtype or storage.shape != place.shape:
+        return place.clone()
+    return storage.copy_(place)
 
 
 FLOAT32 = 2.0**-24
@@ -157,7 +164,7 @@ class AutomaticRate:
             self._before = pair.spare()
             with torch.no_grad():
                 for scratch, parameter in zip(self._before, pair.parameters, strict=True):
-                    scratch.copy_(parameter)
+                    scratch.copy_(local(parameter))
         # the first update is taken at rate 1, where it stands clear of the weights' own rounding
         self._set(1.0 if self.rate is None else self.rate)
 

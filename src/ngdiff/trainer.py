@@ -18,24 +18,29 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
-from ngdiff import unlearning_state
+from ngdiff import distribution, unlearning_state
 from ngdiff.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
 from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import (
+    ABSENT,
     Batch,
     PairCollator,
     PairedDataset,
     PairSampler,
     Stream,
     collate_for_loss,
+    even_parts,
     little_padding,
 )
 from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
+from ngdiff.data.sharing import loader
+from ngdiff.distribution import Weighted, weighted_mean
 from ngdiff.durable import DurableTrainer
 from ngdiff.environment import machine, peak_memory_gib, versions
 from ngdiff.errors import RunError
+from ngdiff.evaluation.distributed import process_count, process_rank
 from ngdiff.evaluation.teacher_forced import (
     AnswerScore,
     batch_extraction_strength,
@@ -47,6 +52,7 @@ from ngdiff.gradients import FORGET, RETAIN, GradientPair, Gramian, Task, Weight
 from ngdiff.logprobs import LabelledTokens
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.never_seen import never_seen_examples
+from ngdiff.parallel import looking, no_exchange, shared, summed
 from ngdiff.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.record import RunRecord, StepRecord
 from ngdiff.stepsize import AutomaticRate, FixedRate, Probe, cut_rate
@@ -97,18 +103,25 @@ class _StepState:
     def __init__(self, counts: dict[Task, int], retain_rows: set[int]) -> None:
         self.counts, self.retain_rows = counts, retain_rows
         self.losses: dict[Task, float] = {}
-        self.extraction_strength: list[float] = []
-        self.forget_nll: list[float] = []
+        self.extraction_strength: Weighted = []
+        self.forget_nll: Weighted = []
+        self.absent = False
         self.gramian: Gramian | None = None
         self.weights = Weights(0.0, 0.0)
         self.combined_norm: float | None = None
         self.verdict = Verdict.STEP
         self.probe: Probe | None = None
-        self.sampled: dict[Task, Tensor] = {}
+        self.sampled: dict[Task, list[Tensor]] = {}
         self.descent: dict[Task, float] = {}
         self.changed: float | None = None
         self.rate = 0.0
         self.started = time.monotonic()
+
+    def complete(self, device: torch.device) -> None:
+        """Complete over all processes what each gathered over its micro-batches."""
+        if process_count() > 1:
+            means = [self.extraction_strength, self.forget_nll]
+            self.extraction_strength, self.forget_nll = distribution.completed(self.losses, means, device)
 
 
 class UnlearningTrainer(DurableTrainer):
@@ -176,12 +189,13 @@ class UnlearningTrainer(DurableTrainer):
         self._measured = layers_looked_behind(model, self._losses)
         if args.trainable is not None:
             train_only(model, args.trainable)
-        hooks = _Hooks()
+        self._shares = distribution.share_steps(args, self.record)
+        hooks, pairs = _Hooks(), PairedDataset(self._forget, self._retain)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=PairedDataset(self._forget, self._retain),
-            data_collator=PairCollator(self._pad_id),
+            train_dataset=pairs,
+            data_collator=PairCollator(self._pad_id, pairs),
             processing_class=processing_class,
             callbacks=[hooks, *(callbacks or ())],
             optimizers=optimizers,
@@ -192,11 +206,7 @@ class UnlearningTrainer(DurableTrainer):
         self._rule = make_rule(str(args.rule), args.rule_settings)
         self._rule_row = RULES[str(args.rule)]
         self._apart = args.log_gramian or not self._rule_row.fixed
-        if self.is_deepspeed_enabled and self._apart:
-            raise ValueError(
-                f"DeepSpeed keeps gradients to itself, so the rule {args.rule!r}, which needs two of them, "
-                "cannot run under it. Use FSDP2 (accelerate config, fsdp_version: 2) instead."
-            )
+        distribution.check(self)
         self._pair: GradientPair | None = None
         self._step_size: AutomaticRate | FixedRate = FixedRate()
         self._step = _StepState({"forget": 0, "retain": 0}, set())
@@ -240,6 +250,10 @@ class UnlearningTrainer(DurableTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
         return PairSampler(len(self._forget), len(self._retain), self.args.seed)
 
+    def get_train_dataloader(self) -> Any:
+        """Return this process's share of every step's examples."""
+        return loader(self, self.train_dataset, self._get_train_sampler(), self._shares)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
@@ -249,13 +263,20 @@ class UnlearningTrainer(DurableTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         counts: dict[Task, int] = {}
         for task in TASKS:
-            mine = sum(self._losses[task].count(batch[task]) for batch in batches)
-            counts[task] = int(self.accelerator.gather(torch.tensor(mine, device=device)).sum())
-        rows = {int(row) for batch in batches for row in batch["retain_rows"]}
-        self._step = _StepState(counts, rows)
+            mine = sum(self._losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
+            counts[task] = int(summed(torch.tensor(mine, device=device)))
+        self._step = _StepState(counts, self._retain_rows_of_step())
         if self._pair is not None:
             self._pair.clear()
         return batches, None
+
+    def _retain_rows_of_step(self) -> set[int]:
+        """Return the retain rows of the step to come, over all processes."""
+        each, size = self._shares.examples, len(self._forget)
+        epoch, place = divmod(self.state.global_step, -(-size // each))
+        stream = Stream(len(self._retain), self.args.seed + 1)
+        first, last = place * each, min(size, (place + 1) * each)
+        return {stream[epoch * size + position] for position in range(first, last)}
 
     # ---- one step ----
 
@@ -264,32 +285,86 @@ class UnlearningTrainer(DurableTrainer):
     ) -> Tensor:
         """Add one micro-batch to both gradients; after the last one, weigh and combine them."""
         model.train()
-        if self._pair is None:
-            self._pair = GradientPair(model.parameters())
         weights = None if self._apart else self._rule(torch.eye(2, dtype=torch.float64))
+        if weights is not None and self.is_deepspeed_enabled:
+            return self._single_backward(model, inputs, weights)
+        if self._pair is None:
+            self._pair = GradientPair(model.parameters(), self.args.forget_buffer)
         reported = torch.zeros((), device=self.args.device)
+        self._step.absent = ABSENT in inputs
         for task in TASKS:
             factor = 1.0 if weights is None else getattr(weights, task)
             if factor == 0:
                 continue
-            loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
-            with self._pair.task(task if weights is None else "retain"):
-                (loss * (factor * self.accelerator.num_processes)).backward()
+            with no_exchange(model, self._adds_up):
+                loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
+                with self._pair.task(task if weights is None else "retain"):
+                    torch.autograd.backward(loss * (factor * self._averaged_over))
             self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
             reported = loss.detach()  # the retain loss, where there is one
         if self.accelerator.sync_gradients:
+            self._finish_gradients()
             self._combine(weights)
         return reported
+
+    def _single_backward(self, model: nn.Module, inputs: dict[str, Any], weights: Weights) -> Tensor:
+        """Add one micro-batch in one backward pass, after the last of which DeepSpeed steps by itself.
+
+        Raises:
+            RunError: a loss is not finite: the step that DeepSpeed takes cannot be left out.
+        """
+        self._step.absent = ABSENT in inputs
+        total, reported = None, torch.zeros((), device=self.args.device)
+        for task in TASKS:
+            factor = getattr(weights, task)
+            if factor == 0:
+                continue
+            loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
+            self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
+            if self._decision is not None:  # already decided before the first step: change nothing
+                factor = 0.0
+            reported, scaled = loss.detach(), loss * (factor * process_count())
+            total = scaled if total is None else total + scaled
+        assert total is not None
+        if self.agreed(not math.isfinite(float(total.detach()))):
+            raise RunError("the loss is not finite, and DeepSpeed cannot skip a step: give a smaller --lr")
+        # the losses are shares of the whole step's already
+        self.accelerator.backward(total, scale_wrt_gas=False)
+        if self.accelerator.sync_gradients:
+            self._step.complete(self.args.device)
+            self._step.weights = weights
+        return reported
+
+    @property
+    def _adds_up(self) -> bool:
+        return distribution.adds_up_itself(self, self.model_wrapped)
+
+    @property
+    def _averaged_over(self) -> int:
+        """By what the exchange of gradients divides them: what is wanted is their sum."""
+        return 1 if self._adds_up else process_count()
+
+    def _finish_gradients(self) -> None:
+        """Complete over the processes what this one gathered over its micro-batches."""
+        assert self._pair is not None
+        if self._adds_up:
+            self._pair.add_up()
+        self._step.complete(self.args.device)
 
     def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
         assert self._compared is not None
         tokens = self._compared.look(task, model, batch)
+        loss = self._losses[task].function(tokens) / self._step.counts[task]
+        if self._step.absent:
+            return loss * 0
         if task == "forget" and isinstance(tokens, LabelledTokens) and self._losses[task].own_answers:
-            self._step.extraction_strength.append(float(batch_extraction_strength(tokens)))
+            strength = float(batch_extraction_strength(tokens))
+            self._step.extraction_strength.append((strength, tokens.row_count))
             if self._stopping is not None and self._stopping.watches_nll:
                 with torch.no_grad():
-                    self._step.forget_nll.append(-float(tokens.log_probs().mean()))
-        return self._losses[task].function(tokens) / self._step.counts[task]
+                    nll = -float(tokens.log_probs().mean())
+                self._step.forget_nll.append((nll, len(tokens.targets)))
+        return loss
 
     def _combine(self, fixed: Weights | None) -> None:
         assert self._pair is not None
@@ -315,10 +390,7 @@ class UnlearningTrainer(DurableTrainer):
         """Return the losses over all processes' batches, where the rule asks for them."""
         if not self._rule_row.uses_losses:
             return None
-        mine = torch.tensor(
-            [self._step.losses[task] for task in ("retain", "forget")], device=self.args.device
-        )
-        return Losses(*self.accelerator.reduce(mine, "sum").tolist())
+        return Losses(self._step.losses["retain"], self._step.losses["forget"])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Norm of the combined gradient; known from the Gramian, so that no second pass is needed."""
@@ -333,9 +405,10 @@ class UnlearningTrainer(DurableTrainer):
         return norm
 
     def _before_update(self) -> None:
-        assert self._pair is not None
         if self._decision is not None:  # already decided before the first step: change nothing
             self._step.verdict = Verdict.DONE
+        if self._pair is None:  # DeepSpeed has stepped already, with gradients and weights of its own
+            return
         if self._step.verdict is not Verdict.STEP:
             self._pair.drop()
             return
@@ -347,6 +420,8 @@ class UnlearningTrainer(DurableTrainer):
         if self._step.verdict is not Verdict.STEP:
             self._step.rate = 0.0
             return
+        if self._pair is None:
+            return
         self._step.probe = self._step_size.after_step(self._probe_loss())
         if self._step.probe is not None:
             self._step.rate = self._step.probe.applied
@@ -356,8 +431,7 @@ class UnlearningTrainer(DurableTrainer):
         self._step.sampled = {}
 
     def _probe_loss(self) -> _ProbeLoss:
-        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        size = self.args.probe_size or math.ceil(PROBE_SHARE * step)
+        size = self.args.probe_size or math.ceil(PROBE_SHARE * self._shares.examples)
         return _ProbeLoss(self, size)
 
     # ---- step size ----
@@ -413,7 +487,9 @@ class UnlearningTrainer(DurableTrainer):
             "forget": range(len(self._forget)),
             "retain": self._retain_rows_needed(),
         }
-        for note in self._compared.ask(self.model_wrapped, self._data, rows, passes):
+        with looking(self.model_wrapped) as looked_at:
+            notes = self._compared.ask(looked_at, self._data, rows, passes)
+        for note in notes:
             self.record.note(note)
         if target is not None and target.value is None:
             target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
@@ -424,8 +500,7 @@ class UnlearningTrainer(DurableTrainer):
 
     def _pairs(self) -> int:
         """Return the pairs of examples that all steps together take, over all processes."""
-        each = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return int(self.state.max_steps * each * self.accelerator.num_processes)
+        return int(self.state.max_steps) * self._shares.examples
 
     def _retain_rows_needed(self) -> Sequence[int]:
         """Return the rows of the retain set that a step or a probe may look at."""
@@ -473,9 +548,14 @@ class UnlearningTrainer(DurableTrainer):
         return summarise(self._scores(examples))
 
     def _scores(self, examples: Sequence[EncodedExample]) -> list[AnswerScore]:
-        return score_answers(
-            self.model_wrapped, examples, pad_id=self._pad_id, batch_size=2 * self.args.eval_batch_size
-        )
+        alone = process_count() == 1
+        with looking(self.model_wrapped) as model:
+
+            def score(mine: list[EncodedExample]) -> list[AnswerScore]:
+                size = 2 * self.args.eval_batch_size
+                return score_answers(model, mine, pad_id=self._pad_id, batch_size=size, share_prompts=alone)
+
+            return shared(examples, score)
 
     def _after_step(self) -> Decision | None:
         """Record the step, check if it is time, and return why to stop, if so."""
@@ -488,10 +568,10 @@ class UnlearningTrainer(DurableTrainer):
             self._decision = Decision("non-finite", text)
         elif self._skipped_in_a_row == CUT_AFTER_SKIPPED:
             self._recover()
-        strength = _mean(step.extraction_strength)
+        strength = weighted_mean(step.extraction_strength)
         if self._decision is None and self._check_is_due(strength):
             self._check()
-        self._last_strength = _mean(step.extraction_strength)
+        self._last_strength = weighted_mean(step.extraction_strength)
         self.record.steps.append(replace(self._step_record(), forget_extraction_strength=strength))
         rate = f"lr {step.rate:.1e}"
         seen = "" if strength is None else f", forget extraction {strength:.2f}"
@@ -509,7 +589,7 @@ class UnlearningTrainer(DurableTrainer):
             return False
         mean = sum(strengths) / len(strengths)
         cheap = {"extraction_strength": mean, "exact_memorisation": mean}
-        nll = _mean(self._step.forget_nll)
+        nll = weighted_mean(self._step.forget_nll)
         if nll is not None:
             cheap |= {"nll": nll, "probability": math.exp(-nll)}
         return self._stopping.target.within_reach(cheap)
@@ -593,7 +673,7 @@ class UnlearningTrainer(DurableTrainer):
             retain_descent=step.descent.get("retain"),
             forget_descent=step.descent.get("forget"),
             changed=step.changed,
-            forget_extraction_strength=_mean(step.extraction_strength),
+            forget_extraction_strength=weighted_mean(step.extraction_strength),
             seconds=time.monotonic() - step.started,
             skipped=None if step.verdict is Verdict.STEP else step.verdict.value,
         )
@@ -736,8 +816,17 @@ class _ProbeLoss:
             trainer.record.note("the retain set is so small that probes reuse the step's own examples")
             rows = sorted(used)[: self.size]
         chosen = [trainer._retain[row] for row in rows]
-        parts = little_padding(chosen, trainer.args.train_batch_size)
-        return [collate_for_loss(part, trainer._pad_id) for part in parts]
+        if process_count() == 1:
+            parts = little_padding(chosen, trainer.args.train_batch_size)
+        else:
+            parts = even_parts(chosen, trainer.args.train_batch_size, process_count())
+            parts = parts[process_rank() :: process_count()]
+        # a process that gets an empty part takes part all the same: a sharded model needs everybody
+        batches = []
+        for part in parts:
+            batch = collate_for_loss(part or chosen[:1], trainer._pad_id)
+            batches.append(batch if part else {**batch, ABSENT: torch.ones(1)})
+        return batches
 
     @torch.no_grad()
     def __call__(self) -> float:
@@ -745,21 +834,23 @@ class _ProbeLoss:
         trainer = self.trainer
         if self._batches is None:
             self._batches = self._draw()
-        model = trainer.model_wrapped
         loss, compared = trainer._losses["retain"], trainer._compared
         assert compared is not None
-        was_training = model.training
-        model.eval()
-        try:
-            total = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
-            for batch in self._batches:
-                prepared = trainer._prepare_inputs(batch)
-                total[0] += loss.function(compared.look("retain", model, prepared)).double()
-                total[1] += loss.count(prepared)
-        finally:
-            model.train(was_training)
-        summed = trainer.accelerator.reduce(total, "sum")
-        return float(summed[0] / summed[1])
+        total = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
+        with looking(trainer.model_wrapped) as model:
+            was_training = model.training
+            model.eval()
+            try:
+                for batch in self._batches:
+                    prepared = trainer._prepare_inputs(batch)
+                    value = loss.function(compared.look("retain", model, prepared)).double()
+                    if ABSENT not in batch:
+                        total[0] += value
+                        total[1] += loss.count(prepared)
+            finally:
+                model.train(was_training)
+        value, count = summed(total).tolist()
+        return float(value / count)
 
 
 def _pad_id(tokenizer: Any) -> int:
@@ -776,10 +867,6 @@ def _combined_norm(gramian: Gramian, weights: Weights) -> float:
     """|d| from the Gramian: sqrt(w^T G w)."""
     vector = torch.tensor(weights, dtype=torch.float64)
     return math.sqrt(max(0.0, float(vector @ gramian @ vector)))
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _named(task: Task, step: _StepState) -> str:

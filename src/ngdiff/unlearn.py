@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
+from ngdiff.evaluation.distributed import is_main
 from ngdiff.finetune import local_sources, tokenizer_of, with_lora
 from ngdiff.losses import LOSSES
 from ngdiff.model_card import CARD, model_card
@@ -37,6 +39,7 @@ from ngdiff.models import (
 )
 from ngdiff.output import ANSWERS, RECORD, check_output, holds_faults, same_folder, write_json
 from ngdiff.outside import first_line
+from ngdiff.parallel import by_main, from_main, joined, on_all, raise_faults
 from ngdiff.progress import console, working
 from ngdiff.receipts.data_key import describe, set_hash
 from ngdiff.receipts.prepare import plan_receipt
@@ -208,6 +211,7 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         "logging_strategy": "no",
         "dataloader_pin_memory": cuda,
         "use_cpu": not cuda,
+        "examples_per_step": _examples_per_step(request.settings),
         **when_to_save(request.settings),
         **request.settings,
         "output_dir": str(folder or request.output),
@@ -232,6 +236,15 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
     return config
 
 
+def _examples_per_step(settings: dict[str, Any]) -> int:
+    """Return what one process would take a step, so that more processes take no more."""
+    product = 1
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        value = settings.get(name, getattr(UnlearningConfig, name))
+        product *= value if isinstance(value, int) and value > 0 else 1  # what is wrong is said elsewhere
+    return product
+
+
 def unlearn(request: UnlearnRequest) -> RunRecord:
     """Make a model forget, and save it with its record.
 
@@ -241,25 +254,28 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
     Raises:
         RequestError: something in the request is wrong; nothing was written.
     """
+    with joined():
+        return _unlearn(request)
+
+
+def _unlearn(request: UnlearnRequest) -> RunRecord:
     place = Workplace(request.output)
-    if place.settle() and (kept := _settled(request)) is not None:
+    kept = from_main(on_all(lambda: _settled(place, request) if is_main() else None))
+    if kept is not None:
         return kept
-    ready = prepare(request)
+    ready = on_all(lambda: prepare(request))
     asked = Asked(settings_of(request, ready.config), data_hashes(ready), None)
-    place.goes_on(asked, resume=request.resume, overwrite=request.overwrite)
+    on_all(lambda: place.goes_on(asked, resume=request.resume, overwrite=request.overwrite))
     with working(f"Loading {request.model}"):
         model = load_quantised(ready.source) if request.qlora else load_model(ready.source)
-    faults = check_output(request.output, _may_replace(request), room(request, model.get_memory_footprint()))
-    if faults:
-        raise RequestError(faults)
-    before = weights_hash(model)
+    needed = room(request, model.get_memory_footprint())
+    on_all(lambda: raise_faults(check_output(request.output, _may_replace(request), needed)))
+    # with FSDP2 the first process alone may have read the weights
+    hashed = replace(asked, model=from_main(weights_hash(model) if is_main() else ""))
     if request.adapters:
         model = with_lora(model)
-    asked = replace(asked, model=before)
-    with (
-        place.claimed(asked, resume=request.resume, overwrite=request.overwrite) as going_on,
-        wish_to_stop() as wish,
-    ):
+    claim = partial(place.claimed, hashed, resume=request.resume, overwrite=request.overwrite)
+    with by_main(claim) as going_on, wish_to_stop() as wish:
         trainer = UnlearningTrainer(
             model,
             make_config(request, place.run),
@@ -280,7 +296,7 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
         progress.catch_up()
         answers = book.compare()
         final = trainer.accelerator.unwrap_model(trainer.model)
-        _complete(trainer.record, request, ready, asked, weights_hash(final))
+        _complete(trainer.record, request, ready, hashed, weights_hash(final))
         card = model_card(trainer.record, request.output.name, request.adapters)
 
         def write_papers(folder: Path) -> None:
@@ -290,12 +306,15 @@ def unlearn(request: UnlearnRequest) -> RunRecord:
             write_receipt(folder, ready.receipt)
 
         write_result(place, final, ready.tokenizer, trainer.record.as_json(), write_papers)
-        place.finish()
+        if is_main():
+            place.finish()
     return trainer.record
 
 
-def _settled(request: UnlearnRequest) -> RunRecord | None:
-    """Return the record of a result just put in its place, if it is this request's: nothing is left to do."""
+def _settled(place: Workplace, request: UnlearnRequest) -> RunRecord | None:
+    """Put a finished result in its place; return its record, if it is this request's and nothing is left."""
+    if not place.settle():
+        return None
     kept = json.loads((request.output / RECORD).read_text(encoding="utf-8"))
     ready = prepare(replace(request, overwrite=True))
     then = Asked(kept["settings"], {name: entry["sha256"] for name, entry in kept["data"].items()}, None)

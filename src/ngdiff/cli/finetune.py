@@ -14,6 +14,7 @@ from ngdiff.cli.options import (
     METHOD,
     OUTPUT,
     RESOURCES,
+    GradientCheckpointing,
     Log,
     Lora,
     Overwrite,
@@ -54,6 +55,7 @@ def finetune(
     ] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.", rich_help_panel=METHOD)] = 0,
     lora: Lora = False,
+    gradient_checkpointing: GradientCheckpointing = False,
     precision: Precision = "auto",
     tofu_dir: TofuDir = None,
     save_steps: SaveSteps = None,
@@ -90,6 +92,7 @@ def finetune(
         max_length=max_length,
         seed=seed,
         lora=lora,
+        gradient_checkpointing=gradient_checkpointing,
         precision=cast("PrecisionName", precision),  # checked with all the rest
         tofu_dir=tofu_dir,
         overwrite=overwrite,

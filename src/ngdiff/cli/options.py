@@ -71,6 +71,14 @@ TofuDir = Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON file
 Lora = Annotated[
     bool, typer.Option("--lora", help="Train LoRA adapters only, and save those.", rich_help_panel=RESOURCES)
 ]
+GradientCheckpointing = Annotated[
+    bool,
+    typer.Option(
+        "--gradient-checkpointing",
+        help="Work activations out twice instead of keeping them: less memory, more time.",
+        rich_help_panel=RESOURCES,
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an earlier result.", rich_help_panel=OUTPUT)
 ]

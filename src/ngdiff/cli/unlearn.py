@@ -16,6 +16,7 @@ from ngdiff.cli.options import (
     OUTPUT,
     RESOURCES,
     STOPPING,
+    GradientCheckpointing,
     Holdout,
     Log,
     Lora,
@@ -147,6 +148,14 @@ def unlearn(
         typer.Option(
             help="auto, bf16 or fp32. [default: auto]",
             autocompletion=completion.precisions,
+            rich_help_panel=RESOURCES,
+        ),
+    ] = None,
+    gradient_checkpointing: GradientCheckpointing = False,
+    forget_buffer: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the second gradient lies: device, cpu or bf16. [default: device]",
             rich_help_panel=RESOURCES,
         ),
     ] = None,

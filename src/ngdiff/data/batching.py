@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -67,6 +68,14 @@ def little_padding(
     return batches
 
 
+def even_parts(examples: Sequence[EncodedExample], most: int, processes: int) -> list[list[EncodedExample]]:
+    """Sort by length and cut into parts of nearly one size, as many for every process; some may be empty."""
+    ordered = sorted(examples, key=lambda example: len(example.input_ids))
+    count = processes * -(-len(ordered) // (most * processes))
+    bounds = [len(ordered) * place // count for place in range(count + 1)]
+    return [ordered[start:stop] for start, stop in pairwise(bounds)]
+
+
 def permutation(size: int, seed: int, cycle: int) -> list[int]:
     """Return the order of one pass over ``size`` examples; depends on nothing but its arguments."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + cycle) % 2**63)
@@ -90,6 +99,9 @@ class Stream:
         return self._order[offset]
 
 
+ABSENT = "absent"
+"""Marks a batch that stands in for none: a process runs it for the others' sake; it counts for nothing."""
+
 Pair = tuple[EncodedExample, EncodedExample, int]
 """A forget example, a retain example, and the retain example's row."""
 
@@ -106,6 +118,11 @@ class PairedDataset(Dataset[Pair]):
     def __getitem__(self, pair: tuple[int, int]) -> Pair:
         forget, retain = pair
         return self.forget[forget], self.retain[retain], retain
+
+    def stand_in(self) -> Pair:
+        """Return a pair that any loss can be worked out on, now that the data is complete."""
+        known = (row for row, example in enumerate(self.retain) if example.reference_states is not None)
+        return self[0, next(known, 0)]
 
 
 class PairSampler(Sampler[tuple[int, int]]):
@@ -155,10 +172,15 @@ def collate_for_loss(examples: Sequence[EncodedExample], pad_id: int, turn: int 
 
 
 class PairCollator:
-    """Turn pairs into ``{"forget": batch, "retain": batch, "retain_rows": rows of the retain set}``."""
+    """Turn pairs into ``{"forget": batch, "retain": batch, "retain_rows": rows of the retain set}``.
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    Args:
+        pad_id: what to pad with; any id will do.
+        dataset: where a pair comes from for a process that gets none; the batch is marked as absent.
+    """
+
+    def __init__(self, pad_id: int, dataset: PairedDataset | None = None) -> None:
+        self.pad_id, self.dataset = pad_id, dataset
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Batch | Tensor]:
         """Pad the pairs of one micro-batch, each task to its own longest sequence.
@@ -166,6 +188,8 @@ class PairCollator:
         Where forget examples have several alternatives, the row of the first retain example, which differs
         from pass to pass and not from run to run, says which is taken.
         """
+        if not pairs and self.dataset is not None:
+            return {**self([self.dataset.stand_in()]), ABSENT: torch.ones(1)}
         forget, retain, rows = zip(*pairs, strict=True)
         return {
             "forget": collate_for_loss(forget, self.pad_id, turn=rows[0]),

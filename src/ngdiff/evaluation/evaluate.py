@@ -301,6 +301,8 @@ def _processes() -> Iterator[torch.device]:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    # a configuration for FSDP2 may leave all but the first without weights; here each has them all
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     ours = several and not dist.is_initialized()
     if ours:
         dist.init_process_group("gloo")  # results are small objects on the host

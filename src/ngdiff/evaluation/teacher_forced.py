@@ -143,6 +143,7 @@ def score_answers(
     advance: Advance | None = None,
     z_scores: bool | Sequence[bool] = False,
     agreement: Agreement | None = None,
+    share_prompts: bool = True,
 ) -> list[AnswerScore]:
     """Score every example, in the given order, with the model in eval mode; its mode is put back.
 
@@ -158,6 +159,8 @@ def score_answers(
         advance: called with the number of examples done, for a progress bar.
         z_scores: also standardise each token's log-probability, for min-k++; of all, or as each row says.
         agreement: what earlier calls with the same model have found of its ways; goes on being filled.
+        share_prompts: run a prompt once for several answers. Without it the number of forward passes depends
+            on the number of examples alone, as a model that is sharded over processes needs it.
     """
     wanted = [z_scores] * len(examples) if isinstance(z_scores, bool) else z_scores
     device = next(model.parameters()).device
@@ -175,7 +178,7 @@ def score_answers(
         with torch.no_grad():
             alone = list(range(len(examples)))
             with autocast():
-                sharing = PrefixTrees.of(model, examples, pad_id, agreement)
+                sharing = PrefixTrees.of(model, examples, pad_id, agreement) if share_prompts else None
             if sharing is not None:
                 alone = sharing.alone
                 for rows, work in sharing.batches(batch_size):
