@@ -87,7 +87,7 @@ def test_the_bar_fits_and_keeps_what_matters(monkeypatch: pytest.MonkeyPatch, wi
 
 
 def test_lines_instead_of_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    settings.apply()
+    settings.reset()
     with meter(monkeypatch, True):
         pass
     shown = capsys.readouterr().err.splitlines()

@@ -56,6 +56,11 @@ class Settings:
     quiet: bool = False
     last_line: str | None = None
 
+    def reset(self) -> None:
+        """Talk as by default."""
+        self.log_format, self.quiet, self.last_line = "auto", False, None
+        self.apply()
+
     def apply(self) -> None:
         """Let the consoles follow."""
         console.quiet = self.quiet or self.log_format == "json" or not is_first()

@@ -80,8 +80,7 @@ def main() -> None:
     """Run the command line; a wrong request ends with its faults and exit code 2."""
     open_streams()
     quiet_libraries()
-    settings.log_format, settings.quiet, settings.last_line = "auto", False, None
-    settings.apply()
+    settings.reset()
     stdout = sys.stdout
     from ngdiff.cli import commands  # noqa: F401  (registers the commands)
     from ngdiff.progress import stop_bars
@@ -97,6 +96,7 @@ def main() -> None:
         stop_bars()
         print_last_line()
         log.close(code)
+        settings.reset()
         sys.stdout = stdout
 
 
