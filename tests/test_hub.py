@@ -130,7 +130,19 @@ def test_no_result_no_push(cli: Cli, hub: FakeHub, tmp_path: Path) -> None:
     assert answer.code == 2 and "record.json" in answer.err and not hub.requests
 
 
+def test_earlier_receipts_go_along(result: Path) -> None:
+    (result / "receipts").mkdir()
+    for name in ("1.json", "1.sig", "note.txt"):
+        (result / "receipts" / name).touch()
+    assert {name for name in files_to_push(result) if "/" in name} == {"receipts/1.json", "receipts/1.sig"}
+
+
 # ---- after a run ----
+
+
+def at_home_and_there(kept: dict[str, bytes]) -> dict[str, bytes]:
+    """What a result has but for the files that hold answers."""
+    return {name: content for name, content in kept.items() if name not in ("answers.json", "report.html")}
 
 
 @pytest.fixture
@@ -150,7 +162,8 @@ def test_unlearn_pushes_what_stands_on_disk(
     answer = cli(*words, "--push-to-hub", "me/forgetful", "--private", "--log-format", "json")
     assert answer.code == 0, answer.err
     sent, kept = hub.files["me/forgetful"], tree(tmp_path / "out")
-    assert sent == kept and hub.repositories["me/forgetful"] and "model.safetensors" in sent
+    assert sent == at_home_and_there(kept) and hub.repositories["me/forgetful"]
+    assert {"model.safetensors", "receipt.json"} <= set(sent) and not {"answers.json"} & set(sent)
     assert b"Who is" not in sent["record.json"] and b"the author" not in sent["record.json"]
     end = json.loads(answer.out.splitlines()[-1])
     assert end["hub"].startswith(f"{hub.address}/me/forgetful") and end["output"] == str(tmp_path / "out")
@@ -176,7 +189,7 @@ def test_an_upload_that_breaks_off_loses_nothing(
     assert {"model.safetensors", "record.json", "README.md"} <= set(tree(tmp_path / "out"))
     hub.fail_at = None
     assert cli("push", tmp_path / "out", "me/x").code == 0
-    assert hub.files["me/x"] == tree(tmp_path / "out")
+    assert hub.files["me/x"] == at_home_and_there(tree(tmp_path / "out"))
 
 
 def test_a_settings_file_may_ask_for_it(cli: Cli, hub: FakeHub, words: list[object], tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from ngdiff.errors import Fault, RequestError
 from ngdiff.output import RECORD
+from ngdiff.receipts.files import EARLIER
 
 BELONGS = (
-    *("README.md", RECORD, "receipt*.json", "config.json", "generation_config.json"),
+    *("README.md", RECORD, "receipt.json", "receipt.sig", "config.json", "generation_config.json"),
     *("*.safetensors", "*.safetensors.index.json", "adapter_config.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
     *("chat_template*", "spiece.model", "sentencepiece.*"),
@@ -36,7 +37,12 @@ def files_to_push(folder: Path, include: Iterable[str] = ()) -> list[str]:
         what = f"{missing[0]!r} is no file of {folder}"
         raise RequestError(Fault("--include", what, "Name a file that lies in it"))
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink())
-    return [
+    earlier = [
+        f"{EARLIER}/{path.name}"
+        for path in sorted((folder / EARLIER).glob("*"))
+        if path.suffix in (".json", ".sig") and not path.is_symlink()
+    ]
+    return earlier + [
         name
         for name in names
         if name in asked or (not name.startswith(".") and any(fnmatch(name, each) for each in BELONGS))
