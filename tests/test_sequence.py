@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.sequence import table
+from benchmarks.sequence import EVIDENCE, PAGE, table
 
 from commandline import Cli, make_cli, questions, save_model, tree, write_jsonl
 from ngdiff.data.examples import Example, data_hash, to_examples
 from ngdiff.data.sources import Row
 from ngdiff.errors import RequestError
 from ngdiff.receipts.earlier import EarlierRequest, looked_at_again, match_files
+from ngdiff.receipts.schema import check_text
 
 SHORT = ("--stop-at", "none", "--max-steps", "2", "--batch-size", "2", "--max-length", "128", "--lr", "1e-4")
 
@@ -169,3 +171,16 @@ def test_files_find_their_requests() -> None:
     assert match_files(requests, parts, None) == {1: first, 2: second}
     with pytest.raises(RequestError, match="a2 is the forget set of no earlier request"):
         match_files(requests, [parts[0], parts[2]], None)
+
+
+def test_the_page_shows_the_published_receipts() -> None:
+    root = Path(__file__).parent.parent
+    page = (root / PAGE).read_text(encoding="utf-8")
+    for folder in sorted((root / EVIDENCE).iterdir()):
+        texts = [file.read_bytes() for file in sorted(folder.glob("*.json"))]
+        assert [check_text(text)[1] for text in texts] == [[]] * 4
+        chained = [json.loads(text)["previous"] for text in texts]
+        named = [previous["sha256"] for previous in chained[1:]]
+        assert chained[0] is None and named == [hashlib.sha256(text).hexdigest() for text in texts[:-1]]
+        found = table([json.loads(text) for text in texts])
+        assert f"<!-- begin: sequence {folder.name} -->\n{found}\n<!-- end" in page
