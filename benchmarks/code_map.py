@@ -35,6 +35,13 @@ def mended(readme: str) -> str:
     lines = block.split("\n")
     for name in set(there) - set(known):
         lines = [line for line in lines if not line.startswith(f"      {name}")]
+    seen: set[str] = set()  # two branches may have told of the same module
+    for line in list(lines):
+        found = re.match(ENTRY, line)
+        if found and found[1] in seen:
+            lines.remove(line)
+            continue
+        seen |= {found[1]} if found else set()
     place = next((n for n, line in enumerate(lines) if line.startswith("      identity.py")), len(lines))
     for name in sorted(set(known) - set(there)):
         said = (ast.get_docstring(ast.parse(known[name].read_text(encoding="utf-8"))) or "").split("\n")[0]
