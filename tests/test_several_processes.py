@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from commandline import questions, save_model, tree, write_jsonl
+from ngdiff.config import UnlearningConfig
 from ngdiff.errors import RequestError
 from ngdiff.parameters import BEST_FILE
 from several_processes import Case, as_json, learn, run
@@ -296,9 +297,11 @@ def test_a_fault_ends_all_and_nothing_is_written(places: Places) -> None:
     assert not list(places.two.glob(".refused*"))
 
 
-def test_fsdp1_is_refused(monkeypatch: pytest.MonkeyPatch, inputs: Path, tmp_path: Path) -> None:
+def test_fsdp1_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(RequestError, match="fsdp_version: 2"):
-        run(replace(commands(inputs)["unlearned"], name="out"), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        UnlearningConfig(output_dir=str(tmp_path), use_cpu=True)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(RequestError, match="--eval-every"):
+        UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, evaluate_every=5)
