@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
+from ngdiff.errors import printable
 from ngdiff.outside import (
     Unplaced,
     Unreadable,
@@ -18,7 +19,6 @@ from ngdiff.outside import (
     decode,
     deeper_than,
     first_line,
-    inert,
     inert_lines,
     load_json,
     markdown_cell,
@@ -81,8 +81,8 @@ HOSTILE = "\x1b]0;x\x07 \x9b2J \u202e \r <b>|`*[a](javascript:x)"
 
 
 def test_text_is_shown_inert() -> None:
-    assert inert("a\nb\tc") == "a b\\tc" and inert_lines("a\nb\x1b") == "a\nb\\x1b"
-    assert inert(HOSTILE).isprintable()
+    assert printable("a\nb\tc") == "a b\\tc" and inert_lines("a\nb\x1b") == "a\nb\\x1b"
+    assert printable(HOSTILE).isprintable()
     cell = markdown_cell(HOSTILE)
     assert cell.isprintable() and all(f"\\{c}" in cell for c in "<|`*[](") and "<b>" not in cell
     assert first_line(ValueError("one.\ntwo")) == "one" and first_line(ValueError()) == "ValueError"

@@ -71,6 +71,11 @@ class Interrupted(RunError):
         super().__init__(f"stopped after step {step}; {kept}")
 
 
-def inert(text: str) -> str:
+def printable(text: str) -> str:
     """Put text from outside on one line, with control characters written out: no terminal acts on it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines())).rstrip(".")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
+
+
+def inert(text: str) -> str:
+    """Do the same with a sentence that gets its full stop where it is shown."""
+    return printable(text).rstrip(".")

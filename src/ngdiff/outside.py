@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Fault, RequestError, printable
 
 MIB = 2**20
 MOST_DATA = 1024 * MIB
@@ -205,14 +205,9 @@ def load_object(path: Path, where: str, mend: str) -> dict[str, Any]:
 # ---- showing ----
 
 
-def inert(text: str) -> str:
-    """Put text from outside on one line, with control characters written out: no terminal acts on it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
-
-
 def inert_lines(text: str) -> str:
     """Write control characters out, but leave line breaks where they are."""
-    return "\n".join(inert(line) for line in text.split("\n"))
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 _MARKDOWN = "\\`*_{}[]<>()#+!|~&"
@@ -220,7 +215,7 @@ _MARKDOWN = "\\`*_{}[]<>()#+!|~&"
 
 def markdown_cell(text: str) -> str:
     """Put text from outside on one line of Markdown, as it is: no markup, link, tag or column comes of it."""
-    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in inert(text))
+    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in printable(text))
 
 
 def first_line(error: BaseException) -> str:

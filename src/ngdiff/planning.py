@@ -24,7 +24,7 @@ def configuration(source: ModelSource) -> Any:
     if source.adapter and source.base:
         return configuration(resolve_model(source.base))
     extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    return AutoConfig.from_pretrained(source.location, **extra)
+    return AutoConfig.from_pretrained(source.location, trust_remote_code=source.trust_remote_code, **extra)
 
 
 def builder(config: Any) -> Callable[[], nn.Module]:

@@ -17,8 +17,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from ngdiff.errors import printable
 from ngdiff.events import log
-from ngdiff.outside import inert
 from ngdiff.terminal import animated, console
 
 __all__ = ["Meter", "Part", "clock", "console", "fit", "stop_bars", "working"]
@@ -66,7 +66,7 @@ class Meter:
     """
 
     def __init__(self, title: str, total: int, may_end_early: bool = False) -> None:
-        self.title, self.total, self.done, self.note = inert(title), total, 0, ""
+        self.title, self.total, self.done, self.note = printable(title), total, 0, ""
         self.figures: Sequence[Part] = ()
         self._may_end_early = may_end_early
         self._live: Live | None = None
@@ -98,7 +98,7 @@ class Meter:
         """Add finished units, and optionally replace the text or the figures beside the bar."""
         now = time.monotonic()
         self.done += count
-        self.note = inert(note) if note is not None else self.note
+        self.note = printable(note) if note is not None else self.note
         self.figures = figures if figures is not None else self.figures
         self._recent.append((now, self.done))
         if now - self._last_line > LINE_EVERY_SECONDS:
@@ -174,7 +174,7 @@ def _say(text: str) -> None:
 @contextmanager
 def working(title: str) -> Iterator[None]:
     """Show that something of unknown length goes on."""
-    started, title = time.monotonic(), inert(title)
+    started, title = time.monotonic(), printable(title)
     log.write("job", title=title, state="begin", done=None, total=None, seconds=0.0)
     if animated():
         with console.status(escape(title)):

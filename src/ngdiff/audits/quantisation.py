@@ -59,6 +59,7 @@ def quantised(subject: Subject, bits: int) -> Any:
                 quantization_config=configuration(bits),
                 device_map={"": where},
                 use_safetensors=True,
+                trust_remote_code=subject.source.trust_remote_code,
                 dtype=torch.float32,
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
