@@ -12,8 +12,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/ngdiff demo
 
+# one worker a core, one thread a worker: tiny models gain nothing from a second thread
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .
