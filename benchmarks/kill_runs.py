@@ -7,7 +7,8 @@ and started again with the same command until it ends; then the next one begins,
 Moments are drawn evenly from the time that a run works once all is loaded, its end included. Every other kill
 then waits for the next checkpoint and falls inside its writing, known by the folder that exists only
 meanwhile. Each result is compared
-with that of an undisturbed run: all files but record and receipt, which holds the record's hash, bit for bit, the record in all but times, memory and
+with that of an undisturbed run: all files but the record and the receipt (which holds
+its hash) bit for bit, the record in all but times, memory and
 the notes that say where it was resumed. Exit code 1 where something differs.
 """
 
