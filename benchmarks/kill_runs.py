@@ -7,7 +7,8 @@ and started again with the same command until it ends; then the next one begins,
 Moments are drawn evenly from the time that a run works once all is loaded, its end included. Every other kill
 then waits for the next checkpoint and falls inside its writing, known by the folder that exists only
 meanwhile. Each result is compared
-with that of an undisturbed run: all files but the record bit for bit, the record in all but times, memory and
+with that of an undisturbed run: all files but the record and the receipt (which holds
+its hash) bit for bit, the record in all but times, memory and
 the notes that say where it was resumed. Exit code 1 where something differs.
 """
 
@@ -30,6 +31,7 @@ from typing import Any
 
 from benchmarks.tiny_model import save_questions, save_tiny_model
 from ngdiff.output import RECORD
+from ngdiff.receipts.files import RECEIPT
 from ngdiff.unfinished import ASKED_FILE, Workplace
 
 SAVE_EVERY = 3
@@ -125,7 +127,10 @@ def differences(found: Path, expected: Path) -> list[str]:
     here = {p.relative_to(found) for p in found.rglob("*") if p.is_file()}
     differing = [f"only one has {path}" for path in sorted(there ^ here)]
     for path in sorted(there & here):
-        if path.name != RECORD and (found / path).read_bytes() != (expected / path).read_bytes():
+        if (
+            path.name not in (RECORD, RECEIPT, "report.html")
+            and (found / path).read_bytes() != (expected / path).read_bytes()
+        ):
             differing.append(f"{path} differs")
     mine, other = (comparable(json.loads((p / RECORD).read_text())) for p in (found, expected))
     return differing + [f"the record's {key} differ" for key in other if mine.get(key) != other[key]]

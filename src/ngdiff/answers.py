@@ -7,10 +7,12 @@ those that were forgotten worst.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +23,11 @@ from ngdiff.errors import EvaluationError
 from ngdiff.evaluation.distributed import is_main
 from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.output import staged_file
 from ngdiff.trainer import UnlearningTrainer
 
 KIND, FORMAT = "answers", 1
+BEFORE = "answers_before.json"
 NEW_TOKENS = 64
 """Longest recorded answer, in tokens."""
 
@@ -49,9 +53,24 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
             trainer.add_callback(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask the model as it was given; a run that goes on from a checkpoint has no such model any more."""
-        if state.global_step == 0:
-            self._before = self._look(None)
+        """Ask the model as it was given; a run that goes on from a checkpoint finds what was asked then."""
+        file = Path(args.output_dir) / BEFORE
+        if state.global_step > 0:
+            self._before = self._found(file)
+            return
+        self._before = self._look(None)
+        if self._before and is_main():
+            with staged_file(file) as staging:
+                staging.write_text(json.dumps({name: look.as_json() for name, look in self._before.items()}))
+
+    def _found(self, file: Path) -> dict[str, _Look]:
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            return {name: _Look.from_json(look) for name, look in kept.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            text = f"what the model answered before could not be read again ({type(error).__name__})"
+            self.trainer.record.note(text)
+            return {}
 
     def compare(self) -> dict[str, Any] | None:
         """Ask the model as it is now, and return what ``answers.json`` holds; None for no questions."""
@@ -120,6 +139,17 @@ class _Look:
 
     def __init__(self, scores: Sequence[AnswerScore], answers: dict[int, str]) -> None:
         self.scores, self.answers = scores, answers
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``answers.json`` will be made of, as JSON values."""
+        scores = [[s.nll, s.tokens, s.extraction_strength, s.exact_memorisation] for s in self.scores]
+        return {"scores": scores, "answers": {str(row): text for row, text in self.answers.items()}}
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> _Look:
+        """Go back from :meth:`as_json`."""
+        scores = [AnswerScore(*score) for score in kept["scores"]]
+        return cls(scores, {int(row): text for row, text in kept["answers"].items()})
 
 
 def _spread(total: int, most: int) -> list[int]:
