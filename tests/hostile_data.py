@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from typing import Any
@@ -60,6 +61,16 @@ def pickling_parquet() -> bytes:
     pyarrow.parquet.write_table(table, file)
     return file.getvalue()
 
+
+FUZZED_PARQUET = base64.b64decode(
+    "sL6txhUEFQoVDkwVAhUAEgAABRABAAAAYRUAFRIVFiwVBBUQFQYVBhwREQAAAAkgAgAAAAMBAQIAFQQZLDUAGAZzY2hlbWEVAgAV"
+    "DCUiGAR0ZXp0JQBMHAAAABYEGRwZHCYAHBUMGTUABhAZGAR0ZXh0FQIWBBZyFnomMiYIHDYCKAFhGAFhEREAGSwVBBUAFQIAFQAV"
+    "EBUCADwWAhkGGSYCAgAAABZyFgQmCBZ6ABkcGAxBUlJPVzpzY2hlbWEYoAEvLy8vLzNBQUFBQVFBQUFBQUFBS0FBd0FCZ0FGQUFn"
+    "QUNnQUFBQUFCQkFBTUFBQUFDQUFJQUFBQUJBQUlBQUFBQkFBQUFBRUFBQUFVQUFBQUVBQVVBQWdBQmdBSEFBd0FBQUFRQUJBQUFB"
+    "QUFBQUVGRUFBQUFCd0FBQUFFQUFBQUFBQUFBQVFBQUFCMFpYaDBBQUFBQUFRQUJBQUVBQUFBABggcGFycXVldC1jcHAtYXJyb3cg"
+    "dmVyc2lvbiAyNi4wLjEZHBwAAABSAQAAUEFSMQ=="
+)
+"""What the fuzzer found: column statistics over which pyarrow ended the process."""
 
 Content = str | bytes
 Row = tuple[str, str, Any, tuple[str, ...]]
@@ -166,6 +177,7 @@ PARQUET: list[Row] = [
     ("nulls", "f.parquet", parquet(text=["a", None]), ("f.parquet, row 2", "'text' is null")),
     ("other columns", "f.parquet", parquet(q=["a"], a=["b"]), ("f.parquet, row 1", "'q', 'a'", "question")),
     ("no columns", "f.parquet", parquet(), ("f.parquet", "is empty")),
+    ("statistics that are malformed", "f.parquet", FUZZED_PARQUET, ("f.parquet", "broken Parquet", "histogram")),
     ("a pickle in its schema", "f.parquet", pickling_parquet, ("f.parquet, row 1", "'text' is null")),
 ]  # fmt: skip
 

@@ -22,7 +22,7 @@ def configuration(source: ModelSource) -> Any:
     from ngdiff.models import resolve_model
 
     if source.adapter and source.base:
-        return configuration(resolve_model(source.base))
+        return configuration(resolve_model(source.base, trust_remote_code=source.trust_remote_code))
     extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     return AutoConfig.from_pretrained(source.location, trust_remote_code=source.trust_remote_code, **extra)
 

@@ -16,7 +16,7 @@ _SMALLER = "Cut it into parts, or give the right file"
 def read_parquet(raw: bytes) -> list[dict[str, Any]]:
     """Read all rows as Python values.
 
-    Batches are as small as the largest column chunk asks for, and reading ends where more has come out than
+    Batches are as small as the largest row group asks for, and reading ends where more has come out than
     an honest data file of text holds.
 
     Args:
@@ -45,11 +45,11 @@ def _rows(file: Any) -> Iterator[dict[str, Any]]:
     metadata = file.metadata
     if metadata.num_rows > MOST_ROWS:
         raise Unreadable(f"has {metadata.num_rows} rows; at most {MOST_ROWS} are read", _SMALLER)
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    chunks = [g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns)]
+    # not row_group(n).column(m): pyarrow ends the process where a column's statistics are malformed
+    chunks = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
     if sum(chunks) > MOST_DATA:
         raise Unreadable(_too_much(sum(chunks)), _SMALLER)
-    # one value of a dictionary, as large as its column chunk, may stand in every row
+    # one value of a dictionary, as large as its row group, may stand in every row
     at_once = min(_AT_ONCE, max(1, MOST_DATA // max([1, *chunks])))
     unpacked = 0
     for batch in file.iter_batches(batch_size=at_once, use_threads=False):  # before any value is made
