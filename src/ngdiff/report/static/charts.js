@@ -13,7 +13,10 @@ const DOTS = 60;
 const drawings = new Set();
 
 const near = new IntersectionObserver(
-  (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => entry.target.paint()),
+  (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => {
+    near.unobserve(target);
+    if (target.painted === undefined) target.paint();
+  }),
   { rootMargin: "500px" },
 );
 const sized = new ResizeObserver((entries) => {
