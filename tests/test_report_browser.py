@@ -212,13 +212,16 @@ def test_all_parts_are_drawn(visit: Visitor) -> None:
 def test_a_probe_shows_its_parabola(visit: Visitor) -> None:
     found = visit(run_page(full_run()))
     visit.draw_all(found)
-    found.page.locator('[aria-description="probes"] > *').first.click(force=True)
-    box = found.page.locator("#probes figure")
-    assert "Learning rate found 4.50e-5: accepted" in box.inner_text()
-    box.locator("summary").click()
-    cells = box.locator("tbody td").all_inner_texts()
+    dot = found.page.locator('[aria-description="probes"] > *').first
+    dot.evaluate("dot => dot.scrollIntoView({block: 'center'})")  # out from under the header
+    box = dot.bounding_box()
+    found.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    figure = found.page.locator("#probes figure")
+    assert "Learning rate found 4.50e-5: accepted" in figure.inner_text()
+    figure.locator("summary").click()
+    cells = figure.locator("tbody td").all_inner_texts()
     assert cells == ["0.0042", "0.0040", "0.0039"]
-    assert box.locator(".plot svg circle").count() == 3
+    assert figure.locator(".plot svg circle").count() == 3
     quiet(found)
 
 
