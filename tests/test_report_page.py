@@ -211,7 +211,7 @@ def test_the_command_repeats_the_settings(monkeypatch: pytest.MonkeyPatch, cli: 
     class Stop(Exception):
         pass
 
-    def catch(given: dict[str, Any], overwrite: bool) -> None:
+    def catch(given: dict[str, Any], *_: object) -> None:
         asked.update(given)
         raise Stop
 
