@@ -199,6 +199,7 @@ def test_the_command_repeats_the_settings(monkeypatch: pytest.MonkeyPatch, cli: 
         "rule_settings": {"alpha": 2},
         "rule": "constant",
         "optimizer": "adamw",
+        "autocast": "none",
         "batch_size": 4,
         "seed": 0,
         "keep_utility": 0.0,
@@ -224,7 +225,7 @@ def test_the_command_repeats_the_settings(monkeypatch: pytest.MonkeyPatch, cli: 
     expected = {k: v for k, v in settings.items() if v is not None and v is not False and v != []} | {
         "output": Path("OUT")
     }
-    for worked_out in ("optimizer", "batch_size"):
+    for worked_out in ("optimizer", "autocast", "batch_size"):
         del expected[worked_out]
     assert asked == expected
 
