@@ -213,9 +213,7 @@ def test_a_probe_shows_its_parabola(visit: Visitor) -> None:
     found = visit(run_page(full_run()))
     visit.draw_all(found)
     dot = found.page.locator('[aria-description="probes"] > *').first
-    dot.evaluate("dot => dot.scrollIntoView({block: 'center'})")  # out from under the header
-    box = dot.bounding_box()
-    found.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    dot.dispatch_event("click")
     figure = found.page.locator("#probes figure")
     assert "Learning rate found 4.50e-5: accepted" in figure.inner_text()
     figure.locator("summary").click()
