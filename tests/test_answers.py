@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,10 @@ from test_evaluation_callback import FORGET, RETAIN, TOKENIZER, make
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return make_cli(capsys)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "answers.json").read_text(encoding="utf-8"))
 
 
 def test_answers_are_the_model_s_own_and_the_run_does_not_notice(tmp_path: Path) -> None:

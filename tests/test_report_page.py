@@ -199,6 +199,7 @@ def test_the_command_repeats_the_settings(monkeypatch: pytest.MonkeyPatch, cli: 
         "rule_settings": {"alpha": 2},
         "rule": "constant",
         "optimizer": "adamw",
+        "autocast": "none",
         "batch_size": 4,
         "seed": 0,
         "keep_utility": 0.0,
@@ -211,7 +212,7 @@ def test_the_command_repeats_the_settings(monkeypatch: pytest.MonkeyPatch, cli: 
     class Stop(Exception):
         pass
 
-    def catch(given: dict[str, Any], overwrite: bool) -> None:
+    def catch(given: dict[str, Any], *_: object) -> None:
         asked.update(given)
         raise Stop
 
@@ -224,7 +225,7 @@ def test_the_command_repeats_the_settings(monkeypatch: pytest.MonkeyPatch, cli: 
     expected = {k: v for k, v in settings.items() if v is not None and v is not False and v != []} | {
         "output": Path("OUT")
     }
-    for worked_out in ("optimizer", "batch_size"):
+    for worked_out in ("optimizer", "autocast", "batch_size"):
         del expected[worked_out]
     assert asked == expected
 
@@ -283,7 +284,9 @@ def test_every_figure_of_an_evaluation_is_in_a_table(tmp_path: Path) -> None:
     assert page == tmp_path / "eval.html"
     text = page.read_text(encoding="utf-8")
     row = re.search(r"<tr><th scope=\"row\">forget.membership.min_k</th>.*?</tr>", text)
-    assert row is not None and "0.780<small>0.670 – 0.870</small>" in row[0] and "lower is better" in row[0]
+    assert row is not None and "0.780<small>0.670 – 0.870</small>" in row[0]
+    row = re.search(r"<tr><th scope=\"row\">forget.extraction_strength</th>.*?</tr>", text)
+    assert row is not None and "lower is better" in row[0]
 
 
 def test_the_evaluation_that_another_was_held_against_is_found(tmp_path: Path) -> None:

@@ -176,3 +176,13 @@ def test_an_evaluation_alone_is_held_against_the_retrained_model() -> None:
     assert told(judge(worse))[0] == "More is left than after retraining"
     alone = replace(found, reference=None)
     assert told(judge(alone))[0] == "Nothing to compare with"
+
+
+def test_without_an_audit_the_record_s_own_likelihoods_are_shown() -> None:
+    card = judge(run()).cards[2]
+    assert [(mark.kind, mark.value) for mark in card.marks] == [
+        ("now", 4.6),
+        ("before", 0.01),
+        ("unseen", 3.8),
+    ]
+    assert card.limit == pytest.approx(1.1 * 4.6)

@@ -16,6 +16,10 @@ Status = Literal["good", "bad", "mixed", "unknown"]
 Interval = tuple[float, float] | None
 
 
+SAME = 0.02
+"""Two figures of the same items may differ by this: rounding depends on the batch, and ties are near."""
+
+
 @dataclass(frozen=True)
 class Mark:
     """One value on a card's scale.
@@ -109,7 +113,7 @@ def items_interval(run: Run, name: str, measure: str, value: float | None) -> In
     if value is None or not values or len(values) != len(items):
         return _evaluated_interval(run, f"{name}.{measure}", value)
     mean = sum(values) / len(values)
-    if abs(mean - value) > 1e-3 + 0.01 * abs(value):
+    if abs(mean - value) > SAME * max(1.0, abs(value)):
         return None
     return interval(values)
 

@@ -35,7 +35,18 @@ FLAGS = {
     "qlora": "--qlora",
     "precision": "--precision",
 }
-WORKED_OUT = frozenset({"optimizer", "step_size", "disable_tqdm", "logging_strategy", "answers"})
+WORKED_OUT = frozenset(
+    {
+        "optimizer",
+        "step_size",
+        "autocast",
+        "disable_tqdm",
+        "logging_strategy",
+        "answers",
+        "push_to_hub",
+        "private",
+    }
+)
 """Settings that follow from others, or change nothing."""
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ngdiff.evaluation.result import EvaluationResult, Figure
-from ngdiff.report.cards import Card, Status, foreign, in_words, marks_of, value_of
+from ngdiff.report.cards import (
+    Card,
+    Mark,
+    Status,
+    foreign,
+    in_words,
+    items_interval,
+    limit_of,
+    marks_of,
+    value_of,
+)
 from ngdiff.report.sources import Run, dig, number, rows_of
 
 CHANCE = 0.5
@@ -52,7 +62,9 @@ def judge_trust(run: Run) -> tuple[Card, str]:
             *record_lines,
         ]
         unaudited = "No audit was made: membership inference and a retrained model could still tell."
-        return Card(question, "Not audited", "unknown", lines=lines), unaudited
+        figure, marks = _likelihood(run)
+        limit = limit_of("nll", marks)
+        return Card(question, "Not audited", "unknown", figure, marks, limit, lines), unaudited
     if foreign(run):
         text = "The evaluation is of other weights than this run saved, so it vouches for nothing here."
         return Card(question, "Evaluation of another model", "bad", lines=[text, *record_lines]), text
@@ -76,6 +88,23 @@ def judge_trust(run: Run) -> tuple[Card, str]:
     figure = f"AUC of membership inference by {attack_name(name)}"
     answer, status, text = _trusted(telling, name, strongest, apart, quality)
     return Card(question, answer, status, figure, marks, 1.0, lines), text
+
+
+def _likelihood(run: Run) -> tuple[str | None, list[Mark]]:
+    """Return what the record itself has: how likely the answers are beside those to text never seen."""
+    record = run.record or {}
+    after, before, unseen = (
+        number(dig(record, side, part, "nll"))
+        for side, part in (("after", "forget"), ("before", "forget"), ("after", "never_seen"))
+    )
+    if after is None:
+        return None, []
+    marks = marks_of(
+        ("now", "after unlearning", after, items_interval(run, "forget", "nll", after)),
+        ("before", "before", before, None),
+        ("unseen", "text never seen, after", unseen, None),
+    )
+    return "negative log-likelihood of the forget set, nats per token", marks
 
 
 def _trusted(

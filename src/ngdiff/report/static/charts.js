@@ -13,7 +13,10 @@ const DOTS = 60;
 const drawings = new Set();
 
 const near = new IntersectionObserver(
-  (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => entry.target.paint()),
+  (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => {
+    near.unobserve(target);
+    if (target.painted === undefined) target.paint();
+  }),
   { rootMargin: "500px" },
 );
 const sized = new ResizeObserver((entries) => {
@@ -131,8 +134,9 @@ function series(points, style, label) {
   return marks;
 }
 
+/** What a pointer reads; it must not catch clicks that are meant for the point below it. */
 function tips(points) {
-  return Plot.tip(points, Plot.pointerX({ x: "x", y: "y", title: "title", fill: "var(--paper)", stroke: "var(--line)" }));
+  return Plot.tip(points, Plot.pointerX({ x: "x", y: "y", title: "title", pointerEvents: "none", fill: "var(--paper)", stroke: "var(--line)" }));
 }
 
 /** Label a tick of a logarithmic axis. */

@@ -53,6 +53,10 @@ for (const button of document.querySelectorAll("[data-copy]")) {
 
 // ---- the parts of the page ----
 
+// Names that go into labels, buttons and charts, with invisible characters written out once and for all.
+for (const attack of DATA.membership) attack.name = plain(attack.name);
+for (const probe of DATA.curves?.probes ?? []) Object.assign(probe, { outcome: plain(probe.outcome), reason: plain(probe.reason) });
+
 if (DATA.answers.length) startAnswers();
 if (DATA.curves) {
   byId("curves-charts").append(...DATA.curves.panels.map((panel) => panelChart(panel, DATA.curves)));
