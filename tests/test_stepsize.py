@@ -233,6 +233,27 @@ def test_an_update_that_climbs_is_held_to_the_rate_at_which_the_way_to_the_next_
     assert every * probe.after == pytest.approx(costs, rel=0.02)
 
 
+@pytest.mark.parametrize("start", [None, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("power", [3.0, 6.0])
+def test_the_rate_that_costs_the_tolerance_is_found_where_the_loss_is_no_parabola(
+    start: float | None, power: float
+) -> None:
+    bowl = Bowl("sgd", seed=3)
+    bowl.fill()
+    along, begin = bowl.update().float(), bowl.flat()
+
+    def loss() -> float:
+        s = 50 * float((begin - bowl.flat()) @ along) / float(along @ along)
+        return 1.0 + 0.01 * s + math.copysign(abs(s) ** power, s) * (1.0 if s > 0 else 0.1)
+
+    auto = AutomaticRate(bowl.optimizer, start=start, every=1, tolerance=0.05)
+    probe = auto.step(bowl.pair, loss)
+    assert probe is not None and probe.outcome == "bounded" and "cost" in probe.reason
+    assert len(probe.points) < 25
+    rise = 0.01 * 50 * probe.after + (50 * probe.after) ** power
+    assert 0.05 / 1.1 ** (power + 1) <= rise <= 0.05 * 1.1 ** (power + 1)
+
+
 @pytest.mark.parametrize("curve", [lambda loss: 1.0, lambda loss: -(loss**2)], ids=["flat", "concave"])
 def test_a_line_without_a_minimum_is_bounded_without_harm(curve: Callable[[float], float]) -> None:
     bowl = Bowl("sgd", seed=4)
@@ -504,6 +525,7 @@ def test_cuts_are_taken_back_and_no_more() -> None:
     rate = AutomaticRate(Bowl("sgd").optimizer)
     rate.rate = 0.8
     assert rate.scale(2.0) == 0.8 and rate.ceiling == math.inf  # nothing to take back
+    assert rate.scale(1.0) == 0.8 and rate.ceiling == math.inf and rate.uncut is None
     assert rate.scale(0.25) == rate.ceiling == 0.2
     assert rate.scale(2.0) == rate.ceiling == 0.4
     rate.rate = 0.1  # a probe lowered it

@@ -203,7 +203,7 @@ class AutomaticRate:
 
         A factor above 1 takes back earlier cuts, and no more: without any it changes nothing.
         """
-        if self.rate is None or (factor > 1 and self.uncut is None):
+        if self.rate is None or factor == 1 or (factor > 1 and self.uncut is None):
             return self.rate
         self.uncut = self.rate if self.uncut is None else self.uncut
         self.rate = min(self.rate * factor, self.uncut)
@@ -247,7 +247,7 @@ class AutomaticRate:
             far_up = shape is Shape.ASCENT and rise > self.MOST_CHANGE * self.tolerance
             if shape is Shape.BROKEN or rise > self.TALL or far_up:
                 ceiling = min(ceiling, width)
-                width /= self.MOST_CHANGE
+                width, _ = measure.between(width / self.MOST_CHANGE, self.tolerance, self.AGREEMENT)
             elif shape is Shape.VALLEY:
                 # a parabola through points far beyond its minimum sees the bends out there: fit again at the
                 # minimum itself, until the two agree, so that the rate found does not depend on the start
@@ -261,11 +261,15 @@ class AutomaticRate:
             elif shape is Shape.ASCENT and parabola.curvature > 0 and rise > self.tolerance / 4:
                 # its fixed point is where the loss itself has risen by the tolerance, parabola or not
                 wide = min(parabola.width_that_costs(self.tolerance), self.MOST_CHANGE * width)
-                if width / self.AGREEMENT <= wide <= width * self.AGREEMENT:
+                wide, closed = measure.between(wide, self.tolerance, self.AGREEMENT)
+                if closed or width / self.AGREEMENT <= wide <= width * self.AGREEMENT:
                     cost = f"{self.every} such steps cost {self.tolerance:g} nats"
                     reason = f"no descent along the first update: {cost}"
                     return self._done("bounded", reason, wide / self.every, measure, noise)
-                width = min(wide, 0.9 * ceiling)
+                wide = min(wide, 0.9 * ceiling)
+                if wide == width:  # as long as the weights are
+                    break
+                width = wide
             elif width * 2 >= ceiling:
                 break
             else:
@@ -379,6 +383,23 @@ class _Measure:
         ahead = {width: value for width, value in self._known.items() if width > 0 and math.isfinite(value)}
         best = min(ahead, key=lambda width: (ahead[width], width), default=None)
         return best if best is not None and self.loss(0.0) - ahead[best] > SIGNAL * noise else None
+
+    def between(self, width: float, tolerance: float, agreement: float) -> tuple[float, bool]:
+        """Keep a guess of the width that costs ``tolerance`` between those known to cost less and more.
+
+        Where the loss is no parabola, guess and measurement could go round in circles for ever.
+
+        Returns:
+            The guess, or the geometric mean of the two where it lies outside; and whether the two agree within
+            the factor ``agreement``, the guess then being the lesser.
+        """
+        rise = {w: value - self.loss(0.0) for w, value in self._known.items() if w > 0}
+        dear = min((w for w, cost in rise.items() if not cost <= tolerance), default=math.inf)
+        cheap = max((w for w, cost in rise.items() if cost <= tolerance and w < dear), default=0.0)
+        if cheap > 0 and dear <= cheap * agreement:
+            return cheap, True
+        inside = cheap < width < dear
+        return (width if inside or cheap == 0 or math.isinf(dear) else math.sqrt(cheap * dear)), False
 
     def widest_harmless(self, tolerance: float) -> float:
         """Return the widest step measured that raised the loss by no more than ``tolerance``."""
