@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ngdiff.finetune import with_lora
 from ngdiff.parameters import BestWeights, ChangeMeter
 from tiny import tiny_llama
 
@@ -169,3 +170,15 @@ def test_best_weights_travel_with_a_checkpoint(tmp_path: Path) -> None:
         best.discard()
     assert len(list(checkpoint.iterdir())) == 1
     assert list(tmp_path.rglob(".best-*")) == []
+
+
+def test_adapters_begin_as_their_seed_says() -> None:
+    def begun(seed: int) -> dict[str, torch.Tensor]:
+        model = with_lora(tiny_llama(layers=1, hidden=16), seed)
+        return {name: value for name, value in model.state_dict().items() if "lora_A" in name}
+
+    first = begun(3)
+    torch.rand(7)
+    again, other = begun(3), begun(4)
+    assert first and all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not any(torch.equal(value, other[name]) for name, value in first.items())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from ngdiff.callbacks import ProgressCallback
 from ngdiff.checkpoints import step_of
@@ -232,7 +232,7 @@ def _finetune(request: FinetuneRequest) -> Path:
     # with FSDP2 the first process alone may have read the weights
     hashed = replace(asked, model=from_main(weights_hash(model) if is_main() else ""))
     if request.lora:
-        model = with_lora(model)
+        model = with_lora(model, request.seed)
     claim = partial(place.claimed, hashed, resume=request.resume, overwrite=request.overwrite)
     with by_main(claim) as going_on, wish_to_stop() as wish:
         trainer = _trainer(model, tokenizer, examples, request, place.run)
@@ -338,9 +338,11 @@ def _setting_faults(request: FinetuneRequest) -> list[Fault]:
     return faults + [fault for fault in found if fault is not None]
 
 
-def with_lora(model: nn.Module, rank: int = 16) -> Any:
+def with_lora(model: nn.Module, seed: int = 0, rank: int = 16) -> Any:
     """Wrap a model so that only LoRA adapters on its linear layers train (alpha = 2 * rank, no dropout)."""
     from peft import LoraConfig, get_peft_model
+
+    set_seed(seed)  # adapters begin at random
 
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"

@@ -390,8 +390,8 @@ class _Measure:
         Where the loss is no parabola, guess and measurement could go round in circles for ever.
 
         Returns:
-            The guess, or the geometric mean of the two where it lies outside; and whether the two agree within
-            the factor ``agreement``, the guess then being the lesser.
+            The guess, or the geometric mean of the two where it lies outside; and whether the two agree
+            within the factor ``agreement``, the guess then being the lesser.
         """
         rise = {w: value - self.loss(0.0) for w, value in self._known.items() if w > 0}
         dear = min((w for w, cost in rise.items() if not cost <= tolerance), default=math.inf)

@@ -273,7 +273,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
     # with FSDP2 the first process alone may have read the weights
     hashed = replace(asked, model=from_main(weights_hash(model) if is_main() else ""))
     if request.adapters:
-        model = with_lora(model)
+        model = with_lora(model, ready.config.seed)
     claim = partial(place.claimed, hashed, resume=request.resume, overwrite=request.overwrite)
     with by_main(claim) as going_on, wish_to_stop() as wish:
         trainer = UnlearningTrainer(

@@ -63,5 +63,10 @@ def report_after(out: Path, wanted: bool) -> None:
     from ngdiff.terminal import console
 
     if wanted and is_first_process():
-        written = write_report(out)
+        try:
+            written = write_report(out)
+        except OSError as error:  # the result stands; a page can be made at any time
+            text = f"No report: {error.strerror or error}. Make one later: ngdiff report {out}"
+            console.print(escape(text), highlight=False, soft_wrap=True)
+            return
         console.print(f"The report is {escape(str(written))}", highlight=False, soft_wrap=True)
