@@ -6,10 +6,9 @@
 and started again with the same command until it ends; then the next one begins, until all kills are spent.
 Moments are drawn evenly from the time that a run works once all is loaded, its end included. Every other kill
 then waits for the next checkpoint and falls inside its writing, known by the folder that exists only
-meanwhile. Each result is compared
-with that of an undisturbed run: all files but the record and the receipt (which holds
-its hash) bit for bit, the record in all but times, memory and
-the notes that say where it was resumed. Exit code 1 where something differs.
+meanwhile. Each result is compared with that of an undisturbed run: all files bit for bit but the record and
+what holds its hash or notes (receipt, card, report), the record in all but times, memory and the notes that
+say where it was resumed. Exit code 1 where something differs.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tiny_model import save_questions, save_tiny_model
+from ngdiff.model_card import CARD
 from ngdiff.output import RECORD
 from ngdiff.receipts.files import RECEIPT
 from ngdiff.unfinished import ASKED_FILE, Workplace
@@ -118,7 +118,8 @@ def comparable(record: dict[str, Any]) -> dict[str, Any]:
     steps = [{k: v for k, v in step.items() if k != "seconds"} for step in record["steps"]]
     cost = {k: v for k, v in record["cost"].items() if k not in ("seconds", "peak_memory_gib")}
     notes = [note for note in record["notes"] if not note.startswith("resumed at step")]
-    return {**record, "steps": steps, "cost": cost, "notes": notes}
+    rest = {k: v for k, v in record.items() if k != "finished"}
+    return {**rest, "steps": steps, "cost": cost, "notes": notes}
 
 
 def differences(found: Path, expected: Path) -> list[str]:
@@ -128,7 +129,7 @@ def differences(found: Path, expected: Path) -> list[str]:
     differing = [f"only one has {path}" for path in sorted(there ^ here)]
     for path in sorted(there & here):
         if (
-            path.name not in (RECORD, RECEIPT, "report.html")
+            path.name not in (RECORD, RECEIPT, CARD, "report.html")
             and (found / path).read_bytes() != (expected / path).read_bytes()
         ):
             differing.append(f"{path} differs")

@@ -31,6 +31,7 @@ from ngdiff.evaluation.teacher_forced import score_answers
 from ngdiff.logprobs import labelled_tokens
 from ngdiff.losses import nll
 from ngdiff.models import load_model, load_tokenizer, resolve_model
+from ngdiff.progress import console
 from tiny import CHATML, tiny_tokenizer
 
 BOOT = Bootstrap(resamples=200)
@@ -184,7 +185,7 @@ def test_membership_tells_the_target_apart(result: dict[str, Any]) -> None:
 def test_through_the_command_line(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "_width", 160)
     cli: Cli = make_cli(capsys)
     words = ["audit", place / "suppressed", "--forget", place / "forget.jsonl", "--no-cache"]
     words += ["--retain", place / "retain.jsonl", "--output", tmp_path / "audit.json", "--no-generate"]

@@ -19,6 +19,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from commandline import Answer, Cli, make_cli, questions, save_model, tree, write_jsonl
+from ngdiff.audits import audits
 from ngdiff.cli.app import app
 from ngdiff.cli.listing import TABLES
 from ngdiff.data.examples import data_hash, to_examples
@@ -118,6 +119,7 @@ def test_ls_lists_every_row(cli: Cli) -> None:
         "rules": list(RULES),
         "datasets": [f"tofu:{name}" for name in TOFU_NAMES],
         "suites": list(suites()),
+        "audits": list(audits()),
         "metrics": list(METRICS),
     }
     assert set(expected) == set(TABLES)

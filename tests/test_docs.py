@@ -64,6 +64,7 @@ def test_the_pages_show_commands() -> None:
     assert len(commands()) >= 5
 
 
+MEASURED = "ngdiff evaluate {} --suite own --forget forget.jsonl --retain retain.jsonl --output {}.json"
 FIRST = "ngdiff unlearn --model my-model --forget forget.jsonl --retain retain.jsonl --output unlearned"
 SECOND = (
     FIRST.replace("my-model", "unlearned")
@@ -74,6 +75,11 @@ EARLIER = {  # what the pages say to run before
     "verify unlearned": (f"{FIRST} --max-steps 1",),
     "verify second": (f"{FIRST} --max-steps 1", f"{SECOND} --max-steps 1"),
     "--model unlearned": (f"{FIRST} --max-steps 1",),
+    "--evaluation eval.json": (
+        f"{FIRST} --max-steps 1",
+        MEASURED.format("unlearned", "eval"),
+        *(MEASURED.format("my-model", name) for name in ("retrained", "target")),
+    ),
     "--sign": ("ngdiff keygen key.pem",),
 }
 

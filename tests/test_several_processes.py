@@ -107,6 +107,12 @@ def near(value: float | None, relative: float, absolute: float = 1e-9) -> Any:
     return None if value is None else pytest.approx(value, rel=relative, abs=absolute)
 
 
+def figures_of(survey: dict[str, Any]) -> dict[Any, Any]:
+    """Return the mean figures of each set, and those of the single items by set and measure."""
+    items = {(name, key): v for name, part in survey["items"].items() for key, v in part.items()}
+    return {name: figures for name, figures in survey.items() if name != "items"} | items
+
+
 def assert_same_record(left: dict[str, Any], right: dict[str, Any], relative: float) -> None:
     """Compare the steps' figures, the probes' outcomes, the figures before and after, and the end."""
     assert len(left["steps"]) == len(right["steps"])
@@ -120,8 +126,9 @@ def assert_same_record(left: dict[str, Any], right: dict[str, Any], relative: fl
     for key in ("outcome", "step"):
         assert [probe[key] for probe in right["probes"]] == [probe[key] for probe in left["probes"]]
     for moment in ("before", "after"):
-        for part, figures in left[moment].items():
-            assert right[moment][part] == pytest.approx(figures, rel=10 * relative, abs=1e-6), (moment, part)
+        for part, figures in figures_of(left[moment]).items():
+            found = figures_of(right[moment])[part]
+            assert found == pytest.approx(figures, rel=10 * relative, abs=1e-6), (moment, part)
     for key in ("code", "step", "kept_step", "target_met"):
         assert right["stop"][key] == left["stop"][key]
     assert [check["best"] for check in right["checks"]] == [check["best"] for check in left["checks"]]

@@ -547,7 +547,11 @@ def script(trainer: UnlearningTrainer, figures: Figures, monkeypatch: pytest.Mon
             "nll": nll,
         }
 
+    def survey() -> dict[str, Any]:
+        return {name: scripted(None) for name in ("forget", "retain", "never_seen")} | {"items": {}}
+
     monkeypatch.setattr(trainer, "_figures", scripted)
+    monkeypatch.setattr(trainer, "_survey", survey)
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
