@@ -20,6 +20,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+import ngdiff.probe_loss
 import ngdiff.trainer
 from ngdiff.checkpoints import MANIFEST
 from ngdiff.config import UnlearningConfig
@@ -298,7 +299,7 @@ def test_search_begins_where_told(tmp_path: Path) -> None:
 
 def test_probes_look_at_other_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, set[tuple[int, ...]]]] = []
-    draw = ngdiff.trainer._ProbeLoss._draw
+    draw = ngdiff.probe_loss.ProbeLoss._draw
 
     def seen(self: Any) -> Any:
         batches = draw(self)
@@ -308,7 +309,7 @@ def test_probes_look_at_other_examples(tmp_path: Path, monkeypatch: pytest.Monke
         drawn.append((self.trainer.state.global_step, mine))
         return batches
 
-    monkeypatch.setattr(ngdiff.trainer._ProbeLoss, "_draw", seen)
+    monkeypatch.setattr(ngdiff.probe_loss.ProbeLoss, "_draw", seen)
     # every retain answer differs, so that examples can be told apart by their labels
     run(tmp_path, retain=rows("R", 20, lambda n: f"{n:02}"), probe_every=2, probe_size=5)
     assert [step for step, _ in drawn] == [0, 2, 4]

@@ -28,9 +28,6 @@ from ngdiff.data.batching import (
     PairedDataset,
     PairSampler,
     Stream,
-    collate_for_loss,
-    even_parts,
-    little_padding,
 )
 from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
@@ -40,7 +37,7 @@ from ngdiff.distribution import Weighted, weighted_mean
 from ngdiff.durable import DurableTrainer
 from ngdiff.environment import machine, peak_memory_gib, versions
 from ngdiff.errors import RunError
-from ngdiff.evaluation.distributed import process_count, process_rank
+from ngdiff.evaluation.distributed import process_count
 from ngdiff.evaluation.teacher_forced import (
     AnswerScore,
     batch_extraction_strength,
@@ -54,6 +51,7 @@ from ngdiff.losses import LOSSES, Loss
 from ngdiff.never_seen import never_seen_examples
 from ngdiff.parallel import looking, no_exchange, shared, summed
 from ngdiff.parameters import BestWeights, ChangeMeter, train_only
+from ngdiff.probe_loss import ProbeLoss
 from ngdiff.record import RunRecord, StepRecord
 from ngdiff.stepsize import AutomaticRate, FixedRate, Probe, cut_rate
 from ngdiff.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
@@ -430,9 +428,9 @@ class UnlearningTrainer(DurableTrainer):
         self._step.descent = {task: self._meter.descent(part) for task, part in self._step.sampled.items()}
         self._step.sampled = {}
 
-    def _probe_loss(self) -> _ProbeLoss:
+    def _probe_loss(self) -> ProbeLoss:
         size = self.args.probe_size or math.ceil(PROBE_SHARE * self._shares.examples)
-        return _ProbeLoss(self, size)
+        return ProbeLoss(self, size)
 
     # ---- step size ----
 
@@ -791,66 +789,6 @@ class UnlearningTrainer(DurableTrainer):
     def note(self, text: str) -> None:
         """Write a fallback to the record."""
         self.record.note(text)
-
-
-class _ProbeLoss:
-    """The retain loss on fresh examples, the same ones at every call."""
-
-    def __init__(self, trainer: UnlearningTrainer, size: int) -> None:
-        self.trainer, self.size = trainer, size
-        self._batches: list[Batch] | None = None
-
-    def _draw(self) -> list[Batch]:
-        trainer = self.trainer
-        stream = Stream(len(trainer._retain), trainer.args.seed + 2)
-        position = trainer.state.global_step * self.size
-        used = trainer._step.retain_rows
-        rows: list[int] = []
-        for offset in range(2 * len(trainer._retain)):
-            row = stream[position + offset]
-            if row not in used and row not in rows:
-                rows.append(row)
-            if len(rows) == self.size:
-                break
-        if not rows:
-            trainer.record.note("the retain set is so small that probes reuse the step's own examples")
-            rows = sorted(used)[: self.size]
-        chosen = [trainer._retain[row] for row in rows]
-        if process_count() == 1:
-            parts = little_padding(chosen, trainer.args.train_batch_size)
-        else:
-            parts = even_parts(chosen, trainer.args.train_batch_size, process_count())
-            parts = parts[process_rank() :: process_count()]
-        # a process that gets an empty part takes part all the same: a sharded model needs everybody
-        batches = []
-        for part in parts:
-            batch = collate_for_loss(part or chosen[:1], trainer._pad_id)
-            batches.append(batch if part else {**batch, ABSENT: torch.ones(1)})
-        return batches
-
-    @torch.no_grad()
-    def __call__(self) -> float:
-        """Return the mean retain loss, in eval mode, all micro-batches at the same weights."""
-        trainer = self.trainer
-        if self._batches is None:
-            self._batches = self._draw()
-        loss, compared = trainer._losses["retain"], trainer._compared
-        assert compared is not None
-        total = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
-        with looking(trainer.model_wrapped) as model:
-            was_training = model.training
-            model.eval()
-            try:
-                for batch in self._batches:
-                    prepared = trainer._prepare_inputs(batch)
-                    value = loss.function(compared.look("retain", model, prepared)).double()
-                    if ABSENT not in batch:
-                        total[0] += value
-                        total[1] += loss.count(prepared)
-            finally:
-                model.train(was_training)
-        value, count = summed(total).tolist()
-        return float(value / count)
 
 
 def _pad_id(tokenizer: Any) -> int:
