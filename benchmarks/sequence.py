@@ -1,9 +1,8 @@
 """Four requests one after another, each with its receipt, behind docs/results-sequence.md.
 
-    python -m benchmarks.sequence --people                  # invents, trains a model from nothing, forgets
-    4 times python -m benchmarks.sequence --tofu --model TARGET     # TOFU's forget01 in four parts, on a
-    model that knows it python -m benchmarks.sequence --tables                  # receipts -> Markdown
-    tables in the page
+    python -m benchmarks.sequence --people                  # a model trained from nothing on invented people
+    python -m benchmarks.sequence --tofu --model TARGET     # forget01 in four parts, on a model that knows it
+    python -m benchmarks.sequence --tables                  # receipts -> tables in the page
 
 After each request all earlier forget sets are looked at again and ``ngdiff verify --chain`` checks the
 whole chain with data, starting model and public key; the run stops where it finds anything. What is there

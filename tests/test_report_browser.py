@@ -213,7 +213,7 @@ def test_a_probe_shows_its_parabola(visit: Visitor) -> None:
     found = visit(run_page(full_run()))
     visit.draw_all(found)
     dot = found.page.locator('[aria-description="probes"] > *').first
-    dot.dispatch_event("click")
+    dot.click()
     figure = found.page.locator("#probes figure")
     assert "Learning rate found 4.50e-5: accepted" in figure.inner_text()
     figure.locator("summary").click()
