@@ -14,11 +14,15 @@ from ngdiff.cli.options import (
     METHOD,
     OUTPUT,
     RESOURCES,
+    CacheDir,
+    GradientNorms,
     Holdout,
     Log,
+    MaxNewTokens,
     Overwrite,
     Precision,
     Quiet,
+    Resamples,
     TofuDir,
 )
 from ngdiff.errors import Fault, RequestError
@@ -87,34 +91,20 @@ def audit(
             "--generate/--no-generate", help="Let the model answer too, for ROUGE.", rich_help_panel=METHOD
         ),
     ] = True,
-    gradient_norms: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-norms/--no-gradient-norms",
-            help="Run the attack by gradient norm.",
-            rich_help_panel=METHOD,
-        ),
-    ] = True,
+    gradient_norms: GradientNorms = True,
     batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.", rich_help_panel=RESOURCES)] = 8,
     max_length: Annotated[
         int, typer.Option(help="Longest sequence in tokens.", rich_help_panel=RESOURCES)
     ] = 512,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Longest generated answer, in tokens.", rich_help_panel=METHOD)
-    ] = 200,
+    max_new_tokens: MaxNewTokens = 200,
     seed: Annotated[
         int, typer.Option(help="Of intervals, of the half relearned, of its order.", rich_help_panel=METHOD)
     ] = 0,
-    resamples: Annotated[
-        int, typer.Option(help="Resamples of the bootstrap intervals.", rich_help_panel=METHOD)
-    ] = 2000,
+    resamples: Resamples = 2000,
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Remember items.", rich_help_panel=RESOURCES)
     ] = True,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]", rich_help_panel=RESOURCES),
-    ] = None,
+    cache_dir: CacheDir = None,
     precision: Precision = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,

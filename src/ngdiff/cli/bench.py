@@ -15,6 +15,7 @@ from ngdiff.cli.options import (
     OUTPUT,
     RESOURCES,
     STOPPING,
+    GradientNorms,
     Log,
     Lora,
     Precision,
@@ -111,14 +112,7 @@ def tofu(
             "--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.", rich_help_panel=METHOD
         ),
     ] = True,
-    gradient_norms: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-norms/--no-gradient-norms",
-            help="Run the attack by gradient norm.",
-            rich_help_panel=METHOD,
-        ),
-    ] = False,
+    gradient_norms: GradientNorms = False,
     keep_models: Annotated[
         bool,
         typer.Option("--keep-models", help="Keep the weights of the reported runs.", rich_help_panel=OUTPUT),

@@ -14,12 +14,16 @@ from ngdiff.cli.options import (
     METHOD,
     OUTPUT,
     RESOURCES,
+    CacheDir,
+    GradientNorms,
     Holdout,
     Log,
+    MaxNewTokens,
     Overwrite,
     Precision,
     Quiet,
     Report,
+    Resamples,
     TofuDir,
     TrustRemoteCode,
 )
@@ -91,27 +95,16 @@ def evaluate(
             help="Longest sequence in tokens. [default: 512; muse: 2048]", rich_help_panel=RESOURCES
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Longest generated answer, in tokens.", rich_help_panel=METHOD)
-    ] = 200,
+    max_new_tokens: MaxNewTokens = 200,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap intervals.", rich_help_panel=METHOD)] = 0,
-    resamples: Annotated[
-        int, typer.Option(help="Resamples of the bootstrap intervals.", rich_help_panel=METHOD)
-    ] = 2000,
+    resamples: Resamples = 2000,
     paraphrases: Annotated[
         bool,
         typer.Option(
             "--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.", rich_help_panel=METHOD
         ),
     ] = True,
-    gradient_norms: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-norms/--no-gradient-norms",
-            help="Run the attack by gradient norm.",
-            rich_help_panel=METHOD,
-        ),
-    ] = True,
+    gradient_norms: GradientNorms = True,
     cache: Annotated[
         bool,
         typer.Option(
@@ -120,10 +113,7 @@ def evaluate(
             rich_help_panel=RESOURCES,
         ),
     ] = True,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]", rich_help_panel=RESOURCES),
-    ] = None,
+    cache_dir: CacheDir = None,
     precision: Precision = "auto",
     openunlearning: Annotated[
         Path | None,

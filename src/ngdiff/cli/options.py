@@ -68,6 +68,22 @@ Precision = Annotated[
     typer.Option(help="auto, bf16 or fp32.", autocompletion=completion.precisions, rich_help_panel=RESOURCES),
 ]
 TofuDir = Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.", rich_help_panel=DATA)]
+GradientNorms = Annotated[
+    bool,
+    typer.Option(
+        "--gradient-norms/--no-gradient-norms",
+        help="Run the attack by gradient norm.",
+        rich_help_panel=METHOD,
+    ),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option(help="Longest generated answer, in tokens.", rich_help_panel=METHOD)
+]
+Resamples = Annotated[int, typer.Option(help="Resamples of the bootstrap intervals.", rich_help_panel=METHOD)]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]", rich_help_panel=RESOURCES),
+]
 Lora = Annotated[
     bool, typer.Option("--lora", help="Train LoRA adapters only, and save those.", rich_help_panel=RESOURCES)
 ]
