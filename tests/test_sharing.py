@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import PairSampler, even_parts
 from ngdiff.data.datasets import as_encoded
-from ngdiff.data.sharing import ShareOfSteps, StepShares
+from ngdiff.data.sharing import ShareOfSteps, StepShares, examples_of_a_step
 from ngdiff.distribution import share_steps
 from ngdiff.record import RunRecord
 from tiny import tiny_tokenizer
@@ -117,3 +120,22 @@ def test_even_parts_go_round() -> None:
     assert lengths == sorted(len(example.input_ids) for example in examples)
     assert max(map(len, parts)) <= 2
     assert [len(part) for part in even_parts(examples[:1], 2, 3)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("forget", "examples"),
+    [(1, 8), (40, 8), (104, 8), (105, 16), (200, 16), (300, 24), (400, 32), (9999, 32)],
+)
+def test_a_step_goes_by_the_size_of_the_forget_set_where_nobody_said(forget: int, examples: int) -> None:
+    assert examples_of_a_step(forget) == examples
+    shares = share_steps(_args(world_size=2, examples_per_step=None), forget=forget)
+    assert (shares.examples, shares.micro_batch * shares.accumulation) == (examples, examples // 2)
+
+
+def test_a_batch_that_was_given_is_what_a_step_takes(tmp_path: Path) -> None:
+    def asked(**settings: int) -> int | None:
+        return UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, **settings).examples_per_step
+
+    assert asked() is None
+    assert asked(per_device_train_batch_size=8) == asked(gradient_accumulation_steps=1) == 0
+    assert asked(per_device_train_batch_size=4, examples_per_step=12) == 12

@@ -19,6 +19,8 @@ from ngdiff.stopping import parse_stop_at
 from ngdiff.weighting import make_rule
 
 NO_LIMIT = -1
+BATCH = 8
+"""Examples of one forward pass of a process, where nobody said."""
 _FLAGS = {
     "learning_rate": "--lr",
     "num_train_epochs": "--epochs",
@@ -131,7 +133,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             ``bf16`` (on the device, rounded to bfloat16).
         examples_per_step: pairs of a forget and a retain example that one optimizer step takes, over all
             processes and micro-batches; ``per_device_train_batch_size`` is then the most that one process
-            runs at a time. 0 for their product, as everywhere in transformers.
+            runs at a time. 0 for their product, as everywhere in transformers, and so where either of
+            ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` is given; None goes by the
+            size of the forget set, from 8 to 32 (:func:`ngdiff.data.sharing.examples_of_a_step`).
         evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
             :mod:`ngdiff.evaluation.callback`); 0 for none.
         evaluate_items: most items of each set that these look at.
@@ -161,7 +165,10 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     trainable: str | None = None
     log_gramian: bool = False
     forget_buffer: str = "device"
-    examples_per_step: int = 0
+    examples_per_step: int | None = None
+    # None until __post_init__ has filled them in
+    per_device_train_batch_size: int = None  # type: ignore[assignment]
+    gradient_accumulation_steps: int = None  # type: ignore[assignment]
     evaluate_every: int = 0
     evaluate_items: int = 64
     save_minutes: float = 0.0
@@ -176,12 +183,22 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     seed: int = 0
 
     def __post_init__(self) -> None:
+        batch = (self.per_device_train_batch_size, self.gradient_accumulation_steps)
+        if self.examples_per_step is None and any(value is not None for value in batch):
+            self.examples_per_step = 0  # the batch was given, and is what a step takes
+        self._fill_batch()
         faults = self._complete()
         if faults:
             raise RequestError(faults)
         for name, value in checkpointing(bool(self.gradient_checkpointing)).items():
             setattr(self, name, getattr(self, name) or value)
         super().__post_init__()
+
+    def _fill_batch(self) -> None:
+        if self.per_device_train_batch_size is None:
+            self.per_device_train_batch_size = BATCH
+        if self.gradient_accumulation_steps is None:
+            self.gradient_accumulation_steps = 1
 
     @property
     def automatic(self) -> bool:
@@ -233,6 +250,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 if not (fits(value) or (value is None and default is None)):
                     faults.append(Fault(flag_of(name), f"{value!r} is no {kind}", f"Give a {kind}"))
                     setattr(self, name, default)
+        self._fill_batch()
         for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
             settings = getattr(self, name)
             if not isinstance(settings, dict) or not all(map(_is_number, settings.values())):
@@ -290,7 +308,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             faults.append(Fault("--probe-size", f"{self.probe_size} is negative", "Give 0 or more examples"))
         if self.forget_buffer not in get_args(Keep):
             faults.append(unknown_name("--forget-buffer", "place", self.forget_buffer, get_args(Keep)))
-        if self.examples_per_step < 0:
+        if self.examples_per_step is not None and self.examples_per_step < 0:
             what = f"{self.examples_per_step} is negative"
             faults.append(Fault("--set examples_per_step", what, "Give 0 or more examples"))
         if self.evaluate_every < 0:

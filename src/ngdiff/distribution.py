@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import strtobool
 
-from ngdiff.data.sharing import StepShares
+from ngdiff.data.sharing import StepShares, examples_of_a_step
 from ngdiff.errors import Fault, RequestError
 from ngdiff.parallel import summed
 from ngdiff.weighting import RULES
@@ -24,11 +24,17 @@ if TYPE_CHECKING:
 FSDP2 = "Use FSDP2 instead: accelerate launch --config_file examples/distributed/fsdp2_8gpu.yaml"
 
 
-def share_steps(args: Any, record: RunRecord | None = None) -> StepShares:
+def share_steps(args: Any, record: RunRecord | None = None, forget: int = 0) -> StepShares:
     """Cut a step's examples up for the processes that were started, and tell ``transformers`` how.
 
     ``examples_per_step`` holds whatever the number of processes; 0 lets a step grow with them, as everywhere
-    in ``transformers``. Where the settings have no such thing, a step is one process's.
+    in ``transformers``; None goes by the size of the forget set. Where the settings have no such thing, a
+    step is one process's.
+
+    Args:
+        args: the settings.
+        record: takes notes.
+        forget: examples of the forget set.
     """
     if args.n_gpu > 1:
         # one process would copy the model to every GPU at every step (DataParallel), past all hooks
@@ -38,6 +44,8 @@ def share_steps(args: Any, record: RunRecord | None = None) -> StepShares:
     processes = int(args.world_size)
     largest, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     asked = getattr(args, "examples_per_step", largest * accumulation)
+    if asked is None:
+        asked = examples_of_a_step(forget)
     examples = asked or largest * accumulation * processes
     shares = StepShares.of(examples, largest, processes)
     args.per_device_train_batch_size = shares.micro_batch

@@ -163,7 +163,7 @@ def _settings(record: RunRecord) -> str:
         ("weighting rule", settings.get("rule")),
         ("learning rate", "automatic" if rate is None else f"{rate:g}"),
         ("optimizer", settings.get("optimizer")),
-        ("batch size", settings.get("batch_size")),
+        ("examples a step, of each set", settings.get("examples_per_step") or settings.get("batch_size")),
         ("seed", settings.get("seed")),
         (
             "steps",

@@ -187,7 +187,7 @@ class UnlearningTrainer(DurableTrainer):
         self._measured = layers_looked_behind(model, self._losses)
         if args.trainable is not None:
             train_only(model, args.trainable)
-        self._shares = distribution.share_steps(args, self.record)
+        self._shares = distribution.share_steps(args, self.record, len(self._forget))
         hooks, pairs = _Hooks(), PairedDataset(self._forget, self._retain)
         super().__init__(
             model=model,

@@ -14,9 +14,10 @@ from transformers import PrinterCallback
 from ngdiff.alternatives import alternative_faults
 from ngdiff.answers import AnswerBook
 from ngdiff.callbacks import UnlearningProgress
-from ngdiff.config import UnlearningConfig
+from ngdiff.config import BATCH, UnlearningConfig
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, overlap_fault, to_examples
+from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.data.sources import read_rows
 from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
@@ -181,6 +182,8 @@ def prepare(request: UnlearnRequest) -> Prepared:
     if faults:
         raise RequestError(faults)
     forget_, retain_, holdout_ = (encoded[where] for where in ("--forget", "--retain", "--holdout"))
+    if config.examples_per_step is None:
+        config.examples_per_step = examples_of_a_step(len(forget_))
     return Prepared(source, tokenizer, forget_, retain_, holdout_, config, receipt)
 
 
@@ -236,11 +239,14 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
     return config
 
 
-def _examples_per_step(settings: dict[str, Any]) -> int:
-    """Return what one process would take a step, so that more processes take no more."""
+def _examples_per_step(settings: dict[str, Any]) -> int | None:
+    """Return what one process would take a step, so that more processes take no more; None if nobody said."""
+    usual = {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1}
+    if not any(settings.get(name) is not None for name in usual):
+        return None
     product = 1
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        value = settings.get(name, getattr(UnlearningConfig, name))
+    for name, default in usual.items():
+        value = settings.get(name, default)
         product *= value if isinstance(value, int) and value > 0 else 1  # what is wrong is said elsewhere
     return product
 
@@ -357,6 +363,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "optimizer": str(getattr(config.optim, "value", config.optim)),
         "batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "examples_per_step": config.examples_per_step,
         "seed": config.seed,
         "stop_at": config.stop_at,
         "keep_utility": config.keep_utility,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ngdiff.data.encoding import EncodedExample
+from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.models import weights_bytes
 from ngdiff.output import nearest_folder
 from ngdiff.unlearn import Prepared, UnlearnRequest, room
@@ -97,9 +98,13 @@ def most_steps(config: UnlearningConfig, forget: int) -> int:
     """Return the optimizer steps that a run on one process takes at the most."""
     if config.max_steps > 0:
         return int(config.max_steps)
-    batches = math.ceil(forget / config.per_device_train_batch_size)
-    steps: int = max(1, math.ceil(batches / config.gradient_accumulation_steps))
-    return math.ceil(steps * float(config.num_train_epochs))
+    return math.ceil(math.ceil(forget / _examples(config, forget)) * float(config.num_train_epochs))
+
+
+def _examples(config: UnlearningConfig, forget: int) -> int:
+    product: int = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    asked = examples_of_a_step(forget) if config.examples_per_step is None else config.examples_per_step
+    return asked or product
 
 
 def _seconds_a_step(ready: Prepared, weights: int | None) -> float | None:
@@ -114,7 +119,7 @@ def _seconds_a_step(ready: Prepared, weights: int | None) -> float | None:
     if weights is None or torch.cuda.is_available():
         return None
     sets = (ready.forget, ready.retain)
-    each = ready.config.per_device_train_batch_size * ready.config.gradient_accumulation_steps
+    each = _examples(ready.config, len(ready.forget))
     tokens = sum(each * sum(len(encoded.input_ids) for encoded in part) / len(part) for part in sets)
     operations = 6 * (weights / 4) * tokens * (1 + PROBE_COST)
     return float(operations / (OF_THE_PEAK * matmul_flops(0.2)))

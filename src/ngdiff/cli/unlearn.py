@@ -113,7 +113,8 @@ def unlearn(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Forget, and as many retain, examples a step. [default: 8]", rich_help_panel=RESOURCES
+            help="Forget, and as many retain, examples a step. [default: 8 to 32, by the forget set's size]",
+            rich_help_panel=RESOURCES,
         ),
     ] = None,
     seed: Annotated[

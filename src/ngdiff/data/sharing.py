@@ -17,6 +17,25 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 T = TypeVar("T")
 
+LEAST_EXAMPLES, MOST_EXAMPLES = 8, 32
+STEPS_OF_A_PASS = 13
+"""Most optimizer steps of one pass over the forget set, as long as a step is no larger than the most."""
+
+
+def examples_of_a_step(forget: int) -> int:
+    """Return how many pairs of a forget and a retain example a step takes, where nobody said.
+
+    Args:
+        forget: examples of the forget set.
+
+    Returns:
+        8, 16, 24 or 32: the least multiple of 8 that goes through the forget set in 13 steps. The more there
+        is to forget, the longer a run, and the more of what its steps do across the retain gradient of their
+        few examples adds up to damage; a larger step knows the retain set better.
+    """
+    wanted = -(-forget // STEPS_OF_A_PASS)
+    return min(MOST_EXAMPLES, max(LEAST_EXAMPLES, LEAST_EXAMPLES * -(-wanted // LEAST_EXAMPLES)))
+
 
 @dataclass(frozen=True)
 class StepShares:
@@ -52,25 +71,27 @@ class ShareOfSteps(Sampler[list[T]]):
     """Yields one process's micro-batches; all processes get as many, some of which may be empty.
 
     Args:
-        order: of the examples; the same on every process.
+        sampler: the order of the examples; the same on every process. (Of this name: the loader of a resumed
+            epoch wraps this object, and accelerate's ``set_epoch`` looks behind the wrapping for a
+            ``sampler``. Not every transformers looks for this class's own ``set_epoch`` there.)
         shares: how steps are cut.
         rank: this process's number.
     """
 
-    def __init__(self, order: Any, shares: StepShares, rank: int) -> None:
-        self.order, self.shares, self.rank = order, shares, rank
+    def __init__(self, sampler: Any, shares: StepShares, rank: int) -> None:
+        self.sampler, self.shares, self.rank = sampler, shares, rank
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
-        self.order.set_epoch(epoch)
+        self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        whole, left = divmod(len(self.order), self.shares.examples)
+        whole, left = divmod(len(self.sampler), self.shares.examples)
         wide = self.shares.micro_batch * self.shares.processes
         return whole * self.shares.accumulation - (-left // wide)
 
     def __iter__(self) -> Iterator[list[T]]:
-        examples, shares = list(self.order), self.shares
+        examples, shares = list(self.sampler), self.shares
         wide = shares.micro_batch * shares.processes
         for start in range(0, len(examples), shares.examples):
             step = examples[start : start + shares.examples]
