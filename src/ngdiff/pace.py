@@ -11,9 +11,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-MARGIN = 0.75
-"""Share of what is left of the utility that a run plans to spend."""
-MOST_SLOWER, MOST_FASTER = 0.25, 2.0
+MARGIN = 0.5
+"""Share of what is left of the utility that a run plans to spend: what is forgotten last is the dearest."""
+MOST_SLOWER, MOST_FASTER = 0.25, 1.25
+"""Too slow costs time, too fast the target: a run may slow down at once, and speeds up by little."""
+NOTHING_LEFT = 0.05
+"""A share of the whole slack with which no run goes any further."""
 STEADY = 1.2
 """A factor this close to 1, either way, changes nothing."""
 LEAST_PROGRESS, LEAST_SPENT = 0.05, 0.25

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.pace import Standing, pace
+from ngdiff.pace import NOTHING_LEFT, Standing, pace
 
 Measure = Literal["extraction_strength", "exact_memorisation", "probability", "nll"]
 UTILITY: Measure = "probability"
@@ -167,6 +167,22 @@ class StoppingRule:
             return 1.0
         places = (self.checks[0], self.checks[self._stretch], self.checks[-1])
         return pace(*(self._standing(self.target, check) for check in places))
+
+    def spent(self) -> Decision | None:
+        """Return why to stop where the best state's utility leaves no room for further steps."""
+        best = self.best
+        if self.target is None or best is None:
+            return None
+        start, left = (self._standing(self.target, check).slack for check in (self.checks[0], best))
+        if left >= NOTHING_LEFT * start:
+            return None
+        measure, value = self.target.measure, self.target.value
+        text = (
+            f"the retain set's answer probability met its floor of {self.floor:.3f} before the target: "
+            f"{measure.replace('_', ' ')} of the forget set came to {best.forget[measure]:.3f}, "
+            f"the target is {value:.3f}"
+        )
+        return Decision("floor", text)
 
     def begin_stretch(self) -> None:
         """Judge the pace from the best state on: the rate changed there, or the run went back to it."""

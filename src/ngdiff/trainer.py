@@ -605,7 +605,9 @@ class UnlearningTrainer(DurableTrainer):
             self._best.save()
         if isinstance(self._step_size, AutomaticRate):
             if not check.above_floor:
-                self._retreat(self._step_size)
+                self._decision = self._stopping.spent()
+                if self._decision is None:
+                    self._retreat(self._step_size)
             elif check.best:
                 self._keep_pace(self._step_size)
 
