@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngdiff.config import UnlearningConfig
-from ngdiff.data.batching import PairSampler, even_parts
+from ngdiff.data.batching import PairedDataset, PairSampler, even_parts
 from ngdiff.data.datasets import as_encoded
+from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.sharing import ShareOfSteps, StepShares, examples_of_a_step
 from ngdiff.distribution import share_steps
 from ngdiff.record import RunRecord
@@ -139,3 +140,27 @@ def test_a_batch_that_was_given_is_what_a_step_takes(tmp_path: Path) -> None:
     assert asked() is None
     assert asked(per_device_train_batch_size=8) == asked(gradient_accumulation_steps=1) == 0
     assert asked(per_device_train_batch_size=4, examples_per_step=12) == 12
+
+
+@given(size=st.integers(1, 40), examples=st.integers(1, 20), largest=st.integers(1, 8))
+def test_an_arranged_step_has_the_same_examples(size: int, examples: int, largest: int) -> None:
+    shares = StepShares.of(examples, largest, 1)
+    plain = list(ShareOfSteps(InOrder(size), shares, 0))
+    arranged = list(ShareOfSteps(InOrder(size), shares, 0, lambda step: step[::-1]))
+    assert [len(rows) for rows in plain] == [len(rows) for rows in arranged]
+    for first in range(0, len(plain), shares.accumulation):
+        one, other = (
+            [row for rows in cut[first:][: shares.accumulation] for row in rows] for cut in (plain, arranged)
+        )
+        assert other == (one[::-1] if len(one) > shares.micro_batch else one)
+
+
+def test_a_step_is_arranged_by_length_each_set_by_itself() -> None:
+    tokenizer = tiny_tokenizer()
+
+    def of(lengths: list[int]) -> list[EncodedExample]:
+        rows = [{"prompt": "a", "completion": " ".join("b" * length)} for length in lengths]
+        return list(as_encoded(rows, tokenizer, 512, "set"))
+
+    dataset = PairedDataset(of([9, 2, 5]), of([1, 8, 3, 4]))
+    assert dataset.arranged([(0, 3), (1, 1), (2, 0)]) == [(1, 0), (2, 3), (0, 1)]

@@ -204,12 +204,12 @@ def test_pace_is_judged_from_where_the_rate_last_changed() -> None:
     look(stopping, 0, 1.0, 0.9)
     assert stopping.pace() == 1.0  # nothing to compare with
     look(stopping, 10, 0.6, 0.84)
-    # half of the way cost 0.06 of 0.1; the other half may cost 3/4 of 0.04
-    assert stopping.pace() == pytest.approx(0.03 / 0.06)
+    # half of the way cost 0.06 of 0.1; the other half may cost half of 0.04
+    assert stopping.pace() == pytest.approx(0.02 / 0.06)
     stopping.begin_stretch()
     look(stopping, 20, 0.4, 0.82)
-    # a quarter of the way cost 0.02; the last quarter may cost 3/4 of 0.02
-    assert stopping.pace() == pytest.approx(0.75)
+    # a quarter of the way cost 0.02; the last quarter may cost half of 0.02
+    assert stopping.pace() == pytest.approx(0.5)
     resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
     assert resumed.pace() == stopping.pace()
     assert StoppingRule(None, 0.5, 1).pace() == 1.0
@@ -221,9 +221,23 @@ def test_a_stretch_begins_at_the_state_that_was_put_back() -> None:
     look(stopping, 10, 0.6, 0.86)
     look(stopping, 20, 0.5, 0.7)
     stopping.begin_stretch()
-    look(stopping, 30, 0.4, 0.84)
-    # from step 10's figures: half of what is left of the way for 0.02; the rest may cost 3/4 of 0.04
-    assert stopping.pace() == pytest.approx(0.03 / 0.02)
+    look(stopping, 30, 0.4, 0.83)
+    # from step 10's figures: half of what is left of the way for 0.03; the rest may cost half of 0.03
+    assert stopping.pace() == pytest.approx(0.015 / 0.03)
+
+
+def test_utility_is_spent_where_the_best_state_lies_at_the_floor() -> None:
+    stopping = rule(value=0.2, floor=0.8)
+    assert stopping.spent() is None
+    look(stopping, 0, 1.0, 0.9)
+    look(stopping, 10, 0.6, 0.806)
+    look(stopping, 20, 0.5, 0.79)
+    assert stopping.spent() is None  # 0.006 of 0.1 left
+    look(stopping, 30, 0.55, 0.804)
+    decision = stopping.spent()
+    assert decision is not None and decision.code == "floor"
+    assert "came to 0.550, the target is 0.200" in decision.text
+    assert StoppingRule(None, 0.5, 1).spent() is None
 
 
 def test_a_saved_rule_without_target() -> None:

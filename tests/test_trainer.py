@@ -869,21 +869,33 @@ def test_utility_under_the_floor_leads_back_to_the_best_weights_and_a_smaller_ra
     assert trainer.record.stop["kept_step"] == 9
 
 
+def test_a_run_whose_utility_is_spent_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngdiff.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
+    settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 12, "probe_every": 50}
+    trainer = make(tmp_path, **settings, keep_utility=0.8)
+    figures = {0: (0.9, 1.0), 3: (0.2, 0.801), 6: (0.15, 0.79)}
+    script(trainer, lambda step: figures[step], monkeypatch)
+    trainer.train()
+    stop = trainer.record.stop
+    assert (stop["code"], stop["step"], stop["kept_step"]) == ("floor", 6, 3)
+    assert "before the target" in stop["reason"] and stop["target_met"] is False
+
+
 def test_a_run_that_spends_its_utility_too_fast_slows_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ngdiff.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 9, "probe_every": 50}
     trainer = make(tmp_path, **settings, keep_utility=0.8)
-    # 0.3 of 0.8 for 0.12 of 0.2: the other 0.5 may cost 3/4 of 0.08, which is 0.3 times the price so far;
-    # then 0.3 of 0.5 for nothing at all: twice as fast again
-    figures = {0: (0.9, 1.0), 3: (0.6, 0.88), 6: (0.3, 0.88), 9: (0.05, 0.87)}
+    # 0.3 of 0.8 for 0.1 of 0.2: the other 0.5 may cost half of 0.1, which is 0.3 times the price so far;
+    # then 0.3 of 0.5 for nothing at all: a quarter faster again
+    figures = {0: (0.9, 1.0), 3: (0.6, 0.90), 6: (0.3, 0.90), 9: (0.05, 0.87)}
     script(trainer, lambda step: figures[step], monkeypatch)
     trainer.train()
     rates = [step.learning_rate for step in trainer.record.steps]
     assert rates[:3] == [rates[0]] * 3
     assert rates[3:6] == pytest.approx([0.3 * rates[0]] * 3)
-    assert rates[6:] == pytest.approx([0.6 * rates[0]] * 3)
+    assert rates[6:] == pytest.approx([0.375 * rates[0]] * 3)
     notes = [note for note in trainer.record.notes if "at the pace so far" in note]
     assert [note[:7] for note in notes] == ["step 3:", "step 6:"]
     assert trainer.record.stop["code"] == "target"

@@ -119,6 +119,15 @@ class PairedDataset(Dataset[Pair]):
         forget, retain = pair
         return self.forget[forget], self.retain[retain], retain
 
+    def arranged(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Put the examples of one step in order of length, each set by itself, and pair them anew.
+
+        Micro-batches of like lengths have less padding; which examples the step has stays the same.
+        """
+        forget = sorted((row for row, _ in pairs), key=lambda row: len(self.forget[row].input_ids))
+        retain = sorted((row for _, row in pairs), key=lambda row: len(self.retain[row].input_ids))
+        return list(zip(forget, retain, strict=True))
+
     def stand_in(self) -> Pair:
         """Return a pair that any loss can be worked out on, now that the data is complete."""
         known = (row for row, example in enumerate(self.retain) if example.reference_states is not None)

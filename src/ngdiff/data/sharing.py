@@ -8,7 +8,7 @@ time, would make a run on two processes another run than on one.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -76,10 +76,18 @@ class ShareOfSteps(Sampler[list[T]]):
             ``sampler``. Not every transformers looks for this class's own ``set_epoch`` there.)
         shares: how steps are cut.
         rank: this process's number.
+        arrange: puts the examples of a step of several micro-batches into another order, such as by length;
+            the same on every process. The step is the same.
     """
 
-    def __init__(self, sampler: Any, shares: StepShares, rank: int) -> None:
-        self.sampler, self.shares, self.rank = sampler, shares, rank
+    def __init__(
+        self,
+        sampler: Any,
+        shares: StepShares,
+        rank: int,
+        arrange: Callable[[list[T]], list[T]] | None = None,
+    ) -> None:
+        self.sampler, self.shares, self.rank, self.arrange = sampler, shares, rank, arrange
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
@@ -95,17 +103,27 @@ class ShareOfSteps(Sampler[list[T]]):
         wide = shares.micro_batch * shares.processes
         for start in range(0, len(examples), shares.examples):
             step = examples[start : start + shares.examples]
+            if self.arrange is not None and len(step) > wide:
+                step = self.arrange(step)
             for first in range(0, len(step), wide):
                 mine = first + self.rank * shares.micro_batch
                 yield step[mine : mine + shares.micro_batch]
 
 
 def loader(trainer: Any, dataset: Dataset[Any], order: Any, shares: StepShares) -> Any:
-    """Make a Trainer's training data loader that yields this process's shares."""
+    """Make a Trainer's training data loader that yields this process's shares.
+
+    Args:
+        trainer: whose loader it is.
+        dataset: addressed by what ``order`` yields; if it has a method ``arranged``, that puts the examples
+            of a step of several micro-batches in order.
+        order: of the examples; the same on every process.
+        shares: how steps are cut.
+    """
     args = trainer.args
     plain: DataLoader[Any] = DataLoader(
         dataset,
-        batch_sampler=ShareOfSteps(order, shares, args.process_index),
+        batch_sampler=ShareOfSteps(order, shares, args.process_index, getattr(dataset, "arranged", None)),
         collate_fn=trainer.data_collator,
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
