@@ -4,13 +4,15 @@
     python -m benchmarks.study runs      # NGDiff from every starting rate, GradDiff at every fixed rate
     python -m benchmarks.study tables    # Markdown tables and the plot, and the runs' records into docs/study
 
-TOFU's last ``--questions`` questions are learned, the last ``--forget`` of them are to be forgotten; TOFU's
-first 40 are never seen by any model. All is kept under ``--folder`` and skipped when it is there already.
+TOFU's last ``--questions`` questions are learned, the last ``--forget`` of them are to be forgotten (200:
+forget05); TOFU's first 40 are never seen by any model. All is kept under ``--folder`` and skipped when it is
+there already. A run with a fixed rate whose stopping rule never stepped in is the run without one, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,10 @@ class Study:
 
     def run(self, name: str, settings: dict[str, Any]) -> None:
         output = self.folder / "runs" / name
+        stopped = output.with_name(name.removesuffix("-no-stop"))
+        if stopped != output and "learning_rate" in settings and ran_to_the_end(stopped):
+            print(f"{name}: {stopped.name} ran to its end, and is the same run")
+            return
         if not output.exists():
             unlearn(
                 UnlearnRequest(
@@ -99,8 +105,17 @@ class Study:
                 )
             figures[name] = summarise(scores)
         write_json(figures, path)
-        if (model_folder / "record.json").exists() and model_folder.parent.name == "runs":
+        if model_folder.parent.name == "runs" and model_folder.name != "ngdiff":  # tofu_table evaluates that
             (model_folder / "model.safetensors").unlink()  # half a gigabyte a run; the record repeats it
+
+
+def ran_to_the_end(output: Path) -> bool:
+    """Say whether a run took all its steps, and its last weights are those that were kept."""
+    path = output / "record.json"
+    if not path.is_file():
+        return False
+    stop = json.loads(path.read_text(encoding="utf-8"))["stop"]
+    return bool(stop["code"] == "end" and stop["kept_step"] == stop["step"])
 
 
 def main() -> None:
@@ -108,13 +123,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("targets", "runs", "tables"))
-    parser.add_argument("--folder", type=Path, default=Path("~/.cache/ngdiff/study"))
-    parser.add_argument("--questions", type=int, default=200)
-    parser.add_argument("--forget", type=int, default=40)
-    parser.add_argument("--epochs", type=float, default=8.0)
+    parser.add_argument("--folder", type=Path, default=Path("~/.cache/ngdiff/study1200"))
+    parser.add_argument("--questions", type=int, default=1200)
+    parser.add_argument("--forget", type=int, default=200)
+    parser.add_argument("--epochs", type=float, default=6.0)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument(
-        "--most-epochs", type=float, default=6.0, help="of GradDiff, and of runs without stop"
+        "--most-epochs", type=float, default=4.0, help="of GradDiff, and of runs without stop"
     )
     parser.add_argument("--name", default="", help="of the study, for its tables and evidence")
     parser.add_argument("--only", nargs="*", help="names of runs")

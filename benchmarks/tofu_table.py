@@ -1,13 +1,14 @@
 """All of TOFU's figures for the study's models, behind docs/results.md.
 
-    python -m benchmarks.study targets      # makes the target and the retrained model
-    python -m benchmarks.tofu_table runs    # unlearns and evaluates; what is there already is skipped
-    python -m benchmarks.tofu_table tables  # Markdown tables, and the evaluations into docs/study
+    python -m benchmarks.study targets                # makes the target and the retrained model
+    python -m benchmarks.study runs --only ngdiff     # makes the unlearned one
+    python -m benchmarks.tofu_table runs              # evaluates; what is there already is skipped
+    python -m benchmarks.tofu_table tables            # Markdown tables, and the evaluations into docs/study
 
-The study's models learned TOFU's last 200 questions only, so TOFU's own retain set, of other authors, says
-nothing of what they keep. The retain set here is every second one of the 160 questions that are theirs to
-keep (whose wrong answers TOFU gives in ``forget05_perturbed``); the holdout is TOFU's first 40 questions,
-which no model here has seen. Forget set, real authors and world facts are TOFU's own files.
+The study's models learned TOFU's last 1,200 questions only, so TOFU's own retain set, mostly of other
+authors, says little of what they keep. The retain set here is every second one of the 200 questions before forget05's,
+theirs to keep (whose wrong answers TOFU gives in ``forget10_perturbed``); the holdout is TOFU's first 200
+questions, which no model here has seen. Forget set, real authors and world facts are TOFU's own files.
 """
 
 from __future__ import annotations
@@ -24,12 +25,9 @@ from ngdiff.cli.app import EXIT_TARGET_MISSED
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.result import EvaluationResult, read_result
 
-FORGET, RETAIN = "tofu:full[-40:]", "tofu:full[-200:-40]"
-RUNS: dict[str, list[str]] = {
-    "ngdiff": [],
-    "graddiff-2e-5": ["--method", "graddiff", "--lr", "2e-5", "--epochs", "6"],
-}
-MODELS = ("retrained", "target", *RUNS)
+MEASURED_RETAIN, HOLDOUT = "tofu:full[-400:-200]", "tofu:full[:200]"
+MODELS = {"retrained": "retrained", "target": "target", "ngdiff": "runs/ngdiff"}
+"""Name to where it lies in the study's folder."""
 EVIDENCE, PAGE = Path("docs/study/evaluations"), Path("docs/results.md")
 
 SUMS = ("forget_quality", "ks_distance", "model_utility", "privleak")
@@ -60,16 +58,16 @@ def rows(source: str) -> list[dict[str, Any]]:
 
 def make_folder(folder: Path) -> Path:
     """Write the files that the suite reads, in TOFU's layout."""
-    known = {row["question"] for row in rows(RETAIN)}
-    kept = [row for row in rows("tofu:forget05_perturbed") if row["question"] in known]
+    known = {row["question"] for row in rows(MEASURED_RETAIN)}
+    kept = [row for row in rows("tofu:forget10_perturbed") if row["question"] in known]
     if len(kept) != len(known):
         raise SystemExit(f"{len(kept)} of the {len(known)} questions to keep have wrong answers")
     parts = {
-        "forget01_perturbed": rows("tofu:forget01_perturbed"),
+        "forget05_perturbed": rows("tofu:forget05_perturbed"),
         "retain_perturbed": kept[::2],
         "real_authors_perturbed": rows("tofu:real_authors_perturbed"),
         "world_facts_perturbed": rows("tofu:world_facts_perturbed"),
-        "holdout01": rows("tofu:full[:40]"),
+        "holdout05": rows(HOLDOUT),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, found in parts.items():
@@ -86,19 +84,15 @@ def command(*words: object) -> None:
 
 
 def run(study: Path, name: str) -> None:
-    """Make the model where it is one of ``RUNS``, and evaluate it."""
-    folder = study / "evaluated"
-    model = folder / name if name in RUNS else study / name
-    if not model.exists():
-        sources = ["--forget", FORGET, "--retain", RETAIN]
-        command("unlearn", "--model", study / "target", *sources, *RUNS[name], "--output", model)
+    """Evaluate one model of the study."""
+    folder, model = study / "evaluated", study / MODELS[name]
     output = folder / f"{name}.json"
     if output.exists():
         return
     options = ["--tofu-dir", make_folder(folder / "tofu"), "--output", output]
     if name != "retrained":
         options += ["--reference", folder / "retrained.json"]
-    command("evaluate", model, "--suite", "tofu", "--forget", "forget01", *options)
+    command("evaluate", model, "--suite", "tofu", "--forget", "forget05", *options)
 
 
 def cell(result: EvaluationResult, key: str, digits: int = 3) -> str:
@@ -176,7 +170,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("runs", "tables"))
-    parser.add_argument("--folder", type=Path, default=Path("~/.cache/ngdiff/study"))
+    parser.add_argument("--folder", type=Path, default=Path("~/.cache/ngdiff/study1200"))
     parser.add_argument("--only", nargs="*", help="names of models")
     args = parser.parse_args()
     study = args.folder.expanduser()
