@@ -6,9 +6,9 @@
     python -m benchmarks.tofu_table tables            # Markdown tables, and the evaluations into docs/study
 
 The study's models learned TOFU's last 1,200 questions only, so TOFU's own retain set, mostly of other
-authors, says little of what they keep. The retain set here is every second one of the 200 questions before forget05's,
-theirs to keep (whose wrong answers TOFU gives in ``forget10_perturbed``); the holdout is TOFU's first 200
-questions, which no model here has seen. Forget set, real authors and world facts are TOFU's own files.
+authors, says little of what they keep. The retain set here is every second one of the 200 questions before
+forget05's, theirs to keep (whose wrong answers TOFU gives in ``forget10_perturbed``); the holdout is TOFU's
+first 200 questions, which no model here has seen. Forget set, real authors and world facts are TOFU's own.
 """
 
 from __future__ import annotations
