@@ -118,7 +118,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         probe_every: optimizer steps from one probe of the automatic rate to the next.
         probe_size: retain examples a probe measures on; 0 for three quarters of a step's retain batch.
         probe_tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to
-            the next; the default is half of what a floor of 95% leaves.
+            the next; the default is a tenth of what a floor of 95% leaves.
         stop_at: when the forget set counts as forgotten: ``auto`` (extraction strength at the level of text
             the model never saw), ``extraction_strength=0.05``, ``probability=0.1``, ``nll=3``, or ``none``.
         keep_utility: floor of the retain set's answer probability, as a share of its value at the start.
@@ -155,7 +155,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     lr_start: float | None = None
     probe_every: int = 10
     probe_size: int = 0
-    probe_tolerance: float = 0.025
+    probe_tolerance: float = 0.005
     stop_at: str = "auto"
     keep_utility: float = 0.95
     check_every: int = 10

@@ -21,7 +21,7 @@ class Shape(Enum):
 
     BROKEN = "a loss is not finite"
     FLAT = "the three losses differ by no more than rounding noise"
-    VALLEY = "the loss falls, then rises: it has a minimum ahead"
+    VALLEY = "the loss falls, then rises: it has a minimum ahead that can be seen"
     SLOPE = "the loss falls without visible curvature"
     CONCAVE = "the loss falls ever faster"
     ASCENT = "the loss does not fall along the update"
@@ -54,6 +54,11 @@ class Parabola:
         return (self.plus - 2 * self.zero + self.minus) / self.width**2
 
     @property
+    def depth(self) -> float:
+        """What the parabola falls from its middle point to its minimum, in nats per token."""
+        return self.slope**2 / (2 * self.curvature)
+
+    @property
     def vertex(self) -> float:
         """The learning rate at the parabola's minimum; only a VALLEY has one."""
         return self.slope / self.curvature
@@ -77,7 +82,10 @@ class Parabola:
             return Shape.ASCENT
         if not bent:
             return Shape.SLOPE
-        return Shape.VALLEY if bend > 0 else Shape.CONCAVE
+        if bend < 0:
+            return Shape.CONCAVE
+        # far outside a minimum, three points always have one somewhere: it counts if the fall to it does
+        return Shape.VALLEY if self.depth > SIGNAL * noise / 2 else Shape.ASCENT
 
     def width_that_costs(self, cost: float) -> float:
         """Return the rate at which the parabola has risen ``cost`` above its middle point.

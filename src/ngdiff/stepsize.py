@@ -24,6 +24,9 @@ LossAtWeights = Callable[[], float]
 
 Outcome = Literal["accepted", "widened", "kept", "halved", "bounded"]
 
+SHORT_STEPS = (1.0, -1.0, 0.5, -0.5)
+"""Multiples of a step too short to matter, at which rounding noise is looked for."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -121,7 +124,8 @@ class AutomaticRate:
         resolution: relative rounding of the numbers that the loss is computed in: 2**-24 for float32, 2**-9
             under bf16 autocast.
         tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to the
-            next: where no descent is to be had, ``every`` steps straight ahead may cost so much.
+            next: where no descent is to be had, ``every`` steps straight ahead may cost so much. A single
+            step that costs more than half of it is too long.
     """
 
     START_RELATIVE = 1e-7
@@ -138,7 +142,7 @@ class AutomaticRate:
         start: float | None = None,
         every: int = 10,
         resolution: float = 2**-24,
-        tolerance: float = 0.025,
+        tolerance: float = 0.005,
     ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
@@ -150,6 +154,7 @@ class AutomaticRate:
         self.rate: float | None = None
         self.ceiling = math.inf
         self.uncut: float | None = None
+        self.grain = 0.0
         self.steps = 0
         self._before: list[Tensor] | None = None
 
@@ -218,14 +223,17 @@ class AutomaticRate:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         ceiling = None if self.ceiling == math.inf else self.ceiling
-        return {"rate": self.rate, "steps": self.steps, "ceiling": ceiling, "uncut": self.uncut}
+        return {
+            **{"rate": self.rate, "steps": self.steps, "ceiling": ceiling, "uncut": self.uncut},
+            "grain": self.grain,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.rate, self.steps = state["rate"], state["steps"]
         ceiling = state.get("ceiling")
         self.ceiling = math.inf if ceiling is None else float(ceiling)
-        self.uncut = state.get("uncut")
+        self.uncut, self.grain = state.get("uncut"), float(state.get("grain", 0.0))
 
     def _set(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -235,6 +243,8 @@ class AutomaticRate:
         """Find a first rate: widen until the parabola shows, then close in on its minimum."""
         tiny = measure.line.tiny_width(self.START_RELATIVE)
         noise = measure.noise(tiny, self.resolution)
+        zero = abs(measure.loss(0.0))
+        self.grain = noise / zero if zero > 0 and math.isfinite(noise / zero) else 0.0
         # beyond a step as long as the weights themselves, a loss that levels off says nothing of harm
         width, ceiling = self.start or max(tiny, 1e-30), tiny / self.START_RELATIVE or math.inf
         for _ in range(self.MOST_SEARCH):
@@ -281,7 +291,7 @@ class AutomaticRate:
 
     def _adapt(self, measure: _Measure, rate: float) -> Probe:
         """Fit around the present rate; move it to the minimum, by at most a factor of four."""
-        noise = measure.noise(0.0, self.resolution)
+        noise = measure.noise(0.0, max(self.resolution, self.grain))
         parabola = measure.at(rate)
         widenings = 0
         while parabola.shape(noise) in (Shape.FLAT, Shape.SLOPE) and widenings < self.MOST_WIDENINGS:
@@ -300,7 +310,7 @@ class AutomaticRate:
             finite = measure.finite_width(rate / 2)
             applied = None if math.isfinite(measure.loss(finite)) else 0.0
             return self._done("halved", shape.value, finite, measure, noise, rate, applied)
-        share = self.tolerance / self.every
+        share = self.tolerance / 2
         if not widenings and parabola.plus - parabola.zero > share:
             reason = f"{shape.value}, and rises by more than {share:g} nats a step"
             return self._done("halved", reason, rate / 2, measure, noise, rate)
@@ -368,14 +378,17 @@ class _Measure:
         return abs(self.loss(width) - self.loss(0.0)) <= noise
 
     def noise(self, tiny: float, resolution: float) -> float:
-        """Estimate rounding noise: what a step too short to matter changes, and what the numbers resolve.
+        """Estimate rounding noise: what steps too short to matter change, and what the numbers resolve.
 
         A rounded logit moves a token's loss by 1 - p of what it was rounded by, so the noise of a small loss
-        is in proportion to it, down to what the logarithm itself resolves in float32.
+        is in proportion to it, down to what the logarithm itself resolves in float32. Any step, however
+        short, rounds some weights to other bf16 numbers; one such step may hit the same loss by chance, so
+        several are looked at.
         """
         zero = self.loss(0.0)
         floor = max(FLOAT32, resolution * min(1.0, abs(zero)))
-        seen = abs(self.loss(tiny) - zero) if tiny > 0 else 0.0
+        short = [tiny * factor for factor in SHORT_STEPS] if tiny > 0 else []
+        seen = max((abs(self.loss(width) - zero) for width in short), default=0.0)
         return max(seen, floor) if math.isfinite(seen) else resolution
 
     def lowest(self, noise: float) -> float | None:
