@@ -222,7 +222,7 @@ def test_the_run_of_one(places: Places, how: How, name: str) -> None:
     if "sgd" in name:
         assert_same_weights(here, there, 1e-5)
     # AdamW's first steps magnify the rounding of weights whose gradient is next to nothing
-    assert_same_record(left, right, 2e-3 if "sgd" in name else 1e-4)
+    assert_same_record(left, right, 2e-3 if "sgd" in name else 1e-3)
     assert left["probes"] and len(left["steps"]) == 20
 
 

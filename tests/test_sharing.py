@@ -152,7 +152,7 @@ def test_an_arranged_step_has_the_same_examples(size: int, examples: int, larges
         one, other = (
             [row for rows in cut[first:][: shares.accumulation] for row in rows] for cut in (plain, arranged)
         )
-        assert other == (one[::-1] if len(one) > shares.micro_batch else one)
+        assert other == one[::-1]
 
 
 def test_a_step_is_arranged_by_length_each_set_by_itself() -> None:

@@ -123,7 +123,9 @@ def assert_same_steps(left: UnlearningTrainer, right: UnlearningTrainer, toleran
             if value is None or isinstance(value, str):
                 assert other[key] == value
             else:
-                assert other[key] == pytest.approx(value, rel=tolerance, abs=tolerance), (mine["step"], key)
+                # a parameter whose gradient is next to nothing moves in the one rounding and not in the other
+                close = max(tolerance, 1e-3) if key == "changed" else tolerance
+                assert other[key] == pytest.approx(value, rel=close, abs=close), (mine["step"], key)
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -324,18 +326,18 @@ def _labels(labels: tuple[int, ...]) -> tuple[int, ...]:
 def test_batches_follow_the_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch visits every forget example once; the retain stream runs on across epochs."""
     trainer = make(tmp_path, learning_rate=1e-3, max_steps=10)
-    seen: list[int] = []
+    seen: list[list[int]] = []
     take = trainer.get_batch_samples
 
     def watched(*args: Any) -> Any:
         batches, count = take(*args)
-        seen.extend(int(row) for batch in batches for row in batch["retain_rows"])
+        seen.append(sorted(int(row) for batch in batches for row in batch["retain_rows"]))
         return batches, count
 
     monkeypatch.setattr(trainer, "get_batch_samples", watched)
     trainer.train()
     stream = Stream(len(trainer._retain), trainer.args.seed + 1)
-    assert seen == [stream[position] for position in range(20)]
+    assert seen == [sorted([stream[2 * step], stream[2 * step + 1]]) for step in range(10)]
 
 
 def test_clipping_bounds_the_combined_gradient(tmp_path: Path) -> None:

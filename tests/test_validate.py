@@ -127,11 +127,14 @@ def test_no_file_no_mapping(cli: Cli, tmp_path: Path) -> None:
 def test_most_steps_by_hand() -> None:
     class Config:
         max_steps, per_device_train_batch_size, gradient_accumulation_steps = -1, 8, 1
+        examples_per_step: int | None = 0
         num_train_epochs = 20.0
 
     config: Any = Config()
     assert most_steps(config, 40) == 100 and most_steps(config, 41) == 120 and most_steps(config, 1) == 20
     config.gradient_accumulation_steps = 4
     assert most_steps(config, 40) == 40  # five batches make two steps, the second one short
+    config.examples_per_step = None
+    assert most_steps(config, 200) == 13 * 20  # sixteen a step
     config.max_steps = 7
     assert most_steps(config, 40) == 7

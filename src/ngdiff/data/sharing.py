@@ -76,8 +76,8 @@ class ShareOfSteps(Sampler[list[T]]):
             ``sampler``. Not every transformers looks for this class's own ``set_epoch`` there.)
         shares: how steps are cut.
         rank: this process's number.
-        arrange: puts the examples of a step of several micro-batches into another order, such as by length;
-            the same on every process. The step is the same.
+        arrange: puts the examples of a step into another order, such as by length; the same on every
+            process, and whatever the number of micro-batches. The step is the same.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ShareOfSteps(Sampler[list[T]]):
         wide = shares.micro_batch * shares.processes
         for start in range(0, len(examples), shares.examples):
             step = examples[start : start + shares.examples]
-            if self.arrange is not None and len(step) > wide:
+            if self.arrange is not None:
                 step = self.arrange(step)
             for first in range(0, len(step), wide):
                 mine = first + self.rank * shares.micro_batch
@@ -116,7 +116,7 @@ def loader(trainer: Any, dataset: Dataset[Any], order: Any, shares: StepShares) 
     Args:
         trainer: whose loader it is.
         dataset: addressed by what ``order`` yields; if it has a method ``arranged``, that puts the examples
-            of a step of several micro-batches in order.
+            of a step in order.
         order: of the examples; the same on every process.
         shares: how steps are cut.
     """
