@@ -1,6 +1,6 @@
 """records of real runs -> docs/images/parabola.svg and gradients.svg, the pictures of docs/method.md.
 
-Run it: ``python -m benchmarks.method_figures``. It reads ``docs/study/runs/ngdiff/record.json`` and makes
+Run it: ``python -m benchmarks.method_figures``. It reads ``docs/study/first/runs/ngdiff/record.json`` and makes
 nothing up: the losses are those the first probe measured, norms and cosines those of the steps.
 """
 
@@ -27,7 +27,7 @@ def parabola(width: float, minus: float, zero: float, plus: float) -> tuple[floa
 
 
 def read_record(name: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((DOCS / "study/runs" / name / "record.json").read_text("utf-8"))
+    record: dict[str, Any] = json.loads((DOCS / "study/first/runs" / name / "record.json").read_text("utf-8"))
     return record
 
 

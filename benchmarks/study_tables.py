@@ -70,16 +70,17 @@ def write_tables(folder: Path, output: Path, page: Path, suffix: str = "") -> No
     runs = sorted((record.parent for record in (folder / "runs").glob("*/record.json")), key=_order)
     starts = [place for place in runs if place.name == "ngdiff" or "-from-" in place.name]
     others = [place for place in runs if "-from-" not in place.name]
-    for title, places in (
-        ("Methods", [folder / "target", folder / "retrained", *others]),
-        ("NGDiff from any starting rate", starts),
-    ):
+    tables = {"Methods": [folder / "target", folder / "retrained", *others]}
+    if len(starts) > 1:
+        tables["NGDiff from any starting rate"] = starts
+    for title, places in tables.items():
         lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
         lines += [found for place in places if (found := row(place.name, place)) is not None]
         text = "\n".join(lines)
         print(f"{title}\n\n{text}\n")
         put(page, title + suffix, text)
-    plot(runs, output)
+    if len(starts) > 1:
+        plot(runs, output)
 
 
 def put(page: Path, title: str, text: str) -> None:
