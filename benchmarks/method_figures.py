@@ -1,7 +1,7 @@
 """records of real runs -> docs/images/parabola.svg and gradients.svg, the pictures of docs/method.md.
 
-Run it: ``python -m benchmarks.method_figures``. It reads ``docs/study/first/runs/ngdiff/record.json`` and makes
-nothing up: the losses are those the first probe measured, norms and cosines those of the steps.
+Run it: ``python -m benchmarks.method_figures``. It reads ``docs/study/first/runs/ngdiff/record.json`` and
+makes nothing up: the losses are those the first probe measured, norms and cosines those of the steps.
 """
 
 from __future__ import annotations
