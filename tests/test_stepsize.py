@@ -279,6 +279,29 @@ def test_noise_is_no_minimum_and_no_start_changes_the_rate(seed: int) -> None:
         assert auto.grain * 0.0108 == pytest.approx(probe.noise)
 
 
+@pytest.mark.parametrize("start", [None, 1e-5, 1.1e-5, 1e-4, 6.4e-4])
+def test_a_search_whose_narrow_and_wide_points_disagree_comes_to_an_end(start: float | None) -> None:
+    """Measured on forget05: ascent at 1.6e-4, and at 6.4e-4 a valley whose minimum lies at 1.6e-4."""
+    bowl = Bowl("adamw", seed=1)
+    bowl.fill()
+    along, begin = bowl.update().float(), bowl.flat()
+
+    def rise(s: float) -> float:
+        x = s / 6.4e-4
+        return 0.0358 * abs(x) ** 2.53 - math.copysign(0.0098 * x**4, x) + 5e-5 * min(abs(x), 1.0) * (x > 0)
+
+    def loss() -> float:
+        s = float((begin - bowl.flat()) @ along) / float(along @ along)
+        noise = 0.0 if s == 0 else 7e-5 * random.Random(f"{s:.9e}").uniform(-1, 1)
+        return 0.0108 + rise(s) + noise
+
+    auto = AutomaticRate(bowl.optimizer, start=start, resolution=2**-9)
+    probe = auto.step(bowl.pair, loss)
+    assert probe is not None and probe.outcome == "bounded" and "cost" in probe.reason
+    assert len(probe.points) < 20
+    assert 0.005 / 1.1**2.6 - 1.4e-4 <= rise(10 * probe.after) <= 0.005 + 1.4e-4
+
+
 @pytest.mark.parametrize("curve", [lambda loss: 1.0, lambda loss: -(loss**2)], ids=["flat", "concave"])
 def test_a_line_without_a_minimum_is_bounded_without_harm(curve: Callable[[float], float]) -> None:
     bowl = Bowl("sgd", seed=4)

@@ -247,7 +247,15 @@ class AutomaticRate:
         self.grain = noise / zero if zero > 0 and math.isfinite(noise / zero) else 0.0
         # beyond a step as long as the weights themselves, a loss that levels off says nothing of harm
         width, ceiling = self.start or max(tiny, 1e-30), tiny / self.START_RELATIVE or math.inf
+        walked: set[float] = set()
         for _ in range(self.MOST_SEARCH):
+            if width in walked:  # narrow points say ascent, wide ones valley: what a step costs decides
+                width, closed = measure.between(width, self.tolerance, self.AGREEMENT)
+                if closed:
+                    return self._costing(width, measure, noise)
+                if width in walked:
+                    break
+            walked.add(width)
             if measure.is_still(width, noise):  # nothing moves yet: spare the point on the other side
                 width = min(width * self.MOST_CHANGE, 0.9 * ceiling)
                 continue
@@ -273,9 +281,7 @@ class AutomaticRate:
                 wide = min(parabola.width_that_costs(self.tolerance), self.MOST_CHANGE * width)
                 wide, closed = measure.between(wide, self.tolerance, self.AGREEMENT)
                 if closed or width / self.AGREEMENT <= wide <= width * self.AGREEMENT:
-                    cost = f"{self.every} such steps cost {self.tolerance:g} nats"
-                    reason = f"no descent along the first update: {cost}"
-                    return self._done("bounded", reason, wide / self.every, measure, noise)
+                    return self._costing(wide, measure, noise)
                 wide = min(wide, 0.9 * ceiling)
                 if wide == width:  # as long as the weights are
                     break
@@ -288,6 +294,11 @@ class AutomaticRate:
         chosen = measure.lowest(noise) or measure.widest_harmless(self.tolerance) / self.every
         applied = None if math.isfinite(measure.loss(chosen)) else 0.0
         return self._done("bounded", reason, chosen, measure, noise, applied=applied)
+
+    def _costing(self, width: float, measure: _Measure, noise: float) -> Probe:
+        """Settle on the rate with which the way to the next probe is as long as ``width``."""
+        reason = f"no descent along the first update: {self.every} such steps cost {self.tolerance:g} nats"
+        return self._done("bounded", reason, width / self.every, measure, noise)
 
     def _adapt(self, measure: _Measure, rate: float) -> Probe:
         """Fit around the present rate; move it to the minimum, by at most a factor of four."""
