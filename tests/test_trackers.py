@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -115,6 +116,8 @@ def leveldb_records(content: bytes, header: int = 7, block: int = 32768) -> Iter
             place += block - place % block
             continue
         _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        if place + 7 + length > len(content):  # not written to its end yet
+            return
         record += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last piece
@@ -135,9 +138,13 @@ def test_wandb_offline_has_the_record_s_figures(
     wandb.finish()
     (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     mine: dict[str, dict[int, float]] = {}
-    for data in leveldb_records(path.read_bytes()):
-        entry = wandb_internal_pb2.Record()
-        entry.ParseFromString(data)
+    entries: list[Any] = []
+    for _ in range(300):  # a process of wandb's own writes the file, and its end last
+        entries = [wandb_internal_pb2.Record.FromString(data) for data in leveldb_records(path.read_bytes())]
+        if any(entry.WhichOneof("record_type") == "exit" for entry in entries):
+            break
+        time.sleep(0.2)
+    for entry in entries:
         items = {
             item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in entry.history.item
         }
