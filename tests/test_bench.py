@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,27 @@ def test_candidates_begin_with_the_defaults_and_never_repeat() -> None:
     assert (1e-5, 1) not in grid and (5e-5, 10) in grid
     assert candidates(method, 4) == found[:4]
     assert candidates(find_method("ngdiff"), 9) == [{}]
+
+
+@pytest.mark.parametrize("name", ["graddiff", "npo", "simnpo", "undial", "rmu"])
+def test_few_trials_try_as_many_values_of_every_setting_as_there_is_room_for(name: str) -> None:
+    method = find_method(name)
+    for count in range(1, 7):
+        found = candidates(method, count)
+        for setting, values in method.search.items():
+            tried = Counter(settings[setting] for settings in found[1:])
+            assert len(tried) >= min(count, len(values)) - 1, f"{setting}: {tried}"
+
+
+def test_settings_tuned_on_one_split_serve_the_others() -> None:
+    asked = request(splits=("forget05", "forget10"), trials=2, tune_on="forget05")
+    assert {trial.split for trial in tuning(asked)} == {"forget05"}
+    reported = reporting(asked, {("forget05", "graddiff"): {"learning_rate": 3e-5}})
+    assert {t.settings["learning_rate"] for t in reported if t.method == "graddiff"} == {3e-5}
+    assert {trial.split for trial in tuning(request(splits=("forget01", "forget10"), trials=2))} == {
+        "forget01",
+        "forget10",
+    }
 
 
 def test_settings_of_parts_are_put_together() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ class BenchRequest:
         references: split (or ``""`` for all) to the retrained model, or its evaluation.
         seeds: runs of each method that are reported.
         trials: settings tried where a method has a range to search; 1 for its defaults alone.
+        tune_on: the split whose tuned settings serve all others; None to tune on each.
         stopping: under the stopping rule, to the end of the epochs, or both.
         epochs: most passes over the forget set; None for the default of ``ngdiff unlearn``.
         learned: how many of TOFU's last questions the target learned; None for all.
@@ -53,6 +55,7 @@ class BenchRequest:
     references: Mapping[str, str] = field(default_factory=dict)
     seeds: int = 3
     trials: int = 1
+    tune_on: str | None = None
     stopping: tuple[Stopping, ...] = ("rule",)
     epochs: float | None = None
     learned: int | None = None
@@ -66,6 +69,10 @@ class BenchRequest:
     gradient_norms: bool = False
     keep_models: bool = False
     jobs: int | None = None
+
+    def tuned_on(self, split: str) -> str:
+        """Return the split on which the settings for a split are chosen."""
+        return self.tune_on or split
 
     def reference(self, split: str) -> str | None:
         """Return the retrained model of a split, or its evaluation, where one was given."""
@@ -112,9 +119,11 @@ class Trial:
 
 
 def candidates(method: Method, count: int) -> list[dict[str, Any]]:
-    """Return the settings to try: the method's defaults, then others of its search range, drawn at random.
+    """Return the settings to try: the method's defaults, then others of its search range.
 
-    The draw depends on the method's name alone, so that more trials go on from fewer.
+    The others are drawn at random, and ordered so that every value of every setting comes up about as often
+    as any other, however few are tried. The draw depends on the method's name alone, so that more trials go
+    on from fewer.
     """
     names = list(method.search)
     grid = [
@@ -125,10 +134,27 @@ def candidates(method: Method, count: int) -> list[dict[str, Any]]:
     random.Random(method.name).shuffle(grid)
     defaults = {"learning_rate": method.learning_rate} if method.learning_rate is not None else {}
     rest = [found for found in grid if not _is_default(found, method)]
-    return [defaults, *rest][: max(1, count)] if method.search else [defaults]
+    if not method.search:
+        return [defaults]
+    usual = _defaults(method)
+    return [defaults, *_spread(rest, {name: usual.get(name) for name in names}, max(1, count) - 1)]
 
 
-def _is_default(found: Mapping[str, float], method: Method) -> bool:
+def _spread(rest: Sequence[dict[str, Any]], first: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Draw settings, each time those whose values came up least so far; ``first`` came up already."""
+    left = list(rest)
+    taken: list[dict[str, Any]] = []
+    seen = Counter(first.items())
+    while left and len(taken) < count:
+        found = min(left, key=lambda settings: sum(seen[item] for item in settings.items()))
+        left.remove(found)
+        taken.append(found)
+        seen.update(found.items())
+    return taken
+
+
+def _defaults(method: Method) -> dict[str, Any]:
+    """Return a method's usual settings, named as in its search range."""
     from ngdiff.losses import LOSSES
     from ngdiff.weighting import RULES
 
@@ -140,6 +166,11 @@ def _is_default(found: Mapping[str, float], method: Method) -> bool:
     }
     for group, values in tables.items():
         usual |= {f"{group}.{name}": value for name, value in values.items()}
+    return usual
+
+
+def _is_default(found: Mapping[str, float], method: Method) -> bool:
+    usual = _defaults(method)
     return all(usual.get(name) == value for name, value in found.items())
 
 
@@ -159,7 +190,8 @@ def nested(settings: Mapping[str, Any], method: Method) -> dict[str, Any]:
 def tuning(request: BenchRequest) -> list[Trial]:
     """List the trials from which the settings of each method are chosen; none where there is no choice."""
     trials = []
-    for split, name in itertools.product(request.splits, request.methods):
+    splits = dict.fromkeys(request.tuned_on(split) for split in request.splits)
+    for split, name in itertools.product(splits, request.methods):
         method = find_method(name)
         choices = candidates(method, request.trials)
         if len(choices) > 1:
@@ -175,7 +207,7 @@ def reporting(request: BenchRequest, chosen: Mapping[tuple[str, str], Settings])
     trials = []
     for split, name, stopping in itertools.product(request.splits, request.methods, request.stopping):
         method = find_method(name)
-        settings = chosen.get((split, name), candidates(method, 1)[0])
+        settings = chosen.get((request.tuned_on(split), name), candidates(method, 1)[0])
         trials += [
             _trial(request, split, method, stopping, f"seed-{seed}", settings, seed)
             for seed in range(request.seeds)

@@ -96,9 +96,12 @@ def check(request: BenchRequest) -> None:
         elif name == "dpo":
             mend = "Take idkdpo or altpo, which need no column"
             faults.append(Fault("--methods", "TOFU has no preferred answers for 'dpo'", mend))
-    for split in {*request.splits, *request.references} - {""}:
+    asked = [("--splits", split) for split in request.splits]
+    asked += [("--reference", split) for split in request.references if split]
+    asked += [("--tune-on", request.tune_on)] if request.tune_on is not None else []
+    for flag, split in asked:
         if split not in SPLITS:
-            faults.append(unknown_name("--splits", "forget set of TOFU", split, SPLITS))
+            faults.append(unknown_name(flag, "forget set of TOFU", split, SPLITS))
     numbers = (
         ("--seeds", request.seeds),
         ("--trials", request.trials),
@@ -157,11 +160,22 @@ def run(request: BenchRequest) -> BenchResult:
     result = BenchResult(request)
     workers = _Workers(request)
     result.compared = workers.do(_models_compared(request), "Target and retrained model")
-    result.tuned = workers.do([workers.spec(trial) for trial in tuning(request)], "Tuning")
+    tuned = [workers.spec(trial) for trial in tuning(request)]
+    names = {job.outcome.name for job in tuned}
+    ready = [workers.spec(trial) for trial in reporting(request, {}) if trial.method not in names]
+    workers.do([*ready, *tuned], "Tuning, and runs that need none")
+    result.tuned = [job.outcome for job in tuned]
     result.chosen = choose(result.tuned)
-    trials = reporting(request, result.chosen)
-    result.reported = workers.do([workers.spec(trial) for trial in trials], "Reported runs")
+    rest = [trial for trial in reporting(request, result.chosen) if trial.method in names]
+    done = workers.do([workers.spec(trial) for trial in rest], "Reported runs")
+    result.reported = _in_order(request, [*(job.outcome for job in ready), *done])
     return result
+
+
+def _in_order(request: BenchRequest, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Sort reported runs by split and method as these were asked for."""
+    splits, methods = list(request.splits), list(request.methods)
+    return sorted(outcomes, key=lambda outcome: (splits.index(outcome.split), methods.index(outcome.name)))
 
 
 def choose(tuned: Sequence[Outcome]) -> dict[tuple[str, str], Settings]:

@@ -139,8 +139,9 @@ def _row(
         code = (outcome.read(RECORD) or {})["stop"]["code"]
         ended[code] = ended.get(code, 0) + 1
     method = outcomes[0].name
-    tried = sum(outcome.name == method and outcome.split == split for outcome in result.tuned)
-    chosen = result.chosen.get((split, method), {})
+    tuned_on = result.request.tuned_on(split)
+    tried = sum(outcome.name == method and outcome.split == tuned_on for outcome in result.tuned)
+    chosen = result.chosen.get((tuned_on, method), {})
     return Row(split, name, cells, chosen, max(1, tried), ended, len(outcomes) - len(done))
 
 

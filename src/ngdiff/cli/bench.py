@@ -78,6 +78,14 @@ def tofu(
     trials: Annotated[
         int, typer.Option(help="Settings tried where a method has a range to search.", rich_help_panel=METHOD)
     ] = 1,
+    tune_on: Annotated[
+        str | None,
+        typer.Option(
+            help="Tune on this split, and use its settings on all. [default: tune on each]",
+            autocompletion=completion.splits,
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     stopping: Annotated[
         str,
         typer.Option(
@@ -154,6 +162,7 @@ def tofu(
         references=_references(reference or []),
         seeds=seeds,
         trials=trials,
+        tune_on=tune_on,
         stopping=WAYS_TO_STOP[stopping],
         epochs=epochs,
         learned=learned,
