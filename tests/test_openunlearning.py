@@ -98,6 +98,18 @@ def test_the_first_code_gives_the_same_exact_figures(tmp_path: Path) -> None:
     assert old_log.split == "forget01"
 
 
+def test_the_first_codes_truth_ratio_takes_the_pass_that_it_calls_paraphrased(tmp_path: Path) -> None:
+    old = first_code_log(tofu_log(3))
+    part = old["eval_real_author_wo_options.json"]
+    part["avg_paraphrased_loss"] = {i: loss + 0.25 for i, loss in part["avg_gt_loss"].items()}
+    scores = []
+    for i, right in part["avg_paraphrased_loss"].items():
+        wrong = part["average_perturb_loss"][i]
+        scores.append(max(0.0, 1 - math.exp(right - sum(wrong) / len(wrong))))
+    found = recompute(read_log(written(tmp_path, old, "eval_log_aggregated.json")))
+    assert found["real_authors.truth_ratio"].exact == pytest.approx(sum(scores) / len(scores), rel=1e-12)
+
+
 # --- references ------------------------------------------------------------------------------------------
 
 

@@ -125,14 +125,14 @@ def _mean_figure(log: Log, name: str) -> Pair | None:
 
 def _truth_ratio_figures(log: Log) -> dict[str, Pair]:
     found = {}
-    for short, name, right_name in (
-        ("forget", "forget_truth_ratio", "PARA_Prob"),
-        ("retain", "retain_Truth_Ratio", "PARA_Prob"),
-        ("ra", "ra_Truth_Ratio", "Prob"),
-        ("wf", "wf_Truth_Ratio", "Prob"),
+    for short, name in (
+        ("forget", "forget_truth_ratio"),
+        ("retain", "retain_Truth_Ratio"),
+        ("ra", "ra_Truth_Ratio"),
+        ("wf", "wf_Truth_Ratio"),
     ):
         guarded = log.values(name, "score")
-        losses = _right_and_wrong(log, short, right_name)
+        losses = _right_and_wrong(log, short)
         if losses is None:
             if guarded is not None:
                 found[name] = (_aggregate(guarded, short, _GUARD), _aggregate(guarded, short, 0.0))
@@ -145,8 +145,16 @@ def _truth_ratio_figures(log: Log) -> dict[str, Pair]:
     return found
 
 
-def _right_and_wrong(log: Log, short: str, right_name: str) -> tuple[Values, Values] | None:
-    right = log.values(f"{short}_Q_A_{right_name}", "avg_loss")
+def _right_and_wrong(log: Log, short: str) -> tuple[Values, Values] | None:
+    """Return the losses of the right answer and of the wrong ones, as the truth ratio compares them.
+
+    Real authors and world facts have no paraphrased answer; OpenUnlearning compares with the true one. TOFU's
+    first code logs that answer under both names, from two passes that differ by rounding, and compares with
+    the pass that it calls paraphrased.
+    """
+    right = log.values(f"{short}_Q_A_PARA_Prob", "avg_loss")
+    if right is None and short in ("ra", "wf"):
+        right = log.values(f"{short}_Q_A_Prob", "avg_loss")
     wrong = log.values(f"{short}_Q_A_PERT_Prob", "avg_loss")
     if right is None or wrong is None or len(right) != len(wrong):
         return None
