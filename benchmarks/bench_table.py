@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.study_tables import publish, put
 from ngdiff.bench.picture import draw_front
 from ngdiff.bench.summary import Row, mark_front, row_from_json
-from ngdiff.bench.tables import as_csv, table
+from ngdiff.bench.tables import as_csv, table, tuning_table
 
 PAGE, EVIDENCE, IMAGES = Path("docs/results.md"), Path("docs/study/bench"), Path("docs/images")
 FILES = ("record.json", "evaluation.json", "general.json", "trial.json", "results.json")
@@ -37,6 +37,10 @@ def main() -> None:
     splits = list(dict.fromkeys(row.split for row in rows))
     if args.folder is not None or args.pictures:
         draw_front(splits, rows, IMAGES / f"pareto-{args.name}.png")
+    tried = json.loads((evidence / "results.json").read_text())["tuning"]
+    title = f"Bench tuning, {args.name}"
+    if f"<!-- begin: {title} -->" in PAGE.read_text(encoding="utf-8"):
+        put(PAGE, title, tuning_table(tried))
     (evidence / "results.csv").write_text(as_csv(rows), encoding="utf-8")
     put(PAGE, f"Bench, {args.name}", "\n\n".join(table([r for r in rows if r.split == s]) for s in splits))
 

@@ -265,7 +265,11 @@ def test_a_benchmark_runs_goes_on_and_lays_out_what_came(
     page = (out / "results.md").read_text()
     assert "| target |" in page and "fixed before any trial ran" in page and "learning_rate=" in page
     result = json.loads((out / "results.json").read_text())
-    assert len(result["tuning"]) == 2 and all(one["score"] is not None for one in result["tuning"])
+    tried = result["tuning"]
+    assert len(tried) == 2 and [one["chosen"] for one in tried].count(True) == 1
+    assert max(tried, key=lambda one: one["score"])["chosen"]
+    (best,) = (one["settings"] for one in tried if one["chosen"])
+    assert f"**learning_rate={best['learning_rate']:g}" in page.partition("## Tuning")[2]
     assert (out / "pareto.png").stat().st_size > 1000 and (out / "curves.png").stat().st_size > 1000
     assert not list(out.rglob("*.safetensors"))  # weights are not kept unless asked for
     here.clear()

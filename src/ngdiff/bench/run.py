@@ -187,11 +187,11 @@ def choose(tuned: Sequence[Outcome]) -> dict[tuple[str, str], Settings]:
             continue
         key, score = (outcome.split, outcome.name), selection_score(record)
         if key not in best or score > best[key][0]:
-            best[key] = score, _searched(outcome.trial)
+            best[key] = score, searched(outcome.trial)
     return {key: settings for key, (_, settings) in best.items()}
 
 
-def _searched(trial: Trial) -> Settings:
+def searched(trial: Trial) -> Settings:
     """Return a trial's settings in the form in which they were drawn."""
     found: dict[str, Any] = {}
     for name in find_method(trial.method).search:

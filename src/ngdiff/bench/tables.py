@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ngdiff.bench.run import BenchResult
+from ngdiff.bench.plan import selection_score
+from ngdiff.bench.run import BenchResult, searched
 from ngdiff.bench.summary import COLUMNS, FORGOT_ENOUGH, Cell, Row
+from ngdiff.bench.worker import RECORD
 from ngdiff.output import finite
 from ngdiff.outside import markdown_cell
 
@@ -34,6 +36,8 @@ def markdown(result: BenchResult, rows: Sequence[Row]) -> str:
     parts = ["# TOFU: methods compared", _asked(result), SELECTION, FRONT]
     for split in result.request.splits:
         parts += [f"## {split}", table([row for row in rows if row.split == split])]
+    if result.tuned:
+        parts += ["## Tuning", tuning_table(tuning_rows(result))]
     if result.failed:
         parts.append("## Failed")
         parts += [
@@ -86,8 +90,12 @@ def number(value: float) -> str:
 
 
 def _settings(row: Row) -> str:
-    found = ", ".join(f"{name.rpartition('.')[2]}={value:g}" for name, value in row.settings.items())
+    found = _written(row.settings)
     return found + (f" (of {row.tried})" if found and row.tried > 1 else "")
+
+
+def _written(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]}={value:g}" for name, value in settings.items())
 
 
 def _ended(row: Row) -> str:
@@ -97,6 +105,54 @@ def _ended(row: Row) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[-300:]
+
+
+def tuning_rows(result: BenchResult) -> list[dict[str, Any]]:
+    """Return a row for every setting tried, its score and how its run went."""
+    rows = []
+    for outcome in result.tuned:
+        record = None if outcome.error else outcome.read(RECORD)
+        settings = {} if outcome.trial is None else searched(outcome.trial)
+        row: dict[str, Any] = {
+            "split": outcome.split,
+            "method": outcome.name,
+            "settings": settings,
+            "score": None,
+        }
+        if record is not None:
+            row |= {
+                "score": selection_score(record),
+                "forget_extraction_strength": record["after"]["forget"]["extraction_strength"],
+                "retain_probability": record["after"]["retain"]["probability"],
+                "never_seen_probability": record["after"]["never_seen"]["probability"],
+                "steps": record["cost"]["steps"],
+                "seconds": record["cost"]["seconds"],
+                "ended": record["stop"]["code"],
+            }
+        row["chosen"] = record is not None and result.chosen.get((outcome.split, outcome.name)) == settings
+        rows.append(row)
+    return rows
+
+
+def tuning_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was tried, in Markdown; the chosen settings in bold."""
+    figures = {
+        "score": "score ↑",
+        "forget_extraction_strength": "forget ES",
+        "retain_probability": "retain P ↑",
+        "never_seen_probability": "never seen P",
+        "steps": "steps",
+        "seconds": "s ↓",
+    }
+    head = ["split", "method", "settings", *figures.values(), "ended"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        settings = _written(row["settings"])
+        cells = ["" if row.get(key) is None else number(float(row[key])) for key in figures]
+        tried = f"**{settings}**" if row["chosen"] else settings
+        ended = row.get("ended", "failed")
+        lines.append(f"| {' | '.join([row['split'], row['method'], tried, *cells, ended])} |")
+    return "\n".join(lines)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -124,15 +180,6 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def as_json(result: BenchResult, rows: Sequence[Row]) -> dict[str, Any]:
     """Return plain JSON values: the request, the rows, the tuning scores and the failures."""
-    from ngdiff.bench.plan import selection_score
-    from ngdiff.bench.worker import RECORD
-
-    tuning = []
-    for outcome in result.tuned:
-        record = outcome.read(RECORD)
-        score = None if record is None or outcome.error else selection_score(record)
-        settings = {} if outcome.trial is None else dict(outcome.trial.settings)
-        tuning.append({"split": outcome.split, "method": outcome.name, "settings": settings, "score": score})
     request = json.loads(json.dumps(asdict(result.request), default=str))
     found: dict[str, Any] = finite(
         {
@@ -140,7 +187,7 @@ def as_json(result: BenchResult, rows: Sequence[Row]) -> dict[str, Any]:
             "format": 1,
             "request": request,
             "rows": [asdict(row) for row in rows],
-            "tuning": tuning,
+            "tuning": tuning_rows(result),
             "failed": [str(outcome.folder) for outcome in result.failed],
         }
     )
