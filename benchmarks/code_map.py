@@ -42,7 +42,7 @@ def mended(readme: str) -> str:
             lines.remove(line)
             continue
         seen |= {found[1]} if found else set()
-    place = next((n for n, line in enumerate(lines) if line.startswith("      identity.py")), len(lines))
+    place = next((n for n, line in enumerate(lines) if line.startswith("      errors.py")), len(lines))
     for name in sorted(set(known) - set(there)):
         said = (ast.get_docstring(ast.parse(known[name].read_text(encoding="utf-8"))) or "").split("\n")[0]
         lines.insert(place, f"      {name:15} {said.rstrip('.')}")

@@ -22,8 +22,8 @@ from benchmarks.metric_by_metric import answered
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example
 from ngdiff.evaluation.prefix_trees import PrefixTree, common_prefix
-from ngdiff.logprobs import output_head
-from ngdiff.models import load_model, load_tokenizer, resolve_model
+from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
+from ngdiff.models.logprobs import output_head
 
 BATCH = 8
 Work = tuple[float, float]

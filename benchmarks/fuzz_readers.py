@@ -77,8 +77,8 @@ def _data(ending: str) -> Target:
 
 def _yaml(raw: bytes) -> None:
     from ngdiff.cli.settings import _checked
-    from ngdiff.outside import Unreadable, decode
-    from ngdiff.yaml_settings import load_yaml
+    from ngdiff.settings.yaml_text import load_yaml
+    from ngdiff.system.outside import Unreadable, decode
 
     try:
         loaded = load_yaml(decode(raw))
@@ -127,7 +127,7 @@ def _model(folder: Path, part: str) -> Target:
     from safetensors.numpy import save
 
     from ngdiff.errors import RequestError
-    from ngdiff.models import check_causal, resolve_model
+    from ngdiff.models.loading import check_causal, resolve_model
 
     names = {
         "config": "config.json",

@@ -21,8 +21,8 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PrinterCallback, TrainerCallback
 
 from benchmarks.tiny_model import save_questions, save_tiny_model
-from ngdiff.config import UnlearningConfig
-from ngdiff.trainer import UnlearningTrainer
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.training.trainer import UnlearningTrainer
 
 MIB = 2**20
 

@@ -44,10 +44,10 @@ def measure(setting: Setting, args: argparse.Namespace) -> dict[str, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ngdiff.environment import peak_memory_gib
     from ngdiff.finetune import with_lora
-    from ngdiff.gradients import GradientPair
-    from ngdiff.weighting import make_rule
+    from ngdiff.steps.gradients import GradientPair
+    from ngdiff.steps.weighting import make_rule
+    from ngdiff.system.environment import peak_memory_gib
 
     torch.manual_seed(0)
     size = LlamaConfig(

@@ -14,8 +14,8 @@ from pathlib import Path
 from transformers import LlamaConfig
 
 from benchmarks.study_tables import put
-from ngdiff.memory import GIB, Parts, Plan, Shapes, measure, parts
-from ngdiff.planning import builder
+from ngdiff.planning.fit import builder
+from ngdiff.planning.memory import GIB, Parts, Plan, Shapes, measure, parts
 
 PAGE = Path("docs/memory.md")
 VOCABULARY = 128_256

@@ -26,15 +26,15 @@ from torch import nn
 
 from ngdiff.data.batching import Batch, collate, little_padding, permutation
 from ngdiff.data.datasets import as_encoded
-from ngdiff.environment import keep_freed_memory, peak_memory_gib
-from ngdiff.gradients import GradientPair, Weights
 from ngdiff.invented.people import invent_people, question_rows
-from ngdiff.logprobs import count_labelled, labelled_tokens
 from ngdiff.losses import negated_nll, nll
-from ngdiff.models import load_model, load_tokenizer, resolve_model
-from ngdiff.stepsize import AutomaticRate
-from ngdiff.trainer import PROBE_SHARE
-from ngdiff.weighting import make_rule
+from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
+from ngdiff.models.logprobs import count_labelled, labelled_tokens
+from ngdiff.steps.gradients import GradientPair, Weights
+from ngdiff.steps.stepsize import AutomaticRate
+from ngdiff.steps.weighting import make_rule
+from ngdiff.system.environment import keep_freed_memory, peak_memory_gib
+from ngdiff.training.trainer import PROBE_SHARE
 
 KINDS = ("graddiff", "ngdiff", "ngdiff-automatic")
 

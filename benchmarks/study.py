@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.data.datasets import as_encoded
-from ngdiff.environment import keep_freed_memory
 from ngdiff.evaluation.teacher_forced import score_answers, summarise
 from ngdiff.finetune import FinetuneRequest, finetune
-from ngdiff.models import load_model, load_tokenizer, resolve_model
-from ngdiff.output import write_json
-from ngdiff.progress import Meter
+from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
+from ngdiff.system.environment import keep_freed_memory
+from ngdiff.system.output import write_json
+from ngdiff.system.progress import Meter
 from ngdiff.unlearn import UnlearnRequest, unlearn
 
 NEVER_SEEN = "tofu:full[:40]"

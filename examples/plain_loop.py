@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ngdiff.gradients import GradientPair
-from ngdiff.logprobs import count_labelled, labelled_tokens
 from ngdiff.losses import LossFunction, negated_nll, nll
-from ngdiff.stepsize import AutomaticRate
-from ngdiff.weighting import make_rule
+from ngdiff.models.logprobs import count_labelled, labelled_tokens
+from ngdiff.steps.gradients import GradientPair
+from ngdiff.steps.stepsize import AutomaticRate
+from ngdiff.steps.weighting import make_rule
 
 Batch = dict[str, Tensor]  # input_ids, attention_mask and labels, each of shape (rows, length)
 Batches = Sequence[Batch]  # the micro-batches of one optimizer step

@@ -13,8 +13,8 @@ from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example, to_examples
 from ngdiff.data.files import Row
-from ngdiff.logprobs import labelled_tokens
 from ngdiff.losses import nll
+from ngdiff.models.logprobs import labelled_tokens
 from tiny import tiny_llama, tiny_tokenizer
 
 TOWNS = ("Taipei", "Tarn", "Lima", "Oslo", "Bern", "Cork", "Nice", "Rome")

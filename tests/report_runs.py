@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.evaluation.result import EvaluationResult, Figure
-from ngdiff.output import write_json
 from ngdiff.report.sources import Run
+from ngdiff.system.output import write_json
 
 
 def figures(probability: float, strength: float, nll: float) -> dict[str, float]:

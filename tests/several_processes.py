@@ -17,18 +17,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import sharded_cpu
-from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import collate
 from ngdiff.data.datasets import as_encoded
-from ngdiff.environment import weights_hash
 from ngdiff.errors import RequestError
 from ngdiff.evaluation.distributed import is_main
 from ngdiff.finetune import FinetuneRequest, finetune
-from ngdiff.gradients import GradientPair
-from ngdiff.logprobs import count_labelled, labelled_tokens
 from ngdiff.losses import nll
-from ngdiff.parallel import whole
-from ngdiff.trainer import UnlearningTrainer
+from ngdiff.models.logprobs import count_labelled, labelled_tokens
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.steps.gradients import GradientPair
+from ngdiff.system.environment import weights_hash
+from ngdiff.training.parallel import whole
+from ngdiff.training.trainer import UnlearningTrainer
 from ngdiff.unlearn import UnlearnRequest, unlearn
 from tiny import tiny_llama, tiny_tokenizer
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 # what a command imports as it goes
-LOADED = ("ngdiff.cli.commands", "ngdiff.unlearn", "ngdiff.finetune", "ngdiff.saving", "torch._dynamo")
+LOADED = ("ngdiff.cli.commands", "ngdiff.unlearn", "ngdiff.finetune", "ngdiff.models.saving", "torch._dynamo")
 
 
 def signal_at(where: str, call: int, signals: list[int]) -> None:

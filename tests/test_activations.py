@@ -8,11 +8,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ngdiff.activations import decoder_layers, freeze_behind, labelled_activations, layer_count
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.logprobs import IGNORED
+from ngdiff.models.activations import decoder_layers, freeze_behind, labelled_activations, layer_count
+from ngdiff.models.logprobs import IGNORED
 from tiny import tiny_llama
 
 torch.set_num_threads(1)

@@ -28,10 +28,10 @@ from ngdiff.data.encoding import encode, encode_all, encode_prompt
 from ngdiff.errors import RequestError
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.teacher_forced import score_answers
-from ngdiff.logprobs import labelled_tokens
 from ngdiff.losses import nll
-from ngdiff.models import load_model, load_tokenizer, resolve_model
-from ngdiff.progress import console
+from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
+from ngdiff.models.logprobs import labelled_tokens
+from ngdiff.system.progress import console
 from tiny import CHATML, tiny_tokenizer
 
 BOOT = Bootstrap(resamples=200)

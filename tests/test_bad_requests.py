@@ -17,7 +17,7 @@ from transformers import BertConfig, T5Config
 
 from commandline import Answer, Cli, make_cli, questions, save_model, tree, write_jsonl
 from ngdiff.cli.app import inert
-from ngdiff.models import resolve_model, weights_bytes
+from ngdiff.models.loading import resolve_model, weights_bytes
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -80,7 +80,7 @@ def setting(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the weights were loaded")
 
-    for module in ("unlearn", "finetune", "models"):
+    for module in ("unlearn", "finetune", "models.loading"):
         monkeypatch.setattr(f"ngdiff.{module}.load_model", never)
     made = Setting(tmp_path, model, make_cli(capsys))
     made.write("forget.jsonl", questions(0, 4))

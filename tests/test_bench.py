@@ -40,7 +40,7 @@ def request(**changes: Any) -> BenchRequest:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_range_names_settings_that_exist(name: str) -> None:
-    from ngdiff.config import UnlearningConfig
+    from ngdiff.settings.config import UnlearningConfig
 
     method = find_method(name)
     assert bool(method.search) == (method.step_size == "fixed")

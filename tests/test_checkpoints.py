@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ngdiff.checkpoints import (
+from ngdiff.errors import RequestError
+from ngdiff.system.disk import disk_reason, is_disk_error
+from ngdiff.training.checkpoints import (
     MANIFEST,
     checkpoints,
     damage,
@@ -20,8 +22,6 @@ from ngdiff.checkpoints import (
     staged_checkpoint,
     tidy,
 )
-from ngdiff.disk import disk_reason, is_disk_error
-from ngdiff.errors import RequestError
 
 
 def write(run: Path, step: int, text: str = "weights") -> Path:

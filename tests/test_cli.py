@@ -29,7 +29,7 @@ from ngdiff.evaluation.metrics import METRICS
 from ngdiff.evaluation.suites import suites
 from ngdiff.losses import LOSSES
 from ngdiff.methods import METHODS
-from ngdiff.weighting import RULES
+from ngdiff.steps.weighting import RULES
 from tiny import tiny_llama, tiny_tokenizer
 
 SCRIPT = Path(sys.executable).with_name("ngdiff")
@@ -228,8 +228,8 @@ def test_unlearn_from_end_to_end_through_the_installed_script(
 def test_the_saved_model_is_the_one_that_the_record_describes(
     cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
-    from ngdiff.environment import weights_hash
-    from ngdiff.models import load_model, resolve_model
+    from ngdiff.models.loading import load_model, resolve_model
+    from ngdiff.system.environment import weights_hash
 
     output = tmp_path / "unlearned"
     assert cli(*request(model, data, output), *TO_THE_END).code == 0

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ngdiff.config import UnlearningConfig
 from ngdiff.errors import RequestError
 from ngdiff.methods import METHODS
-from ngdiff.weighting import RULES
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.steps.weighting import RULES
 
 
 def config(tmp_path: Path, **settings: Any) -> UnlearningConfig:

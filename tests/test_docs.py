@@ -174,7 +174,7 @@ def test_what_extending_shows_works(
     from ngdiff.evaluation.request import EvaluateRequest
     from ngdiff.losses import LOSSES
     from ngdiff.methods import METHODS
-    from ngdiff.weighting import RULES
+    from ngdiff.steps.weighting import RULES
 
     tables: tuple[dict[str, object], ...] = (METHODS, RULES, LOSSES, METRICS)  # type: ignore[assignment]
     for table in tables:

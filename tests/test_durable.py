@@ -16,12 +16,12 @@ import torch
 from safetensors import safe_open
 from transformers import TrainerCallback
 
-import ngdiff.trainer
-from ngdiff.checkpoints import checkpoints
-from ngdiff.environment import versions
+import ngdiff.training.trainer
 from ngdiff.errors import RequestError, RunError
-from ngdiff.parameters import all_finite
-from ngdiff.trainer import UnlearningTrainer
+from ngdiff.system.environment import versions
+from ngdiff.training.checkpoints import checkpoints
+from ngdiff.training.parameters import all_finite
+from ngdiff.training.trainer import UnlearningTrainer
 from test_trainer import UNREACHED, assert_same_weights, breaks_at, make, run, script, start, steps, weights
 
 VERSIONS = versions()
@@ -30,7 +30,7 @@ UNTIL_THE_END = {"learning_rate": 1e-3, "stop_at": "none"}
 
 @pytest.fixture(autouse=True)
 def _quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngdiff.trainer, "versions", lambda: VERSIONS)
+    monkeypatch.setattr(ngdiff.training.trainer, "versions", lambda: VERSIONS)
 
 
 def saved(folder: Path) -> list[str]:

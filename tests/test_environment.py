@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from ngdiff.environment import peak_memory_gib
+from ngdiff.system.environment import peak_memory_gib
 
-CHILD = "from ngdiff.environment import _peak_resident_bytes as peak; print(peak())"
+CHILD = "from ngdiff.system.environment import _peak_resident_bytes as peak; print(peak())"
 
 
 def test_peak_memory_grows_with_what_is_held() -> None:

@@ -12,11 +12,11 @@ import torch
 
 import slow_tofu
 from commandline import Cli, make_cli, save_model
-from ngdiff.environment import weights_hash
 from ngdiff.errors import EvaluationError, RequestError
 from ngdiff.evaluation.evaluate import evaluate
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import EvaluationResult, read_result
+from ngdiff.system.environment import weights_hash
 from tiny import tiny_llama
 from tofu_folder import make_tofu
 

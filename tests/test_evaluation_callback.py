@@ -11,12 +11,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from commandline import Cli, make_cli
-from ngdiff.config import UnlearningConfig
 from ngdiff.data.datasets import as_encoded
 from ngdiff.errors import RequestError
 from ngdiff.evaluation.callback import EvaluationCallback, EvaluationPlan
 from ngdiff.evaluation.teacher_forced import score_answers
-from ngdiff.trainer import UnlearningTrainer
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.training.trainer import UnlearningTrainer
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)

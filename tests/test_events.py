@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from commandline import Cli, make_cli, parse, questions, save_model, write_jsonl
-from ngdiff.events import EVENTS, SCHEMA, EventLog
 from ngdiff.record import StepRecord
-from ngdiff.stepsize import Probe
-from ngdiff.stopping import Check
+from ngdiff.steps.stepsize import Probe
+from ngdiff.system.events import EVENTS, SCHEMA, EventLog
+from ngdiff.training.stopping import Check
 
 SCRIPT = Path(sys.executable).with_name("ngdiff")
 GUIDE = Path(__file__).parent.parent / "docs" / "guide.md"
@@ -223,7 +223,7 @@ def test_a_lost_reader_ends_no_run() -> None:
 
 
 def test_a_console_without_reader_falls_silent() -> None:
-    from ngdiff.terminal import KeptConsole
+    from ngdiff.system.terminal import KeptConsole
 
     console = KeptConsole(file=Gone())  # type: ignore[arg-type]
     console.print("nobody hears")
@@ -248,7 +248,7 @@ def shell(command: str, **more: str) -> subprocess.CompletedProcess[bytes]:
 
 def test_no_encoding_is_too_poor() -> None:
     code = (
-        "from ngdiff.terminal import open_streams, always; open_streams(); import sys\n"
+        "from ngdiff.system.terminal import open_streams, always; open_streams(); import sys\n"
         "print('✗ × → é 名'); always.print('✗ → 名 é')"
     )
     poor = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LANG": "C", "LC_ALL": "C"}
@@ -273,7 +273,7 @@ def test_ls_and_faults_in_the_c_locale_and_with_closed_streams(tmp_path: Path) -
 
 def test_closed_streams_are_opened_on_nothing() -> None:
     code = (
-        "from ngdiff.terminal import open_streams, always; open_streams(); import os, sys\n"
+        "from ngdiff.system.terminal import open_streams, always; open_streams(); import os, sys\n"
         "always.print('to nobody'); print('to nobody', file=sys.stderr)\n"
         "assert os.open(os.devnull, os.O_RDONLY) > 2; print('alive')"
     )

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ngdiff.config import UnlearningConfig
 from ngdiff.errors import RequestError
-from ngdiff.forget_buffer import ForgetBuffer, Keep
-from ngdiff.gradients import GradientPair, Weights
-from ngdiff.stepsize import AutomaticRate
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.steps.forget_buffer import ForgetBuffer, Keep
+from ngdiff.steps.gradients import GradientPair, Weights
+from ngdiff.steps.stepsize import AutomaticRate
 
 torch.set_num_threads(1)
 

@@ -21,7 +21,7 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.evaluation import gradient_norm
 from ngdiff.evaluation.gradient_norm import Unsupported, gradient_norms
-from ngdiff.logprobs import IGNORED
+from ngdiff.models.logprobs import IGNORED
 
 VOCAB = 40
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ngdiff.gradients import GradientPair, Weights, cosine
+from ngdiff.steps.gradients import GradientPair, Weights, cosine
 
 
 class Net(nn.Module):

@@ -21,7 +21,7 @@ from ngdiff.cli.app import app
 from ngdiff.evaluation.suites import suites
 from ngdiff.losses import LOSSES
 from ngdiff.methods import METHODS
-from ngdiff.weighting import RULES
+from ngdiff.steps.weighting import RULES
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "guide.md"

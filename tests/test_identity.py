@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from ngdiff.identity import request_hash
+from ngdiff.settings.identity import request_hash
 
 SETTINGS = {"method": "ngdiff", "seed": 0}
 DATA = {"forget": "aa", "retain": "bb"}

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from ngdiff.data.batching import Batch, collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens, output_head
+from ngdiff.models.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens, output_head
 from tiny import tiny_llama
 
 EOS = 1

@@ -11,13 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ngdiff.activations import Activations
 from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.errors import RequestError
-from ngdiff.forward import look
-from ngdiff.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens
 from ngdiff.losses import (
     LOSSES,
     LossFunction,
@@ -39,7 +36,10 @@ from ngdiff.losses import (
     unlikelihood,
     weighted_ascent,
 )
-from ngdiff.reference_model import _states
+from ngdiff.models.activations import Activations
+from ngdiff.models.forward import look
+from ngdiff.models.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens
+from ngdiff.models.reference_model import _states
 from tiny import tiny_llama
 
 EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))

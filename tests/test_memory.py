@@ -13,12 +13,14 @@ from benchmarks import memory_table
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
-import ngdiff.trainer
+import ngdiff.training.trainer
 from commandline import Cli, make_cli
 from measured_memory import LiveBytes
 from ngdiff import UnlearningConfig, UnlearningTrainer
 from ngdiff.finetune import with_lora
-from ngdiff.memory import (
+from ngdiff.methods import METHODS
+from ngdiff.planning.fit import Estimator, builder, savings, with_method
+from ngdiff.planning.memory import (
     GIB,
     NF4,
     Plan,
@@ -29,9 +31,7 @@ from ngdiff.memory import (
     second_buffer_bytes,
     weight_bytes,
 )
-from ngdiff.methods import METHODS
-from ngdiff.parameters import ChangeMeter
-from ngdiff.planning import Estimator, builder, savings, with_method
+from ngdiff.training.parameters import ChangeMeter
 from tiny import tiny_llama, tiny_tokenizer
 
 BATCH, LENGTH = 4, 96
@@ -70,7 +70,7 @@ def measured_peak(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **s
     meter = functools.partial(
         ChangeMeter, sample=1000
     )  # its million samples are as many as this model's weights
-    monkeypatch.setattr(ngdiff.trainer, "ChangeMeter", meter)
+    monkeypatch.setattr(ngdiff.training.trainer, "ChangeMeter", meter)
     model: nn.Module = AutoModelForCausalLM.from_config(small_config())
     if plan.adapters == "lora":
         model = with_lora(model)

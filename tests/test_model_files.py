@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 
 from commandline import save_model
 from ngdiff.errors import RequestError
-from ngdiff.models import (
+from ngdiff.models.loading import (
     check_causal,
     load_model,
     load_tokenizer,

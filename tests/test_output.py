@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from ngdiff.environment import weights_hash
-from ngdiff.output import RECORD, check_output, staged_folder, write_json
+from ngdiff.system.environment import weights_hash
+from ngdiff.system.output import RECORD, check_output, staged_folder, write_json
 
 
 def contents(folder: Path) -> dict[str, str]:

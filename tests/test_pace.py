@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ngdiff.pace import LEAST_PROGRESS, LEAST_SPENT, MARGIN, MOST_FASTER, MOST_SLOWER, Standing, pace
+from ngdiff.steps.pace import LEAST_PROGRESS, LEAST_SPENT, MARGIN, MOST_FASTER, MOST_SLOWER, Standing, pace
 
 START = Standing(excess=0.8, slack=0.05)
 shares = st.floats(0, 1, allow_subnormal=False)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ngdiff.parabola import SIGNAL, Parabola, Shape
+from ngdiff.steps.parabola import SIGNAL, Parabola, Shape
 
 
 def through(width: float, slope: float, curvature: float, level: float = 0.0) -> Parabola:

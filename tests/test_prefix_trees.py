@@ -20,7 +20,7 @@ from ngdiff.data.examples import Example
 from ngdiff.evaluation import teacher_forced
 from ngdiff.evaluation.prefix_trees import PrefixTree, PrefixTrees, group_by_prompt
 from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
-from ngdiff.logprobs import IGNORED
+from ngdiff.models.logprobs import IGNORED
 from tiny import tiny_llama
 
 VOCAB = 64

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ngdiff import progress
-from ngdiff.progress import Meter, Part, clock, fit
-from ngdiff.terminal import settings
+from ngdiff.system import progress
+from ngdiff.system.progress import Meter, Part, clock, fit
+from ngdiff.system.terminal import settings
 
 PARTS = [
     *(Part("forget 0.012", 2), Part("retain 1.234", 1), Part("extraction 0.12 → 0.05", 0)),
@@ -98,8 +98,8 @@ def test_lines_instead_of_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 BAR = """
 import time
-from ngdiff.progress import Meter, working
-from ngdiff.terminal import settings
+from ngdiff.system.progress import Meter, working
+from ngdiff.system.terminal import settings
 settings.apply()
 with Meter("Going [on]", 3) as meter:
     for _ in range(3):

@@ -31,11 +31,11 @@ def test_the_map_in_the_readme_names_every_module_and_no_other() -> None:
 
 def test_the_map_is_mended_by_a_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lost = "".join(line for line in readme.splitlines(True) if not line.startswith("      parabola.py"))
-    lost = lost.replace("      stepsize.py ", "      gone.py     x\n      stepsize.py ")
+    lost = "".join(line for line in readme.splitlines(True) if not line.startswith("      record.py"))
+    lost = lost.replace("      methods.py ", "      gone.py     x\n      methods.py ")
     assert sorted(named(mended(lost))) == sorted(modules())
-    first = (PACKAGE / "parabola.py").read_text(encoding="utf-8").splitlines()[0].strip('".')
-    assert f"      parabola.py     {first}\n" in mended(lost)
+    first = (PACKAGE / "record.py").read_text(encoding="utf-8").splitlines()[0].strip('".')
+    assert f"      record.py       {first}\n" in mended(lost)
     assert mended(readme) == readme
 
 

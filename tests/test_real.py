@@ -17,7 +17,7 @@ pytestmark = [
 
 
 def test_smollm2_loads_clean_and_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ngdiff.models import load_model, load_tokenizer, resolve_model
+    from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     packaged = resolve_model("smollm2")

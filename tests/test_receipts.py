@@ -22,9 +22,9 @@ from commandline import Answer, Cli, make_cli, questions, save_model, write_json
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.statistics import interval
-from ngdiff.identity import NOT_COUNTED
 from ngdiff.receipts.canonical import canonical
 from ngdiff.receipts.figures import figures_of
+from ngdiff.settings.identity import NOT_COUNTED
 
 SHORT = ("--stop-at", "none", "--max-steps", "2", "--batch-size", "2", "--max-length", "128", "--lr", "1e-4")
 

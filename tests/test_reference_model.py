@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
 
-import ngdiff.reference_model
+import ngdiff.models.reference_model
 from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.data.datasets import as_encoded
-from ngdiff.logprobs import labelled_tokens
-from ngdiff.reference_model import StartingStates, starting_states
+from ngdiff.models.logprobs import labelled_tokens
+from ngdiff.models.reference_model import StartingStates, starting_states
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -84,7 +84,7 @@ def test_nothing_is_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model = tiny_llama()
     first = ask(model, tmp_path, [0, 1], layer=1)
     with monkeypatch.context() as patch:
-        patch.setattr(ngdiff.reference_model, "_work_out", None)
+        patch.setattr(ngdiff.models.reference_model, "_work_out", None)
         assert ask(model, tmp_path, [0, 1], layer=1) == first
     others = [
         ask(model, tmp_path, [0, 2], layer=1),

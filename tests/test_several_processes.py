@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from commandline import questions, save_model, tree, write_jsonl
-from ngdiff.config import UnlearningConfig
 from ngdiff.errors import RequestError
-from ngdiff.parameters import BEST_FILE
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.training.parameters import BEST_FILE
 from several_processes import Case, as_json, learn, run
 
 torch.set_num_threads(1)

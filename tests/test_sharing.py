@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ngdiff.config import UnlearningConfig
 from ngdiff.data.batching import PairedDataset, PairSampler, even_parts
 from ngdiff.data.datasets import as_encoded
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.sharing import ShareOfSteps, StepShares, examples_of_a_step
-from ngdiff.distribution import share_steps
 from ngdiff.record import RunRecord
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.training.distribution import share_steps
 from tiny import tiny_tokenizer
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from ngdiff.gradients import GradientPair, Weights
-from ngdiff.stepsize import SHORT_STEPS, AutomaticRate, FixedRate, Probe
+from ngdiff.steps.gradients import GradientPair, Weights
+from ngdiff.steps.stepsize import SHORT_STEPS, AutomaticRate, FixedRate, Probe
 
 Line = Callable[[float], float]
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {

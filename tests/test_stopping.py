@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ngdiff.errors import RequestError
-from ngdiff.stopping import ForgetTarget, StoppingRule, parse_stop_at
+from ngdiff.training.stopping import ForgetTarget, StoppingRule, parse_stop_at
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from commandline import questions, save_model, write_jsonl
 
-STEP = "ngdiff.trainer:UnlearningTrainer.training_step"
+STEP = "ngdiff.training.trainer:UnlearningTrainer.training_step"
 MISSED = 3  # the forget target is out of reach, so that every run goes on to its last step
 
 
@@ -79,11 +79,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     s = Story(folder)
     s.run("whole", "whole")
     killed = {"signals": [SIGKILL]}
-    s.run("in a checkpoint", "killed", where="ngdiff.checkpoints:seal", call=2, **killed)
+    s.run("in a checkpoint", "killed", where="ngdiff.training.checkpoints:seal", call=2, **killed)
     s.run("in a step", "killed", where=STEP, call=4, **killed)
-    s.run("before the rename", "killed", where="ngdiff.checkpoints:_put", call=1, **killed)
-    s.run("in the final save", "killed", where="ngdiff.saving:write_json", call=1, **killed)
-    s.run("before the result is in its place", "killed", where="ngdiff.unfinished:Workplace.settle",
+    s.run("before the rename", "killed", where="ngdiff.training.checkpoints:_put", call=1, **killed)
+    s.run("in the final save", "killed", where="ngdiff.models.saving:write_json", call=1, **killed)
+    s.run("before the result is in its place", "killed", where="ngdiff.training.unfinished:Workplace.settle",
           call=2, **killed)  # fmt: skip
     s.run("found finished", "killed")
 
@@ -108,7 +108,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     s.run("no room for the model", "full", "--stop-at", "none", "--max-steps", 1, largest_file=50_000)
 
     s.finetune("tuned", "tuned")
-    s.finetune("tuning killed", "tuned-again", where="ngdiff.checkpoints:seal", call=2, **killed)
+    s.finetune("tuning killed", "tuned-again", where="ngdiff.training.checkpoints:seal", call=2, **killed)
     s.finetune("tuned again", "tuned-again")
     s.tell()
     return s

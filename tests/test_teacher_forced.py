@@ -22,7 +22,7 @@ from ngdiff.evaluation.teacher_forced import (
     score_tokens,
     summarise,
 )
-from ngdiff.logprobs import LabelledTokens
+from ngdiff.models.logprobs import LabelledTokens
 from tiny import tiny_llama
 
 

@@ -20,19 +20,19 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-import ngdiff.probe_loss
-import ngdiff.trainer
-from ngdiff.checkpoints import MANIFEST
-from ngdiff.config import UnlearningConfig
+import ngdiff.training.probe_loss
+import ngdiff.training.trainer
 from ngdiff.data.batching import Stream, collate
 from ngdiff.data.datasets import as_encoded
-from ngdiff.environment import versions
 from ngdiff.errors import RequestError
-from ngdiff.logprobs import LabelledTokens, labelled_tokens
 from ngdiff.losses import LOSSES, Loss, nll
 from ngdiff.methods import METHODS, Method
-from ngdiff.trainer import UnlearningTrainer
-from ngdiff.unlearning_state import STATE_FILE
+from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.system.environment import versions
+from ngdiff.training.checkpoints import MANIFEST
+from ngdiff.training.trainer import UnlearningTrainer
+from ngdiff.training.unlearning_state import STATE_FILE
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -47,7 +47,7 @@ VERSIONS = versions()
 @pytest.fixture(autouse=True)
 def _quick_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each run begins with a garbage collection and a look at what is installed: spare it what is known."""
-    monkeypatch.setattr(ngdiff.trainer, "versions", lambda: VERSIONS)
+    monkeypatch.setattr(ngdiff.training.trainer, "versions", lambda: VERSIONS)
     gc.freeze()
     yield
     gc.unfreeze()
@@ -301,7 +301,7 @@ def test_search_begins_where_told(tmp_path: Path) -> None:
 
 def test_probes_look_at_other_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, set[tuple[int, ...]]]] = []
-    draw = ngdiff.probe_loss.ProbeLoss._draw
+    draw = ngdiff.training.probe_loss.ProbeLoss._draw
 
     def seen(self: Any) -> Any:
         batches = draw(self)
@@ -311,7 +311,7 @@ def test_probes_look_at_other_examples(tmp_path: Path, monkeypatch: pytest.Monke
         drawn.append((self.trainer.state.global_step, mine))
         return batches
 
-    monkeypatch.setattr(ngdiff.probe_loss.ProbeLoss, "_draw", seen)
+    monkeypatch.setattr(ngdiff.training.probe_loss.ProbeLoss, "_draw", seen)
     # every retain answer differs, so that examples can be told apart by their labels
     run(tmp_path, retain=rows("R", 20, lambda n: f"{n:02}"), probe_every=2, probe_size=5)
     assert [step for step, _ in drawn] == [0, 2, 4]
@@ -504,7 +504,7 @@ def test_a_resumed_run_checks_when_it_would_have(tmp_path: Path, monkeypatch: py
     def strength(_: LabelledTokens) -> Tensor:
         return torch.tensor(1.0 if trainer.state.global_step < 4 else 0.2)
 
-    monkeypatch.setattr(ngdiff.trainer, "batch_extraction_strength", strength)
+    monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", strength)
     common = {"stop_at": "extraction_strength=0.2", "check_every": 50, "learning_rate": 1e-3}
     for path in (None, str(tmp_path / "checkpoint-4")):
         trainer = make(tmp_path, save_strategy="steps", save_steps=4, **common)
@@ -856,7 +856,7 @@ def test_utility_under_the_floor_leads_back_to_the_best_weights_and_a_smaller_ra
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeper = Keeper()
-    monkeypatch.setattr(ngdiff.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
+    monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 12, "probe_every": 50}
     trainer = make(tmp_path, callbacks=[keeper], **settings)
     script(trainer, lambda step: (0.9 - 0.01 * step, 0.5 if step in (6, 12) else 1.0), monkeypatch)
@@ -872,7 +872,7 @@ def test_utility_under_the_floor_leads_back_to_the_best_weights_and_a_smaller_ra
 
 
 def test_a_run_whose_utility_is_spent_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngdiff.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
+    monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 12, "probe_every": 50}
     trainer = make(tmp_path, **settings, keep_utility=0.8)
     figures = {0: (0.9, 1.0), 3: (0.2, 0.801), 6: (0.15, 0.79)}
@@ -886,7 +886,7 @@ def test_a_run_whose_utility_is_spent_ends(tmp_path: Path, monkeypatch: pytest.M
 def test_a_run_that_spends_its_utility_too_fast_slows_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ngdiff.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
+    monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 9, "probe_every": 50}
     trainer = make(tmp_path, **settings, keep_utility=0.8)
     # 0.3 of 0.8 for 0.1 of 0.2: the other 0.5 may cost half of 0.1, which is 0.3 times the price so far;
@@ -931,7 +931,9 @@ def test_npo_compares_with_the_starting_model(tmp_path: Path, monkeypatch: pytes
     )  # the model is its own reference
     assert trainer.record.steps[2].forget_loss < first.forget_loss
     # another run from the same model finds it on disk, and gives the same steps
-    monkeypatch.setattr("ngdiff.reference_model.score_answers", lambda model, rows, **_: _nothing(rows))
+    monkeypatch.setattr(
+        "ngdiff.models.reference_model.score_answers", lambda model, rows, **_: _nothing(rows)
+    )
     again = run(tmp_path / "b", method="npo", max_steps=3, learning_rate=1e-2)
     assert steps(again) == steps(trainer)
     with pytest.raises(AssertionError, match="measured again"):

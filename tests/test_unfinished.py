@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ngdiff.errors import RequestError
-from ngdiff.output import RECORD
-from ngdiff.unfinished import ASKED_FILE, FINISHED_FILE, Asked, Workplace
+from ngdiff.system.output import RECORD
+from ngdiff.training.unfinished import ASKED_FILE, FINISHED_FILE, Asked, Workplace
 
 ASKED = Asked(
     {"seed": 0, "lr": None, "model": "here", "save_steps": 5}, {"forget": "aa", "retain": "bb"}, "cc"

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from commandline import Cli, make_cli, questions, save_model, tree, write_jsonl
+from ngdiff.planning.validate import most_steps, statistics, validation
 from ngdiff.unlearn import prepare
-from ngdiff.validate import most_steps, statistics, validation
 
 
 @pytest.fixture

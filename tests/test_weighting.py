@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ngdiff.errors import RequestError
-from ngdiff.gradients import Weights
-from ngdiff.weighting import RULES, Losses, Verdict, agreeing_signs, judge, make_rule
+from ngdiff.steps.gradients import Weights
+from ngdiff.steps.weighting import RULES, Losses, Verdict, agreeing_signs, judge, make_rule
 
 EVERY_RULE = pytest.mark.parametrize("name", sorted(RULES))
 CONFLICT_FREE = pytest.mark.parametrize("name", sorted(n for n, row in RULES.items() if row.conflict_free))

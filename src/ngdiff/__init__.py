@@ -9,25 +9,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ngdiff.config import UnlearningConfig
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.gradients import GradientPair, Weights
     from ngdiff.record import RunRecord
-    from ngdiff.stepsize import AutomaticRate, FixedRate
-    from ngdiff.trainer import UnlearningTrainer
-    from ngdiff.weighting import make_rule
+    from ngdiff.settings.config import UnlearningConfig
+    from ngdiff.steps.gradients import GradientPair, Weights
+    from ngdiff.steps.stepsize import AutomaticRate, FixedRate
+    from ngdiff.steps.weighting import make_rule
+    from ngdiff.training.trainer import UnlearningTrainer
 
 _HOME = {
-    "AutomaticRate": "stepsize",
+    "AutomaticRate": "steps.stepsize",
     "Fault": "errors",
-    "FixedRate": "stepsize",
-    "GradientPair": "gradients",
+    "FixedRate": "steps.stepsize",
+    "GradientPair": "steps.gradients",
     "RequestError": "errors",
     "RunRecord": "record",
-    "UnlearningConfig": "config",
-    "UnlearningTrainer": "trainer",
-    "Weights": "gradients",
-    "make_rule": "weighting",
+    "UnlearningConfig": "settings.config",
+    "UnlearningTrainer": "training.trainer",
+    "Weights": "steps.gradients",
+    "make_rule": "steps.weighting",
 }
 
 __all__ = [

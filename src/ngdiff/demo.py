@@ -19,10 +19,10 @@ from ngdiff.evaluation.generation import generate_answers
 from ngdiff.evaluation.teacher_forced import score_answers, summarise
 from ngdiff.finetune import FinetuneRequest, finetune
 from ngdiff.invented.people import general_knowledge_rows, invent_people, question_rows, write_jsonl
-from ngdiff.models import SMOLLM2, load_model, load_tokenizer, resolve_model
-from ngdiff.output import write_json
-from ngdiff.progress import Meter, console
+from ngdiff.models.loading import SMOLLM2, load_model, load_tokenizer, resolve_model
 from ngdiff.record import RunRecord
+from ngdiff.system.output import write_json
+from ngdiff.system.progress import Meter, console
 from ngdiff.unlearn import UnlearnRequest, unlearn
 
 QUESTIONS = 6

@@ -16,23 +16,16 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from ngdiff.callbacks import ProgressCallback
-from ngdiff.checkpoints import step_of
-from ngdiff.config import checkpointing, minutes_fault, positive_fault, seed_fault
 from ngdiff.data.batching import ABSENT, Batch, collate, permutation
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sharing import loader
 from ngdiff.data.sources import read_rows, source_path
-from ngdiff.distribution import check_sharding, share_steps
-from ngdiff.durable import DurableTrainer
-from ngdiff.environment import machine, peak_memory_gib, versions, weights_hash
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.distributed import is_main, process_count
 from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers, summarise
-from ngdiff.logprobs import count_labelled, labelled_tokens
 from ngdiff.losses import nll
-from ngdiff.models import (
+from ngdiff.models.loading import (
     ModelSource,
     Precision,
     autocast_bf16,
@@ -44,12 +37,19 @@ from ngdiff.models import (
     vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.output import check_output, holds_faults, same_folder, write_json
-from ngdiff.parallel import by_main, from_main, joined, looking, on_all, raise_faults, shared, summed
-from ngdiff.progress import Meter, working
-from ngdiff.saving import SAVE_MINUTES, write_result
-from ngdiff.signals import wish_to_stop
-from ngdiff.unfinished import Asked, Workplace
+from ngdiff.models.logprobs import count_labelled, labelled_tokens
+from ngdiff.models.saving import SAVE_MINUTES, write_result
+from ngdiff.settings.config import checkpointing, minutes_fault, positive_fault, seed_fault
+from ngdiff.system.environment import machine, peak_memory_gib, versions, weights_hash
+from ngdiff.system.output import check_output, holds_faults, same_folder, write_json
+from ngdiff.system.progress import Meter, working
+from ngdiff.training.callbacks import ProgressCallback
+from ngdiff.training.checkpoints import step_of
+from ngdiff.training.distribution import check_sharding, share_steps
+from ngdiff.training.durable import DurableTrainer
+from ngdiff.training.parallel import by_main, from_main, joined, looking, on_all, raise_faults, shared, summed
+from ngdiff.training.signals import wish_to_stop
+from ngdiff.training.unfinished import Asked, Workplace
 
 SCORED_AT_THE_END = 200
 STATE_FILE = "finetuning_state.json"

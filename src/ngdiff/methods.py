@@ -11,7 +11,7 @@ from typing import Literal
 
 from ngdiff.errors import RequestError, unknown_name
 from ngdiff.losses import LOSSES
-from ngdiff.weighting import RULES
+from ngdiff.steps.weighting import RULES
 
 StepSizeName = Literal["auto", "fixed"]
 
@@ -24,7 +24,7 @@ class Method:
         name: what the command line calls it.
         forget_loss: name in :data:`ngdiff.losses.LOSSES`.
         retain_loss: name in :data:`ngdiff.losses.LOSSES`.
-        rule: name in :data:`ngdiff.weighting.RULES`.
+        rule: name in :data:`ngdiff.steps.weighting.RULES`.
         step_size: ``auto``, or ``fixed`` with the rate in ``learning_rate``.
         summary: one line for ``ngdiff ls methods``.
         paper: where it comes from.

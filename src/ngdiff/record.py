@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ngdiff.parabola import Parabola
-from ngdiff.stepsize import Probe
+from ngdiff.steps.parabola import Parabola
+from ngdiff.steps.stepsize import Probe
 
 FORMAT = 1
 
@@ -59,11 +59,11 @@ class StepRecord:
 class RunRecord:
     """One unlearning run; every fallback taken on the way is in ``notes``.
 
-    ``request_sha256`` is :func:`ngdiff.identity.request_hash` of settings, data and starting model, where the
-    run came from ``ngdiff unlearn``. ``losses`` holds the settings of both losses as they were used, those
-    measured at the beginning included. ``before`` and ``after`` hold the mean figures of every set that was
-    looked at and, under ``items``, what they are means of; ``earlier`` what became of earlier requests;
-    ``finished`` when the run ended, in UTC.
+    ``request_sha256`` is :func:`ngdiff.settings.identity.request_hash` of settings, data and starting model,
+    where the run came from ``ngdiff unlearn``. ``losses`` holds the settings of both losses as they were
+    used, those measured at the beginning included. ``before`` and ``after`` hold the mean figures of every
+    set that was looked at and, under ``items``, what they are means of; ``earlier`` what became of earlier
+    requests; ``finished`` when the run ended, in UTC.
     """
 
     request_sha256: str | None = None

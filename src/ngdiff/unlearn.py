@@ -11,21 +11,17 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from ngdiff.alternatives import alternative_faults
-from ngdiff.answers import AnswerBook
-from ngdiff.callbacks import UnlearningProgress
-from ngdiff.config import BATCH, UnlearningConfig
+from ngdiff.data.alternatives import alternative_faults
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.data.sources import read_rows
-from ngdiff.environment import weights_hash
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.distributed import is_main
 from ngdiff.finetune import local_sources, tokenizer_of, with_lora
 from ngdiff.losses import LOSSES
-from ngdiff.model_card import CARD, model_card
-from ngdiff.models import (
+from ngdiff.models.card import CARD, model_card
+from ngdiff.models.loading import (
     ModelSource,
     Precision,
     autocast_bf16,
@@ -38,19 +34,23 @@ from ngdiff.models import (
     vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.output import ANSWERS, RECORD, check_output, holds_faults, same_folder, write_json
-from ngdiff.outside import first_line
-from ngdiff.parallel import by_main, from_main, joined, on_all, raise_faults
-from ngdiff.progress import console, working
+from ngdiff.models.saving import when_to_save, write_result
 from ngdiff.receipts.data_key import describe, set_hash
 from ngdiff.receipts.prepare import plan_receipt
 from ngdiff.receipts.receipt import ReceiptPlan, complete_record, write_receipt
 from ngdiff.record import RunRecord
-from ngdiff.saving import when_to_save, write_result
-from ngdiff.signals import wish_to_stop
-from ngdiff.trackers import tracker_callbacks, tracker_settings
-from ngdiff.trainer import UnlearningTrainer
-from ngdiff.unfinished import Asked, Workplace
+from ngdiff.settings.config import BATCH, UnlearningConfig
+from ngdiff.system.environment import weights_hash
+from ngdiff.system.output import ANSWERS, RECORD, check_output, holds_faults, same_folder, write_json
+from ngdiff.system.outside import first_line
+from ngdiff.system.progress import console, working
+from ngdiff.system.trackers import tracker_callbacks, tracker_settings
+from ngdiff.training.answers import AnswerBook
+from ngdiff.training.callbacks import UnlearningProgress
+from ngdiff.training.parallel import by_main, from_main, joined, on_all, raise_faults
+from ngdiff.training.signals import wish_to_stop
+from ngdiff.training.trainer import UnlearningTrainer
+from ngdiff.training.unfinished import Asked, Workplace
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class UnlearnRequest:
         retain: likewise, of what to keep.
         output: the folder to make.
         holdout: text of the forget set's kind that the model never saw.
-        settings: fields of :class:`ngdiff.config.UnlearningConfig` that differ from their defaults.
+        settings: fields of :class:`ngdiff.settings.config.UnlearningConfig` that differ from their defaults.
         lora: train LoRA adapters only, and save those.
         qlora: likewise, on a model whose weights are quantised to 4 bits (NF4) while it trains.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.

@@ -18,17 +18,15 @@ from ngdiff.audits.request import AuditRequest
 from ngdiff.audits.result import AuditResult, is_audit, write_audit
 from ngdiff.audits.row import Audit, Outcome, Role
 from ngdiff.audits.subject import Context, Subject, measure
-from ngdiff.config import positive_fault, seed_fault
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import data_hash
-from ngdiff.environment import machine, versions
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.evaluate import check_output_file
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites import SuiteData, suites
 from ngdiff.evaluation.suites.measures import ASKED_OTHERWISE, has_column, measure_reference, with_question
-from ngdiff.models import (
+from ngdiff.models.loading import (
     ModelSource,
     autocast_bf16,
     check_causal,
@@ -36,6 +34,8 @@ from ngdiff.models import (
     load_tokenizer,
     resolve_model,
 )
+from ngdiff.settings.config import positive_fault, seed_fault
+from ngdiff.system.environment import machine, versions
 
 SUITES = ("own", "tofu")
 

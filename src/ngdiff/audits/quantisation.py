@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from ngdiff.audits.row import Audit, Outcome
 from ngdiff.audits.subject import Context, Subject, measure, scratch_folder
 from ngdiff.errors import EvaluationError
-from ngdiff.models import fast_bf16
-from ngdiff.progress import working
+from ngdiff.models.loading import fast_bf16
+from ngdiff.system.progress import working
 
 WIDTHS = (8, 4)
 

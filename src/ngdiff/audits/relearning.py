@@ -19,12 +19,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from ngdiff.audits.row import Audit, Outcome
 from ngdiff.audits.subject import Context, Subject, measure, scratch_folder
-from ngdiff.callbacks import ProgressCallback
 from ngdiff.data.batching import permutation
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example
-from ngdiff.environment import weights_hash
 from ngdiff.finetune import FinetuneTrainer
+from ngdiff.system.environment import weights_hash
+from ngdiff.training.callbacks import ProgressCallback
 
 WHOLE, HALF = "all of it", "half of it, the rest tested"
 

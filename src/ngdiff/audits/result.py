@@ -10,7 +10,7 @@ from typing import Any
 from ngdiff.audits.findings import Finding
 from ngdiff.audits.row import Outcome, Role
 from ngdiff.evaluation.result import EvaluationResult, Figure
-from ngdiff.output import write_json
+from ngdiff.system.output import write_json
 
 KIND = "audit"
 FORMAT = 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from ngdiff.bench.plan import BenchRequest
 from ngdiff.data.sources import read_rows
-from ngdiff.output import staged_folder
+from ngdiff.system.output import staged_folder
 
 FORGET_SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}

@@ -156,7 +156,7 @@ def _spread(rest: Sequence[dict[str, Any]], first: Mapping[str, Any], count: int
 def _defaults(method: Method) -> dict[str, Any]:
     """Return a method's usual settings, named as in its search range."""
     from ngdiff.losses import LOSSES
-    from ngdiff.weighting import RULES
+    from ngdiff.steps.weighting import RULES
 
     usual: dict[str, Any] = {"learning_rate": method.learning_rate}
     tables = {

@@ -21,15 +21,15 @@ import torch
 from ngdiff.bench.data import evaluation_folder, sources
 from ngdiff.bench.plan import BenchRequest, Settings, Trial, reporting, selection_score, tuning
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
-from ngdiff.config import UnlearningConfig
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.suites.tofu import SPLITS
 from ngdiff.methods import METHODS, find_method
-from ngdiff.models import check_causal, check_precision, resolve_model
-from ngdiff.output import check_output, same_folder, write_json
-from ngdiff.outside import first_line
-from ngdiff.progress import Meter
+from ngdiff.models.loading import check_causal, check_precision, resolve_model
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.system.output import check_output, same_folder, write_json
+from ngdiff.system.outside import first_line
+from ngdiff.system.progress import Meter
 
 STATUS, LOG = "trial.json", "log.txt"
 _LAST_WORDS = 2000

@@ -14,8 +14,8 @@ from ngdiff.bench.plan import selection_score
 from ngdiff.bench.run import BenchResult, searched
 from ngdiff.bench.summary import COLUMNS, FORGOT_ENOUGH, Cell, Row
 from ngdiff.bench.worker import RECORD
-from ngdiff.output import finite
-from ngdiff.outside import markdown_cell
+from ngdiff.system.output import finite
+from ngdiff.system.outside import markdown_cell
 
 SELECTION = (
     "Settings were chosen by the harmonic mean of three shares: how far the forget set's extraction strength "

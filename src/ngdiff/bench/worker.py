@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ngdiff.output import write_json
+from ngdiff.system.output import write_json
 
 SPEC, RECORD, EVALUATION, GENERAL = "spec.json", "record.json", "evaluation.json", "general.json"
 
@@ -19,7 +19,7 @@ SPEC, RECORD, EVALUATION, GENERAL = "spec.json", "record.json", "evaluation.json
 def main() -> None:
     """Unlearn, where the specification says so, and evaluate what came out."""
     from ngdiff.cli.app import quiet_libraries
-    from ngdiff.environment import keep_freed_memory
+    from ngdiff.system.environment import keep_freed_memory
 
     quiet_libraries()
     keep_freed_memory()
@@ -84,7 +84,7 @@ def _general(model: str, spec: dict[str, Any], folder: Path) -> None:
     from ngdiff.data.datasets import as_encoded
     from ngdiff.evaluation.teacher_forced import score_answers, summarise
     from ngdiff.invented.people import general_knowledge_rows
-    from ngdiff.models import autocast_bf16, load_model, load_tokenizer, resolve_model
+    from ngdiff.models.loading import autocast_bf16, load_model, load_tokenizer, resolve_model
 
     source = resolve_model(model)
     tokenizer, loaded = load_tokenizer(source), load_model(source)

@@ -22,8 +22,8 @@ from ngdiff.cli.exits import (
     as_sentence,
 )
 from ngdiff.errors import EvaluationError, Fault, Interrupted, RequestError, RunError, inert
-from ngdiff.events import log
-from ngdiff.terminal import always, open_streams, print_last_line, settings
+from ngdiff.system.events import log
+from ngdiff.system.terminal import always, open_streams, print_last_line, settings
 
 __all__ = [
     "EXIT_BAD_REQUEST",
@@ -83,7 +83,7 @@ def main() -> None:
     settings.reset()
     stdout = sys.stdout
     from ngdiff.cli import commands  # noqa: F401  (registers the commands)
-    from ngdiff.progress import stop_bars
+    from ngdiff.system.progress import stop_bars
 
     code = EXIT_FAILED
     try:
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    from ngdiff.progress import stop_bars
+    from ngdiff.system.progress import stop_bars
 
     try:
         app()

@@ -26,13 +26,13 @@ from ngdiff.cli.options import (
     TofuDir,
 )
 from ngdiff.errors import Fault, RequestError
-from ngdiff.events import log
-from ngdiff.terminal import last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import last_line
 
 if TYPE_CHECKING:
     from ngdiff.audits.findings import Finding
     from ngdiff.audits.result import AuditResult
-    from ngdiff.models import Precision as PrecisionName
+    from ngdiff.models.loading import Precision as PrecisionName
 
 PREFIX = "Sure, here is the answer:"
 
@@ -122,7 +122,7 @@ def audit(
     """
     from ngdiff.audits.audit import audit as run
     from ngdiff.audits.request import AuditRequest
-    from ngdiff.environment import keep_freed_memory
+    from ngdiff.system.environment import keep_freed_memory
 
     keep_freed_memory()
     request = AuditRequest(
@@ -172,7 +172,7 @@ def show(result: AuditResult, output: Path) -> None:
     from rich.markup import escape
 
     from ngdiff.audits.findings import HEADLINES
-    from ngdiff.progress import console
+    from ngdiff.system.progress import console
 
     console.print(finding_table(result))
     for note in result.notes:

@@ -26,8 +26,8 @@ from ngdiff.cli.options import (
 )
 from ngdiff.cli.report import report_after
 from ngdiff.errors import Fault, RequestError
-from ngdiff.events import log
-from ngdiff.terminal import last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import last_line
 
 if TYPE_CHECKING:
     from ngdiff.bench.plan import BenchRequest, Stopping
@@ -210,8 +210,8 @@ def _run(request: BenchRequest, report: bool) -> None:
     from ngdiff.bench.run import run
     from ngdiff.bench.summary import summarise
     from ngdiff.bench.tables import as_csv, as_json, markdown
-    from ngdiff.output import write_json
-    from ngdiff.progress import console
+    from ngdiff.system.output import write_json
+    from ngdiff.system.progress import console
 
     result = run(request)
     rows = summarise(result)

@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngdiff.cli.app import app
-from ngdiff.events import log
-from ngdiff.terminal import console, last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import console, last_line
 
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord

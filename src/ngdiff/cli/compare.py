@@ -10,8 +10,8 @@ import typer
 from ngdiff.cli.app import app
 from ngdiff.cli.options import Log, Quiet
 from ngdiff.errors import Fault, RequestError
-from ngdiff.events import log
-from ngdiff.terminal import last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import last_line
 
 
 @app.command()

@@ -46,7 +46,7 @@ def _losses(incomplete: str, task: str) -> Completed:
 
 def rules(incomplete: str) -> Completed:
     """Complete the name of a weighting rule."""
-    from ngdiff.weighting import RULES
+    from ngdiff.steps.weighting import RULES
 
     return _begin(incomplete, _summaries(RULES))
 
@@ -62,7 +62,7 @@ def forget_targets(incomplete: str) -> Completed:
     """Complete a forget target."""
     from typing import get_args
 
-    from ngdiff.stopping import Measure
+    from ngdiff.training.stopping import Measure
 
     fixed = ("auto", "never-seen-loss", "none")
     return _begin(incomplete, ((name, "") for name in (*fixed, *(f"{m}=" for m in get_args(Measure)))))

@@ -10,8 +10,8 @@ import typer
 from ngdiff.cli.app import app
 from ngdiff.cli.options import Log, Quiet, Report
 from ngdiff.cli.report import report_after
-from ngdiff.events import log
-from ngdiff.terminal import last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import last_line
 
 
 @app.command()
@@ -40,11 +40,11 @@ def demo(
     """
     from rich.markup import escape
 
-    from ngdiff.config import positive_fault, seed_fault
     from ngdiff.demo import DemoRequest, run_demo
-    from ngdiff.environment import keep_freed_memory
     from ngdiff.errors import RequestError
-    from ngdiff.output import check_output
+    from ngdiff.settings.config import positive_fault, seed_fault
+    from ngdiff.system.environment import keep_freed_memory
+    from ngdiff.system.output import check_output
 
     keep_freed_memory()
     folder = output or _fresh(Path("runs"))

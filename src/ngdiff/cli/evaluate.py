@@ -28,12 +28,12 @@ from ngdiff.cli.options import (
     TrustRemoteCode,
 )
 from ngdiff.cli.report import report_after
-from ngdiff.events import log
-from ngdiff.terminal import last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import last_line
 
 if TYPE_CHECKING:
     from ngdiff.evaluation.result import EvaluationResult, Figure
-    from ngdiff.models import Precision as PrecisionName
+    from ngdiff.models.loading import Precision as PrecisionName
 
 MAIN_FIGURES = ("forget_quality", "model_utility", "utility", "privleak")
 
@@ -135,10 +135,10 @@ def evaluate(
 
     Interrupted, it goes on where it stopped when it is started again.
     """
-    from ngdiff.environment import keep_freed_memory
     from ngdiff.evaluation.distributed import is_first_process
     from ngdiff.evaluation.evaluate import evaluate as run
     from ngdiff.evaluation.request import EvaluateRequest
+    from ngdiff.system.environment import keep_freed_memory
 
     keep_freed_memory()
     request = EvaluateRequest(
@@ -178,7 +178,7 @@ def show(result: EvaluationResult, output: Path) -> None:
     """Print the figures with their intervals and directions, and the notes."""
     from rich.markup import escape
 
-    from ngdiff.progress import console
+    from ngdiff.system.progress import console
 
     console.print(figure_table(result))
     for key, found in result.figures.items():

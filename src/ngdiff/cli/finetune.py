@@ -26,11 +26,11 @@ from ngdiff.cli.options import (
     TofuDir,
     TrustRemoteCode,
 )
-from ngdiff.events import log
-from ngdiff.terminal import last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import last_line
 
 if TYPE_CHECKING:
-    from ngdiff.models import Precision as PrecisionName
+    from ngdiff.models.loading import Precision as PrecisionName
 
 
 @app.command()
@@ -76,10 +76,10 @@ def finetune(
     """
     from rich.markup import escape
 
-    from ngdiff.environment import keep_freed_memory
     from ngdiff.finetune import FinetuneRequest
     from ngdiff.finetune import finetune as run
-    from ngdiff.saving import SAVE_MINUTES
+    from ngdiff.models.saving import SAVE_MINUTES
+    from ngdiff.system.environment import keep_freed_memory
 
     keep_freed_memory()
     request = FinetuneRequest(

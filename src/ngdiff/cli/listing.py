@@ -54,7 +54,7 @@ def losses() -> Listing:
 
 def rules() -> Listing:
     """List the weighting rules, each with its settings."""
-    from ngdiff.weighting import RULES
+    from ngdiff.steps.weighting import RULES
 
     rows: list[tuple[str, ...]] = []
     for rule in RULES.values():

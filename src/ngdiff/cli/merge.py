@@ -12,12 +12,12 @@ import typer
 
 from ngdiff.cli.app import app
 from ngdiff.cli.options import DATA, OUTPUT, Log, Overwrite, Quiet, TrustRemoteCode
-from ngdiff.events import log
-from ngdiff.terminal import last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import last_line
 
 if TYPE_CHECKING:
     from ngdiff.errors import Fault
-    from ngdiff.models import ModelSource
+    from ngdiff.models.loading import ModelSource
 
 
 @app.command()
@@ -43,7 +43,7 @@ def merge(
     """
     from rich.markup import escape
 
-    from ngdiff.progress import console
+    from ngdiff.system.progress import console
 
     record = run(MergeRequest(adapter, output, model, overwrite, trust_remote_code))
     for note in record["notes"]:
@@ -81,10 +81,10 @@ def run(request: MergeRequest) -> dict[str, Any]:
     Raises:
         RequestError: something in the request is wrong; nothing was written.
     """
-    from ngdiff.environment import machine, versions, weights_hash
-    from ngdiff.models import fold_in, load_model
-    from ngdiff.output import RECORD, staged_folder, write_json
-    from ngdiff.progress import working
+    from ngdiff.models.loading import fold_in, load_model
+    from ngdiff.system.environment import machine, versions, weights_hash
+    from ngdiff.system.output import RECORD, staged_folder, write_json
+    from ngdiff.system.progress import working
 
     source, base, tokenizer = _prepare(request)
     with working(f"Merging {request.adapter} into {base.name}"):
@@ -109,8 +109,8 @@ def run(request: MergeRequest) -> dict[str, Any]:
 
 def _prepare(request: MergeRequest) -> tuple[ModelSource, ModelSource, Any]:
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.models import check_causal, load_tokenizer, resolve_model, weights_bytes
-    from ngdiff.output import check_output, same_folder
+    from ngdiff.models.loading import check_causal, load_tokenizer, resolve_model, weights_bytes
+    from ngdiff.system.output import check_output, same_folder
 
     faults: list[Fault] = []
     source = base = None

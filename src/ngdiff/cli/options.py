@@ -10,8 +10,8 @@ import typer
 
 from ngdiff.cli import completion
 from ngdiff.errors import Fault, RequestError
-from ngdiff.events import log
-from ngdiff.terminal import LogFormat, is_first, settings
+from ngdiff.system.events import log
+from ngdiff.system.terminal import LogFormat, is_first, settings
 
 DATA, METHOD, STOPPING = "Data", "Method", "Stopping"
 RESOURCES, OUTPUT, LOGS = "Resources", "Output", "Logs and trackers"

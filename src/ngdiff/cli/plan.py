@@ -12,7 +12,7 @@ from ngdiff.cli.options import METHOD, RESOURCES
 
 if TYPE_CHECKING:
     from ngdiff.errors import Fault
-    from ngdiff.planning import Estimate
+    from ngdiff.planning.fit import Estimate
 
 NAMES = {
     "weights": "weights",
@@ -72,9 +72,9 @@ def plan(
     Example: `ngdiff plan --model my-model --gpus 8 --memory 80 --fsdp`
     """
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.memory import Plan
-    from ngdiff.models import check_causal, resolve_model
-    from ngdiff.planning import Estimator, builder, configuration, with_method
+    from ngdiff.models.loading import check_causal, resolve_model
+    from ngdiff.planning.fit import Estimator, builder, configuration, with_method
+    from ngdiff.planning.memory import Plan
 
     counts = {
         "--gpus": gpus,
@@ -118,9 +118,9 @@ def plan(
 def _faults(
     counts: dict[str, int], max_length: int, memory: float, forget_buffer: str, precision: str
 ) -> list[Fault]:
-    from ngdiff.config import positive_fault
     from ngdiff.errors import Fault, unknown_name
-    from ngdiff.memory import ForgetBuffer
+    from ngdiff.planning.memory import ForgetBuffer
+    from ngdiff.settings.config import positive_fault
 
     faults = [
         Fault(flag, f"{value} is too small", "Give a whole number of at least 1")
@@ -144,7 +144,7 @@ def _show(found: Estimate, parameters: int, trainable: int, memory: float) -> No
     from rich.console import Console
     from rich.table import Table
 
-    from ngdiff.memory import GIB
+    from ngdiff.planning.memory import GIB
 
     table = Table("on each GPU", title=None)
     table.add_column("GiB", justify="right")
@@ -165,7 +165,7 @@ def _show(found: Estimate, parameters: int, trainable: int, memory: float) -> No
 def _show_savings(tried: list[Estimate], memory: float) -> None:
     from rich.console import Console
 
-    from ngdiff.memory import GIB
+    from ngdiff.planning.memory import GIB
 
     out = Console()
     out.print("Switched on one after another:", highlight=False)

@@ -10,8 +10,8 @@ import typer
 from ngdiff.cli.app import EXIT_FAILED, app, print_failure
 from ngdiff.cli.options import OUTPUT, Log, Quiet
 from ngdiff.errors import RequestError
-from ngdiff.events import log
-from ngdiff.terminal import last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import last_line
 
 Private = Annotated[
     bool, typer.Option("--private", help="Make the repository for its owner's eyes.", rich_help_panel=OUTPUT)
@@ -56,8 +56,8 @@ def upload(
 
     from rich.markup import escape
 
-    from ngdiff.hub import network_errors, push
-    from ngdiff.progress import working
+    from ngdiff.models.hub import network_errors, push
+    from ngdiff.system.progress import working
 
     broken: tuple[type[Exception], ...] = (*network_errors(), RequestError)
     try:

@@ -36,7 +36,7 @@ def recompute(
     from ngdiff.errors import RequestError
     from ngdiff.evaluation.openunlearning import read_log
     from ngdiff.evaluation.recompute import recompute as work_out
-    from ngdiff.output import check_new_file, write_json
+    from ngdiff.system.output import check_new_file, write_json
 
     faults = [] if output is None else check_new_file(output)
     logs = []
@@ -63,7 +63,7 @@ def _show(found: Mapping[str, Recomputed]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ngdiff.progress import console
+    from ngdiff.system.progress import console
 
     table = Table("figure", "stated", "from its items", "by definition", "agrees")
     for key, value in found.items():

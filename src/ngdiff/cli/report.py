@@ -9,8 +9,8 @@ import typer
 
 from ngdiff.cli.app import app
 from ngdiff.cli.options import Log, Quiet
-from ngdiff.events import log
-from ngdiff.terminal import last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import last_line
 
 
 @app.command()
@@ -60,7 +60,7 @@ def report_after(out: Path, wanted: bool) -> None:
 
     from ngdiff.evaluation.distributed import is_first_process
     from ngdiff.report.page import write_report
-    from ngdiff.terminal import console
+    from ngdiff.system.terminal import console
 
     if wanted and is_first_process():
         try:

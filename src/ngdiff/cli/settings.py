@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.outside import Unreadable
-from ngdiff.yaml_settings import load_settings, load_yaml
+from ngdiff.settings.yaml_text import load_settings, load_yaml
+from ngdiff.system.outside import Unreadable
 
 if TYPE_CHECKING:
-    from ngdiff.models import Precision
+    from ngdiff.models.loading import Precision
     from ngdiff.unlearn import UnlearnRequest
 
 Found = tuple[dict[str, Any], list[Fault]]
@@ -141,7 +141,7 @@ def _from_pairs(pairs: Sequence[str]) -> Found:
 
 def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
     """Return the settings under their own names, and what is wrong; a null leaves the default."""
-    from ngdiff.config import UnlearningConfig
+    from ngdiff.settings.config import UnlearningConfig
 
     names = {key: str(key).strip().replace("-", "_") for key in loaded}
     settings = {ALIASES.get(names[key], names[key]): value for key, value in loaded.items()}

@@ -251,7 +251,7 @@ def unlearn(
     given, faults = gather(config, set_ or [], flags)
     name, hidden = given.get("push_to_hub"), bool(given.get("private"))
     if name is not None:
-        from ngdiff.hub import push_faults
+        from ngdiff.models.hub import push_faults
 
         faults += push_faults(name, hidden)
     if faults:
@@ -279,7 +279,7 @@ def _further_faults(given: dict[str, Any], overwrite: bool) -> list[Fault]:
 
 
 def _run(given: dict[str, Any], overwrite: bool, resume: bool | None) -> Any:
-    from ngdiff.environment import keep_freed_memory
+    from ngdiff.system.environment import keep_freed_memory
     from ngdiff.unlearn import unlearn as run
 
     keep_freed_memory()

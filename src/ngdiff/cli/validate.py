@@ -12,12 +12,12 @@ from ngdiff.cli.app import app
 from ngdiff.cli.options import DATA, Log, Quiet, SetPairs
 from ngdiff.cli.settings import gather, to_request
 from ngdiff.errors import Fault, RequestError
-from ngdiff.events import log
-from ngdiff.terminal import console, last_line
+from ngdiff.system.events import log
+from ngdiff.system.terminal import console, last_line
 
 if TYPE_CHECKING:
+    from ngdiff.planning.validate import Validation
     from ngdiff.unlearn import Prepared, UnlearnRequest
-    from ngdiff.validate import Validation
 
 GIB = 2**30
 ROLES = {"forget": "to forget", "retain": "to keep", "holdout": "never seen"}
@@ -43,7 +43,7 @@ def validate(
 
     Exit code 0: it would run. 2: it would not.
     """
-    from ngdiff.validate import validation
+    from ngdiff.planning.validate import validation
 
     request, ready = checked(config, tuple(set_ or ()), overwrite)
     found = validation(request, ready)
@@ -58,7 +58,7 @@ def checked(config: Path, pairs: tuple[str, ...], overwrite: bool) -> tuple[Unle
     Raises:
         RequestError: with all of them.
     """
-    from ngdiff.hub import push_faults
+    from ngdiff.models.hub import push_faults
     from ngdiff.unlearn import prepare
 
     given, faults = gather(config, pairs, {})

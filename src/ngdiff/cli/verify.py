@@ -67,7 +67,7 @@ def _evidence(
     from ngdiff.data.examples import to_examples
     from ngdiff.data.sources import read_rows
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.models import resolve_model
+    from ngdiff.models.loading import resolve_model
     from ngdiff.receipts.data_key import read_data_key
     from ngdiff.receipts.signature import read_public_key
     from ngdiff.receipts.verify import Evidence
@@ -97,7 +97,7 @@ def _show(findings: Sequence[Finding], folder: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from ngdiff.progress import console
+    from ngdiff.system.progress import console
 
     out = Console()
     marks = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "[dim]-[/dim]"}
@@ -125,9 +125,9 @@ def keygen(
     """
     from rich.markup import escape
 
-    from ngdiff.progress import console
     from ngdiff.receipts.data_key import write_data_key
     from ngdiff.receipts.signature import write_keys
+    from ngdiff.system.progress import console
 
     if data:
         write_data_key(key)

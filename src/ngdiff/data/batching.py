@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.logprobs import IGNORED
+from ngdiff.models.logprobs import IGNORED
 
 Batch = dict[str, Tensor]
 """Tensors by name; ``other`` holds a batch of its own."""

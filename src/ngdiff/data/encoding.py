@@ -41,9 +41,9 @@ class EncodedExample:
         example: what was encoded.
         truncated: whether part of the answer was cut off.
         reference_log_prob: log-probability of the answer under the starting model, in nats, summed over its
-            tokens; see :mod:`ngdiff.reference_model`.
+            tokens; see :mod:`ngdiff.models.reference_model`.
         reference_states: hidden states of the starting model, of shape (labelled tokens, width), likewise.
-        alternatives: other answers to the same prompt; see :mod:`ngdiff.alternatives`.
+        alternatives: other answers to the same prompt; see :mod:`ngdiff.data.alternatives`.
     """
 
     input_ids: tuple[int, ...]

@@ -15,7 +15,7 @@ from ngdiff.data.examples import text_fault
 from ngdiff.data.files import READERS, Row, read_data_file
 from ngdiff.data.sources import capped, read_rows
 from ngdiff.errors import Fault, RequestError
-from ngdiff.outside import MOST_DATA, Unreadable, load_json, read_within
+from ngdiff.system.outside import MOST_DATA, Unreadable, load_json, read_within
 
 CORPORA = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 """Short names of the two corpora to data sets on the hub."""

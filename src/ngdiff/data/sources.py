@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ngdiff.data.files import ARCHIVES, READERS, Row, read_data_file
 from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
-from ngdiff.outside import first_line
+from ngdiff.system.outside import first_line
 
 __all__ = ["TOFU_NAMES", "Row", "read_rows"]
 

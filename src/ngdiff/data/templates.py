@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ngdiff.outside import first_line
+from ngdiff.system.outside import first_line
 
 MOST_SECONDS = 10.0
 """For one conversation; an honest template takes a thousandth of a second."""

@@ -18,7 +18,7 @@ from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.suites.own import own_data, run_own
 
 if TYPE_CHECKING:
-    from ngdiff.trainer import UnlearningTrainer
+    from ngdiff.training.trainer import UnlearningTrainer
 
 FEW_RESAMPLES = 500
 
@@ -49,7 +49,7 @@ class EvaluationPlan:
 
 
 class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
-    """Evaluates the model of an :class:`~ngdiff.trainer.UnlearningTrainer` while it is being trained.
+    """Evaluates an :class:`~ngdiff.training.trainer.UnlearningTrainer`'s model while it is being trained.
 
     On the forget set, on the part of the retain set that is held out from training and, where the trainer was
     given one, on the holdout. The run goes on as if nothing had happened: weights, gradients, random

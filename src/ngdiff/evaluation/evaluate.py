@@ -14,10 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ngdiff.config import seed_fault
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash
-from ngdiff.environment import machine, versions, weights_hash
 from ngdiff.errors import EvaluationError, Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.distributed import is_main, process_count
@@ -37,7 +35,7 @@ from ngdiff.evaluation.result import (
 )
 from ngdiff.evaluation.suites import Suite, SuiteData, suites
 from ngdiff.evaluation.suites.measures import ASKED_OTHERWISE, PARAPHRASED, PERTURBED
-from ngdiff.models import (
+from ngdiff.models.loading import (
     ModelSource,
     autocast_bf16,
     check_causal,
@@ -47,8 +45,10 @@ from ngdiff.models import (
     resolve_model,
     vocabulary_faults,
 )
-from ngdiff.output import check_output, holds_faults
-from ngdiff.progress import working
+from ngdiff.settings.config import seed_fault
+from ngdiff.system.environment import machine, versions, weights_hash
+from ngdiff.system.output import check_output, holds_faults
+from ngdiff.system.progress import working
 
 REQUIRABLE = ("forget_quality", "privleak", "membership")
 """Figures that a request may insist on."""

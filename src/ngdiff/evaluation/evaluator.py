@@ -16,7 +16,6 @@ import transformers
 
 from ngdiff.data.encoding import encode_all, encode_prompt
 from ngdiff.data.examples import Example
-from ngdiff.environment import weights_hash
 from ngdiff.errors import EvaluationError
 from ngdiff.evaluation.cache import Cache, cache_key
 from ngdiff.evaluation.distributed import gathered, is_main, my_share
@@ -30,7 +29,8 @@ from ngdiff.evaluation.generation import (
 from ngdiff.evaluation.gradient_norm import norms_and_scores
 from ngdiff.evaluation.prefix_trees import Agreement, group_by_prompt
 from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
-from ngdiff.progress import Meter
+from ngdiff.system.environment import weights_hash
+from ngdiff.system.progress import Meter
 
 T = TypeVar("T")
 

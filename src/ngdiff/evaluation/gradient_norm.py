@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from ngdiff.data.batching import batches_by_length, collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.evaluation.teacher_forced import Advance, AnswerScore, score_tokens
-from ngdiff.logprobs import LabelledTokens, labelled_tokens, output_head
+from ngdiff.models.logprobs import LabelledTokens, labelled_tokens, output_head
 
 Norms = Float[Tensor, " rows"]
 

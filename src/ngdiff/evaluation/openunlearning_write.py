@@ -13,7 +13,7 @@ from typing import Any
 
 from ngdiff.evaluation.openunlearning import ATTACKS, MUSE_FIGURES, TOFU_FIGURES
 from ngdiff.evaluation.result import Figure
-from ngdiff.output import finite, staged_folder
+from ngdiff.system.output import finite, staged_folder
 
 _TRUTH_RATIOS = {
     "forget_truth_ratio": "forget",

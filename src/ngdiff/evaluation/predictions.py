@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ngdiff.logprobs import LabelledTokens
+from ngdiff.models.logprobs import LabelledTokens
 
 _AT_ONCE = 64
 """Rows of logits worked on at a time, so that what is in between stays small."""

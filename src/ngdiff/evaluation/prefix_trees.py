@@ -26,7 +26,7 @@ from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.evaluation.kv_cache import Prefix, cache_name, shared_prefix
 from ngdiff.evaluation.predictions import Predictions
-from ngdiff.logprobs import head_sees_only, labelled_tokens
+from ngdiff.models.logprobs import head_sees_only, labelled_tokens
 
 _CLOSE = 1e-3
 """Nats by which a token's two likelihoods may differ (float32; in bf16 ``_CLOSE_BF16``)."""

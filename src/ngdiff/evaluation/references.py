@@ -11,7 +11,7 @@ from ngdiff.evaluation.openunlearning import read_reference
 from ngdiff.evaluation.reference import Reference, reference_from_result
 from ngdiff.evaluation.result import is_result, read_result
 from ngdiff.evaluation.suites import SuiteData
-from ngdiff.models import ModelSource, check_causal, resolve_model
+from ngdiff.models.loading import ModelSource, check_causal, resolve_model
 
 _WHERE = "--reference"
 OWN_FILE = "eval.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ngdiff.models import Precision
+from ngdiff.models.loading import Precision
 
 
 @dataclass(frozen=True)

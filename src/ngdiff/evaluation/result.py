@@ -11,8 +11,8 @@ from typing import Any
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.metrics import higher_is_better, metric_named
 from ngdiff.evaluation.statistics import interval
-from ngdiff.output import write_json
-from ngdiff.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.output import write_json
+from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 KIND = "evaluation"
 FORMAT = 1

@@ -15,7 +15,7 @@ from ngdiff.data.batching import batches_by_length
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.evaluation.predictions import Predictions
 from ngdiff.evaluation.prefix_trees import Agreement, PrefixTrees
-from ngdiff.logprobs import LabelledTokens, labelled_tokens
+from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 
 Advance = Callable[[int], object]
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ngdiff.activations import Activations
+from ngdiff.models.activations import Activations
 
 
 def control_vector(width: int, seed: int = 0) -> Float[Tensor, " width"]:

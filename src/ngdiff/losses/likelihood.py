@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ngdiff.logprobs import LabelledTokens
+from ngdiff.models.logprobs import LabelledTokens
 
 
 def nll(tokens: LabelledTokens) -> Float[Tensor, ""]:

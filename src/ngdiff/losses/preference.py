@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ngdiff.logprobs import LabelledTokens
+from ngdiff.models.logprobs import LabelledTokens
 
 
 def simnpo(tokens: LabelledTokens, beta: float = 4.5, delta: float = 0.0) -> Float[Tensor, ""]:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from ngdiff.logprobs import count_labelled
+from ngdiff.models.logprobs import count_labelled
 
 Task = Literal["forget", "retain"]
 LossFunction = Callable[..., Float[Tensor, ""]]
@@ -36,8 +36,8 @@ class Loss:
         task: the set it is meant for.
         per: the items it averages over.
         function: what the model says of one micro-batch -> the sum over its items. It is given
-            :class:`~ngdiff.logprobs.LabelledTokens`, or :class:`~ngdiff.activations.Activations` where the
-            loss looks at these.
+            :class:`~ngdiff.models.logprobs.LabelledTokens`, or
+            :class:`~ngdiff.models.activations.Activations` where the loss looks at these.
         summary: one line for ``ngdiff ls losses``.
         paper: where it comes from.
         settings: names and defaults of the settings that ``function`` takes (and of ``layer``, where it looks

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ngdiff.logprobs import LabelledTokens
+from ngdiff.models.logprobs import LabelledTokens
 
 
 def _starting_logits(tokens: LabelledTokens) -> Float[Tensor, "tokens vocab"]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from ngdiff.data.examples import Example
 from ngdiff.errors import Fault, RequestError
-from ngdiff.output import RECORD
 from ngdiff.receipts.canonical import sha256
 from ngdiff.receipts.data_key import matches
 from ngdiff.receipts.figures import MEASURES
 from ngdiff.receipts.schema import Read
+from ngdiff.system.output import RECORD
 
 WATCHED = ("extraction_strength", "probability")
 _ROUNDING = 1e-6

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ngdiff.models import ModelSource
+from ngdiff.models.loading import ModelSource
 from ngdiff.receipts.canonical import sha256_file
 
 RECEIPT, SIGNATURE, EARLIER = "receipt.json", "receipt.sig", "receipts"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError
-from ngdiff.models import ModelSource
+from ngdiff.models.loading import ModelSource
 from ngdiff.receipts.chain import link_faults, read_chain
 from ngdiff.receipts.data_key import read_data_key
 from ngdiff.receipts.earlier import EarlierRequest, earlier_requests, match_files, record_of

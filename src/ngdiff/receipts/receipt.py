@@ -12,10 +12,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ngdiff.data.examples import Example
-from ngdiff.environment import code_hash
 from ngdiff.evaluation.result import Bootstrap
-from ngdiff.identity import request_hash
-from ngdiff.output import RECORD, staged_file
 from ngdiff.receipts.canonical import sealed
 from ngdiff.receipts.chain import copy_chain
 from ngdiff.receipts.earlier import EarlierRequest, looked_at_again
@@ -24,6 +21,9 @@ from ngdiff.receipts.files import RECEIPT, SIGNATURE, hash_files
 from ngdiff.receipts.schema import FORMAT, Read
 from ngdiff.receipts.signature import ALGORITHM, public_hex
 from ngdiff.record import RunRecord
+from ngdiff.settings.identity import request_hash
+from ngdiff.system.environment import code_hash
+from ngdiff.system.output import RECORD, staged_file
 
 LEVEL = 0.95
 PROVES = (

@@ -16,10 +16,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ngdiff.data.examples import Example
-from ngdiff.environment import code_hash
 from ngdiff.evaluation.teacher_forced import summarise_items
-from ngdiff.models import ModelSource
-from ngdiff.output import RECORD
+from ngdiff.models.loading import ModelSource
 from ngdiff.receipts.chain import link_faults, read_chain
 from ngdiff.receipts.data_key import matches, rows_found
 from ngdiff.receipts.files import NOT_HASHED, RECEIPT, hash_file, hash_model_files, list_files
@@ -27,6 +25,8 @@ from ngdiff.receipts.receipt import statement
 from ngdiff.receipts.schema import Read
 from ngdiff.receipts.signature import holds, public_from_hex, public_hex
 from ngdiff.receipts.weights import recomputed_weights_hash
+from ngdiff.system.environment import code_hash
+from ngdiff.system.output import RECORD
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
 WRITTEN_LATER = frozenset({"report.html"})

@@ -9,15 +9,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ngdiff.environment import update_with, weights_hash
 from ngdiff.errors import RequestError
-from ngdiff.models import load_model, resolve_model
+from ngdiff.models.loading import load_model, resolve_model
+from ngdiff.system.environment import update_with, weights_hash
 
 UNREADABLE = "unreadable"
 
 
 def recomputed_weights_hash(folder: Path, stated: str, unchanged: bool) -> str | None:
-    """Return what :func:`ngdiff.environment.weights_hash` gives for a model as it lies in a folder.
+    """Return what :func:`ngdiff.system.environment.weights_hash` gives for a model as it lies in a folder.
 
     For most models the names in the files are those of the parameters, and no model is built. Where they are
     others, the model is loaded, but only if its files are those of the receipt.

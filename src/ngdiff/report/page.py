@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ngdiff.errors import Fault, RequestError
-from ngdiff.output import staged_file
 from ngdiff.report.answers import answers
 from ngdiff.report.cards import in_words
 from ngdiff.report.comparison import comparison
@@ -27,6 +26,7 @@ from ngdiff.report.sources import Bench, Given, Run, is_bench, read_bench, read_
 from ngdiff.report.text import embedded, visible
 from ngdiff.report.tradeoff import evaluated_tradeoff, tradeoff
 from ngdiff.report.verdict import judge
+from ngdiff.system.output import staged_file
 
 REPORT = "report.html"
 GENERATOR = '<meta name="generator" content="ngdiff'

@@ -11,7 +11,7 @@ from typing import Any
 
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.result import EvaluationResult, is_result, read_result
-from ngdiff.output import ANSWERS, RECORD
+from ngdiff.system.output import ANSWERS, RECORD
 
 RECEIPT, DEMO, BENCH = "receipt.json", "demo.json", "results.json"
 OWN_NAMES = ("evaluation.json", "eval.json")

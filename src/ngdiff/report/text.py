@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from ngdiff.output import finite
+from ngdiff.system.output import finite
 
 # controls but tab and line ends, soft hyphen, zero-width, bidi marks, embeddings, overrides and isolates,
 # line and paragraph separator, invisible operators, byte order mark, tags, lone surrogates

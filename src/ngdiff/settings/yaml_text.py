@@ -1,0 +1,95 @@
+"""bytes or text of YAML -> plain settings: no code, no aliases, no key twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ngdiff.errors import Fault, RequestError
+from ngdiff.system.outside import (
+    DEEPEST,
+    MOST_SETTINGS,
+    Unplaced,
+    Unreadable,
+    decode,
+    deeper_than,
+    read_within,
+)
+
+_MEND = "Write one 'setting: value' a line"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain values only. Aliases would let a kilobyte stand for a billion values once it is shown."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read here", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, OverflowError) as error:  # a date of no calendar, a number that is none
+            problem = f"a value cannot be read: {error}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                problem = f"the setting {key!r} stands there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            if isinstance(key, Hashable):
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+# 1e-5 is the number that it is in YAML 1.2; PyYAML alone takes it for a text
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+
+
+def load_yaml(text: str) -> Any:
+    """Read one YAML document of plain values.
+
+    Raises:
+        Unreadable: it is no YAML, uses tags, aliases or a key twice, or is nested too deeply.
+        Unplaced: likewise, where the line is known.
+    """
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = f"is no YAML of plain settings ({getattr(error, 'problem', None) or error})"
+        if mark is None:
+            raise Unreadable(what, _MEND) from error
+        raise Unplaced(mark.line + 1, what, _MEND) from error
+    except RecursionError:
+        raise Unreadable("is YAML nested too deeply", _MEND) from None
+    if deeper_than(value, DEEPEST):
+        raise Unreadable("is YAML nested too deeply", _MEND)
+    return value
+
+
+def load_settings(path: Path, where: str) -> dict[Any, Any]:
+    """Read a file that holds a mapping of settings.
+
+    Raises:
+        RequestError: it is missing, no file, too large, no YAML, or no mapping.
+    """
+    try:
+        loaded = load_yaml(decode(read_within(path, MOST_SETTINGS)))
+    except Unplaced as error:
+        raise RequestError(error.fault(f"{where} {path}, line {error.line}")) from error
+    except Unreadable as error:
+        raise RequestError(error.fault(f"{where} {path}")) from error
+    if not isinstance(loaded, dict):
+        raise RequestError(Fault(where, f"{path} is no mapping", _MEND))
+    return loaded

@@ -1,0 +1,188 @@
+"""two losses -> two gradients, their Gramian, and the combined gradient.
+
+Two buffers trade places as ``parameter.grad`` by reference: whatever is backpropagated inside
+``pair.task("forget")`` accumulates in one, inside ``pair.task("retain")`` in the other. Nothing is copied,
+and each optimizer step costs one gradient buffer more than plain training. Between steps the forget buffer
+is free: a step-size probe may keep the parameters there (:meth:`GradientPair.spare`). Where device memory is
+short it may lie elsewhere (:mod:`ngdiff.steps.forget_buffer`).
+
+With sharded parameters (FSDP2) every process holds its part of both gradients, and the Gramian is summed over
+the shards: three numbers cross the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from ngdiff.steps.forget_buffer import ForgetBuffer, Keep
+from ngdiff.training.parallel import Sums, add_up, check_reduced, local
+
+Gramian = Float64[Tensor, "2 2"]
+Task = Literal["retain", "forget"]
+RETAIN, FORGET = 0, 1
+
+
+class Weights(NamedTuple):
+    """Factors of the two gradients in the combined one: ``retain * g_R + forget * g_f``."""
+
+    retain: float
+    forget: float
+
+
+class GradientPair:
+    """The gradients of the retain and the forget loss over all trainable parameters.
+
+    Args:
+        parameters: the model's parameters; those that need no gradient are left out.
+        keep: where the forget gradient is kept; ``device`` is beside the retain gradient.
+
+    Example:
+        >>> pair = GradientPair(model.parameters())
+        >>> with pair.task("forget"):
+        ...     forget_loss.backward()
+        >>> with pair.task("retain"):
+        ...     retain_loss.backward()
+        >>> pair.combine(rule(pair.gramian()))  # now in parameter.grad
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], keep: Keep = "device") -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        if not self.parameters:
+            raise ValueError("no parameter needs a gradient: nothing could be unlearned")
+        self._elsewhere = None if keep == "device" else ForgetBuffer(self.parameters, keep)
+        self._buffers: dict[Task, list[Tensor | None]] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget both gradients: the start of a step."""
+        self._buffers = {"retain": [None] * len(self.parameters), "forget": [None] * len(self.parameters)}
+        if self._elsewhere is not None:
+            self._elsewhere.clear()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @contextmanager
+    def task(self, task: Task) -> Iterator[None]:
+        """Let backward passes inside the block add to this task's gradient."""
+        if task == "forget" and self._elsewhere is not None:
+            with self._elsewhere.catching():
+                yield
+            self._buffers["forget"] = self._elsewhere.gradients()
+            return
+        buffer = self._buffers[task]
+        for parameter, gradient in zip(self.parameters, buffer, strict=True):
+            parameter.grad = gradient
+        try:
+            yield
+        finally:
+            for index, parameter in enumerate(self.parameters):
+                buffer[index] = parameter.grad
+                parameter.grad = None
+
+    def gradient(self, task: Task) -> list[Tensor | None]:
+        """Return one task's gradient, a tensor a parameter; None where nothing reached it."""
+        return list(self._buffers[task])
+
+    def add_up(self) -> None:
+        """Add both gradients up over all processes, where nothing else has done so (plain tensors only)."""
+        for task in self._buffers:
+            add_up(self._buffers[task])
+
+    def _pairs(self) -> Iterator[tuple[int, nn.Parameter, Tensor | None, Tensor | None]]:
+        """Yield this process's parts of both gradients, on one device and of one type."""
+        buffers = zip(self.parameters, self._buffers["retain"], self._buffers["forget"], strict=True)
+        for index, (parameter, retain, forget) in enumerate(buffers):
+            mine = None if retain is None else local(retain)
+            other = None if forget is None else local(forget)
+            if other is not None and self._elsewhere is not None:
+                place = local(parameter)
+                other = other.to(place.device, place.dtype)
+            yield index, parameter, mine, other
+
+    def gramian(self) -> Gramian:
+        """Return ``[[g_R·g_R, g_R·g_f], [g_R·g_f, g_f·g_f]]`` in float64 on the CPU, with one device sync.
+
+        Summed over the shards, and the same to the last bit on all processes.
+        """
+        check_reduced(gradient for buffer in self._buffers.values() for gradient in buffer)
+        sums = Sums(self.parameters, 3)
+        for _, parameter, retain, forget in self._pairs():
+            for place, (left, right) in enumerate(((retain, retain), (retain, forget), (forget, forget))):
+                if left is not None and right is not None:
+                    sums.add(parameter, place, _inner(left, right))
+        retain_norm, cross, forget_norm = sums.total()
+        return torch.stack([torch.stack([retain_norm, cross]), torch.stack([cross, forget_norm])])
+
+    def combine(self, weights: Weights) -> None:
+        """Put ``retain * g_R + forget * g_f`` into ``parameter.grad``, in place of the retain gradient.
+
+        The forget buffer keeps its storage and is free from here on.
+        """
+        for index, parameter, retain, forget in self._pairs():
+            if retain is None and forget is not None:
+                retain = self._zero_retain(index)
+            if retain is not None:
+                retain.mul_(weights.retain)
+                if forget is not None and weights.forget != 0:
+                    retain.add_(forget, alpha=weights.forget)
+            parameter.grad = self._buffers["retain"][index]
+
+    def combine_each(self, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Put ``combine(g_R, g_f)`` into ``parameter.grad``, number by number, like :meth:`combine`."""
+        for index, parameter, retain, forget in self._pairs():
+            if retain is None and forget is None:
+                continue
+            if retain is None:
+                retain = self._zero_retain(index)
+            retain.copy_(combine(retain, torch.zeros_like(retain) if forget is None else forget))
+            parameter.grad = self._buffers["retain"][index]
+
+    def _zero_retain(self, index: int) -> Tensor:
+        """Begin a retain gradient of zeros where none arrived; return this process's part of it."""
+        gradient = self._buffers["retain"][index] = torch.zeros_like(self.parameters[index].detach())
+        return local(gradient)
+
+    def drop(self) -> None:
+        """Leave no gradient on any parameter, so that the optimizer's next step changes nothing."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def spare(self) -> list[Tensor]:
+        """Return the forget buffer as scratch space for the parameters; call after :meth:`combine`.
+
+        One tensor for this process's part of each parameter, of its shape and type. A buffer that cannot hold
+        the parameters exactly is replaced.
+        """
+        if self._elsewhere is not None:
+            return self._elsewhere.spare()
+        found = []
+        for index, (parameter, scratch) in enumerate(
+            zip(self.parameters, self._buffers["forget"], strict=True)
+        ):
+            if scratch is None or scratch.shape != parameter.shape or scratch.dtype != parameter.dtype:
+                scratch = self._buffers["forget"][index] = torch.empty_like(parameter.detach())
+            found.append(local(scratch))
+        return found
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Inner product of two tensors of one shape, as a float64 scalar; the sum runs in at least float32."""
+    left, right = left.detach().flatten(), right.detach().flatten()
+    if left.dtype in (torch.bfloat16, torch.float16):
+        left, right = left.float(), right.float()
+    return torch.dot(left, right).double()
+
+
+def cosine(gramian: Gramian) -> float:
+    """Cosine between the two gradients; 0 where one of them is zero, NaN where one is not finite."""
+    norms = float(gramian[RETAIN, RETAIN].sqrt() * gramian[FORGET, FORGET].sqrt())
+    if not math.isfinite(norms):
+        return math.nan
+    return max(-1.0, min(1.0, float(gramian[RETAIN, FORGET]) / norms)) if norms > 0 else 0.0

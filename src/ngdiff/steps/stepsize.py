@@ -1,0 +1,441 @@
+"""retain loss at probe points -> learning rate.
+
+The optimizer steps once; a probe only moves the parameters along that step, measures, and puts them where the
+chosen rate says. Restoring is by copy, never by arithmetic, and the optimizer's state is not touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ngdiff.steps.gradients import GradientPair
+from ngdiff.steps.parabola import SIGNAL, Parabola, Shape
+from ngdiff.training.parallel import Sums, local
+
+LossAtWeights = Callable[[], float]
+"""Evaluates the retain loss, in nats per token, at the model's present weights; always on the same text."""
+
+Outcome = Literal["accepted", "widened", "kept", "halved", "bounded"]
+
+SHORT_STEPS = (1.0, -1.0, 0.5, -0.5)
+"""Multiples of a step too short to matter, at which rounding noise is looked for."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one probe measured and decided.
+
+    Args:
+        step: optimizer step, counted from 1.
+        outcome: what became of the rate.
+        reason: why, in words.
+        before: the rate it started from; None where there was none.
+        after: the rate from here on.
+        applied: the rate this step itself was given: ``after``, or 0 where no loss along it was finite.
+        points: every parabola measured, in order.
+        noise: rounding noise of one loss value that was assumed, in nats per token.
+    """
+
+    step: int
+    outcome: Outcome
+    reason: str
+    before: float | None
+    after: float
+    applied: float
+    points: tuple[Parabola, ...]
+    noise: float
+
+
+class _Line:
+    """The line through the weights before and after one optimizer step, this process's part of it."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], before: Sequence[Tensor], rate: float) -> None:
+        self.parameters, self.before, self.rate = parameters, before, rate
+        self.after = [_reuse_gradient(parameter) for parameter in parameters]
+
+    @torch.no_grad()
+    def go_to(self, width: float) -> None:
+        """Put the weights at w - width * u; exactly the optimizer's own where ``width`` is its rate."""
+        for parameter, before, after in zip(self.parameters, self.before, self.after, strict=True):
+            place = local(parameter)
+            if width == self.rate:
+                place.copy_(after)
+            elif width == 0:
+                place.copy_(before)
+            else:
+                start = before.to(place.device)
+                place.copy_(after).sub_(start).mul_(width / self.rate).add_(start)
+
+    @torch.no_grad()
+    def tiny_width(self, relative: float) -> float:
+        """Return the width whose step is ``relative`` times as long as the weights are; 0 for no step."""
+        squares = Sums(self.parameters, 2)
+        for parameter, before, after in zip(self.parameters, self.before, self.after, strict=True):
+            start = before.to(after.device)
+            for place, part in enumerate((start, after - start)):
+                squares.add(parameter, place, torch.linalg.vector_norm(part, dtype=torch.float64).square())
+        weights, step = squares.total().sqrt().tolist()
+        return float(relative * weights * self.rate / step) if step > 0 else 0.0
+
+
+def _reuse_gradient(parameter: nn.Parameter) -> Tensor:
+    """Copy the parameter into its gradient's storage, which nobody needs after the optimizer has stepped."""
+    place, gradient = local(parameter), parameter.grad
+    storage = None if gradient is None else local(gradient)
+    if storage is None or storage.dtype != place.dtype or storage.shape != place.shape:
+        return place.clone()
+    return storage.copy_(place)
+
+
+FLOAT32 = 2.0**-24
+"""Half the distance between neighbouring float32 numbers around 1."""
+
+
+@dataclass
+class FixedRate:
+    """A learning rate that nobody adapts: the optimizer's own, or its scheduler's."""
+
+    history: list[Probe] = field(default_factory=list)
+
+    def before_step(self, pair: GradientPair) -> None:
+        """Do nothing."""
+
+    def after_step(self, loss: LossAtWeights) -> Probe | None:
+        """Do nothing."""
+        return None
+
+
+class AutomaticRate:
+    """Takes the learning rate from parabolas fitted to the retain loss along the optimizer's own update.
+
+    Args:
+        optimizer: any torch optimizer whose step is proportional to its learning rate; all its groups get the
+            same rate.
+        start: a rate to begin the search from; without one the search begins at a step a ten-millionth as
+            long as the weights.
+        every: optimizer steps from one probe to the next.
+        resolution: relative rounding of the numbers that the loss is computed in: 2**-24 for float32, 2**-9
+            under bf16 autocast.
+        tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to the
+            next: where no descent is to be had, ``every`` steps straight ahead may cost so much. A single
+            step that costs more than half of it is too long.
+    """
+
+    START_RELATIVE = 1e-7
+    MOST_CHANGE = 4.0
+    MOST_WIDENINGS = 3
+    MOST_SEARCH = 30
+    TALL = 1.0
+    AGREEMENT = 1.1
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        start: float | None = None,
+        every: int = 10,
+        resolution: float = 2**-24,
+        tolerance: float = 0.005,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        if start is not None and not (start > 0 and math.isfinite(start)):
+            raise ValueError(f"start must be a positive number, got {start}")
+        self.optimizer, self.every = optimizer, every
+        self.resolution, self.tolerance = resolution, tolerance
+        self.start = start
+        self.rate: float | None = None
+        self.ceiling = math.inf
+        self.uncut: float | None = None
+        self.grain = 0.0
+        self.steps = 0
+        self._before: list[Tensor] | None = None
+
+    def before_step(self, pair: GradientPair) -> None:
+        """Set the optimizer's rate for the step to come; where a probe is due, keep the weights.
+
+        Call after ``pair.combine``: the weights go into the forget buffer.
+        """
+        self._pair = pair
+        self._before = None
+        if self.rate is None or self.steps % self.every == 0:
+            self._before = pair.spare()
+            with torch.no_grad():
+                for scratch, parameter in zip(self._before, pair.parameters, strict=True):
+                    scratch.copy_(local(parameter))
+        # the first update is taken at rate 1, where it stands clear of the weights' own rounding
+        self._set(1.0 if self.rate is None else self.rate)
+
+    def after_step(self, loss: LossAtWeights) -> Probe | None:
+        """Probe if it is due, and put the weights where the chosen rate says.
+
+        Args:
+            loss: evaluates the retain loss, on examples that had no part in this step's gradient.
+
+        Returns:
+            What the probe found; None where none was due.
+        """
+        self.steps += 1
+        if self._before is None:
+            return None
+        line = _Line(self._pair.parameters, self._before, 1.0 if self.rate is None else self.rate)
+        measure = _Measure(line, loss)
+        probe = self._search(measure) if self.rate is None else self._adapt(measure, self.rate)
+        if probe.after > self.ceiling:
+            why = f"{probe.reason}; held at the rate to which it was cut"
+            probe = replace(probe, after=self.ceiling, applied=min(probe.applied, self.ceiling), reason=why)
+        line.go_to(probe.applied)
+        self.rate = probe.after
+        self._set(self.rate)
+        self._before = None
+        return probe
+
+    def step(self, pair: GradientPair, loss: LossAtWeights) -> Probe | None:
+        """Step the optimizer once, probing where due: the whole of it, for a plain loop."""
+        self.before_step(pair)
+        self.optimizer.step()
+        return self.after_step(loss)
+
+    def scale(self, factor: float) -> float | None:
+        """Multiply the rate by ``factor`` and let no probe raise it above that; return the new rate.
+
+        A factor above 1 takes back earlier cuts, and no more: without any it changes nothing.
+        """
+        if self.rate is None or factor == 1 or (factor > 1 and self.uncut is None):
+            return self.rate
+        self.uncut = self.rate if self.uncut is None else self.uncut
+        self.rate = min(self.rate * factor, self.uncut)
+        self.ceiling = self.rate if factor <= 1 else max(self.ceiling, self.rate)
+        return self.rate
+
+    def be_careful(self, factor: float) -> float | None:
+        """Divide the rate by ``factor``, for good; return the new rate."""
+        self.uncut = self.scale(1 / factor)
+        return self.uncut
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        ceiling = None if self.ceiling == math.inf else self.ceiling
+        return {
+            **{"rate": self.rate, "steps": self.steps, "ceiling": ceiling, "uncut": self.uncut},
+            "grain": self.grain,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.rate, self.steps = state["rate"], state["steps"]
+        ceiling = state.get("ceiling")
+        self.ceiling = math.inf if ceiling is None else float(ceiling)
+        self.uncut, self.grain = state.get("uncut"), float(state.get("grain", 0.0))
+
+    def _set(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _search(self, measure: _Measure) -> Probe:
+        """Find a first rate: widen until the parabola shows, then close in on its minimum."""
+        tiny = measure.line.tiny_width(self.START_RELATIVE)
+        noise = measure.noise(tiny, self.resolution)
+        zero = abs(measure.loss(0.0))
+        self.grain = noise / zero if zero > 0 and math.isfinite(noise / zero) else 0.0
+        # beyond a step as long as the weights themselves, a loss that levels off says nothing of harm
+        width, ceiling = self.start or max(tiny, 1e-30), tiny / self.START_RELATIVE or math.inf
+        walked: set[float] = set()
+        for _ in range(self.MOST_SEARCH):
+            if width in walked:  # narrow points say ascent, wide ones valley: what a step costs decides
+                width, closed = measure.between(width, self.tolerance, self.AGREEMENT)
+                if closed:
+                    return self._costing(width, measure, noise)
+                if width in walked:
+                    break
+            walked.add(width)
+            if measure.is_still(width, noise):  # nothing moves yet: spare the point on the other side
+                width = min(width * self.MOST_CHANGE, 0.9 * ceiling)
+                continue
+            parabola = measure.at(width)
+            shape = parabola.shape(noise)
+            rise = parabola.plus - parabola.zero
+            far_up = shape is Shape.ASCENT and rise > self.MOST_CHANGE * self.tolerance
+            if shape is Shape.BROKEN or rise > self.TALL or far_up:
+                ceiling = min(ceiling, width)
+                width, _ = measure.between(width / self.MOST_CHANGE, self.tolerance, self.AGREEMENT)
+            elif shape is Shape.VALLEY:
+                # a parabola through points far beyond its minimum sees the bends out there: fit again at the
+                # minimum itself, until the two agree, so that the rate found does not depend on the start
+                agreed = width / self.AGREEMENT <= parabola.vertex <= width * self.AGREEMENT
+                nearest = min(max(parabola.vertex, width / self.MOST_CHANGE), width * self.MOST_CHANGE)
+                nearest = min(nearest, 0.9 * ceiling)
+                held_back = nearest == width and parabola.vertex <= 2 * width
+                if agreed or held_back:
+                    return self._done("accepted", "the parabola's minimum", parabola.vertex, measure, noise)
+                width = nearest
+            elif shape is Shape.ASCENT and parabola.curvature > 0 and rise > self.tolerance / 4:
+                # its fixed point is where the loss itself has risen by the tolerance, parabola or not
+                wide = min(parabola.width_that_costs(self.tolerance), self.MOST_CHANGE * width)
+                wide, closed = measure.between(wide, self.tolerance, self.AGREEMENT)
+                if closed or width / self.AGREEMENT <= wide <= width * self.AGREEMENT:
+                    return self._costing(wide, measure, noise)
+                wide = min(wide, 0.9 * ceiling)
+                if wide == width:  # as long as the weights are
+                    break
+                width = wide
+            elif width * 2 >= ceiling:
+                break
+            else:
+                width = min(width * self.MOST_CHANGE, 0.9 * ceiling)
+        reason = "no minimum found along the first update: the step of least loss, or the widest without harm"
+        chosen = measure.lowest(noise) or measure.widest_harmless(self.tolerance) / self.every
+        applied = None if math.isfinite(measure.loss(chosen)) else 0.0
+        return self._done("bounded", reason, chosen, measure, noise, applied=applied)
+
+    def _costing(self, width: float, measure: _Measure, noise: float) -> Probe:
+        """Settle on the rate with which the way to the next probe is as long as ``width``."""
+        reason = f"no descent along the first update: {self.every} such steps cost {self.tolerance:g} nats"
+        return self._done("bounded", reason, width / self.every, measure, noise)
+
+    def _adapt(self, measure: _Measure, rate: float) -> Probe:
+        """Fit around the present rate; move it to the minimum, by at most a factor of four."""
+        noise = measure.noise(0.0, max(self.resolution, self.grain))
+        parabola = measure.at(rate)
+        widenings = 0
+        while parabola.shape(noise) in (Shape.FLAT, Shape.SLOPE) and widenings < self.MOST_WIDENINGS:
+            wider = measure.at(parabola.width * self.MOST_CHANGE)
+            widenings += 1
+            if wider.shape(noise) is Shape.BROKEN:
+                break
+            parabola = wider
+        shape = parabola.shape(noise)
+        if shape is Shape.VALLEY:
+            after = min(max(parabola.vertex, rate / self.MOST_CHANGE), rate * self.MOST_CHANGE)
+            outcome: Outcome = "widened" if widenings else "accepted"
+            reason = "the parabola's minimum" if after == parabola.vertex else "towards it, by a factor of 4"
+            return self._done(outcome, reason, after, measure, noise, rate)
+        if shape is Shape.BROKEN:
+            finite = measure.finite_width(rate / 2)
+            applied = None if math.isfinite(measure.loss(finite)) else 0.0
+            return self._done("halved", shape.value, finite, measure, noise, rate, applied)
+        share = self.tolerance / 2
+        if not widenings and parabola.plus - parabola.zero > share:
+            reason = f"{shape.value}, and rises by more than {share:g} nats a step"
+            return self._done("halved", reason, rate / 2, measure, noise, rate)
+        return self._done("kept", shape.value, rate, measure, noise, rate)
+
+    def _done(
+        self,
+        outcome: Outcome,
+        reason: str,
+        after: float,
+        measure: _Measure,
+        noise: float,
+        before: float | None = None,
+        applied: float | None = None,
+    ) -> Probe:
+        before = self.start if before is None else before
+        applied = after if applied is None else applied
+        return Probe(self.steps, outcome, reason, before, after, applied, tuple(measure.points), noise)
+
+
+def cut_rate(
+    step_size: AutomaticRate | FixedRate, optimizer: Any, scheduler: Any, factor: float
+) -> float | None:
+    """Divide the learning rate by ``factor``, whoever sets it, for the rest of the run.
+
+    Returns:
+        The new rate; None where the automatic one has not been found yet.
+    """
+    if isinstance(step_size, AutomaticRate):
+        return step_size.be_careful(factor)
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [rate / factor for rate in scheduler.base_lrs]
+    for group in optimizer.param_groups:
+        group["lr"] /= factor
+        if "initial_lr" in group:
+            group["initial_lr"] /= factor
+    return float(optimizer.param_groups[0]["lr"])
+
+
+class _Measure:
+    """Losses along a line, each point measured once."""
+
+    def __init__(self, line: _Line, loss: LossAtWeights) -> None:
+        self.line = line
+        self._loss = loss
+        self._known: dict[float, float] = {}
+        self.points: list[Parabola] = []
+
+    def loss(self, width: float) -> float:
+        """Return phi(width)."""
+        if width not in self._known:
+            self.line.go_to(width)
+            self._known[width] = self._loss()
+        return self._known[width]
+
+    def at(self, width: float) -> Parabola:
+        """Measure the parabola of one width."""
+        plus = self.loss(width)
+        parabola = Parabola(width, self.loss(-width), self.loss(0.0), plus)
+        self.points.append(parabola)
+        return parabola
+
+    def is_still(self, width: float, noise: float) -> bool:
+        """Say whether a step of this width leaves the loss where it was, as far as its noise can tell."""
+        return abs(self.loss(width) - self.loss(0.0)) <= noise
+
+    def noise(self, tiny: float, resolution: float) -> float:
+        """Estimate rounding noise: what steps too short to matter change, and what the numbers resolve.
+
+        A rounded logit moves a token's loss by 1 - p of what it was rounded by, so the noise of a small loss
+        is in proportion to it, down to what the logarithm itself resolves in float32. Any step, however
+        short, rounds some weights to other bf16 numbers; one such step may hit the same loss by chance, so
+        several are looked at.
+        """
+        zero = self.loss(0.0)
+        floor = max(FLOAT32, resolution * min(1.0, abs(zero)))
+        short = [tiny * factor for factor in SHORT_STEPS] if tiny > 0 else []
+        seen = max((abs(self.loss(width) - zero) for width in short), default=0.0)
+        return max(seen, floor) if math.isfinite(seen) else resolution
+
+    def lowest(self, noise: float) -> float | None:
+        """Return the width measured ahead whose loss is the least, if it lies clearly below the start's."""
+        ahead = {width: value for width, value in self._known.items() if width > 0 and math.isfinite(value)}
+        best = min(ahead, key=lambda width: (ahead[width], width), default=None)
+        return best if best is not None and self.loss(0.0) - ahead[best] > SIGNAL * noise else None
+
+    def between(self, width: float, tolerance: float, agreement: float) -> tuple[float, bool]:
+        """Keep a guess of the width that costs ``tolerance`` between those known to cost less and more.
+
+        Where the loss is no parabola, guess and measurement could go round in circles for ever.
+
+        Returns:
+            The guess, or the geometric mean of the two where it lies outside; and whether the two agree
+            within the factor ``agreement``, the guess then being the lesser.
+        """
+        rise = {w: value - self.loss(0.0) for w, value in self._known.items() if w > 0}
+        dear = min((w for w, cost in rise.items() if not cost <= tolerance), default=math.inf)
+        cheap = max((w for w, cost in rise.items() if cost <= tolerance and w < dear), default=0.0)
+        if cheap > 0 and dear <= cheap * agreement:
+            return cheap, True
+        inside = cheap < width < dear
+        return (width if inside or cheap == 0 or math.isinf(dear) else math.sqrt(cheap * dear)), False
+
+    def widest_harmless(self, tolerance: float) -> float:
+        """Return the widest step measured that raised the loss by no more than ``tolerance``."""
+        zero = self.loss(0.0)
+        ahead = {width: value for width, value in self._known.items() if width > 0}
+        fine = [width for width, value in ahead.items() if value - zero <= tolerance]
+        return max(fine, default=min(ahead))
+
+    def finite_width(self, width: float) -> float:
+        """Halve ``width`` until the loss there is finite, ten times at the most."""
+        for _ in range(10):
+            if math.isfinite(self.loss(width)):
+                break
+            width /= 2
+        return width

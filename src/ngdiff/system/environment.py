@@ -1,0 +1,124 @@
+"""This machine and process -> what a record says of them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from ngdiff.evaluation.distributed import process_count
+from ngdiff.training.parallel import whole
+
+PACKAGES = ("ngdiff", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of every package that shapes a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    commit = git_commit()
+    return found | ({"git": commit} if commit else {})
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout this code runs from, with ``+changes`` where it was changed."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if not git("ls-files", Path(__file__).name):
+            return None  # installed into somebody else's checkout
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine() -> dict[str, object]:
+    """Return processor, accelerator, thread count, processes that work together, and operating system."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "accelerator": gpu,
+        "threads": torch.get_num_threads(),
+        "processes": process_count(),
+    }
+
+
+def peak_memory_gib() -> dict[str, float]:
+    """Return the process's peak resident memory, and the accelerator's peak where there is one, in GiB."""
+    peaks = {"process": _peak_resident_bytes() / 2**30}
+    if torch.cuda.is_available():
+        peaks["accelerator"] = torch.cuda.max_memory_allocated() / 2**30
+    return peaks
+
+
+def _peak_resident_bytes() -> int:
+    # not ru_maxrss where it can be helped: a process inherits it from the one that started it
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to reuse large freed blocks instead of giving them back, each time, to the system.
+
+    Training on a CPU allocates the same large tensors at every step; by default each one is mapped, zeroed
+    page by page and unmapped again. Linux with glibc only; elsewhere nothing happens.
+
+    Returns:
+        Whether it took effect.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of names, shapes, types and bytes of all parameters, in name order.
+
+    Where they are sharded, every process has to ask.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        update_with(digest, name, whole(parameter))
+    return digest.hexdigest()
+
+
+def update_with(digest: hashlib._Hash, name: str, parameter: torch.Tensor) -> None:
+    """Add one parameter to a hash of weights."""
+    tensor = parameter.detach().cpu().contiguous()
+    digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+
+
+def code_hash() -> str:
+    """Return the SHA-256 of this package's source: of each ``.py`` file, name, newline and content."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,210 @@
+"""What happens in a command -> one JSON object a line on standard output, where that was asked for.
+
+The names are kept: a field may be added, none is renamed, removed or given another meaning without a new
+:data:`SCHEMA` number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import Any, Literal, TextIO
+
+SCHEMA = 1
+
+Kind = Literal[
+    "string",
+    "integer",
+    "number",
+    "boolean",
+    "array",
+    "object",
+    "string or null",
+    "integer or null",
+    "number or null",
+    "object or null",
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One kind of line.
+
+    Args:
+        summary: when it is written.
+        fields: names beside ``event`` and ``time``, each with its JSON type and its meaning.
+    """
+
+    summary: str
+    fields: Mapping[str, tuple[Kind, str]]
+
+
+_FIGURES = "mean figures, as in record.json's `checks`"
+
+EVENTS: dict[str, Event] = {
+    "begin": Event(
+        "first of all",
+        {
+            "schema": ("integer", "number of this schema"),
+            "command": ("string", "the sub-command, such as `unlearn`"),
+            "version": ("string", "of ngdiff"),
+            "process": ("integer", "process id"),
+        },
+    ),
+    "request": Event(
+        "validate: what the request would take",
+        {
+            "sets": ("object", "role -> examples, tokens, answer_tokens, longest, cut, repeated"),
+            "shared": ("integer", "rows in both sets"),
+            "most_steps": ("integer", "optimizer steps at the most"),
+            "disk_bytes": ("integer or null", "room that the run takes at the most"),
+            "free_bytes": ("integer", "room there is"),
+            "seconds_a_step": ("number or null", "rough estimate for this machine"),
+        },
+    ),
+    "job": Event(
+        "a part of the work begins, goes on (every 30 s) or ends",
+        {
+            "title": ("string", "what is being done"),
+            "state": ("string", "`begin`, `progress` or `end`"),
+            "done": ("integer or null", "units done"),
+            "total": ("integer or null", "units there are at the most"),
+            "seconds": ("number", "since it began"),
+        },
+    ),
+    "step": Event(
+        "after each optimizer step: record.json's `steps`, under the same names",
+        {
+            "step": ("integer", "counted from 1"),
+            "epoch": ("number", "passes over the forget set so far"),
+            "forget_loss": ("number or null", "nats per token, before the step"),
+            "retain_loss": ("number or null", "likewise"),
+            "forget_norm": ("number or null", "norm of the forget gradient"),
+            "retain_norm": ("number or null", "norm of the retain gradient"),
+            "cosine": ("number or null", "between the two gradients"),
+            "weights": ("array", "factors of the retain and the forget gradient"),
+            "combined_norm": ("number or null", "norm of the combined gradient"),
+            "learning_rate": ("number", "the step was taken with"),
+            "retain_descent": ("number or null", "cosine of the applied update with the retain descent"),
+            "forget_descent": ("number or null", "likewise, forget"),
+            "changed": ("number or null", "share of parameters changed"),
+            "forget_extraction_strength": ("number or null", "of the step's forget batch"),
+            "seconds": ("number", "wall-clock time of the step"),
+            "skipped": ("string or null", "why nothing was applied"),
+        },
+    ),
+    "probe": Event(
+        "after each probe of the learning rate: record.json's `probes`",
+        {
+            "step": ("integer", "optimizer step"),
+            "outcome": ("string", "`accepted`, `widened`, `kept`, `halved` or `bounded`"),
+            "reason": ("string", "why"),
+            "before": ("number or null", "rate it started from"),
+            "after": ("number", "rate from here on"),
+            "applied": ("number", "rate of this very step"),
+            "points": ("array", "every parabola measured"),
+            "noise": ("number", "assumed of one loss, nats per token"),
+        },
+    ),
+    "check": Event(
+        "after each full look at forget and retain set: record.json's `checks`",
+        {
+            "step": ("integer", "optimizer steps done"),
+            "forget": ("object", f"{_FIGURES}, of the forget set"),
+            "utility": ("object", f"{_FIGURES}, of the held-out retain examples"),
+            "met": ("boolean", "whether the forget target is met"),
+            "above_floor": ("boolean", "whether utility is at or above its floor"),
+            "best": ("boolean", "whether this is the best state so far"),
+        },
+    ),
+    "evaluation": Event(
+        "after each evaluation on the way (--eval-every): record.json's `evaluations`",
+        {
+            "step": ("integer", "optimizer steps done"),
+            "seconds": ("number", "it took"),
+            "figures": ("object", "name -> value and 95% interval"),
+        },
+    ),
+    "note": Event("a fallback or a warning, once each", {"text": ("string", "as in record.json's `notes`")}),
+    "error": Event(
+        "something wrong, one line a fault",
+        {
+            "where": ("string", "setting, file and row, or `ngdiff`"),
+            "what": ("string", "what was found"),
+            "mend": ("string", "what can be done about it; may be empty"),
+        },
+    ),
+    "end": Event(
+        "last of all",
+        {
+            "exit_code": ("integer", "of the command"),
+            "seconds": ("number", "since `begin`"),
+            "output": ("string or null", "what was written"),
+            "hub": ("string or null", "where it was pushed to"),
+            "stop": ("object or null", "unlearn: record.json's `stop`"),
+            "next": ("array", "commands that come next"),
+        },
+    ),
+}
+
+
+class EventLog:
+    """Writes events to a stream, or nowhere while it is closed; losing the reader ends no run."""
+
+    def __init__(self) -> None:
+        self._stream: TextIO | None = None
+        self._notes: set[str] = set()
+        self._ending: dict[str, Any] = {}
+        self._few = False
+        self._started = time.monotonic()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody reads."""
+        return self._stream is not None
+
+    def open(self, stream: TextIO, command: str, few: bool = False) -> None:
+        """Begin to write; with ``few``, errors and the end only."""
+        self._stream, self._notes, self._ending, self._few = stream, set(), {}, few
+        self._started = time.monotonic()
+        version = metadata.version("ngdiff")
+        self.write("begin", schema=SCHEMA, command=command, version=version, process=os.getpid())
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Write one line; the fields are those of :data:`EVENTS`."""
+        if self._stream is None or (self._few and event not in ("error", "end")):
+            return
+        from ngdiff.system.output import finite
+
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        line = json.dumps(finite({"event": event, "time": now, **fields}), allow_nan=False)
+        try:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # the reader has gone, or the disk is full: no reason to lose the run
+            self._stream = None
+
+    def note(self, text: str) -> None:
+        """Write a note, once."""
+        if text not in self._notes:
+            self._notes.add(text)
+            self.write("note", text=text)
+
+    def conclude(self, **fields: Any) -> None:
+        """Lay by what the last line is to say."""
+        self._ending |= fields
+
+    def close(self, exit_code: int) -> None:
+        """Write the last line, and stop."""
+        ending = {"output": None, "hub": None, "stop": None, "next": []} | self._ending
+        self.write("end", exit_code=exit_code, seconds=time.monotonic() - self._started, **ending)
+        self._stream, self._ending = None, {}
+
+
+log = EventLog()
+"""The log of this process."""

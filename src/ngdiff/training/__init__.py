@@ -1,0 +1,1 @@
+"""the loop, when it stops, and how it survives."""

@@ -1,0 +1,251 @@
+"""losses, data and starting model -> the data with all that the losses compare with, kept across a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ngdiff.data.alternatives import EACH, alternative_faults, with_alternatives, with_invented
+from ngdiff.data.encoding import EncodedExample
+from ngdiff.errors import Fault, RequestError
+from ngdiff.evaluation.cache import Cache, default_folder
+from ngdiff.evaluation.distributed import is_main
+from ngdiff.losses import Loss, Measured, Task
+from ngdiff.models.activations import Activations, freeze_behind, layer_count
+from ngdiff.models.forward import StartingHead, look
+from ngdiff.models.logprobs import LabelledTokens
+from ngdiff.models.reference_model import Autocast, StartingStates, starting_states, with_reference
+from ngdiff.training.parallel import OneCache
+
+DEPTH_OF_STEERING = 7 / 32
+"""RMU's seventh of Zephyr-7B's 32 layers, as a share, for models of any depth."""
+
+
+@dataclass
+class Setting:
+    """What working things out depends on besides the model and the data.
+
+    Args:
+        tokenizer: the model's.
+        pad_id: what to pad with.
+        max_length: longest sequence, in tokens.
+        seed: of every random choice.
+        batch_size: sequences a forward pass.
+        precision: ``bf16`` or ``fp32``; part of the keys under which results are remembered.
+    """
+
+    tokenizer: Any
+    pad_id: int
+    max_length: int
+    seed: int
+    batch_size: int
+    precision: str
+
+
+def layers_looked_behind(model: nn.Module, losses: Mapping[Task, Loss]) -> dict[Measured, float]:
+    """Return the layer that steering looks behind by default, where a loss looks behind one.
+
+    Where no loss looks further, the parameters behind it are frozen: nothing could reach them.
+
+    Raises:
+        RequestError: a layer was given that the model does not have.
+    """
+    if all(loss.looks_at != "activations" for loss in losses.values()):
+        return {}
+    count = layer_count(model)
+    faults = [
+        Fault(f"--{task}-loss", f"the model has no layer {loss.layer}", f"Give a layer from 0 to {count - 1}")
+        for task, loss in losses.items()
+        if loss.layer is not None and not 0 <= loss.layer < count
+    ]
+    if faults:
+        raise RequestError(faults)
+    default = min(count - 1, round(count * DEPTH_OF_STEERING))
+    if all(loss.looks_at == "activations" for loss in losses.values()):
+        freeze_behind(model, max(default if loss.layer is None else loss.layer for loss in losses.values()))
+    return {"layer at 7/32 of the depth": default}
+
+
+class Comparisons:
+    """Other answers, and what the starting model says, as the losses of one run need them.
+
+    Args:
+        losses: both losses, with their settings.
+        setting: what else it depends on.
+        autocast: opens the context in which the model runs.
+    """
+
+    def __init__(self, losses: Mapping[Task, Loss], setting: Setting, autocast: Autocast) -> None:
+        self.losses, self.setting, self.autocast = losses, setting, autocast
+        self._states: dict[Task, StartingStates] = {}
+        self._heads: dict[Task, StartingHead] = {}
+
+    def look(self, task: Task, model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTokens | Activations:
+        """Run the model on a micro-batch of a task as its loss asks for."""
+        return look(self.losses[task], model, batch, self._heads.get(task))
+
+    def ask(
+        self,
+        model: Any,
+        data: Mapping[Task, list[EncodedExample]],
+        rows: Mapping[Task, Sequence[int]],
+        passes: int,
+    ) -> list[str]:
+        """Fill the data in, in place, from the model as it is before the first step, on every process.
+
+        Args:
+            model: the starting model.
+            data: forget and retain set.
+            rows: those rows of each that a step or a probe may look at.
+            passes: over the forget set, at the most: no more alternatives are needed.
+
+        Returns:
+            What should be noted in the record.
+        """
+        if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
+            return []
+        notes: list[str] = []
+        cache = OneCache(Cache(default_folder()) if is_main() else None)
+        try:
+            with torch.no_grad(), self.autocast():
+                if self.losses["forget"].other_answers == "invented":
+                    notes += self._invent(model, data["forget"], passes, cache)
+                for task, loss in self.losses.items():
+                    self._remember(model, task, loss, data[task], rows[task], cache)
+        finally:
+            cache.close()
+        return notes + cache.notes
+
+    def _invent(self, model: Any, forget: list[EncodedExample], passes: int, cache: OneCache) -> list[str]:
+        setting = self.setting
+        forget[:], refused = with_invented(
+            model,
+            forget,
+            tokenizer=setting.tokenizer,
+            max_length=setting.max_length,
+            seed=setting.seed,
+            each=max(1, min(EACH, passes)),
+            batch_size=setting.batch_size,
+            remembered=cache,
+            precision=setting.precision,
+        )
+        if not refused:
+            return []
+        return [f"the model made up no answer of its own in {refused} cases: refusals take their place"]
+
+    def _remember(
+        self,
+        model: Any,
+        task: Task,
+        loss: Loss,
+        examples: list[EncodedExample],
+        rows: Sequence[int],
+        cache: OneCache,
+    ) -> None:
+        setting = self.setting
+        if loss.compares == "answers":
+            examples[:] = with_reference(
+                model,
+                examples,
+                tokenizer=setting.tokenizer,
+                pad_id=setting.pad_id,
+                batch_size=setting.batch_size,
+                cache=cache,
+                precision=setting.precision,
+            )
+        elif loss.compares is not None:
+            states = starting_states(
+                model,
+                examples,
+                rows,
+                layer=loss.layer if loss.compares == "activations" else None,
+                tokenizer=setting.tokenizer,
+                pad_id=setting.pad_id,
+                batch_size=setting.batch_size,
+                folder=default_folder(),
+                precision=setting.precision,
+                autocast=self.autocast,
+            )
+            self._attach(task, states, examples, next(model.parameters()).device)
+
+    def _attach(
+        self, task: Task, states: StartingStates, examples: list[EncodedExample], device: torch.device
+    ) -> None:
+        self._states[task] = states
+        examples[:] = states.attach(examples)
+        if self.losses[task].compares == "predictions":
+            self._heads[task] = states.head(device)
+
+    # ---- checkpoints ----
+
+    def save(self, folder: Path, forget: Sequence[EncodedExample]) -> dict[str, Any]:
+        """Put into a checkpoint what the starting model, which is gone by then, would be needed for."""
+        for task, states in self._states.items():
+            states.copy_to(folder / _file(task))
+        return {
+            "answers": [example.reference_log_prob for example in forget],
+            "alternatives": [[_as_json(one) for one in example.alternatives] for example in forget],
+            "rows": {task: list(states.rows) for task, states in self._states.items()},
+            "caps": {task: states.cap for task, states in self._states.items()},
+        }
+
+    def take_up(
+        self,
+        folder: Path,
+        state: Mapping[str, Any],
+        data: Mapping[Task, list[EncodedExample]],
+        device: torch.device,
+    ) -> None:
+        """Fill the data in from a checkpoint."""
+        data["forget"][:] = [
+            replace(
+                example,
+                reference_log_prob=value,
+                alternatives=tuple(_from_json(one, example) for one in others),
+            )
+            for example, value, others in zip(
+                data["forget"], state["answers"], state["alternatives"], strict=True
+            )
+        ]
+        for name, rows in state["rows"].items():
+            task: Task = "forget" if name == "forget" else "retain"
+            states = StartingStates(folder / _file(task), tuple(rows), state["caps"][name], self.autocast)
+            self._attach(task, states, data[task], device)
+
+
+def before_the_model(
+    loss: Loss, forget: list[EncodedExample], tokenizer: Any, max_length: int, seed: int
+) -> list[EncodedExample]:
+    """Return the forget set with those other answers that need no model.
+
+    Raises:
+        RequestError: the data has no questions, or lacks the column of preferred answers.
+    """
+    if loss.other_answers is None:
+        return forget
+    if loss.other_answers == "invented":
+        faults = alternative_faults([e.example for e in forget], "invented", "--forget")
+        if faults:
+            raise RequestError(faults)
+        return forget
+    return with_alternatives(
+        forget, loss.other_answers, tokenizer=tokenizer, max_length=max_length, seed=seed
+    )
+
+
+def _file(task: Task) -> str:
+    return f"starting_{task}.safetensors"
+
+
+def _as_json(example: EncodedExample) -> list[Any]:
+    return [list(example.input_ids), list(example.labels), example.truncated, example.reference_log_prob]
+
+
+def _from_json(value: Sequence[Any], of: EncodedExample) -> EncodedExample:
+    ids, labels, truncated, reference = value
+    return EncodedExample(tuple(ids), tuple(labels), of.example, truncated, reference)

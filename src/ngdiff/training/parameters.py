@@ -1,0 +1,239 @@
+"""A model's parameters -> which of them a step changed and where to, and a copy of the best ones."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load as _read_parts
+from torch.distributed.checkpoint.state_dict_saver import save as _write_parts
+
+from ngdiff.errors import Fault, RequestError, RunError
+from ngdiff.evaluation.distributed import is_main, process_count
+from ngdiff.system.disk import disk_reason, is_disk_error
+from ngdiff.training.parallel import (
+    Sums,
+    any_process,
+    barrier,
+    from_main,
+    is_sharded,
+    local,
+    on_all,
+    same_everywhere,
+)
+
+SAMPLE = 1_000_000
+BEST_FILE = "best.safetensors"
+BEST_FOLDER = "best"
+
+
+class ChangeMeter:
+    """Measures what a step really does to the trainable parameters, on an evenly spread sample of them.
+
+    In low precision most small updates round away: the weights stay what they were although a step was taken.
+    And an optimizer that rescales each coordinate, such as Adam, steps along something else than the gradient
+    it was given, so whether a loss falls along its update has to be measured. Of sharded parameters each
+    process samples its own part; what is returned is the same on all of them.
+    """
+
+    def __init__(self, model: nn.Module, sample: int = SAMPLE) -> None:
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        total = sum(parameter.numel() for parameter in self._parameters)
+        self._stride = max(1, total // sample)
+        self._before: list[Tensor] = []
+        self._reached: list[Tensor] = []
+        self._update: list[Tensor] | None = None
+
+    def _thin(self, tensor: Tensor) -> Tensor:
+        return local(tensor).flatten()[:: self._stride]
+
+    def _sample(self) -> list[Tensor]:
+        return [self._thin(parameter) for parameter in self._parameters]
+
+    def sample(self, gradient: Sequence[Tensor | None]) -> list[Tensor]:
+        """Copy what of a gradient belongs to the sample, parameter by parameter; None stands for zeros."""
+        return [
+            torch.zeros_like(place, dtype=torch.float32)
+            if part is None
+            else self._thin(part).to(place.device, torch.float32, copy=True)
+            for part, place in zip(gradient, self._sample(), strict=True)
+        ]
+
+    def before(self) -> None:
+        """Keep the sample, and which of it a gradient reaches; without any gradient, all counts."""
+        self._before = [values.clone() for values in self._sample()]
+        gradients = [parameter.grad for parameter in self._parameters]
+        nowhere = all(gradient is None for gradient in gradients)
+        self._reached = [
+            torch.full_like(values, nowhere, dtype=torch.bool)
+            if gradient is None
+            else self._thin(gradient) != 0
+            for values, gradient in zip(self._before, gradients, strict=True)
+        ]
+        self._update = None
+
+    def after(self) -> float:
+        """Return the share of the sample's coordinates with a gradient that differ now, in [0, 1]."""
+        pairs = list(zip(self._before, self._sample(), strict=True))
+        sums = Sums(self._parameters, 2)
+        for parameter, (before, after), reached in zip(self._parameters, pairs, self._reached, strict=True):
+            sums.add(parameter, 0, ((before != after) & reached).sum())
+            sums.add(parameter, 1, reached.sum())
+        changed, reachable = sums.total().tolist()
+        self._update = [after.float() - before.float() for before, after in pairs]
+        return float(changed / max(1, reachable))
+
+    def descent(self, gradient: Sequence[Tensor]) -> float:
+        """Return the cosine between minus the applied update and a gradient sampled before it.
+
+        Positive: to first order the step lowered that gradient's loss. 0 where one of the two is zero.
+        Call after :meth:`after`.
+        """
+        if self._update is None:
+            raise ValueError("no step has been measured: call before() and after() around it")
+        sums = Sums(self._parameters, 3)
+        for parameter, update, part in zip(self._parameters, self._update, gradient, strict=True):
+            for place, (left, right) in enumerate(((update, update), (part, part), (update, part))):
+                sums.add(parameter, place, torch.dot(left.double(), right.double()))
+        update_square, gradient_square, inner = sums.total().tolist()
+        norms = float(update_square**0.5 * gradient_square**0.5)
+        return -float(inner) / norms if norms > 0 else 0.0
+
+
+class BestWeights:
+    """Keeps one copy of the trainable parameters on disk, to go back to.
+
+    The first process writes it. Of sharded parameters each writes its own part
+    (``torch.distributed.checkpoint``), so that no process ever holds the whole; the folder then has to be one
+    that all of them see.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path) -> None:
+        self._model, self._folder = model, folder
+        self._place: Path | None = None
+
+    def _named(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
+
+    def save(self) -> None:
+        """Replace the copy by the present parameters; all processes have to call it.
+
+        Raises:
+            RunError: the disk did not take them; the copy is what it was.
+        """
+        place = self._own_folder()
+        if is_sharded(self._model):
+            fresh = place / f"{BEST_FOLDER}.new"
+            _write_parts(self._named(), checkpoint_id=fresh, no_dist=process_count() == 1)
+            if is_main():
+                shutil.rmtree(place / BEST_FOLDER, ignore_errors=True)
+                fresh.rename(place / BEST_FOLDER)
+            barrier()
+        else:
+            on_all(lambda: self._write(place) if is_main() else None)
+
+    def _write(self, place: Path) -> None:
+        fresh = place / f"{BEST_FILE}.new"
+        try:
+            save_file({name: value.cpu().contiguous() for name, value in self._named().items()}, fresh)
+        except (OSError, SafetensorError) as error:
+            if not is_disk_error(error):
+                raise
+            fresh.unlink(missing_ok=True)
+            raise RunError(f"the best weights so far could not be written ({disk_reason(error)})") from error
+        fresh.replace(place / BEST_FILE)
+
+    def copy_to(self, folder: Path) -> None:
+        """Put the copy, where there is one, into a checkpoint's folder."""
+        if self._place is None:
+            return
+        if (self._place / BEST_FOLDER).is_dir():
+            shutil.copytree(self._place / BEST_FOLDER, folder / BEST_FOLDER)
+        elif (self._place / BEST_FILE).is_file():
+            shutil.copyfile(self._place / BEST_FILE, folder / BEST_FILE)
+
+    def take(self, folder: Path) -> None:
+        """Replace the copy by the one in a checkpoint's folder, where there is one."""
+        sharded, plain = (folder / BEST_FOLDER).is_dir(), (folder / BEST_FILE).is_file()
+        if not any_process(sharded or plain):
+            return
+        place = self._own_folder()
+        if is_main():
+            if sharded:
+                shutil.copytree(folder / BEST_FOLDER, place / BEST_FOLDER, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(folder / BEST_FILE, place / BEST_FILE)
+        barrier()
+
+    def _own_folder(self) -> Path:
+        if self._place is None:
+            made = None
+            if is_main():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                made = Path(tempfile.mkdtemp(prefix=".best-", dir=self._folder))
+            self._place = from_main(made)
+        assert self._place is not None
+        return self._place
+
+    def restore(self) -> None:
+        """Copy the kept parameters back into the model; does nothing where none were kept."""
+        if self._place is None:
+            return
+        with torch.no_grad():
+            if from_main((self._place / BEST_FOLDER).is_dir()):
+                _read_parts(
+                    self._named(), checkpoint_id=self._place / BEST_FOLDER, no_dist=process_count() == 1
+                )
+            else:
+                self._restore_whole(self._place / BEST_FILE)
+
+    def _restore_whole(self, file: Path) -> None:
+        if is_main():
+            with safe_open(str(file), framework="pt") as kept:
+                for name, parameter in self._named().items():
+                    parameter.copy_(kept.get_tensor(name))
+        for parameter in self._named().values():
+            same_everywhere(parameter)
+
+    def discard(self) -> None:
+        """Delete the copy."""
+        if self._place is not None and is_main():
+            shutil.rmtree(self._place, ignore_errors=True)
+        self._place = None
+
+
+@torch.no_grad()
+def all_finite(model: nn.Module) -> bool:
+    """Say whether every weight of this process's part of a model is a number, neither infinite nor NaN."""
+    extremes: list[Tensor] = []
+    for parameter in model.parameters():
+        mine = parameter.detach()
+        mine = mine.to_local() if hasattr(mine, "to_local") else mine  # a DTensor's own shard
+        if mine.is_floating_point() and mine.numel() > 0:
+            extremes += [value.float() for value in torch.aminmax(mine)]  # both are NaN where one is
+    gathered = [extreme.to(extremes[0].device) for extreme in extremes]
+    return not gathered or bool(torch.stack(gathered).isfinite().all())
+
+
+def train_only(model: nn.Module, pattern: str) -> None:
+    """Freeze all parameters but the trainable ones in whose names a regular expression is found.
+
+    Raises:
+        RequestError: it is found in no name.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    kept = {name for name in names if re.search(pattern, name)}
+    if not kept:
+        what = f"{pattern!r} is found in the name of no trainable parameter"
+        raise RequestError(
+            Fault("--set trainable", what, f"Names are such as {names[0]!r} and {names[-1]!r}")
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in kept)

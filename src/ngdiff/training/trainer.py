@@ -1,0 +1,814 @@
+"""model, forget set and retain set -> an unlearned model and its record: the loop.
+
+The loop itself is ``transformers.Trainer``'s. This class adds what unlearning needs: two losses and two
+gradients a step, the rule that weighs them, the step size, and the decision to stop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, set_seed
+
+from ngdiff.data.batching import (
+    ABSENT,
+    Batch,
+    PairCollator,
+    PairedDataset,
+    PairSampler,
+    Stream,
+)
+from ngdiff.data.datasets import as_encoded, split_retain
+from ngdiff.data.encoding import EncodedExample
+from ngdiff.data.examples import Example
+from ngdiff.data.sharing import loader
+from ngdiff.errors import RunError
+from ngdiff.evaluation.distributed import process_count
+from ngdiff.evaluation.teacher_forced import (
+    AnswerScore,
+    batch_extraction_strength,
+    items_of,
+    score_answers,
+    summarise,
+)
+from ngdiff.losses import LOSSES, Loss
+from ngdiff.models.logprobs import LabelledTokens
+from ngdiff.record import RunRecord, StepRecord
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.steps.gradients import FORGET, RETAIN, GradientPair, Gramian, Task, Weights, cosine
+from ngdiff.steps.stepsize import AutomaticRate, FixedRate, Probe, cut_rate
+from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
+from ngdiff.system.environment import machine, peak_memory_gib, versions
+from ngdiff.system.trackers import step_figures
+from ngdiff.training import distribution, unlearning_state
+from ngdiff.training.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
+from ngdiff.training.distribution import Weighted, weighted_mean
+from ngdiff.training.durable import DurableTrainer
+from ngdiff.training.never_seen import never_seen_examples
+from ngdiff.training.parallel import looking, no_exchange, shared, summed
+from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
+from ngdiff.training.probe_loss import ProbeLoss
+from ngdiff.training.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
+
+MOST_SKIPPED_IN_A_ROW = 5
+CUT_AFTER_SKIPPED = 3
+CHECKS_APART = 2
+PROBE_SHARE = 0.75
+"""Retain examples of a probe, as a share of a step's: three passes forward cost under 5% of ten steps."""
+RETREAT = 4.0
+"""By what the automatic rate is divided when a check finds utility under its floor."""
+TASKS: tuple[Task, Task] = ("forget", "retain")
+
+
+class _Hooks(TrainerCallback):  # type: ignore[misc]
+    """Calls the trainer back at the moments between backward pass, optimizer step and next batch."""
+
+    def __init__(self) -> None:
+        self.trainer: UnlearningTrainer | None = None
+
+    def _owner(self) -> UnlearningTrainer:
+        assert self.trainer is not None
+        return self.trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = self._owner()
+        trainer._begin()
+        if trainer._resumed is not None and trainer._decision is not None:
+            trainer.no_more_steps = control.should_training_stop = True
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._owner()._before_update()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._owner()._after_update()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._owner()._after_step() is not None:
+            control.should_training_stop = True
+
+
+class _StepState:
+    """What one optimizer step gathers over its micro-batches."""
+
+    def __init__(self, counts: dict[Task, int], retain_rows: set[int]) -> None:
+        self.counts, self.retain_rows = counts, retain_rows
+        self.losses: dict[Task, float] = {}
+        self.extraction_strength: Weighted = []
+        self.forget_nll: Weighted = []
+        self.absent = False
+        self.gramian: Gramian | None = None
+        self.weights = Weights(0.0, 0.0)
+        self.combined_norm: float | None = None
+        self.verdict = Verdict.STEP
+        self.probe: Probe | None = None
+        self.sampled: dict[Task, list[Tensor]] = {}
+        self.descent: dict[Task, float] = {}
+        self.changed: float | None = None
+        self.rate = 0.0
+        self.started = time.monotonic()
+
+    def complete(self, device: torch.device) -> None:
+        """Complete over all processes what each gathered over its micro-batches."""
+        if process_count() > 1:
+            means = [self.extraction_strength, self.forget_nll]
+            self.extraction_strength, self.forget_nll = distribution.completed(self.losses, means, device)
+
+
+class UnlearningTrainer(DurableTrainer):
+    """Makes a model forget one data set and keep another.
+
+    Args:
+        model: a causal language model.
+        args: the settings; ``output_dir`` is the only one without a default.
+        forget_dataset: what to forget: a ``datasets.Dataset``, or a list of rows, of
+            :class:`~ngdiff.data.examples.Example` or of :class:`~ngdiff.data.encoding.EncodedExample`.
+            Columns as in :mod:`ngdiff.data.examples`.
+        retain_dataset: what to keep, likewise. A part of it is held out to measure utility on.
+        holdout_dataset: text of the same kind that the model never saw, likewise; without one, people are
+            invented whom no model can know. It sets the level at which ``stop_at="auto"`` stops.
+        earlier_datasets: forget sets of earlier requests, by any names that no other set has: measured
+            before and after under these names, so that it shows where something comes back.
+        processing_class: the tokenizer.
+        peft_config: train adapters of this kind only.
+        callbacks: further callbacks.
+        optimizers: optimizer and scheduler to use instead of the configured ones.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: UnlearningConfig,
+        *,
+        forget_dataset: Any,
+        retain_dataset: Any,
+        holdout_dataset: Any = None,
+        earlier_datasets: Mapping[str, Any] | None = None,
+        processing_class: Any,
+        peft_config: Any = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        self.record = RunRecord()
+        self._pad_id = _pad_id(processing_class)
+        self._forget = as_encoded(forget_dataset, processing_class, args.max_length, "forget_dataset")
+        self._forget = before_the_model(
+            LOSSES[str(args.forget_loss)], list(self._forget), processing_class, args.max_length, args.seed
+        )
+        retain = as_encoded(retain_dataset, processing_class, args.max_length, "retain_dataset")
+        self._retain, self._held_out, note = split_retain(retain, args.check_size // 2, args.seed)
+        self._never_seen = (
+            never_seen_examples(self._forget, processing_class, args.max_length)
+            if holdout_dataset is None
+            else as_encoded(holdout_dataset, processing_class, args.max_length, "holdout_dataset")
+        )
+        self._earlier = {
+            name: list(as_encoded(data, processing_class, args.max_length, name))
+            for name, data in (earlier_datasets or {}).items()
+        }
+        if note:
+            self.record.note(note)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            set_seed(args.seed)  # adapters begin at random
+            model = get_peft_model(model, peft_config)
+        self._losses: dict[Task, Loss] = {
+            "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, None),
+            "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, None),
+        }
+        self._measured = layers_looked_behind(model, self._losses)
+        if args.trainable is not None:
+            train_only(model, args.trainable)
+        self._shares = distribution.share_steps(args, self.record, len(self._forget))
+        hooks, pairs = _Hooks(), PairedDataset(self._forget, self._retain)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=pairs,
+            data_collator=PairCollator(self._pad_id, pairs),
+            processing_class=processing_class,
+            callbacks=[hooks, *(callbacks or ())],
+            optimizers=optimizers,
+        )
+        hooks.trainer = self
+        self.save_minutes = args.save_minutes
+        self._compared: Comparisons | None = None
+        self._rule = make_rule(str(args.rule), args.rule_settings)
+        self._rule_row = RULES[str(args.rule)]
+        self._apart = args.log_gramian or not self._rule_row.fixed
+        distribution.check(self)
+        self._pair: GradientPair | None = None
+        self._step_size: AutomaticRate | FixedRate = FixedRate()
+        self._step = _StepState({"forget": 0, "retain": 0}, set())
+        self._stopping: StoppingRule | None = None
+        self._decision: Decision | None = None
+        self._skipped_in_a_row = 0
+        self._last_check = 0
+        self._last_strength: float | None = None
+        self._best = BestWeights(model, Path(args.output_dir))
+        self._resumed: tuple[Path, dict[str, Any]] | None = None
+        self._peak_before: dict[str, float] = {}
+        self._has_holdout = holdout_dataset is not None
+        if args.evaluate_every:
+            from ngdiff.evaluation.callback import EvaluationCallback, EvaluationPlan
+
+            self.add_callback(
+                EvaluationCallback(self, EvaluationPlan(args.evaluate_every, args.evaluate_items))
+            )
+
+    # ---- data ----
+
+    @property
+    def _data(self) -> dict[Task, list[EncodedExample]]:
+        return {"forget": self._forget, "retain": self._retain}
+
+    @property
+    def forget_examples(self) -> list[Example]:
+        """What is to be forgotten."""
+        return [encoded.example for encoded in self._forget]
+
+    @property
+    def held_out_examples(self) -> list[Example]:
+        """The part of the retain set that utility is measured on, and no step sees."""
+        return [encoded.example for encoded in self._held_out]
+
+    @property
+    def holdout_examples(self) -> list[Example]:
+        """Text that the model never saw, where the caller gave some."""
+        return [encoded.example for encoded in self._never_seen] if self._has_holdout else []
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
+        return PairSampler(len(self._forget), len(self._retain), self.args.seed)
+
+    def get_train_dataloader(self) -> Any:
+        """Return this process's share of every step's examples."""
+        return loader(self, self.train_dataset, self._get_train_sampler(), self._shares)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], None]:
+        """Take the micro-batches of one step and count, for each task, the items its loss averages over."""
+        if self.no_more_steps:
+            return [], None
+        batches = list(islice(epoch_iterator, num_batches))
+        counts: dict[Task, int] = {}
+        for task in TASKS:
+            mine = sum(self._losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
+            counts[task] = int(summed(torch.tensor(mine, device=device)))
+        self._step = _StepState(counts, self._retain_rows_of_step())
+        if self._pair is not None:
+            self._pair.clear()
+        return batches, None
+
+    def _retain_rows_of_step(self) -> set[int]:
+        """Return the retain rows of the step to come, over all processes."""
+        each, size = self._shares.examples, len(self._forget)
+        epoch, place = divmod(self.state.global_step, -(-size // each))
+        stream = Stream(len(self._retain), self.args.seed + 1)
+        first, last = place * each, min(size, (place + 1) * each)
+        return {stream[epoch * size + position] for position in range(first, last)}
+
+    # ---- one step ----
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Add one micro-batch to both gradients; after the last one, weigh and combine them."""
+        model.train()
+        weights = None if self._apart else self._rule(torch.eye(2, dtype=torch.float64))
+        if weights is not None and self.is_deepspeed_enabled:
+            return self._single_backward(model, inputs, weights)
+        if self._pair is None:
+            self._pair = GradientPair(model.parameters(), self.args.forget_buffer)
+        reported = torch.zeros((), device=self.args.device)
+        self._step.absent = ABSENT in inputs
+        for task in TASKS:
+            factor = 1.0 if weights is None else getattr(weights, task)
+            if factor == 0:
+                continue
+            with no_exchange(model, self._adds_up):
+                loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
+                with self._pair.task(task if weights is None else "retain"):
+                    torch.autograd.backward(loss * (factor * self._averaged_over))
+            self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
+            reported = loss.detach()  # the retain loss, where there is one
+        if self.accelerator.sync_gradients:
+            self._finish_gradients()
+            self._combine(weights)
+        return reported
+
+    def _single_backward(self, model: nn.Module, inputs: dict[str, Any], weights: Weights) -> Tensor:
+        """Add one micro-batch in one backward pass, after the last of which DeepSpeed steps by itself.
+
+        Raises:
+            RunError: a loss is not finite: the step that DeepSpeed takes cannot be left out.
+        """
+        self._step.absent = ABSENT in inputs
+        total, reported = None, torch.zeros((), device=self.args.device)
+        for task in TASKS:
+            factor = getattr(weights, task)
+            if factor == 0:
+                continue
+            loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
+            self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
+            if self._decision is not None:  # already decided before the first step: change nothing
+                factor = 0.0
+            reported, scaled = loss.detach(), loss * (factor * process_count())
+            total = scaled if total is None else total + scaled
+        assert total is not None
+        if self.agreed(not math.isfinite(float(total.detach()))):
+            raise RunError("the loss is not finite, and DeepSpeed cannot skip a step: give a smaller --lr")
+        # the losses are shares of the whole step's already
+        self.accelerator.backward(total, scale_wrt_gas=False)
+        if self.accelerator.sync_gradients:
+            self._step.complete(self.args.device)
+            self._step.weights = weights
+        return reported
+
+    @property
+    def _adds_up(self) -> bool:
+        return distribution.adds_up_itself(self, self.model_wrapped)
+
+    @property
+    def _averaged_over(self) -> int:
+        """By what the exchange of gradients divides them: what is wanted is their sum."""
+        return 1 if self._adds_up else process_count()
+
+    def _finish_gradients(self) -> None:
+        """Complete over the processes what this one gathered over its micro-batches."""
+        assert self._pair is not None
+        if self._adds_up:
+            self._pair.add_up()
+        self._step.complete(self.args.device)
+
+    def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
+        assert self._compared is not None
+        tokens = self._compared.look(task, model, batch)
+        loss = self._losses[task].function(tokens) / self._step.counts[task]
+        if self._step.absent:
+            return loss * 0
+        if task == "forget" and isinstance(tokens, LabelledTokens) and self._losses[task].own_answers:
+            strength = float(batch_extraction_strength(tokens))
+            self._step.extraction_strength.append((strength, tokens.row_count))
+            if self._stopping is not None and self._stopping.watches_nll:
+                with torch.no_grad():
+                    nll = -float(tokens.log_probs().mean())
+                self._step.forget_nll.append((nll, len(tokens.targets)))
+        return loss
+
+    def _combine(self, fixed: Weights | None) -> None:
+        assert self._pair is not None
+        if fixed is not None:
+            self._step.weights = fixed
+            self._step.verdict = Verdict.STEP
+            self._pair.combine(Weights(1.0, 0.0))
+            if not all(math.isfinite(loss) for loss in self._step.losses.values()):
+                self._step.verdict = Verdict.NON_FINITE
+            return
+        gramian = self._pair.gramian()
+        self._step.gramian, self._step.verdict = gramian, judge(gramian)
+        if self._step.verdict is Verdict.STEP:
+            self._step.weights = self._rule(gramian, self._global_losses())
+            self._step.sampled = {task: self._meter.sample(self._pair.gradient(task)) for task in TASKS}
+            if self._rule_row.per_coordinate is not None:
+                self._pair.combine_each(self._rule_row.per_coordinate)
+                return
+            self._pair.combine(self._step.weights)
+            self._step.combined_norm = _combined_norm(gramian, self._step.weights)
+
+    def _global_losses(self) -> Losses | None:
+        """Return the losses over all processes' batches, where the rule asks for them."""
+        if not self._rule_row.uses_losses:
+            return None
+        return Losses(self._step.losses["retain"], self._step.losses["forget"])
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Norm of the combined gradient; known from the Gramian, so that no second pass is needed."""
+        if grad_norm is None and self._step.combined_norm is not None:
+            return self._step.combined_norm
+        norm = grad_norm if grad_norm is not None else super()._get_grad_norm(model)
+        if norm is not None and self._step.gramian is None and self._step.verdict is Verdict.STEP:
+            if not math.isfinite(float(norm)):
+                self._step.verdict = Verdict.NON_FINITE
+            elif float(norm) == 0:
+                self._step.verdict = Verdict.STATIONARY
+        return norm
+
+    def _before_update(self) -> None:
+        if self._decision is not None:  # already decided before the first step: change nothing
+            self._step.verdict = Verdict.DONE
+        if self._pair is None:  # DeepSpeed has stepped already, with gradients and weights of its own
+            return
+        if self._step.verdict is not Verdict.STEP:
+            self._pair.drop()
+            return
+        self._meter.before()
+        self._step_size.before_step(self._pair)
+
+    def _after_update(self) -> None:
+        self._step.rate = float(self.optimizer.param_groups[0]["lr"])
+        if self._step.verdict is not Verdict.STEP:
+            self._step.rate = 0.0
+            return
+        if self._pair is None:
+            return
+        self._step.probe = self._step_size.after_step(self._probe_loss())
+        if self._step.probe is not None:
+            self._step.rate = self._step.probe.applied
+            self.record.probes.append(self._step.probe)
+        self._step.changed = self._meter.after()
+        self._step.descent = {task: self._meter.descent(part) for task, part in self._step.sampled.items()}
+        self._step.sampled = {}
+
+    def _probe_loss(self) -> ProbeLoss:
+        size = self.args.probe_size or math.ceil(PROBE_SHARE * self._shares.examples)
+        return ProbeLoss(self, size)
+
+    # ---- step size ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer; under an automatic rate it starts at 1 and is set before every step."""
+        automatic = self.args.learning_rate is None
+        if automatic:
+            self.args.learning_rate = 1.0
+        try:
+            optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        finally:
+            if automatic:
+                self.args.learning_rate = None
+        return optimizer
+
+    def _get_learning_rate(self) -> float:
+        return self._step.rate if self.args.automatic else float(super()._get_learning_rate())
+
+    # ---- beginning, checks and end ----
+
+    def _begin(self) -> None:
+        """Measure the starting point; called once the model is where it trains."""
+        args = self.args
+        self._started, self._peak_before = time.monotonic(), {}
+        self._decision, self._skipped_in_a_row, self._last_check = None, 0, 0
+        model = self.accelerator.unwrap_model(self.model)
+        self._meter = ChangeMeter(model)
+        if args.automatic:
+            # 2**-9 and 2**-24: half the distance between neighbouring bf16 and float32 numbers around 1
+            resolution = 2.0**-9 if args.bf16 or _has_low_precision(model) else 2.0**-24
+            self._step_size = AutomaticRate(
+                self.optimizer,
+                start=args.lr_start,
+                every=args.probe_every,
+                resolution=resolution,
+                tolerance=args.probe_tolerance,
+            )
+        self.record.versions, self.record.machine = versions(), machine()
+        target = parse_stop_at(args.stop_at)
+        self._best = BestWeights(model, Path(args.output_dir))
+        if self._resumed is not None:
+            unlearning_state.take_up(self, *self._resumed)
+            return
+        self.record.before = self._survey()
+        forget, utility, never_seen = (
+            self.record.before[name] for name in ("forget", "retain", "never_seen")
+        )
+        self._complete_losses()
+        assert self._compared is not None
+        passes = math.ceil(args.num_train_epochs if args.max_steps < 0 else self._pairs() / len(self._forget))
+        rows: dict[Task, Sequence[int]] = {
+            "forget": range(len(self._forget)),
+            "retain": self._retain_rows_needed(),
+        }
+        with looking(self.model_wrapped) as looked_at:
+            notes = self._compared.ask(looked_at, self._data, rows, passes)
+        for note in notes:
+            self.record.note(note)
+        if target is not None and target.value is None:
+            target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
+        self._stopping = StoppingRule(target, args.keep_utility * utility[UTILITY], args.check_patience)
+        if target is not None:
+            self._decision = self._stopping.judge(0, forget, utility)
+            self._best.save()
+
+    def _pairs(self) -> int:
+        """Return the pairs of examples that all steps together take, over all processes."""
+        return int(self.state.max_steps) * self._shares.examples
+
+    def _retain_rows_needed(self) -> Sequence[int]:
+        """Return the rows of the retain set that a step or a probe may look at."""
+        rows = len(self._retain)
+        if self.args.automatic or self._pairs() >= rows:
+            return range(rows)
+        stream = Stream(rows, self.args.seed + 1)
+        return sorted({stream[position] for position in range(self._pairs())})
+
+    def _complete_losses(self) -> None:
+        """Fill in the losses' settings, now that the level of never-seen text is known."""
+        args = self.args
+        self._measured["never-seen NLL"] = float(self.record.before["never_seen"]["nll"])
+        self._losses = {
+            "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, self._measured),
+            "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, self._measured),
+        }
+        self.record.losses = {task: dict(loss.settings) for task, loss in self._losses.items()}
+        setting = Setting(
+            self.processing_class,
+            self._pad_id,
+            args.max_length,
+            args.seed,
+            2 * args.eval_batch_size,
+            "bf16" if args.bf16 else "fp32",
+        )
+        self._compared = Comparisons(self._losses, setting, self.compute_loss_context_manager)
+
+    def _checked_forget(self) -> list[EncodedExample]:
+        return self._checked(self._forget)
+
+    def _checked(self, examples: list[EncodedExample]) -> list[EncodedExample]:
+        stride = max(1, len(examples) // self.args.check_size)
+        return examples[::stride][: self.args.check_size]
+
+    def _survey(self) -> dict[str, Any]:
+        """Measure every set: mean figures by its name, and what they are means of under ``items``."""
+        sets = {"forget": self._checked_forget(), "retain": self._held_out, "never_seen": self._never_seen}
+        sets |= {name: self._checked(examples) for name, examples in self._earlier.items()}
+        scores = {name: self._scores(examples) for name, examples in sets.items()}
+        items = {name: items_of(found) for name, found in scores.items()}
+        return {**{name: summarise(found) for name, found in scores.items()}, "items": items}
+
+    def _figures(self, examples: Sequence[EncodedExample]) -> dict[str, float]:
+        return summarise(self._scores(examples))
+
+    def _scores(self, examples: Sequence[EncodedExample]) -> list[AnswerScore]:
+        alone = process_count() == 1
+        with looking(self.model_wrapped) as model:
+
+            def score(mine: list[EncodedExample]) -> list[AnswerScore]:
+                size = 2 * self.args.eval_batch_size
+                return score_answers(model, mine, pad_id=self._pad_id, batch_size=size, share_prompts=alone)
+
+            return shared(examples, score)
+
+    def _after_step(self) -> Decision | None:
+        """Record the step, check if it is time, and return why to stop, if so."""
+        step = self._step
+        if step.verdict is Verdict.STATIONARY:
+            self._decision = Decision("stationary", "both gradients are zero: nothing is left to change")
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if step.verdict is Verdict.NON_FINITE else 0
+        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            text = f"the gradients were not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row"
+            self._decision = Decision("non-finite", text)
+        elif self._skipped_in_a_row == CUT_AFTER_SKIPPED:
+            self._recover()
+        strength = weighted_mean(step.extraction_strength)
+        if self._decision is None and self._check_is_due(strength):
+            self._check()
+        self._last_strength = weighted_mean(step.extraction_strength)
+        self.record.steps.append(replace(self._step_record(), forget_extraction_strength=strength))
+        rate = f"lr {step.rate:.1e}"
+        seen = "" if strength is None else f", forget extraction {strength:.2f}"
+        self.state.progress_note = f"{_named('forget', step)}, {_named('retain', step)}, {rate}{seen}"
+        return self._decision
+
+    def _check_is_due(self, strength: float | None) -> bool:
+        if self._stopping is None or self._stopping.target is None:
+            return False
+        since = self.state.global_step - self._last_check
+        if since >= self.args.check_every:
+            return True
+        strengths = [value for value in (self._last_strength, strength) if value is not None]
+        if since < CHECKS_APART or not strengths:
+            return False
+        mean = sum(strengths) / len(strengths)
+        cheap = {"extraction_strength": mean, "exact_memorisation": mean}
+        nll = weighted_mean(self._step.forget_nll)
+        if nll is not None:
+            cheap |= {"nll": nll, "probability": math.exp(-nll)}
+        return self._stopping.target.within_reach(cheap)
+
+    def _check(self) -> None:
+        if not self.weights_are_finite():
+            self._recover()
+            return
+        self._decision = self._look()
+        assert self._stopping is not None
+        if self._decision is not None:
+            return
+        check = self._stopping.checks[-1]
+        if check.best:
+            self._best.save()
+        if isinstance(self._step_size, AutomaticRate):
+            if not check.above_floor:
+                self._decision = self._stopping.spent()
+                if self._decision is None:
+                    self._retreat(self._step_size)
+            elif check.best:
+                self._keep_pace(self._step_size)
+
+    def _keep_pace(self, step_size: AutomaticRate) -> None:
+        """Take shorter or longer steps, so that utility lasts until the target is reached."""
+        assert self._stopping is not None
+        factor, before = self._stopping.pace(), step_size.rate
+        after = step_size.scale(factor)
+        if before is not None and after is not None and before != after:
+            self._stopping.begin_stretch()
+            self.record.note(
+                f"step {self.state.global_step}: at the pace so far, utility would "
+                f"{'fall under its floor before' if factor < 1 else 'last well beyond where'} the target is "
+                f"reached, so the rate went from {before:.1e} to {after:.1e}"
+            )
+
+    def _retreat(self, step_size: AutomaticRate) -> None:
+        """Go back to the best weights, and on with smaller steps: the last ones went under the floor."""
+        assert self._stopping is not None
+        best = self._stopping.best
+        self._best.restore()
+        self._last_strength = None
+        self._step.extraction_strength = []  # of weights that are gone
+        rate = step_size.be_careful(RETREAT)
+        self._stopping.begin_stretch()
+        self.record.note(
+            f"step {self.state.global_step}: utility fell under its floor, so the weights of step "
+            f"{0 if best is None else best.step} were put back, and the rate was cut to {rate:.1e}"
+        )
+
+    def _recover(self) -> None:
+        """After several steps that were not finite: back to good weights, where there are any, and slower."""
+        self._best.restore()
+        self._last_strength = None
+        self._step.extraction_strength = []  # of weights that are gone
+        rate = cut_rate(self._step_size, self.optimizer, self.lr_scheduler, RETREAT)
+        best = None if self._stopping is None else self._stopping.best
+        back = "" if best is None else f", so the weights of step {best.step} were put back"
+        slower = "" if rate is None else f", and the rate was cut to {rate:.1e}"
+        broken = f"{self._skipped_in_a_row} steps in a row were not finite and were skipped"
+        text = broken if self._skipped_in_a_row >= CUT_AFTER_SKIPPED else "a weight was not finite"
+        self.record.note(f"step {self.state.global_step}: {text}{back}{slower}")
+
+    def _look(self) -> Decision | None:
+        assert self._stopping is not None
+        self._last_check = self.state.global_step
+        forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
+        return self._stopping.judge(self.state.global_step, forget, utility)
+
+    def _step_record(self) -> StepRecord:
+        step, gramian = self._step, self._step.gramian
+        return StepRecord(
+            step=self.state.global_step,
+            epoch=float(self.state.epoch or 0.0),
+            forget_loss=step.losses.get("forget"),
+            retain_loss=step.losses.get("retain"),
+            forget_norm=None if gramian is None else math.sqrt(float(gramian[FORGET, FORGET])),
+            retain_norm=None if gramian is None else math.sqrt(float(gramian[RETAIN, RETAIN])),
+            cosine=None if gramian is None else cosine(gramian),
+            weights=(step.weights.retain, step.weights.forget),
+            combined_norm=step.combined_norm,
+            learning_rate=step.rate,
+            retain_descent=step.descent.get("retain"),
+            forget_descent=step.descent.get("forget"),
+            changed=step.changed,
+            forget_extraction_strength=weighted_mean(step.extraction_strength),
+            seconds=time.monotonic() - step.started,
+            skipped=None if step.verdict is Verdict.STEP else step.verdict.value,
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Send the step's record along to callbacks and trackers, under the record's own names."""
+        if "loss" in logs:
+            logs = step_figures(self.record, self._stopping.checks if self._stopping else ()) | logs
+        super().log(logs, *args, **kwargs)
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Unlearn; afterwards the model is the best state found and ``record`` says how it came about."""
+        try:
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            self._conclude()
+        finally:
+            self._best.discard()
+        return result
+
+    def _conclude(self) -> None:
+        """Put the best weights back if the last ones are not they, and complete the record.
+
+        Raises:
+            RunError: a weight is not finite, and there are no good ones to go back to.
+        """
+        stopping = self._stopping
+        assert stopping is not None
+        sound = self._go_back_if_broken()
+        # a target met at the start is found out in the loop's first step, which changes nothing
+        step = 0 if self._step.verdict is Verdict.DONE else self.state.global_step
+        if sound and stopping.target is not None and self._last_check != step:
+            found = self._look()  # what is kept has been looked at
+            if self._decision is None and found is not None and found.code == "target":
+                self._decision = found
+        if self._decision is None:
+            whole = step == self.state.max_steps
+            done, stopped = f"all {step} steps asked for are done", f"stopped from outside after step {step}"
+            text = done if whole else stopped
+            self._decision = Decision("end", text)
+        kept = step
+        if not sound:
+            kept = 0 if stopping.best is None else stopping.best.step
+        elif stopping.target is not None and stopping.checks and not stopping.checks[-1].best:
+            best = stopping.best
+            self._best.restore()
+            kept = best.step if best is not None else 0
+        self.record.checks = [check.as_json() for check in stopping.checks]
+        self.record.after = self._survey()
+        forget = self.record.after["forget"]
+        target = stopping.target
+        self.record.stop = {
+            "code": self._decision.code,
+            "reason": self._decision.text,
+            "step": step,
+            "kept_step": kept,
+            "target": None if target is None else {"measure": target.measure, "value": target.value},
+            "target_source": None if target is None else target.source,
+            "target_met": None if target is None else target.met(forget),
+            "utility_floor": stopping.floor,
+        }
+        self._warn_of_vanishing_updates()
+        self.record.cost = {
+            "seconds": self.seconds,
+            "steps": step,
+            "skipped_steps": sum(entry.skipped == Verdict.NON_FINITE.value for entry in self.record.steps),
+            "peak_memory_gib": self.peak_memory,
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run so far, in s, that before a checkpoint it went on from included."""
+        return time.monotonic() - self._started
+
+    @property
+    def peak_memory(self) -> dict[str, float]:
+        """Peak memory of the run so far, in GiB, likewise."""
+        mine = peak_memory_gib()
+        return {name: max(peak, self._peak_before.get(name, 0.0)) for name, peak in mine.items()}
+
+    def _go_back_if_broken(self) -> bool:
+        """Put the best weights back where the present ones are not finite; return whether they were."""
+        if self.weights_are_finite():
+            return True
+        self._best.restore()
+        if not self.weights_are_finite():
+            raise RunError(
+                f"a weight is not finite after step {self.state.global_step}, and no good weights were kept "
+                "to go back to, so no model was saved; a smaller --lr, or the automatic one, may help"
+            )
+        self.record.note(f"step {self.state.global_step}: a weight was not finite, so the best were put back")
+        return False
+
+    def _warn_of_vanishing_updates(self) -> None:
+        changed = [entry.changed for entry in self.record.steps if entry.changed is not None]
+        if changed and sum(changed) / len(changed) < 0.5:
+            share = 100 * sum(changed) / len(changed)
+            self.record.note(
+                f"a step changed {share:.1f}% of the parameters on average: the others' updates were rounded "
+                "away. Use float32 weights, or an optimizer that rounds stochastically."
+            )
+
+    # ---- checkpoints ----
+
+    def save_more(self, folder: Path) -> None:
+        """Put into a checkpoint what this trainer has beyond transformers' own."""
+        unlearning_state.save(self, folder)
+
+    def find_checkpoint(self, asked: Any) -> Any:
+        """Return the folder to go on from, and keep this trainer's own state in it at hand."""
+        found = super().find_checkpoint(asked)
+        state = unlearning_state.read(Path(found)) if isinstance(found, str) else None
+        self._resumed = None if state is None else (Path(found), state)
+        return found
+
+    def note(self, text: str) -> None:
+        """Write a fallback to the record."""
+        self.record.note(text)
+
+
+def _pad_id(tokenizer: Any) -> int:
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return int(tokenizer.eos_token_id or 0)
+
+
+def _has_low_precision(model: nn.Module) -> bool:
+    return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters() if p.requires_grad)
+
+
+def _combined_norm(gramian: Gramian, weights: Weights) -> float:
+    """|d| from the Gramian: sqrt(w^T G w)."""
+    vector = torch.tensor(weights, dtype=torch.float64)
+    return math.sqrt(max(0.0, float(vector @ gramian @ vector)))
+
+
+def _named(task: Task, step: _StepState) -> str:
+    loss = step.losses.get(task)
+    return f"{task} {loss:.3f}" if loss is not None else f"{task} -"
