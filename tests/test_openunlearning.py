@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,15 @@ def test_other_split_other_size_and_missing_metric(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as error:
         of_summary.forget_truth_ratios(40, "forget01")
     assert "has no truth ratios" in only_fault(error)
+
+
+def test_a_log_of_as_many_items_serves_a_forget_set_that_was_thinned(tmp_path: Path) -> None:
+    reference = read_reference(written(tmp_path, tofu_log(0, forget=40)))
+    assert reference.split == "forget01"  # by its size alone
+    assert len(reference.forget_truth_ratios(40, "forget05")) == 40
+    with pytest.raises(RequestError) as error:
+        replace(reference, forget_sha256="0" * 64).forget_truth_ratios(40, "forget05")
+    assert "was evaluated on forget01, not on forget05" in only_fault(error)
 
 
 # --- files that cannot be used ---------------------------------------------------------------------------
