@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -295,9 +295,10 @@ class _Workers:
                 meter.advance(len(jobs) - len(todo))
                 try:
                     for group in (ordered, rest):  # what others compare with comes first
-                        for job in pool.map(self._one, group):
-                            meter.advance(1, job.outcome.name)
+                        for done in as_completed([pool.submit(self._one, job) for job in group]):
+                            meter.advance(1, done.result().outcome.name)
                 except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
                     self._stop()
                     raise
         for job in jobs:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,30 +40,27 @@ from ngdiff.evaluation.teacher_forced import (
 )
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.logprobs import LabelledTokens
-from ngdiff.record import RunRecord, StepRecord
+from ngdiff.record import RunRecord
 from ngdiff.settings.config import UnlearningConfig
-from ngdiff.steps.gradients import FORGET, RETAIN, GradientPair, Gramian, Task, Weights, cosine
-from ngdiff.steps.stepsize import AutomaticRate, FixedRate, Probe, cut_rate
+from ngdiff.steps.gradients import GradientPair, Task, Weights
+from ngdiff.steps.stepsize import AutomaticRate, FixedRate
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.trackers import step_figures
 from ngdiff.training import distribution, unlearning_state
+from ngdiff.training.checks import after_step
 from ngdiff.training.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
-from ngdiff.training.distribution import Weighted, weighted_mean
+from ngdiff.training.conclusion import conclude
 from ngdiff.training.durable import DurableTrainer
 from ngdiff.training.never_seen import never_seen_examples
 from ngdiff.training.parallel import looking, no_exchange, shared, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.training.probe_loss import ProbeLoss
+from ngdiff.training.step_state import StepState, combined_norm
 from ngdiff.training.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
 
-MOST_SKIPPED_IN_A_ROW = 5
-CUT_AFTER_SKIPPED = 3
-CHECKS_APART = 2
 PROBE_SHARE = 0.75
 """Retain examples of a probe, as a share of a step's: three passes forward cost under 5% of ten steps."""
-RETREAT = 4.0
-"""By what the automatic rate is divided when a check finds utility under its floor."""
 TASKS: tuple[Task, Task] = ("forget", "retain")
 
 
@@ -91,35 +87,8 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         self._owner()._after_update()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._owner()._after_step() is not None:
+        if after_step(self._owner()) is not None:
             control.should_training_stop = True
-
-
-class _StepState:
-    """What one optimizer step gathers over its micro-batches."""
-
-    def __init__(self, counts: dict[Task, int], retain_rows: set[int]) -> None:
-        self.counts, self.retain_rows = counts, retain_rows
-        self.losses: dict[Task, float] = {}
-        self.extraction_strength: Weighted = []
-        self.forget_nll: Weighted = []
-        self.absent = False
-        self.gramian: Gramian | None = None
-        self.weights = Weights(0.0, 0.0)
-        self.combined_norm: float | None = None
-        self.verdict = Verdict.STEP
-        self.probe: Probe | None = None
-        self.sampled: dict[Task, list[Tensor]] = {}
-        self.descent: dict[Task, float] = {}
-        self.changed: float | None = None
-        self.rate = 0.0
-        self.started = time.monotonic()
-
-    def complete(self, device: torch.device) -> None:
-        """Complete over all processes what each gathered over its micro-batches."""
-        if process_count() > 1:
-            means = [self.extraction_strength, self.forget_nll]
-            self.extraction_strength, self.forget_nll = distribution.completed(self.losses, means, device)
 
 
 class UnlearningTrainer(DurableTrainer):
@@ -207,7 +176,7 @@ class UnlearningTrainer(DurableTrainer):
         distribution.check(self)
         self._pair: GradientPair | None = None
         self._step_size: AutomaticRate | FixedRate = FixedRate()
-        self._step = _StepState({"forget": 0, "retain": 0}, set())
+        self._step = StepState({"forget": 0, "retain": 0}, set())
         self._stopping: StoppingRule | None = None
         self._decision: Decision | None = None
         self._skipped_in_a_row = 0
@@ -263,7 +232,7 @@ class UnlearningTrainer(DurableTrainer):
         for task in TASKS:
             mine = sum(self._losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
             counts[task] = int(summed(torch.tensor(mine, device=device)))
-        self._step = _StepState(counts, self._retain_rows_of_step())
+        self._step = StepState(counts, self._retain_rows_of_step())
         if self._pair is not None:
             self._pair.clear()
         return batches, None
@@ -382,7 +351,7 @@ class UnlearningTrainer(DurableTrainer):
                 self._pair.combine_each(self._rule_row.per_coordinate)
                 return
             self._pair.combine(self._step.weights)
-            self._step.combined_norm = _combined_norm(gramian, self._step.weights)
+            self._step.combined_norm = combined_norm(gramian, self._step.weights)
 
     def _global_losses(self) -> Losses | None:
         """Return the losses over all processes' batches, where the rule asks for them."""
@@ -555,129 +524,6 @@ class UnlearningTrainer(DurableTrainer):
 
             return shared(examples, score)
 
-    def _after_step(self) -> Decision | None:
-        """Record the step, check if it is time, and return why to stop, if so."""
-        step = self._step
-        if step.verdict is Verdict.STATIONARY:
-            self._decision = Decision("stationary", "both gradients are zero: nothing is left to change")
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if step.verdict is Verdict.NON_FINITE else 0
-        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            text = f"the gradients were not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row"
-            self._decision = Decision("non-finite", text)
-        elif self._skipped_in_a_row == CUT_AFTER_SKIPPED:
-            self._recover()
-        strength = weighted_mean(step.extraction_strength)
-        if self._decision is None and self._check_is_due(strength):
-            self._check()
-        self._last_strength = weighted_mean(step.extraction_strength)
-        self.record.steps.append(replace(self._step_record(), forget_extraction_strength=strength))
-        rate = f"lr {step.rate:.1e}"
-        seen = "" if strength is None else f", forget extraction {strength:.2f}"
-        self.state.progress_note = f"{_named('forget', step)}, {_named('retain', step)}, {rate}{seen}"
-        return self._decision
-
-    def _check_is_due(self, strength: float | None) -> bool:
-        if self._stopping is None or self._stopping.target is None:
-            return False
-        since = self.state.global_step - self._last_check
-        if since >= self.args.check_every:
-            return True
-        strengths = [value for value in (self._last_strength, strength) if value is not None]
-        if since < CHECKS_APART or not strengths:
-            return False
-        mean = sum(strengths) / len(strengths)
-        cheap = {"extraction_strength": mean, "exact_memorisation": mean}
-        nll = weighted_mean(self._step.forget_nll)
-        if nll is not None:
-            cheap |= {"nll": nll, "probability": math.exp(-nll)}
-        return self._stopping.target.within_reach(cheap)
-
-    def _check(self) -> None:
-        if not self.weights_are_finite():
-            self._recover()
-            return
-        self._decision = self._look()
-        assert self._stopping is not None
-        if self._decision is not None:
-            return
-        check = self._stopping.checks[-1]
-        if check.best:
-            self._best.save()
-        if isinstance(self._step_size, AutomaticRate):
-            if not check.above_floor:
-                self._decision = self._stopping.spent()
-                if self._decision is None:
-                    self._retreat(self._step_size)
-            elif check.best:
-                self._keep_pace(self._step_size)
-
-    def _keep_pace(self, step_size: AutomaticRate) -> None:
-        """Take shorter or longer steps, so that utility lasts until the target is reached."""
-        assert self._stopping is not None
-        factor, before = self._stopping.pace(), step_size.rate
-        after = step_size.scale(factor)
-        if before is not None and after is not None and before != after:
-            self._stopping.begin_stretch()
-            self.record.note(
-                f"step {self.state.global_step}: at the pace so far, utility would "
-                f"{'fall under its floor before' if factor < 1 else 'last well beyond where'} the target is "
-                f"reached, so the rate went from {before:.1e} to {after:.1e}"
-            )
-
-    def _retreat(self, step_size: AutomaticRate) -> None:
-        """Go back to the best weights, and on with smaller steps: the last ones went under the floor."""
-        assert self._stopping is not None
-        best = self._stopping.best
-        self._best.restore()
-        self._last_strength = None
-        self._step.extraction_strength = []  # of weights that are gone
-        rate = step_size.be_careful(RETREAT)
-        self._stopping.begin_stretch()
-        self.record.note(
-            f"step {self.state.global_step}: utility fell under its floor, so the weights of step "
-            f"{0 if best is None else best.step} were put back, and the rate was cut to {rate:.1e}"
-        )
-
-    def _recover(self) -> None:
-        """After several steps that were not finite: back to good weights, where there are any, and slower."""
-        self._best.restore()
-        self._last_strength = None
-        self._step.extraction_strength = []  # of weights that are gone
-        rate = cut_rate(self._step_size, self.optimizer, self.lr_scheduler, RETREAT)
-        best = None if self._stopping is None else self._stopping.best
-        back = "" if best is None else f", so the weights of step {best.step} were put back"
-        slower = "" if rate is None else f", and the rate was cut to {rate:.1e}"
-        broken = f"{self._skipped_in_a_row} steps in a row were not finite and were skipped"
-        text = broken if self._skipped_in_a_row >= CUT_AFTER_SKIPPED else "a weight was not finite"
-        self.record.note(f"step {self.state.global_step}: {text}{back}{slower}")
-
-    def _look(self) -> Decision | None:
-        assert self._stopping is not None
-        self._last_check = self.state.global_step
-        forget, utility = self._figures(self._checked_forget()), self._figures(self._held_out)
-        return self._stopping.judge(self.state.global_step, forget, utility)
-
-    def _step_record(self) -> StepRecord:
-        step, gramian = self._step, self._step.gramian
-        return StepRecord(
-            step=self.state.global_step,
-            epoch=float(self.state.epoch or 0.0),
-            forget_loss=step.losses.get("forget"),
-            retain_loss=step.losses.get("retain"),
-            forget_norm=None if gramian is None else math.sqrt(float(gramian[FORGET, FORGET])),
-            retain_norm=None if gramian is None else math.sqrt(float(gramian[RETAIN, RETAIN])),
-            cosine=None if gramian is None else cosine(gramian),
-            weights=(step.weights.retain, step.weights.forget),
-            combined_norm=step.combined_norm,
-            learning_rate=step.rate,
-            retain_descent=step.descent.get("retain"),
-            forget_descent=step.descent.get("forget"),
-            changed=step.changed,
-            forget_extraction_strength=weighted_mean(step.extraction_strength),
-            seconds=time.monotonic() - step.started,
-            skipped=None if step.verdict is Verdict.STEP else step.verdict.value,
-        )
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Send the step's record along to callbacks and trackers, under the record's own names."""
         if "loss" in logs:
@@ -688,59 +534,10 @@ class UnlearningTrainer(DurableTrainer):
         """Unlearn; afterwards the model is the best state found and ``record`` says how it came about."""
         try:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-            self._conclude()
+            conclude(self)
         finally:
             self._best.discard()
         return result
-
-    def _conclude(self) -> None:
-        """Put the best weights back if the last ones are not they, and complete the record.
-
-        Raises:
-            RunError: a weight is not finite, and there are no good ones to go back to.
-        """
-        stopping = self._stopping
-        assert stopping is not None
-        sound = self._go_back_if_broken()
-        # a target met at the start is found out in the loop's first step, which changes nothing
-        step = 0 if self._step.verdict is Verdict.DONE else self.state.global_step
-        if sound and stopping.target is not None and self._last_check != step:
-            found = self._look()  # what is kept has been looked at
-            if self._decision is None and found is not None and found.code == "target":
-                self._decision = found
-        if self._decision is None:
-            whole = step == self.state.max_steps
-            done, stopped = f"all {step} steps asked for are done", f"stopped from outside after step {step}"
-            text = done if whole else stopped
-            self._decision = Decision("end", text)
-        kept = step
-        if not sound:
-            kept = 0 if stopping.best is None else stopping.best.step
-        elif stopping.target is not None and stopping.checks and not stopping.checks[-1].best:
-            best = stopping.best
-            self._best.restore()
-            kept = best.step if best is not None else 0
-        self.record.checks = [check.as_json() for check in stopping.checks]
-        self.record.after = self._survey()
-        forget = self.record.after["forget"]
-        target = stopping.target
-        self.record.stop = {
-            "code": self._decision.code,
-            "reason": self._decision.text,
-            "step": step,
-            "kept_step": kept,
-            "target": None if target is None else {"measure": target.measure, "value": target.value},
-            "target_source": None if target is None else target.source,
-            "target_met": None if target is None else target.met(forget),
-            "utility_floor": stopping.floor,
-        }
-        self._warn_of_vanishing_updates()
-        self.record.cost = {
-            "seconds": self.seconds,
-            "steps": step,
-            "skipped_steps": sum(entry.skipped == Verdict.NON_FINITE.value for entry in self.record.steps),
-            "peak_memory_gib": self.peak_memory,
-        }
 
     @property
     def seconds(self) -> float:
@@ -752,28 +549,6 @@ class UnlearningTrainer(DurableTrainer):
         """Peak memory of the run so far, in GiB, likewise."""
         mine = peak_memory_gib()
         return {name: max(peak, self._peak_before.get(name, 0.0)) for name, peak in mine.items()}
-
-    def _go_back_if_broken(self) -> bool:
-        """Put the best weights back where the present ones are not finite; return whether they were."""
-        if self.weights_are_finite():
-            return True
-        self._best.restore()
-        if not self.weights_are_finite():
-            raise RunError(
-                f"a weight is not finite after step {self.state.global_step}, and no good weights were kept "
-                "to go back to, so no model was saved; a smaller --lr, or the automatic one, may help"
-            )
-        self.record.note(f"step {self.state.global_step}: a weight was not finite, so the best were put back")
-        return False
-
-    def _warn_of_vanishing_updates(self) -> None:
-        changed = [entry.changed for entry in self.record.steps if entry.changed is not None]
-        if changed and sum(changed) / len(changed) < 0.5:
-            share = 100 * sum(changed) / len(changed)
-            self.record.note(
-                f"a step changed {share:.1f}% of the parameters on average: the others' updates were rounded "
-                "away. Use float32 weights, or an optimizer that rounds stochastically."
-            )
 
     # ---- checkpoints ----
 
@@ -801,14 +576,3 @@ def _pad_id(tokenizer: Any) -> int:
 
 def _has_low_precision(model: nn.Module) -> bool:
     return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters() if p.requires_grad)
-
-
-def _combined_norm(gramian: Gramian, weights: Weights) -> float:
-    """|d| from the Gramian: sqrt(w^T G w)."""
-    vector = torch.tensor(weights, dtype=torch.float64)
-    return math.sqrt(max(0.0, float(vector @ gramian @ vector)))
-
-
-def _named(task: Task, step: _StepState) -> str:
-    loss = step.losses.get(task)
-    return f"{task} {loss:.3f}" if loss is not None else f"{task} -"

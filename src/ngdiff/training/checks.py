@@ -1,0 +1,135 @@
+"""an unlearning trainer between two steps -> go on, at another pace, from better weights, or stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ngdiff.steps.stepsize import AutomaticRate, cut_rate
+from ngdiff.steps.weighting import Verdict
+from ngdiff.training.distribution import weighted_mean
+from ngdiff.training.stopping import Decision
+
+if TYPE_CHECKING:
+    from ngdiff.training.trainer import UnlearningTrainer
+
+MOST_SKIPPED_IN_A_ROW = 5
+CUT_AFTER_SKIPPED = 3
+CHECKS_APART = 2
+"""Least steps between two checks, however near the target the steps' own batches look."""
+RETREAT = 4.0
+"""By what the rate is divided when a check finds utility under its floor."""
+
+
+def after_step(trainer: UnlearningTrainer) -> Decision | None:
+    """Record the step, check if it is time, and return why to stop, if so."""
+    step = trainer._step
+    if step.verdict is Verdict.STATIONARY:
+        trainer._decision = Decision("stationary", "both gradients are zero: nothing is left to change")
+    trainer._skipped_in_a_row = trainer._skipped_in_a_row + 1 if step.verdict is Verdict.NON_FINITE else 0
+    if trainer._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+        text = f"the gradients were not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row"
+        trainer._decision = Decision("non-finite", text)
+    elif trainer._skipped_in_a_row == CUT_AFTER_SKIPPED:
+        _recover(trainer)
+    strength = weighted_mean(step.extraction_strength)
+    if trainer._decision is None and _is_due(trainer, strength):
+        _check(trainer)
+    trainer._last_strength = weighted_mean(step.extraction_strength)
+    entry = step.as_record(trainer.state.global_step, float(trainer.state.epoch or 0.0))
+    trainer.record.steps.append(replace(entry, forget_extraction_strength=strength))
+    rate = f"lr {step.rate:.1e}"
+    seen = "" if strength is None else f", forget extraction {strength:.2f}"
+    trainer.state.progress_note = f"{step.named('forget')}, {step.named('retain')}, {rate}{seen}"
+    return trainer._decision
+
+
+def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
+    """Say whether a check is due, or whether the steps' own batches say that the target is near."""
+    if trainer._stopping is None or trainer._stopping.target is None:
+        return False
+    since = trainer.state.global_step - trainer._last_check
+    if since >= trainer.args.check_every:
+        return True
+    strengths = [value for value in (trainer._last_strength, strength) if value is not None]
+    if since < CHECKS_APART or not strengths:
+        return False
+    mean = sum(strengths) / len(strengths)
+    cheap = {"extraction_strength": mean, "exact_memorisation": mean}
+    nll = weighted_mean(trainer._step.forget_nll)
+    if nll is not None:
+        cheap |= {"nll": nll, "probability": math.exp(-nll)}
+    return trainer._stopping.target.within_reach(cheap)
+
+
+def _check(trainer: UnlearningTrainer) -> None:
+    """Look, and act on it: keep the best weights, keep the pace, or go back."""
+    if not trainer.weights_are_finite():
+        _recover(trainer)
+        return
+    trainer._decision = look(trainer)
+    assert trainer._stopping is not None
+    if trainer._decision is not None:
+        return
+    check = trainer._stopping.checks[-1]
+    if check.best:
+        trainer._best.save()
+    if isinstance(trainer._step_size, AutomaticRate):
+        if not check.above_floor:
+            trainer._decision = trainer._stopping.spent()
+            if trainer._decision is None:
+                _retreat(trainer, trainer._step_size)
+        elif check.best:
+            _keep_pace(trainer, trainer._step_size)
+
+
+def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
+    """Take shorter or longer steps, so that utility lasts until the target is reached."""
+    assert trainer._stopping is not None
+    factor, before = trainer._stopping.pace(), step_size.rate
+    after = step_size.scale(factor)
+    if before is not None and after is not None and before != after:
+        trainer._stopping.begin_stretch()
+        trainer.record.note(
+            f"step {trainer.state.global_step}: at the pace so far, utility would "
+            f"{'fall under its floor before' if factor < 1 else 'last well beyond where'} the target is "
+            f"reached, so the rate went from {before:.1e} to {after:.1e}"
+        )
+
+
+def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
+    """Go back to the best weights, and on with smaller steps: the last ones went under the floor."""
+    assert trainer._stopping is not None
+    best = trainer._stopping.best
+    trainer._best.restore()
+    trainer._last_strength = None
+    trainer._step.extraction_strength = []  # of weights that are gone
+    rate = step_size.be_careful(RETREAT)
+    trainer._stopping.begin_stretch()
+    trainer.record.note(
+        f"step {trainer.state.global_step}: utility fell under its floor, so the weights of step "
+        f"{0 if best is None else best.step} were put back, and the rate was cut to {rate:.1e}"
+    )
+
+
+def _recover(trainer: UnlearningTrainer) -> None:
+    """After several steps that were not finite: back to good weights, where there are any, and slower."""
+    trainer._best.restore()
+    trainer._last_strength = None
+    trainer._step.extraction_strength = []  # of weights that are gone
+    rate = cut_rate(trainer._step_size, trainer.optimizer, trainer.lr_scheduler, RETREAT)
+    best = None if trainer._stopping is None else trainer._stopping.best
+    back = "" if best is None else f", so the weights of step {best.step} were put back"
+    slower = "" if rate is None else f", and the rate was cut to {rate:.1e}"
+    broken = f"{trainer._skipped_in_a_row} steps in a row were not finite and were skipped"
+    text = broken if trainer._skipped_in_a_row >= CUT_AFTER_SKIPPED else "a weight was not finite"
+    trainer.record.note(f"step {trainer.state.global_step}: {text}{back}{slower}")
+
+
+def look(trainer: UnlearningTrainer) -> Decision | None:
+    """Measure the forget set and the held-out retain examples, and return why to stop, if so."""
+    assert trainer._stopping is not None
+    trainer._last_check = trainer.state.global_step
+    forget, utility = trainer._figures(trainer._checked_forget()), trainer._figures(trainer._held_out)
+    return trainer._stopping.judge(trainer.state.global_step, forget, utility)
