@@ -44,7 +44,7 @@ def measure(setting: Setting, args: argparse.Namespace) -> dict[str, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ngdiff.finetune import with_lora
+    from ngdiff.models.adapters import with_lora
     from ngdiff.steps.gradients import GradientPair
     from ngdiff.steps.weighting import make_rule
     from ngdiff.system.environment import peak_memory_gib

@@ -23,7 +23,7 @@ from ngdiff.data.batching import (
 )
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.finetune import LengthGroupedOrder
+from ngdiff.training.finetuning import LengthGroupedOrder
 
 EOS = 1
 

@@ -17,8 +17,8 @@ import ngdiff.training.trainer
 from commandline import Cli, make_cli
 from measured_memory import LiveBytes
 from ngdiff import UnlearningConfig, UnlearningTrainer
-from ngdiff.finetune import with_lora
 from ngdiff.methods import METHODS
+from ngdiff.models.adapters import with_lora
 from ngdiff.planning.fit import Estimator, builder, savings, with_method
 from ngdiff.planning.memory import (
     GIB,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ngdiff.finetune import with_lora
+from ngdiff.models.adapters import with_lora
 from ngdiff.training.parameters import BestWeights, ChangeMeter
 from tiny import tiny_llama
 

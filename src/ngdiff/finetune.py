@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Sampler
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments
 
-from ngdiff.data.batching import ABSENT, Batch, collate, permutation
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import data_hash, to_examples
-from ngdiff.data.sharing import loader
-from ngdiff.data.sources import read_rows, source_path
+from ngdiff.data.sources import local_sources, read_rows
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.distributed import is_main, process_count
 from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers, summarise
-from ngdiff.losses import nll
+from ngdiff.models.adapters import with_lora
 from ngdiff.models.loading import (
     ModelSource,
     Precision,
@@ -32,137 +26,23 @@ from ngdiff.models.loading import (
     check_causal,
     check_precision,
     load_model,
-    load_tokenizer,
     resolve_model,
+    tokenizer_of,
     vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.models.logprobs import count_labelled, labelled_tokens
 from ngdiff.models.saving import SAVE_MINUTES, write_result
 from ngdiff.settings.config import checkpointing, minutes_fault, positive_fault, seed_fault
 from ngdiff.system.environment import machine, peak_memory_gib, versions, weights_hash
-from ngdiff.system.output import check_output, holds_faults, same_folder, write_json
+from ngdiff.system.output import check_output, holds_faults, same_folder
 from ngdiff.system.progress import Meter, working
 from ngdiff.training.callbacks import ProgressCallback
-from ngdiff.training.checkpoints import step_of
-from ngdiff.training.distribution import check_sharding, share_steps
-from ngdiff.training.durable import DurableTrainer
-from ngdiff.training.parallel import by_main, from_main, joined, looking, on_all, raise_faults, shared, summed
+from ngdiff.training.finetuning import FinetuneTrainer
+from ngdiff.training.parallel import by_main, from_main, joined, looking, on_all, raise_faults, shared
 from ngdiff.training.signals import wish_to_stop
 from ngdiff.training.unfinished import Asked, Workplace
 
 SCORED_AT_THE_END = 200
-STATE_FILE = "finetuning_state.json"
-
-
-class _Examples(Dataset[EncodedExample]):
-    def __init__(self, examples: Sequence[EncodedExample]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> EncodedExample:
-        return self.examples[index]
-
-
-class LengthGroupedOrder(Sampler[int]):
-    """A new random order each epoch in which neighbours have similar lengths, so that little is padding."""
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, span: int = 16) -> None:
-        self.lengths, self.batch_size, self.seed, self.span = lengths, batch_size, seed, span
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        order = permutation(len(self), self.seed, self.epoch)
-        window = self.batch_size * self.span
-        for start in range(0, len(order), window):
-            mine = sorted(order[start : start + window], key=lambda i: self.lengths[i])
-            batches = [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
-            # a short batch stays last: moved inside, it would shift every batch behind it
-            full = len(batches) - (len(batches[-1]) < self.batch_size)
-            shuffled = permutation(full, self.seed + 1, self.epoch * 7919 + start)
-            for index in [*shuffled, *range(full, len(batches))]:
-                yield from batches[index]
-
-
-class FinetuneTrainer(DurableTrainer):
-    """Minimises the mean NLL of the labelled tokens over the whole accumulated batch."""
-
-    loss_is_scaled_for_ga = True
-
-    def __init__(
-        self, model: nn.Module, args: TrainingArguments, examples: Sequence[EncodedExample], **kwargs: Any
-    ) -> None:
-        self.notes: list[str] = []
-        self._started = time.monotonic()
-        pad_id = kwargs["processing_class"].pad_token_id
-        args.remove_unused_columns = False
-        self._shares = shares = share_steps(args)
-
-        def collate_share(rows: Sequence[EncodedExample]) -> Batch:
-            if rows:
-                return collate(rows, pad_id)
-            return {**collate(examples[:1], pad_id), ABSENT: torch.ones(1)}
-
-        super().__init__(
-            model=model, args=args, train_dataset=_Examples(examples), data_collator=collate_share, **kwargs
-        )
-        check_sharding(self)
-        self._order = LengthGroupedOrder([len(e.input_ids) for e in examples], shares.examples, args.seed)
-
-    def get_train_dataloader(self) -> Any:
-        """Return this process's share of every step's examples."""
-        return loader(self, self.train_dataset, self._order, self._shares)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], int]:
-        """Take the micro-batches of one step and count their labelled tokens together, over all processes."""
-        if self.no_more_steps:
-            return [], 0
-        batches = list(islice(epoch_iterator, num_batches))
-        mine = sum(count_labelled(batch) for batch in batches if ABSENT not in batch)
-        return batches, int(summed(torch.tensor(mine, device=device)))
-
-    def note(self, text: str) -> None:
-        """Write a fallback down, for the record."""
-        self.notes.append(text)
-
-    def save_more(self, folder: Path) -> None:
-        """Put notes and time into a checkpoint; the rest is transformers', or follows from the step."""
-        if self.args.should_save:
-            write_json({"notes": self.notes, "seconds": self.seconds}, folder / STATE_FILE)
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock time of the run so far, in s, that before a checkpoint it went on from included."""
-        return time.monotonic() - self._started
-
-    def find_checkpoint(self, asked: Any) -> Any:
-        """Return the folder to go on from, having taken up its notes."""
-        found = super().find_checkpoint(asked)
-        if isinstance(found, str):
-            earlier = json.loads((Path(found) / STATE_FILE).read_text(encoding="utf-8"))
-            self._started -= earlier["seconds"]
-            self.notes = [*earlier["notes"], *self.notes, f"resumed at step {step_of(Path(found))}"]
-        return found
-
-    def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return this micro-batch's share of the step's mean NLL."""
-        factor = 0 if ABSENT in inputs else self.accelerator.num_processes
-        loss: Any = nll(labelled_tokens(model, inputs)) / num_items_in_batch * factor
-        self.state.progress_note = f"loss {float(loss.detach()):.3f}"
-        return loss
 
 
 @dataclass(frozen=True)
@@ -305,24 +185,6 @@ def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedEx
     return source, tokenizer, examples
 
 
-def tokenizer_of(source: ModelSource | None, faults: list[Fault]) -> Any:
-    """Load the tokenizer of a model that was found, or add to the faults why it cannot be read."""
-    if source is None:
-        return None
-    try:
-        return load_tokenizer(source)
-    except RequestError as error:
-        faults += error.faults
-        return None
-
-
-def local_sources(named: Mapping[str, Sequence[str]], tofu_dir: Path | None) -> list[tuple[str, str]]:
-    """Return setting and path of all files and folders that sources read."""
-    found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
-    folder = [] if tofu_dir is None else [("--tofu-dir", str(tofu_dir))]
-    return [(flag, path) for flag, path in found if path is not None] + folder
-
-
 def _setting_faults(request: FinetuneRequest) -> list[Fault]:
     faults: list[Fault] = []
     try:
@@ -336,18 +198,6 @@ def _setting_faults(request: FinetuneRequest) -> list[Fault]:
         minutes_fault(request.save_minutes),
     )
     return faults + [fault for fault in found if fault is not None]
-
-
-def with_lora(model: nn.Module, seed: int = 0, rank: int = 16) -> Any:
-    """Wrap a model so that only LoRA adapters on its linear layers train (alpha = 2 * rank, no dropout)."""
-    from peft import LoraConfig, get_peft_model
-
-    set_seed(seed)  # adapters begin at random
-
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, config)
 
 
 def _trainer(

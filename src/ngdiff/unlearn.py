@@ -15,11 +15,11 @@ from ngdiff.data.alternatives import alternative_faults
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sharing import examples_of_a_step
-from ngdiff.data.sources import read_rows
+from ngdiff.data.sources import local_sources, read_rows
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.distributed import is_main
-from ngdiff.finetune import local_sources, tokenizer_of, with_lora
 from ngdiff.losses import LOSSES
+from ngdiff.models.adapters import with_lora
 from ngdiff.models.card import CARD, model_card
 from ngdiff.models.loading import (
     ModelSource,
@@ -31,6 +31,7 @@ from ngdiff.models.loading import (
     load_quantised,
     quantisation_faults,
     resolve_model,
+    tokenizer_of,
     vocabulary_faults,
     weights_bytes,
 )

@@ -22,9 +22,9 @@ from ngdiff.audits.subject import Context, Subject, measure, scratch_folder
 from ngdiff.data.batching import permutation
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example
-from ngdiff.finetune import FinetuneTrainer
 from ngdiff.system.environment import weights_hash
 from ngdiff.training.callbacks import ProgressCallback
+from ngdiff.training.finetuning import FinetuneTrainer
 
 WHOLE, HALF = "all of it", "half of it, the rest tested"
 

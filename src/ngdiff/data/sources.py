@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,3 +200,10 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
     if not rows:
         return [], [Fault(where, f"{source}@{split} is empty", "Choose another split")]
     return rows, []
+
+
+def local_sources(named: Mapping[str, Sequence[str]], tofu_dir: Path | None) -> list[tuple[str, str]]:
+    """Return setting and path of all files and folders that sources read."""
+    found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
+    folder = [] if tofu_dir is None else [("--tofu-dir", str(tofu_dir))]
+    return [(flag, path) for flag, path in found if path is not None] + folder

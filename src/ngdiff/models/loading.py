@@ -467,3 +467,14 @@ def check_precision(name: str) -> Precision:
         if name == known:
             return known  # type: ignore[no-any-return]
     raise RequestError(unknown_name("--precision", "precision", name, get_args(Precision)))
+
+
+def tokenizer_of(source: ModelSource | None, faults: list[Fault]) -> Any:
+    """Load the tokenizer of a model that was found, or add to the faults why it cannot be read."""
+    if source is None:
+        return None
+    try:
+        return load_tokenizer(source)
+    except RequestError as error:
+        faults += error.faults
+        return None

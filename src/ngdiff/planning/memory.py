@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ngdiff.finetune import with_lora
 from ngdiff.losses import LOSSES, Loss
+from ngdiff.models.adapters import with_lora
 from ngdiff.models.logprobs import LabelledTokens, output_head
 
 GIB = 2**30
