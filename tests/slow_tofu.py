@@ -55,18 +55,19 @@ def look(model: Any, tokenizer: Any, question: str, answer: str) -> Slow:
         z_scores.append(float(((row[label] - mean) / deviation).detach()))
         right.append(int(row.argmax()) == label)
     loss = -torch.stack(chosen).mean()
-    loss.backward()
-    squares = sum(float(q.grad.double().square().sum()) for q in model.parameters() if q.grad is not None)
+    right = right[:-1]  # the end of the turn counts for losses only
+    (-torch.stack(chosen[:-1]).mean()).backward()
+    norms = [math.sqrt(float(q.grad.double().square().sum())) for q in model.parameters()]
     model.zero_grad(set_to_none=True)
     strength = next((1 - k / len(right) for k in range(len(right)) if all(right[k:])), 0.0)
-    exact = sum(right[:-1]) / (len(right) - 1)
+    exact = sum(right) / len(right)
     return Slow(
         float(loss.detach()),
         strength,
         exact,
-        [float(v.detach()) for v in chosen],
-        z_scores,
-        math.sqrt(squares),
+        [float(v.detach()) for v in chosen[:-1]],
+        z_scores[:-1],
+        sum(norms) / len(norms),
     )
 
 

@@ -109,6 +109,19 @@ def test_a_reference_given_in_three_ways(place: Path, tmp_path: Path) -> None:
     assert leaks == pytest.approx([leaks[0]] * 3)
 
 
+def test_nothing_is_compared_across_definitions(place: Path, tmp_path: Path) -> None:
+    retrained = tmp_path / "retrained.json"
+    evaluate(tofu_request(place, retrained, model=str(place / "retrained")))
+    content = json.loads(retrained.read_text(encoding="utf-8"))
+    content["figures"]["forget.membership.min_k"]["metric_version"] = 1
+    retrained.write_text(json.dumps(content), encoding="utf-8")
+    found = evaluate(tofu_request(place, tmp_path / "new.json", reference=str(retrained)))
+    assert found.figures["privleak"].value is None and found.figures["forget_quality"].value is not None
+    again = read_result(retrained)
+    assert again.figures["forget.membership.min_k"].outdated == 1
+    assert again.as_json()["figures"]["forget.membership.min_k"]["metric_version"] == 1
+
+
 def test_own_data_is_measured_as_tofu_is(place: Path, tmp_path: Path) -> None:
     tofu = evaluate(tofu_request(place, tmp_path / "tofu.json", reference=str(place / "retrained")))
     holdout = (str(place / "holdout.jsonl"),)

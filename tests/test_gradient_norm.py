@@ -86,16 +86,18 @@ MODELS = {
 
 
 def slow_norms(model: Any) -> list[float]:
+    """One backward pass an example, its last token left out; the mean over parameters of their norms."""
     norms = []
     model.eval()
     for one in EXAMPLES:
         model.zero_grad(set_to_none=True)
-        model(**collate([one], 0)).loss.backward()
-        norms.append(
-            math.sqrt(
-                sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None)
-            )
-        )
+        batch = collate([one], 0)
+        labelled = (batch["labels"][0] != IGNORED).nonzero().squeeze(1)
+        if len(labelled) > 1:
+            batch["labels"][0, labelled[-1]] = IGNORED
+        model(**batch).loss.backward()
+        found = [math.sqrt(float(p.grad.double().square().sum())) for p in model.parameters()]
+        norms.append(sum(found) / len(found))
     model.zero_grad(set_to_none=True)
     return norms
 

@@ -24,8 +24,12 @@ def test_by_hand() -> None:
     text = "a text that is compressed " * 3
     assert ATTACKS["loss"](one, text) == pytest.approx(-10.5 / 5)
     assert ATTACKS["zlib"](one, text) == pytest.approx(-2.1 / len(zlib.compress(text.encode())))
-    assert ATTACKS["min_k"](one, text) == pytest.approx((-4 - 3) / 2)  # 40% of five tokens are two
-    assert ATTACKS["min_k_plus_plus"](one, text) == pytest.approx((-2 - 1) / 2)
+    assert ATTACKS["min_k"](one, text) == -4  # 40% of four tokens are one: the last is left out
+    assert ATTACKS["min_k_plus_plus"](one, text) == -2
+    longer = score([-1.0, -4.0, -2.0, -3.0, -0.5, -9.0], [0.5, -2.0, 0.0, -1.0, 1.0, -9.0])
+    assert ATTACKS["min_k"](longer, text) == pytest.approx((-4 - 3) / 2)
+    assert ATTACKS["min_k_plus_plus"](longer, text) == pytest.approx((-2 - 1) / 2)
+    assert ATTACKS["min_k"](score([-3.0]), text) == -3
 
 
 @pytest.mark.parametrize(("count", "kept"), [(1, 1), (2, 1), (4, 1), (5, 2), (7, 2), (8, 3), (10, 4)])

@@ -67,6 +67,7 @@ def token_log_probs(model: Any, ids: list[int]) -> list[float]:
 
 
 def min_k(values: list[float]) -> float:
+    values = values[:-1]  # as OpenUnlearning, which takes the last for the end of a turn
     lowest = sorted(values)[: max(1, int(len(values) * 0.4))]
     return sum(lowest) / len(lowest)
 
@@ -90,11 +91,11 @@ def memorisation(model: Any, tokenizer: Any, row: dict[str, str]) -> tuple[float
     assert whole[: len(before)] == before
     with torch.no_grad():
         best = model(input_ids=torch.tensor([whole])).logits[0].argmax(-1).tolist()
-    right = [best[i - 1] == whole[i] for i in range(len(before), len(whole))]
+    right = [best[i - 1] == whole[i] for i in range(len(before), len(whole) - 1)]
     longest = 0
     while longest < len(right) and all(right[len(right) - longest - 1 :]):
         longest += 1
-    return longest / len(right), sum(right[:-1]) / (len(right) - 1)
+    return longest / len(right), sum(right) / len(right)
 
 
 # --- the suite against it ----------------------------------------------------------------------------------

@@ -44,15 +44,17 @@ def pattern(marks: str) -> torch.Tensor:
     [
         ("++++", 1.0, 1.0),
         ("----", 0.0, 0.0),
-        ("---+", 0.25, 0.0),  # only the last, which exact memorisation leaves out
-        ("-+++", 0.75, 2 / 3),
-        ("+++-", 0.0, 1.0),
-        ("++-+", 0.25, 2 / 3),
-        ("-+-++", 0.4, 0.5),
+        ("---+", 0.0, 0.0),  # only the last, the end of the turn, which both leave out
+        ("-+++", 2 / 3, 2 / 3),
+        ("+++-", 1.0, 1.0),
+        ("++-+", 0.0, 2 / 3),
+        ("-+-++", 0.25, 0.5),
+        ("-++--", 0.0, 0.5),
+        ("--++-", 0.5, 0.5),
         ("+", 1.0, 1.0),
         ("-", 0.0, 0.0),
-        ("+-", 0.0, 1.0),
-        ("-+", 0.5, 0.0),
+        ("+-", 1.0, 1.0),
+        ("-+", 0.0, 0.0),
     ],
 )
 def test_by_hand(marks: str, extraction: float, memorisation: float) -> None:
@@ -61,7 +63,8 @@ def test_by_hand(marks: str, extraction: float, memorisation: float) -> None:
 
 
 def slow_extraction_strength(marks: list[bool]) -> float:
-    """The definition: try every prefix, from the shortest."""
+    """The definition: without the last token, try every prefix, from the shortest."""
+    marks = marks[:-1] or marks
     for k in range(len(marks)):
         if all(marks[k:]):
             return 1 - k / len(marks)
@@ -111,7 +114,7 @@ def test_score_tokens_by_hand() -> None:
     assert first.tokens == 2
     assert first.mean_nll == pytest.approx(math.log(4), rel=1e-6)
     assert first.probability == pytest.approx(0.25, rel=1e-6)
-    assert (first.extraction_strength, first.exact_memorisation) == (0.0, 1.0)
+    assert (first.extraction_strength, first.exact_memorisation) == (1.0, 1.0)  # of its first token alone
     assert (second.probability, second.extraction_strength) == (pytest.approx(0.25), 0.0)
 
 

@@ -235,6 +235,6 @@ def test_the_reference_must_be_of_this_split_and_size(folder: Path) -> None:
     short = Reference("log", "tofu", truth_ratios=(0.5,) * 5)
     with pytest.raises(RequestError, match="5 truth ratios for the 6 items"):
         run(folder, lively(), reference=short)
-    other = Reference("log", "tofu", split="forget10", truth_ratios=(0.5,) * 6)
+    other = Reference("log", "tofu", split="forget10", truth_ratios=(0.5,) * 6, forget_sha256="0" * 64)
     with pytest.raises(RequestError, match="forget10, not on forget01"):
         run(folder, lively(), reference=other)

@@ -1,4 +1,4 @@
-"""model and encoded examples -> the norm of each one's gradient, without a backward pass for each.
+"""model and encoded examples -> the size of each one's gradient, without a backward pass for each.
 
 One backward pass over a batch reaches the output of every layer; an example's share of a layer's gradient
 needs no more than that and the layer's input. For a linear layer with inputs A (tokens, in) and output
@@ -61,7 +61,11 @@ def norms_and_scores(
     batch_size: int = 4,
     advance: Advance | None = None,
 ) -> list[Measured]:
-    """Return |gradient of the mean NLL of an example's answer| over all parameters, trainable or not.
+    """Return the mean over all parameters, trainable or not, of each one's gradient's L2 norm.
+
+    The gradient is that of the mean NLL of an example's answer, its last token, the end of the turn, left out
+    where there are several. Mean of the norms rather than norm of the whole, and without that token, as
+    OpenUnlearning does, so that figures compare; the attack is of Wang et al. 2024, arXiv 2402.17012.
 
     The forward pass shows how well the model knows the answer, so that is returned as well, with z-scores.
     The model is left with the gradients, hooks and mode it had.
@@ -97,9 +101,13 @@ def _requires_grad(model: nn.Module, value: bool) -> Iterator[None]:
 
 
 def _mean_nlls(tokens: LabelledTokens) -> Tensor:
+    """Return each row's mean NLL, its last token left out where there are several."""
     zeros = torch.zeros(tokens.row_count, device=tokens.logits.device)
-    counts = zeros.index_add(0, tokens.rows, torch.ones_like(tokens.rows, dtype=zeros.dtype))
-    return zeros.index_add(0, tokens.rows, -tokens.log_probs()) / counts
+    rows, first = tokens.rows, tokens.rows.new_full((1,), -1)
+    last, alone = rows != torch.cat([rows[1:], first]), rows != torch.cat([first, rows[:-1]])
+    counted = (~last | alone).to(zeros.dtype)  # a token that is last and first is the only one
+    counts = zeros.index_add(0, rows, counted)
+    return zeros.index_add(0, rows, -tokens.log_probs() * counted) / counts
 
 
 def _scores(tokens: LabelledTokens) -> list[AnswerScore]:
@@ -118,8 +126,8 @@ def _one_by_one(
             batch = {key: value.to(device) for key, value in collate([example], pad_id).items()}
             tokens = labelled_tokens(model, batch)
             found = torch.autograd.grad(_mean_nlls(tokens).sum(), parameters, allow_unused=True)
-            squares = sum(float(g.float().square().sum().double()) for g in found if g is not None)
-            measured.append((squares**0.5, _scores(tokens)[0]))
+            norms = [float(g.float().square().sum().double()) ** 0.5 for g in found if g is not None]
+            measured.append((sum(norms) / len(norms), _scores(tokens)[0]))
             if advance is not None:
                 advance(1)
     return measured
@@ -140,16 +148,16 @@ def _batched(
             with _Watch(model, on_device) as watch:
                 tokens = labelled_tokens(model, on_device)
                 _mean_nlls(tokens).sum().backward()  # type: ignore[no-untyped-call]
-                squares = watch.total()
-            for row, square, score in zip(rows, squares.tolist(), _scores(tokens), strict=True):
-                measured[row] = float(square) ** 0.5, score
+                norms = watch.mean_norms()
+            for row, norm, score in zip(rows, norms.tolist(), _scores(tokens), strict=True):
+                measured[row] = norm, score
             if advance is not None:
                 advance(len(rows))
     return [measured[row] for row in range(len(examples))]
 
 
 class _Watch:
-    """Sees each layer's input and the gradient of its output, and adds up the squared norms they imply.
+    """Sees each layer's input and the gradient of its output, and gathers the squared norms they imply.
 
     Args:
         model: all of whose parameters are frozen, so that the backward pass computes no gradient of theirs.
@@ -159,10 +167,11 @@ class _Watch:
     def __init__(self, model: nn.Module, batch: dict[str, Tensor]) -> None:
         self.model, self.batch = model, batch
         self.rows = batch["input_ids"].shape[0]
-        self.squares = torch.zeros(self.rows, dtype=torch.float64, device=batch["input_ids"].device)
+        self.squares: list[Norms] = []  # of one parameter each
         self.seen: set[nn.Module] = set()
         self.embedded: Tensor | None = None  # gradient of the embedding's output
         self.head: tuple[Tensor, Tensor] | None = None
+        self.head_squares: Norms | None = None
         self._head, self._embedding = output_head(model), _embedding(model)
         self._tied = self._head.weight is self._embedding.weight
         self._handles: list[Any] = []
@@ -204,7 +213,7 @@ class _Watch:
             if module is self._embedding:
                 return self._keep_embedded
             table = module
-            return lambda gradient: self._add(_embedding_squares(inputs, _kept(table, inputs, gradient)))
+            return lambda gradient: self._add([_embedding_squares(inputs, _kept(table, inputs, gradient))])
         if inputs.shape[:2] != self.batch["input_ids"].shape:
             raise Unsupported(f"{type(module).__name__} sees no sequences")
         if isinstance(module, (nn.Linear, Conv1D)):
@@ -216,8 +225,8 @@ class _Watch:
             raise Unsupported(f"{type(module).__name__} has parts and parameters of its own")
         return lambda gradient: self._add(_small_squares(module, inputs, gradient))
 
-    def _add(self, squares: Norms) -> None:
-        self.squares += squares.double()
+    def _add(self, squares: Sequence[Norms]) -> None:
+        self.squares += [each.double() for each in squares]
 
     def _keep_embedded(self, gradient: Tensor) -> None:
         self.embedded = _kept(self._embedding, self.batch["input_ids"], gradient)
@@ -227,24 +236,29 @@ class _Watch:
         self.head = inputs.float(), gradient.detach().float()
         owner = self._token_rows()
         has_bias = getattr(module, "bias", None) is not None
+        found = []
         for row in range(self.rows):
             mine = (owner == row).nonzero().squeeze(1)
             squares = _linear_squares(self.head[0][mine][None], self.head[1][mine][None], has_bias)
-            self.squares[row] += squares[0].double()
+            found.append(torch.cat(squares))
+        self.head_squares, *bias = torch.stack(found, dim=1).double()
+        self._add(bias)
 
     def _token_rows(self) -> Tensor:
         labelled = self.batch["labels"][:, 1:] >= 0
         return labelled.nonzero(as_tuple=True)[0]
 
-    def total(self) -> Norms:
-        """Return the squared norms, once the backward pass is through."""
-        if self.embedded is None or self.head is None:
+    def mean_norms(self) -> Norms:
+        """Return the mean over parameters of the norms, once the backward pass is through."""
+        if self.embedded is None or self.head is None or self.head_squares is None:
             raise Unsupported("the embedding or the head was not reached")
         ids = self.batch["input_ids"]
-        self._add(_embedding_squares(ids, self.embedded))
-        if self._tied:
-            self._add(2 * self._cross_term(ids))
-        return self.squares
+        embedding = _embedding_squares(ids, self.embedded).double()
+        if self._tied:  # one parameter with the gradients of both
+            self._add([embedding + self.head_squares + 2 * self._cross_term(ids).double()])
+        else:
+            self._add([embedding, self.head_squares])
+        return torch.stack(self.squares).clamp(min=0).sqrt().mean(dim=0)
 
     def _cross_term(self, ids: Tensor) -> Norms:
         """Return <gradient as an embedding, gradient as a head> of the shared matrix.
@@ -281,17 +295,15 @@ def _check_sharing(owners: Sequence[nn.Module], tied: set[nn.Module]) -> None:
 
 def _linear_squares(
     inputs: Float[Tensor, "rows length in"], gradient: Float[Tensor, "rows length out"], bias: bool
-) -> Norms:
-    """Return |AᵀB|² of each row, by whichever products are smaller."""
+) -> list[Norms]:
+    """Return |AᵀB|² of each row, by whichever products are smaller, and the bias's, where there is one."""
     a, b = inputs.float(), gradient.detach().float()
     length, size = a.shape[1], a.shape[2] * b.shape[2]
     if length * (a.shape[2] + b.shape[2]) < size:
         squares = ((a @ a.mT) * (b @ b.mT)).sum(dim=(1, 2))
     else:
         squares = (a.mT @ b).square().sum(dim=(1, 2))
-    if bias:
-        squares = squares + b.sum(dim=1).square().sum(dim=1)
-    return squares.clamp(min=0)
+    return [squares.clamp(min=0), *([b.sum(dim=1).square().sum(dim=1)] if bias else [])]
 
 
 def _kept(table: nn.Embedding, ids: Tensor, gradient: Tensor) -> Tensor:
@@ -309,20 +321,20 @@ def _embedding_squares(ids: Tensor, gradient: Tensor) -> Norms:
     return ((g @ g.mT) * same).sum(dim=(1, 2)).clamp(min=0)
 
 
-def _small_squares(module: nn.Module, inputs: Tensor, gradient: Tensor) -> Norms:
-    """Differentiate a small layer one example at a time, all at once."""
+def _small_squares(module: nn.Module, inputs: Tensor, gradient: Tensor) -> Sequence[Norms]:
+    """Differentiate a small layer one example at a time, all at once; the squared norms by parameter."""
     own = {name: p.detach() for name, p in module.named_parameters(recurse=False)}
 
     def of_one(x: Tensor, g: Tensor) -> Tensor:
         _, pull, *_ = vjp(lambda parameters: functional_call(module, parameters, (x,)), own)
         (found,) = pull(g)
-        return torch.stack([value.float().square().sum() for value in found.values()]).sum()
+        return torch.stack([value.float().square().sum() for value in found.values()])
 
     handles = dict(module._forward_hooks)
     module._forward_hooks.clear()  # ours must not see this call
     try:
         with torch.no_grad():
             squares: Tensor = vmap(of_one)(inputs, gradient.detach())
-            return squares
+            return squares.unbind(dim=1)
     finally:
         module._forward_hooks.update(handles)

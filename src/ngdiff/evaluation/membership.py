@@ -3,7 +3,8 @@
 An attack gives each text a score that is higher the likelier the model has seen it; its AUC compares the
 forget set with text of the same kind that the model never saw. Two attacks are not here, since they need
 more than one pass over the text: by gradient norm (:mod:`ngdiff.evaluation.gradient_norm`) and by a
-reference model's loss.
+reference model's loss. As in OpenUnlearning, the attacks that look at single tokens leave out the last, the
+end of the turn.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.evaluation.teacher_forced import AnswerScore, but_last
 
 Attack = Callable[[AnswerScore, str], float]
 
@@ -46,12 +47,12 @@ def zlib_attack(score: AnswerScore, text: str) -> float:
 
 def min_k_attack(score: AnswerScore, text: str) -> float:
     """Return the mean log-probability of the least likely tokens (Shi et al. 2023, arXiv 2310.16789)."""
-    return lowest_mean(score.log_probs)
+    return lowest_mean(but_last(score.log_probs))
 
 
 def min_k_plus_plus_attack(score: AnswerScore, text: str) -> float:
     """Return the mean of the lowest z-scores. Source: Zhang et al. 2024, arXiv 2404.02936, eq. 4."""
-    return lowest_mean(score.z_scores)
+    return lowest_mean(but_last(score.z_scores))
 
 
 ATTACKS: dict[str, Attack] = {

@@ -78,7 +78,7 @@ METRICS: dict[str, Metric] = _table(
     Metric(
         "extraction_strength",
         True,
-        1,
+        2,
         "1 - share of the answer that must be shown before the rest follows",
         _CARLINI,
     ),
@@ -149,7 +149,7 @@ METRICS: dict[str, Metric] = _table(
     Metric(
         "auc",
         None,
-        1,
+        2,
         "AUC of a membership attack, forget set against holdout; 0.5 tells nothing apart",
         _CARLINI,
         ("answers", "gradients"),
@@ -158,7 +158,7 @@ METRICS: dict[str, Metric] = _table(
     Metric(
         "privleak",
         None,
-        1,
+        2,
         "100 (s - r)/r with s, r = 1 - AUC of the model and of the retrained one; 0 is best",
         _MUSE,
         ("answers",),

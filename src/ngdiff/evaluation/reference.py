@@ -90,14 +90,21 @@ class Reference:
 
 
 def reference_from_result(result: EvaluationResult, name: str) -> Reference:
-    """Return what other evaluations compare with, from an evaluation of a retrained model."""
+    """Return what other evaluations compare with, from an evaluation of a retrained model.
+
+    Figures under another definition than today's are left out: nothing may be compared with them.
+    """
 
     def items(key: str) -> tuple[float, ...]:
         found = result.figures.get(key)
         return () if found is None else tuple(item for item in found.items if item is not None)
 
     prefix = "forget.membership."
-    values = {key: found.value for key, found in result.figures.items() if found.value is not None}
+    values = {
+        key: found.value
+        for key, found in result.figures.items()
+        if found.value is not None and found.outdated is None
+    }
     return Reference(
         name=name,
         suite=result.suite,

@@ -29,6 +29,7 @@ class Figure:
         items: the value of each item, in the order of the data.
         note: what a reader should know of it.
         sets: names of the data sets whose items these are, one after another.
+        outdated: the version of the metric's definition, where it was measured under another than today's.
     """
 
     metric: str
@@ -37,6 +38,7 @@ class Figure:
     items: tuple[float | None, ...] = ()
     note: str | None = None
     sets: tuple[str, ...] = ()
+    outdated: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class EvaluationResult:
 def _figure_json(key: str, found: Figure) -> dict[str, Any]:
     return {
         "metric": found.metric,
-        "metric_version": metric_named(found.metric).version,
+        "metric_version": found.outdated or metric_named(found.metric).version,
         "higher_is_better": higher_is_better(key, found.metric),
         "value": found.value,
         "interval": None if found.interval is None else list(found.interval),
@@ -152,7 +154,7 @@ def _number(value: object) -> float:
 
 
 def _figure_from(value: dict[str, Any]) -> Figure:
-    bounds = value["interval"]
+    bounds, version = value["interval"], int(value["metric_version"])
     if bounds is not None and len(bounds) != 2:
         raise ValueError("an interval has two ends")
     return Figure(
@@ -162,6 +164,7 @@ def _figure_from(value: dict[str, Any]) -> Figure:
         items=tuple(None if item is None else _number(item) for item in value["items"]),
         note=None if value["note"] is None else str(value["note"]),
         sets=tuple(str(name) for name in value["sets"]),
+        outdated=None if version == metric_named(str(value["metric"])).version else version,
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -60,22 +61,34 @@ class AnswerScore:
         return math.exp(-self.mean_nll)
 
 
+Counted = TypeVar("Counted", Tensor, tuple[float, ...])
+
+
+def but_last(tokens: Counted) -> Counted:
+    """Return what strengths and attacks look at: all labelled tokens but the last, where there are several.
+
+    The last is the end of the turn, which says nothing of the answer. So does OpenUnlearning.
+    """
+    return tokens[:-1] if len(tokens) > 1 else tokens
+
+
 def extraction_strength(correct: Bool[Tensor, " tokens"]) -> float:
     """Return 1 - k/n, with k the length of the shortest true prefix after which every argmax is right.
 
-    1 where the whole answer follows from the prompt; 0 where even its last token is wrong.
+    1 where the whole answer follows from the prompt; 0 where even its last token is wrong, for which
+    OpenUnlearning gives 1/n. The end of the turn is left out, see :func:`but_last`.
     Source: Carlini et al. 2021, "Extracting training data from large language models"; as used by Wang et al.
     2025, "Towards effective evaluations and comparisons for LLM unlearning methods".
     """
-    wrong = (~correct).nonzero()
+    kept = but_last(correct)
+    wrong = (~kept).nonzero()
     prefix = int(wrong[-1]) + 1 if len(wrong) else 0
-    return 1 - prefix / len(correct)
+    return 1 - prefix / len(kept)
 
 
 def exact_memorisation(correct: Bool[Tensor, " tokens"]) -> float:
-    """Return the share of tokens that are the argmax, the last (the end-of-turn token) left out."""
-    kept = correct[:-1] if len(correct) > 1 else correct
-    return float(kept.float().mean())
+    """Return the share of tokens that are the argmax, the end of the turn left out: see :func:`but_last`."""
+    return float(but_last(correct).float().mean())
 
 
 def standardised(
@@ -235,6 +248,8 @@ def batch_extraction_strength(tokens: LabelledTokens) -> Float[Tensor, ""]:
     count = count.scatter_add(0, tokens.rows, torch.ones_like(correct, dtype=count.dtype))
     first = torch.cat([torch.zeros(1, device=count.device), count.cumsum(0)[:-1]])
     place = torch.arange(len(correct), device=count.device) - first[tokens.rows]
-    bad_end = torch.where(correct, torch.zeros_like(place), place + 1)
+    kept = (count - 1).clamp(min=1)  # the last is left out where there are several
+    fine = correct | (place >= kept[tokens.rows])
+    bad_end = torch.where(fine, torch.zeros_like(place), place + 1)
     prefix = torch.zeros_like(count).scatter_reduce(0, tokens.rows, bad_end, "amax", include_self=True)
-    return (1 - prefix / count.clamp(min=1)).mean()
+    return (1 - prefix / kept).mean()

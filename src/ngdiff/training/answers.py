@@ -108,7 +108,7 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
         most = min(NEW_TOKENS, longest + ROOM)
         if before is None:
             rows = set(_spread(len(examples), self.asked[name] - self.asked[name] // 3))
-            # these follow from the scores: nothing has to be decoded for them
+            # these follow from the scores: nothing has to be decoded for them but, perhaps, their end
             rows |= {r for r, s in enumerate(scores) if s.extraction_strength == 1 and s.tokens <= most}
         else:
             rows = _after(scores, before, self.asked[name])
