@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import ngdiff.bench.run
+import ngdiff.bench.worker
 from commandline import Cli, make_cli, save_model
 from ngdiff.bench.picture import pareto
 from ngdiff.bench.plan import (
@@ -354,3 +355,21 @@ def test_a_worker_is_a_process_of_its_own(cli: Cli, tmp_path: Path, monkeypatch:
     assert json.loads((folder / "trial.json").read_text())["error"] is None
     assert json.loads((folder / SPEC).read_text())["unlearn"]["settings"]["method"] == "ngdiff"
     assert (folder / "evaluation.json").is_file() and (folder / "general.json").is_file()
+
+
+def test_code_that_comes_with_the_target_runs_only_where_asked_for(
+    cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = words(tmp_path, "--methods", "ngdiff", "--seeds", 1, "--items", 2)
+    config = tmp_path / "target" / "config.json"
+    own = json.loads(config.read_text()) | {"auto_map": {"AutoModelForCausalLM": "odd.OddForCausalLM"}}
+    config.write_text(json.dumps({**own, "model_type": "odd"}))
+    answer = cli(*asked)
+    assert answer.code == 2 and "--trust-remote-code" in answer.err and here == []
+    told = []
+    monkeypatch.setattr(ngdiff.bench.worker, "_unlearn", lambda *words: told.append(words[-1]))
+    monkeypatch.setattr(ngdiff.bench.run, "check", lambda request: None)
+    cli(*asked, "--trust-remote-code")
+    specs = [json.loads((folder / SPEC).read_text()) for folder in here]
+    assert told == [True] and [spec["trust_remote_code"] for spec in specs] == [True] * 3

@@ -46,6 +46,7 @@ class BenchRequest:
         gradient_norms: also run the membership attack by gradient norm.
         keep_models: keep the weights of the reported runs.
         jobs: trials at once; None for as many as there are GPUs, or one.
+        trust_remote_code: run Python code that comes with the models.
     """
 
     model: str
@@ -69,6 +70,7 @@ class BenchRequest:
     gradient_norms: bool = False
     keep_models: bool = False
     jobs: int | None = None
+    trust_remote_code: bool = False
 
     def tuned_on(self, split: str) -> str:
         """Return the split on which the settings for a split are chosen."""

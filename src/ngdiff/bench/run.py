@@ -120,7 +120,7 @@ def check(request: BenchRequest) -> None:
     models += [("--reference", path) for path in request.references.values() if not path.endswith(".json")]
     for where, model in models:
         try:
-            source = resolve_model(model, where)
+            source = resolve_model(model, where, request.trust_remote_code)
             faults += check_causal(source, where) + same_folder(request.output, source.location)
         except RequestError as error:
             faults += error.faults
@@ -226,7 +226,9 @@ def _models_compared(request: BenchRequest) -> list[_Job]:
                 "keep_model": True,
             }
             folder = request.output / "models" / split / name
-            jobs.append(_Job(Outcome(name, split, folder), spec, cache_key(spec)))
+            key = cache_key(spec)
+            trusted = {**spec, "trust_remote_code": request.trust_remote_code}
+            jobs.append(_Job(Outcome(name, split, folder), trusted, key))
     return jobs
 
 
@@ -281,6 +283,7 @@ class _Workers:
             },
             "evaluate": _evaluation(request, trial.split, reference) if trial.evaluate else None,
             "keep_model": request.keep_models and trial.evaluate,
+            "trust_remote_code": request.trust_remote_code,
         }
         outcome = Outcome(trial.method, trial.split, request.output / trial.place, trial)
         return _Job(outcome, spec, trial.key(request))

@@ -163,7 +163,7 @@ def _figures(outcome: Outcome, base: Mapping[str, Figures]) -> Figures:
         found["seconds"] = record["cost"]["seconds"], (None, None)
         found["peak_gib"] = max(record["cost"]["peak_memory_gib"].values()), (None, None)
     target = base.get("target")
-    if target is not None:
+    if target and "forget.extraction_strength" in found:  # none where an evaluation failed
         shares = shares_of(_values(found), _values(target), _values(base.get("retrained", {})))
         found |= {name: (value, (None, None)) for name, value in shares.items()}
     return found

@@ -23,6 +23,7 @@ from ngdiff.cli.options import (
     Report,
     SetPairs,
     TofuDir,
+    TrustRemoteCode,
 )
 from ngdiff.cli.report import report_after
 from ngdiff.errors import Fault, RequestError
@@ -125,6 +126,7 @@ def tofu(
         bool,
         typer.Option("--keep-models", help="Keep the weights of the reported runs.", rich_help_panel=OUTPUT),
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -169,6 +171,7 @@ def tofu(
         items=items,
         settings=parse_set(set_ or []),
         lora=lora,
+        trust_remote_code=trust_remote_code,
         tofu_dir=tofu_dir,
         precision=precision,
         batch_size=batch_size,
