@@ -288,7 +288,7 @@ def test_a_failure_is_recorded_and_stops_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     broken = ngdiff.bench.worker._unlearn
 
-    def unlearn(spec: dict[str, Any], folder: Path) -> None:
+    def unlearn(spec: dict[str, Any], folder: Path, trust: bool) -> None:
         if spec["settings"]["method"] == "ga":
             raise MemoryError("no room <b>at all</b>")
         broken(spec, folder)
