@@ -291,7 +291,7 @@ def test_a_failure_is_recorded_and_stops_nothing(
     def unlearn(spec: dict[str, Any], folder: Path, trust: bool) -> None:
         if spec["settings"]["method"] == "ga":
             raise MemoryError("no room <b>at all</b>")
-        broken(spec, folder)
+        broken(spec, folder, trust)
 
     with monkeypatch.context() as patch:
         patch.setattr(ngdiff.bench.worker, "_unlearn", unlearn)
