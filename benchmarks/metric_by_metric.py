@@ -77,18 +77,19 @@ class MetricByMetric:
         return self.token_scores(examples, strength)
 
     def exactness(self, examples: Sequence[Example]) -> Values:
-        return self.token_scores(
-            examples, lambda lp, y: float((lp.argmax(-1) == y)[: max(1, len(y) - 1)].float().mean())
-        )
+        return self.token_scores(examples, lambda lp, y: float(but_last(lp.argmax(-1) == y).float().mean()))
 
     def min_k(self, examples: Sequence[Example]) -> Values:
-        return self.token_scores(examples, lambda lp, y: lowest(chosen(lp, y)))
+        return self.token_scores(examples, lambda lp, y: lowest(but_last(chosen(lp, y))))
 
     def min_k_plus_plus(self, examples: Sequence[Example]) -> Values:
         """One pass for the whole vocabulary's likelihoods, another for the tokens'."""
         moments = [spread_of(lp) for lp, _ in self.token_passes(examples)]
         tokens = [chosen(lp, y) for lp, y in self.token_passes(examples)]
-        return [lowest((mine - mean) / sigma) for mine, (mean, sigma) in zip(tokens, moments, strict=True)]
+        return [
+            lowest(but_last((mine - mean) / sigma))
+            for mine, (mean, sigma) in zip(tokens, moments, strict=True)
+        ]
 
     def zlib(self, examples: Sequence[Example]) -> Values:
         losses = self.losses(examples)
@@ -96,14 +97,16 @@ class MetricByMetric:
         return [loss / size for loss, size in zip(losses, sizes, strict=True)]
 
     def gradient_norms(self, examples: Sequence[Example]) -> Values:
-        """One backward pass an item."""
+        """One backward pass an item, its last token left out; the mean of the parameters' norms."""
         norms: Values = []
         for encoded in encode_all(examples, self.tokenizer, self.max_length, "benchmark"):
             batch = collate([encoded], self.tokenizer.pad_token_id)
+            labelled = (batch["labels"][0] >= 0).nonzero().squeeze(1)
+            batch["labels"][0, labelled[1:][-1:]] = -100
             self.model.zero_grad(set_to_none=True)
             self.model(**batch).loss.backward()
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in gradients)))
+            found = [float(p.grad.norm()) for p in self.model.parameters() if p.grad is not None]
+            norms.append(sum(found) / len(found))
         self.model.zero_grad(set_to_none=True)
         return norms
 
@@ -136,6 +139,11 @@ class MetricByMetric:
         return [text.strip() for text in texts]
 
 
+def but_last(tokens: Any) -> Any:
+    """All tokens but the last, the end of the turn, where there are several."""
+    return tokens[:-1] if len(tokens) > 1 else tokens
+
+
 def chosen(log_probs: Any, labels: Any) -> Any:
     """Log-probability of each label."""
     return log_probs.gather(-1, labels[:, None]).squeeze(-1)
@@ -156,7 +164,7 @@ def lowest(values: Any, share: float = 0.4) -> float:
 
 def strength(log_probs: Any, labels: Any) -> float:
     """Extraction strength by trying every prefix."""
-    right = (log_probs.argmax(-1) == labels).tolist()
+    right = but_last(log_probs.argmax(-1) == labels).tolist()
     return next((1 - k / len(right) for k in range(len(right)) if all(right[k:])), 0.0)
 
 
