@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.study_tables import publish, put
 from ngdiff.bench.picture import draw_front
@@ -33,11 +35,12 @@ def main() -> None:
     if args.folder is not None:
         keep_evidence(args.folder.expanduser(), evidence)
         shutil.copyfile(args.folder.expanduser() / "curves.png", IMAGES / f"curves-{args.name}.png")
-    rows = published_rows(evidence)
+    results = json.loads((evidence / "results.json").read_text(encoding="utf-8"))
+    rows = published_rows(results)
     splits = list(dict.fromkeys(row.split for row in rows))
     if args.folder is not None or args.pictures:
         draw_front(splits, rows, IMAGES / f"pareto-{args.name}.png")
-    tried = json.loads((evidence / "results.json").read_text())["tuning"]
+    tried = results["tuning"]
     title = f"Bench tuning, {args.name}"
     if f"<!-- begin: {title} -->" in PAGE.read_text(encoding="utf-8"):
         put(PAGE, title, tuning_table(tried))
@@ -54,9 +57,9 @@ def keep_evidence(folder: Path, evidence: Path) -> None:
             publish(found, place)
 
 
-def published_rows(evidence: Path) -> list[Row]:
+def published_rows(results: Mapping[str, Any]) -> list[Row]:
     """Return the rows of the published results, the front of each split marked by today's rule."""
-    rows = [row_from_json(value) for value in json.loads((evidence / "results.json").read_text())["rows"]]
+    rows = [row_from_json(value) for value in results["rows"]]
     for split in {row.split for row in rows}:
         mark_front([row for row in rows if row.split == split and row.name not in ("target", "retrained")])
     return rows

@@ -24,6 +24,7 @@ from rouge_score import rouge_scorer
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode_all, encode_prompt
 from ngdiff.data.examples import Example
+from ngdiff.evaluation.teacher_forced import but_last
 
 Values = list[float]
 
@@ -137,11 +138,6 @@ class MetricByMetric:
             )
         texts = self.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
         return [text.strip() for text in texts]
-
-
-def but_last(tokens: Any) -> Any:
-    """All tokens but the last, the end of the turn, where there are several."""
-    return tokens[:-1] if len(tokens) > 1 else tokens
 
 
 def chosen(log_probs: Any, labels: Any) -> Any:

@@ -61,16 +61,16 @@ def main() -> None:
     worst = 0.0
     for model, folder in MODELS.items():
         against = clone / folder.format(FULL_AGAINST) / LOG
+        retrained, reference = json.loads(against.read_text(encoding="utf-8")), read_log(against)
         for part in PARTS:
             path = clone / folder.format(part) / LOG
             log = json.loads(path.read_text(encoding="utf-8"))
             theirs = utility(log)
             stated = [theirs["Model Utility"], theirs["Truth Ratio Forget"]]
             compared = part in ("full", FULL_AGAINST)
-            ours = recompute(read_log(path), read_log(against) if compared else None)
+            ours = recompute(read_log(path), reference if compared else None)
             keys = ["model_utility", "forget.truth_ratio"]
             if compared:
-                retrained = json.loads(against.read_text(encoding="utf-8"))
                 stated.append(quality(log, retrained)["Forget Quality"])
                 keys.append("forget_quality")
             found = [ours[key].exact or 0.0 for key in keys]

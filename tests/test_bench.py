@@ -288,10 +288,10 @@ def test_a_failure_is_recorded_and_stops_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     broken = ngdiff.bench.worker._unlearn
 
-    def unlearn(spec: dict[str, Any], folder: Path, trust: bool) -> None:
+    def unlearn(spec: dict[str, Any], folder: Path) -> None:
         if spec["settings"]["method"] == "ga":
             raise MemoryError("no room <b>at all</b>")
-        broken(spec, folder, trust)
+        broken(spec, folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(ngdiff.bench.worker, "_unlearn", unlearn)
@@ -368,8 +368,10 @@ def test_code_that_comes_with_the_target_runs_only_where_asked_for(
     answer = cli(*asked)
     assert answer.code == 2 and "--trust-remote-code" in answer.err and here == []
     told = []
-    monkeypatch.setattr(ngdiff.bench.worker, "_unlearn", lambda *words: told.append(words[-1]))
+    monkeypatch.setattr(
+        ngdiff.bench.worker, "_unlearn", lambda spec, _: told.append(spec["trust_remote_code"])
+    )
     monkeypatch.setattr(ngdiff.bench.run, "check", lambda request: None)
     cli(*asked, "--trust-remote-code")
     specs = [json.loads((folder / SPEC).read_text()) for folder in here]
-    assert told == [True] and [spec["trust_remote_code"] for spec in specs] == [True] * 3
+    assert told == [True] and [spec["evaluate"]["trust_remote_code"] for spec in specs] == [True] * 3

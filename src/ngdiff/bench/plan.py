@@ -127,19 +127,15 @@ def candidates(method: Method, count: int) -> list[dict[str, Any]]:
     as any other, however few are tried. The draw depends on the method's name alone, so that more trials go
     on from fewer.
     """
-    names = list(method.search)
-    grid = [
-        dict(zip(names, values, strict=True))
-        for values in itertools.product(*method.search.values())
-        if names
-    ]
-    random.Random(method.name).shuffle(grid)
     defaults = {"learning_rate": method.learning_rate} if method.learning_rate is not None else {}
-    rest = [found for found in grid if not _is_default(found, method)]
     if not method.search:
         return [defaults]
+    names = list(method.search)
+    grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*method.search.values())]
+    random.Random(method.name).shuffle(grid)
     usual = _defaults(method)
-    return [defaults, *_spread(rest, {name: usual.get(name) for name in names}, max(1, count) - 1)]
+    rest = [found for found in grid if found != usual]
+    return [defaults, *_spread(rest, usual, max(1, count) - 1)]
 
 
 def _spread(rest: Sequence[dict[str, Any]], first: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
@@ -156,7 +152,7 @@ def _spread(rest: Sequence[dict[str, Any]], first: Mapping[str, Any], count: int
 
 
 def _defaults(method: Method) -> dict[str, Any]:
-    """Return a method's usual settings, named as in its search range."""
+    """Return a method's usual values of the settings in its search range."""
     from ngdiff.losses import LOSSES
     from ngdiff.steps.weighting import RULES
 
@@ -168,12 +164,7 @@ def _defaults(method: Method) -> dict[str, Any]:
     }
     for group, values in tables.items():
         usual |= {f"{group}.{name}": value for name, value in values.items()}
-    return usual
-
-
-def _is_default(found: Mapping[str, float], method: Method) -> bool:
-    usual = _defaults(method)
-    return all(usual.get(name) == value for name, value in found.items())
+    return {name: usual.get(name) for name in method.search}
 
 
 def nested(settings: Mapping[str, Any], method: Method) -> dict[str, Any]:

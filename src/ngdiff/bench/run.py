@@ -226,9 +226,7 @@ def _models_compared(request: BenchRequest) -> list[_Job]:
                 "keep_model": True,
             }
             folder = request.output / "models" / split / name
-            key = cache_key(spec)
-            trusted = {**spec, "trust_remote_code": request.trust_remote_code}
-            jobs.append(_Job(Outcome(name, split, folder), trusted, key))
+            jobs.append(_Job(Outcome(name, split, folder), spec, cache_key(spec)))
     return jobs
 
 
@@ -249,6 +247,7 @@ def _evaluation(request: BenchRequest, split: str, reference: str | None) -> dic
         "paraphrases": request.paraphrases,
         "gradient_norms": request.gradient_norms,
         "precision": request.precision,
+        "trust_remote_code": request.trust_remote_code,
     }
 
 
@@ -279,11 +278,11 @@ class _Workers:
                 "settings": {**trial.settings, "method": trial.method},
                 "lora": request.lora,
                 "precision": request.precision,
+                "trust_remote_code": request.trust_remote_code,
                 "tofu_dir": None if request.tofu_dir is None else str(request.tofu_dir),
             },
             "evaluate": _evaluation(request, trial.split, reference) if trial.evaluate else None,
             "keep_model": request.keep_models and trial.evaluate,
-            "trust_remote_code": request.trust_remote_code,
         }
         outcome = Outcome(trial.method, trial.split, request.output / trial.place, trial)
         return _Job(outcome, spec, trial.key(request))

@@ -29,16 +29,16 @@ def main() -> None:
     if spec["unlearn"] is not None:
         model = str(folder / "model")
         if not (folder / "model" / RECORD).exists():
-            _unlearn(spec["unlearn"], folder, spec["trust_remote_code"])
+            _unlearn(spec["unlearn"], folder)
         shutil.copyfile(folder / "model" / RECORD, folder / RECORD)
     if spec["evaluate"] is not None:
-        _evaluate(model, spec["evaluate"], folder, spec["trust_remote_code"])
-        _general(model, spec["evaluate"], folder, spec["trust_remote_code"])
+        _evaluate(model, spec["evaluate"], folder)
+        _general(model, spec["evaluate"], folder)
     if not spec["keep_model"]:
         shutil.rmtree(folder / "model", ignore_errors=True)
 
 
-def _unlearn(spec: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:
+def _unlearn(spec: dict[str, Any], folder: Path) -> None:
     from ngdiff.unlearn import UnlearnRequest, unlearn
 
     tofu_dir = spec.pop("tofu_dir")
@@ -51,12 +51,11 @@ def _unlearn(spec: dict[str, Any], folder: Path, trust_remote_code: bool) -> Non
             tofu_dir=None if tofu_dir is None else Path(tofu_dir),
             **spec,
             answers=0,  # its evaluation has them
-            trust_remote_code=trust_remote_code,
         )
     )
 
 
-def _evaluate(model: str, spec: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:
+def _evaluate(model: str, spec: dict[str, Any], folder: Path) -> None:
     from ngdiff.evaluation.evaluate import evaluate
     from ngdiff.evaluation.request import EvaluateRequest
 
@@ -74,12 +73,12 @@ def _evaluate(model: str, spec: dict[str, Any], folder: Path, trust_remote_code:
             gradient_norms=spec["gradient_norms"],
             precision=spec["precision"],
             overwrite=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=spec["trust_remote_code"],
         )
     )
 
 
-def _general(model: str, spec: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:
+def _general(model: str, spec: dict[str, Any], folder: Path) -> None:
     """Score general knowledge: forty plain questions of the world, shipped with the project."""
     import torch
 
@@ -88,7 +87,7 @@ def _general(model: str, spec: dict[str, Any], folder: Path, trust_remote_code: 
     from ngdiff.invented.people import general_knowledge_rows
     from ngdiff.models.loading import autocast_bf16, load_model, load_tokenizer, resolve_model
 
-    source = resolve_model(model, trust_remote_code=trust_remote_code)
+    source = resolve_model(model, trust_remote_code=spec["trust_remote_code"])
     tokenizer, loaded = load_tokenizer(source), load_model(source)
     if torch.cuda.is_available():
         loaded.to("cuda")

@@ -102,12 +102,12 @@ def _requires_grad(model: nn.Module, value: bool) -> Iterator[None]:
 
 def _mean_nlls(tokens: LabelledTokens) -> Tensor:
     """Return each row's mean NLL, its last token left out where there are several."""
+    rows = tokens.rows
+    several = torch.bincount(rows, minlength=tokens.row_count) > 1
+    last = rows != torch.cat([rows[1:], rows.new_full((1,), -1)])
     zeros = torch.zeros(tokens.row_count, device=tokens.logits.device)
-    rows, first = tokens.rows, tokens.rows.new_full((1,), -1)
-    last, alone = rows != torch.cat([rows[1:], first]), rows != torch.cat([first, rows[:-1]])
-    counted = (~last | alone).to(zeros.dtype)  # a token that is last and first is the only one
-    counts = zeros.index_add(0, rows, counted)
-    return zeros.index_add(0, rows, -tokens.log_probs() * counted) / counts
+    counted = (~(last & several[rows])).to(zeros.dtype)
+    return zeros.index_add(0, rows, -tokens.log_probs() * counted) / zeros.index_add(0, rows, counted)
 
 
 def _scores(tokens: LabelledTokens) -> list[AnswerScore]:

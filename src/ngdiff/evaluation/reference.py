@@ -64,9 +64,9 @@ class Reference:
         mend = f"Give the retrained model's evaluation on {split or 'the same forget set'}"
         if not self.truth_ratios:
             raise RequestError(Fault(_WHERE, f"{self.name} has no truth ratios of the forget set", mend))
-        stated = self.forget_sha256 is not None or len(self.truth_ratios) != size
         # Logs of others do not state their split: it was told from their size, which may agree all the same.
-        if split is not None and self.split is not None and split != self.split and stated:
+        comparable = self.forget_sha256 is None and len(self.truth_ratios) == size
+        if split is not None and self.split is not None and split != self.split and not comparable:
             what = f"{self.name} was evaluated on {self.split}, not on {split}"
             raise RequestError(Fault(_WHERE, what, mend))
         if len(self.truth_ratios) != size:
@@ -95,16 +95,14 @@ def reference_from_result(result: EvaluationResult, name: str) -> Reference:
     Figures under another definition than today's are left out: nothing may be compared with them.
     """
 
+    figures = {key: found for key, found in result.figures.items() if found.outdated is None}
+
     def items(key: str) -> tuple[float, ...]:
-        found = result.figures.get(key)
+        found = figures.get(key)
         return () if found is None else tuple(item for item in found.items if item is not None)
 
     prefix = "forget.membership."
-    values = {
-        key: found.value
-        for key, found in result.figures.items()
-        if found.value is not None and found.outdated is None
-    }
+    values = {key: found.value for key, found in figures.items() if found.value is not None}
     return Reference(
         name=name,
         suite=result.suite,

@@ -137,7 +137,7 @@ class EvaluationResult:
 def _figure_json(key: str, found: Figure) -> dict[str, Any]:
     return {
         "metric": found.metric,
-        "metric_version": found.outdated or metric_named(found.metric).version,
+        "metric_version": metric_named(found.metric).version if found.outdated is None else found.outdated,
         "higher_is_better": higher_is_better(key, found.metric),
         "value": found.value,
         "interval": None if found.interval is None else list(found.interval),
