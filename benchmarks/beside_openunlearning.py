@@ -1,13 +1,17 @@
 """One model evaluated by OpenUnlearning and by this project, figure by figure; behind docs/results.md.
 
-python -m benchmarks.beside_openunlearning OURS/eval.json THEIRS/TOFU_EVAL.json
+python -m benchmarks.beside_openunlearning OURS/eval.json THEIRS/TOFU_EVAL.json PADDED/TOFU_EVAL.json
 python -m benchmarks.beside_openunlearning      # the table once more, from docs/study/openunlearning
+python -m benchmarks.beside_openunlearning --first-item MODEL DATA/forget05_perturbed.json
 
 Both evaluations have to be of the same model, rows, chat template and float32. OpenUnlearning reads a model
 file for SmolLM2 (template as text, sdpa, float32, on the CPU), its ``load_hf_dataset`` pointed at the folder
 that ``ngdiff bench tofu --items 40`` wrote, all attacks switched on, and a tokenizer whose padding token is
 not the end of a turn: it works the attention mask out from the padding token, so that otherwise every end of
-a turn within a prompt is masked.
+a turn within a prompt is masked. PADDED is its evaluation with a tokenizer that pads so.
+
+``--first-item`` works out the mean NLL of the first answer as OpenUnlearning does, as we do, and in double
+precision.
 """
 
 from __future__ import annotations
@@ -19,33 +23,66 @@ from typing import Any
 
 from benchmarks.study_tables import publish, put
 from ngdiff.evaluation.openunlearning import TOFU_FIGURES
+from ngdiff.evaluation.predictions import Predictions
 
 EVIDENCE, PAGE = Path("docs/study/openunlearning"), Path("docs/results.md")
-OURS, THEIRS = EVIDENCE / "ours.json", EVIDENCE / "theirs.json"
+OURS, THEIRS, PADDED = (EVIDENCE / f"{name}.json" for name in ("ours", "theirs", "theirs-padded"))
 
 
-def keep(ours: Path, theirs: Path) -> None:
-    """Keep our evaluation and the aggregates of theirs, those within other metrics included."""
-    EVIDENCE.mkdir(parents=True, exist_ok=True)
-    publish(ours, OURS)
+def keep(theirs: Path, place: Path) -> None:
+    """Keep the aggregates of one of their evaluations, those within other metrics included."""
     log: dict[str, Any] = json.loads(theirs.read_text(encoding="utf-8"))
     stated = {
         name: metric["agg_value"] for name, metric in log.items() if metric.get("agg_value") is not None
     }
-    THEIRS.write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    place.write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def table() -> str:
     """Return every figure that both state."""
     figures = json.loads(OURS.read_text(encoding="utf-8"))["figures"]
-    stated: dict[str, float] = json.loads(THEIRS.read_text(encoding="utf-8"))
-    lines = ["| figure | OpenUnlearning's name | OpenUnlearning | ngdiff | difference |", "|" + "---|" * 5]
+    stated, padded = (json.loads(place.read_text(encoding="utf-8")) for place in (THEIRS, PADDED))
+    head = [
+        "figure",
+        "OpenUnlearning's name",
+        "OpenUnlearning",
+        "ngdiff",
+        "difference",
+        "OpenUnlearning, pad = end",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, key in TOFU_FIGURES.items():
         ours = figures.get(key, {}).get("value")
         if ours is not None and name in stated:
-            cells = [f"{value:.6g}" for value in (stated[name], ours)]
-            lines.append(f"| {key} | {name} | {' | '.join(cells)} | {ours - stated[name]:+.1e} |")
+            cells = [key, name, f"{stated[name]:.6g}", f"{ours:.6g}", f"{ours - stated[name]:+.1e}"]
+            lines.append(f"| {' | '.join([*cells, f'{padded[name]:.6g}'])} |")
     return "\n".join(lines)
+
+
+def first_item(model: str, data: Path) -> dict[str, float]:
+    """Return the mean NLL of the first row's answer, in nats per token, by three ways to sum."""
+    import torch
+
+    from ngdiff.data.batching import collate
+    from ngdiff.data.datasets import as_encoded
+    from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
+    from ngdiff.models.logprobs import labelled_tokens
+
+    source = resolve_model(model)
+    tokenizer, loaded = load_tokenizer(source), load_model(source)
+    row = json.loads(data.read_text(encoding="utf-8").splitlines()[0])
+    encoded = as_encoded([{name: row[name] for name in ("question", "answer")}], tokenizer, 512, str(data))
+    with torch.no_grad():
+        tokens = labelled_tokens(loaded, collate(encoded, 0))
+    # as their evaluate_probability: the vocabulary is the second of three dimensions
+    transposed = tokens.logits[None].transpose(-1, -2), tokens.targets[None]
+    theirs = torch.nn.CrossEntropyLoss(reduction="none")(*transposed)
+    double = tokens.logits.double().log_softmax(-1).gather(1, tokens.targets[:, None])
+    return {
+        "OpenUnlearning's cross-entropy": float(theirs.mean()),
+        "ngdiff": -float(Predictions.of(tokens).log_probs().double().mean()),
+        "double precision": -float(double.mean()),
+    }
 
 
 def main() -> None:
@@ -54,9 +91,18 @@ def main() -> None:
     )
     parser.add_argument("ours", type=Path, nargs="?", help="eval.json of ngdiff evaluate")
     parser.add_argument("theirs", type=Path, nargs="?", help="TOFU_EVAL.json of OpenUnlearning")
+    parser.add_argument("padded", type=Path, nargs="?", help="likewise, padded with the end of a turn")
+    parser.add_argument("--first-item", nargs=2, metavar=("MODEL", "DATA"))
     args = parser.parse_args()
-    if args.ours is not None and args.theirs is not None:
-        keep(args.ours, args.theirs)
+    if args.first_item is not None:
+        model, data = args.first_item
+        print(json.dumps(first_item(model, Path(data).expanduser()), indent=1))
+        return
+    if args.padded is not None:
+        EVIDENCE.mkdir(parents=True, exist_ok=True)
+        publish(args.ours, OURS)
+        keep(args.theirs, THEIRS)
+        keep(args.padded, PADDED)
     text = table()
     put(PAGE, "Beside OpenUnlearning", text)
     print(text)
