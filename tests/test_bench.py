@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ngdiff.bench.run
 import ngdiff.bench.worker
@@ -27,6 +29,7 @@ from ngdiff.bench.plan import (
 from ngdiff.bench.summary import Cell, Row, mark_front, over_runs, row_from_json, shares_of
 from ngdiff.bench.worker import SPEC
 from ngdiff.bench.worker import main as work
+from ngdiff.evaluation.metrics import METRICS
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import METHODS, find_method
 from tofu_folder import make_whole_tofu
@@ -115,6 +118,18 @@ def test_the_key_of_a_trial_follows_what_decides_it() -> None:
     assert len(keys) == 3
     (tune, *_) = tuning(request(trials=2))
     assert tune.key(request()) == tune.key(request(items=3)) != tune.key(request(lora=True))
+
+
+def test_a_figure_defined_anew_is_measured_anew_and_an_added_one_changes_no_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (trial, *_) = reporting(request(), {})
+    today = trial.key(request())
+    known = METRICS["extraction_strength"]
+    monkeypatch.setitem(METRICS, "added", replace(known, name="added", version=1))
+    assert trial.key(request()) == today
+    monkeypatch.setitem(METRICS, known.name, replace(known, version=known.version + 1))
+    assert trial.key(request()) != today
 
 
 # ---- how it chooses and compares ----
@@ -345,6 +360,22 @@ def test_bad_requests_end_before_anything_runs(
     answer = cli(*words(tmp_path, *more))
     assert answer.code == 2 and here == []
     assert any(what in f"{where}" for where, _ in answer.faults), answer.err
+
+
+@pytest.mark.parametrize(("given", "threads"), [({}, 2), ({"OMP_NUM_THREADS": "1"}, 1)])
+def test_trials_share_the_cores_unless_told_otherwise(
+    given: dict[str, str], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    tell = "import os; print(os.environ['OMP_NUM_THREADS'])"
+    monkeypatch.setattr(ngdiff.bench.run, "_command", lambda _: [sys.executable, "-c", tell])
+    workers = ngdiff.bench.run._Workers(request(jobs=2))
+    assert workers._process(tmp_path, -1) == 0
+    assert int((tmp_path / "log.txt").read_text()) == threads
 
 
 def test_a_worker_is_a_process_of_its_own(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,12 @@ import pytest
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_curve as sklearn_roc
 
+from ngdiff.evaluation.result import Figure
 from ngdiff.report.answers import answers as side_by_side
 from ngdiff.report.answers import change, shared
 from ngdiff.report.comparison import comparison, differing
 from ngdiff.report.curves import curves
+from ngdiff.report.figures import figure_table
 from ngdiff.report.membership import ks_place, membership, roc_curve, truth_ratios
 from ngdiff.report.text import INVISIBLE, embedded, visible
 from ngdiff.report.tradeoff import pareto, tradeoff
@@ -127,6 +129,18 @@ def test_settings_that_differ() -> None:
     second = replace(run(settings={"method": "npo"}), name="b")
     assert differing([run(), second]) == [{"name": "method", "values": ["ngdiff", "npo"]}]
     assert [row["name"] for row in comparison([run(), second])["rows"]] == ["unlearned", "b"]
+
+
+def test_a_figure_of_an_older_definition_is_marked() -> None:
+    known = Figure("extraction_strength", 0.25, (0.1, 0.4))
+    older, today = (
+        replace(evaluation(), figures={"forget.extraction_strength": replace(known, outdated=version)})
+        for version in (1, None)
+    )
+    (row,) = figure_table(replace(run(), evaluation=older, before=today))["rows"]
+    assert [cell["value"] for cell in row["cells"]] == ["0.250 (older definition)", "0.250"]
+    bare = [replace(run(), record=None, evaluation=found) for found in (older, today)]
+    assert [r["forget"] for r in comparison(bare)["rows"]] == ["0.250 (older definition)", "0.250"]
 
 
 # ---- text ----

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ngdiff.evaluation.cache import cache_key
+from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import Method, find_method
 
@@ -108,7 +109,10 @@ class Trial:
         return Path("trials") / self.split / kind / self.label
 
     def key(self, request: BenchRequest) -> str:
-        """Return a hash of all that decides the trial's outcome but the model's weights and the data."""
+        """Return a hash of all that decides the trial's outcome but the model's weights and the data.
+
+        What a figure means is part of it: the stopping rule and tuning go by figures, too.
+        """
         common = {"model": request.model, "learned": request.learned, "lora": request.lora}
         evaluation = {
             "items": request.items,
@@ -117,7 +121,8 @@ class Trial:
             "gradient_norms": request.gradient_norms,
         }
         own = {**asdict(self), "settings": dict(self.settings)}
-        return cache_key(own, common, evaluation if self.evaluate else {}, request.precision)
+        measured = evaluation if self.evaluate else {}
+        return cache_key(own, common, measured, request.precision, changed_definitions())
 
 
 def candidates(method: Method, count: int) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from ngdiff.bench.plan import BenchRequest, Settings, Trial, reporting, selectio
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import cache_key
+from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.evaluation.suites.tofu import SPLITS
 from ngdiff.methods import METHODS, find_method
 from ngdiff.models.loading import check_causal, check_precision, resolve_model
@@ -226,7 +227,7 @@ def _models_compared(request: BenchRequest) -> list[_Job]:
                 "keep_model": True,
             }
             folder = request.output / "models" / split / name
-            jobs.append(_Job(Outcome(name, split, folder), spec, cache_key(spec)))
+            jobs.append(_Job(Outcome(name, split, folder), spec, cache_key(spec, changed_definitions())))
     return jobs
 
 
@@ -326,13 +327,16 @@ class _Workers:
 
     def _process(self, folder: Path, gpu: int) -> int:
         threads = max(1, (os.cpu_count() or 1) // self.count)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            **os.environ,
+        }  # who sets it knows what else is running
         if gpu >= 0:
             seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
             environment["CUDA_VISIBLE_DEVICES"] = seen[gpu] if seen else str(gpu)
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "ngdiff.bench.worker", str(folder)],
+                _command(folder),
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -350,6 +354,10 @@ class _Workers:
         with self._lock:
             for process in self._running:
                 process.terminate()
+
+
+def _command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "ngdiff.bench.worker", str(folder)]
 
 
 def _status(folder: Path) -> dict[str, Any]:

@@ -130,7 +130,10 @@ def tofu(
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Trials at once. [default: as many as GPUs, or 1]", rich_help_panel=RESOURCES
+            min=1,
+            help="Trials at once, sharing the cores, or with OMP_NUM_THREADS each. "
+            "[default: as many as GPUs, or 1]",
+            rich_help_panel=RESOURCES,
         ),
     ] = None,
     dry_run: Annotated[

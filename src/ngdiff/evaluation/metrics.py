@@ -176,6 +176,14 @@ def metric_named(name: str) -> Metric:
     return METRICS.get(name) or Metric(name, None, 0, "defined elsewhere", "", (), False)
 
 
+def changed_definitions() -> dict[str, int]:
+    """Return the versions of the figures whose definition changed since it was first made.
+
+    For keys of what was measured: a figure that is added changes no key, one that is defined anew does.
+    """
+    return {name: metric.version for name, metric in METRICS.items() if metric.version > 1}
+
+
 def higher_is_better(key: str, metric: str) -> bool | None:
     """Say which way a figure should go.
 

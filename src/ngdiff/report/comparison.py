@@ -7,6 +7,7 @@ from typing import Any
 
 from ngdiff.report.cards import in_words
 from ngdiff.report.curves import curves
+from ngdiff.report.figures import OLDER
 from ngdiff.report.sources import Run, dig, number, rows_of
 from ngdiff.report.text import visible
 from ngdiff.report.tradeoff import pareto, tradeoff
@@ -68,7 +69,9 @@ def _row(run: Run, on_front: bool) -> dict[str, Any]:
 
 def _figure(run: Run, key: str) -> str | None:
     figure = None if run.evaluation is None else run.evaluation.figures.get(key)
-    return None if figure is None or figure.value is None else in_words(figure.value)
+    if figure is None or figure.value is None:
+        return None
+    return in_words(figure.value) if figure.outdated is None else f"{in_words(figure.value)} {OLDER}"
 
 
 def differing(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from ngdiff.report.sources import Run
 from ngdiff.report.text import visible
 
 ARROWS = {True: "↑", False: "↓", None: ""}
+OLDER = "(older definition)"
+"""Stands beside a figure whose definition has changed since: it is not to be compared with today's."""
 WORDS = {True: "higher is better", False: "lower is better", None: ""}
 
 
@@ -42,4 +44,5 @@ def _cell(figure: Figure | None) -> dict[str, str]:
         return {"value": "", "interval": visible(figure.note or "") if figure is not None else ""}
     bounds = figure.interval
     between = f"{in_words(bounds[0])} – {in_words(bounds[1])}" if bounds is not None else ""
-    return {"value": in_words(figure.value), "interval": between}
+    value = in_words(figure.value)
+    return {"value": value if figure.outdated is None else f"{value} {OLDER}", "interval": between}
