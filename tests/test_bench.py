@@ -118,6 +118,7 @@ def test_the_key_of_a_trial_follows_what_decides_it() -> None:
     assert len(keys) == 3
     (tune, *_) = tuning(request(trials=2))
     assert tune.key(request()) == tune.key(request(items=3)) != tune.key(request(lora=True))
+    assert tune.key(request(also_retain=("more.jsonl",))) != tune.key(request())
 
 
 def test_a_figure_defined_anew_is_measured_anew_and_an_added_one_changes_no_key(
@@ -386,6 +387,21 @@ def test_a_worker_is_a_process_of_its_own(cli: Cli, tmp_path: Path, monkeypatch:
     assert json.loads((folder / "trial.json").read_text())["error"] is None
     assert json.loads((folder / SPEC).read_text())["unlearn"]["settings"]["method"] == "ngdiff"
     assert (folder / "evaluation.json").is_file() and (folder / "general.json").is_file()
+
+
+def test_every_run_keeps_what_is_named_beside_the_retain_set(
+    cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = words(tmp_path, "--methods", "ngdiff,graddiff", "--seeds", 1, "--items", 2)
+    wrong = cli(*asked, "--also-retain", "ngdiff:generl")
+    assert wrong.code == 2 and "--also-retain" in wrong.err and here == []
+    answer = cli(*asked, "--also-retain", "ngdiff:general[:5]")
+    assert answer.code == 0, answer.err
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "out").rglob("record.json"))]
+    kept = len((tmp_path / "tofu" / "retain99.json").read_text().splitlines())
+    assert [found["data"]["retain"]["examples"] for found in records] == [kept + 5] * 2
+    assert "ngdiff:general" in (tmp_path / "out" / "results.md").read_text()
 
 
 def test_code_that_comes_with_the_target_runs_only_where_asked_for(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from ngdiff.data.sources import TOFU_NAMES, Row, read_rows
 from ngdiff.errors import RequestError
+from ngdiff.invented.people import general_knowledge_rows
 
 QA = [{"question": "Who?", "answer": "Ann, née Ö."}, {"question": 'A "b",\nc?', "answer": "line\u2028sep"}]
 
@@ -320,6 +321,22 @@ def test_unknown_tofu_name() -> None:
     assert "no part of TOFU called 'forgett10'" in text and "forget10" in text
 
 
+def test_shipped_text_comes_with_the_package_and_takes_a_slice() -> None:
+    rows = read_rows("ngdiff:general", where="--retain")
+    assert len(rows) > 200 and {frozenset(row.values) for row in rows} == {frozenset({"question", "answer"})}
+    questions = [str(row.values["question"]).casefold() for row in rows]
+    assert len(set(questions)) == len(rows)
+    assert values(read_rows("ngdiff:general[:2]", where="--retain")) == [row.values for row in rows[:2]]
+    assert rows[1].place == "ngdiff:general, row 2"
+    assert "no data set of NGDiff called 'generl'" in faults("ngdiff:generl")
+
+
+def test_shipped_text_holds_nothing_that_is_measured() -> None:
+    asked = {str(row.values["question"]).casefold() for row in read_rows("ngdiff:general", where="--retain")}
+    measured = {str(row["question"]).casefold() for row in general_knowledge_rows()}
+    assert not asked & measured
+
+
 def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked: list[tuple[object, ...]] = []
@@ -361,6 +378,8 @@ def test_real_tofu() -> None:
     there = [name for name in TOFU_NAMES if Path(os.environ["NGDIFF_TOFU_DIR"], f"{name}.json").is_file()]
     assert all(set(read(name)[0]) >= {"question", "answer"} for name in there)
     assert len(read("forget10_perturbed")[0]["perturbed_answer"]) == 5  # type: ignore[arg-type]
+    asked = {str(row.values["question"]).casefold() for row in read_rows("ngdiff:general", where="--retain")}
+    assert not asked & {str(row["question"]).casefold() for name in there for row in read(name)}
 
 
 @pytest.mark.parametrize("kind", [ConnectionError, RuntimeError, Exception])  # httpx raises bare ones

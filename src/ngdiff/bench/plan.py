@@ -35,6 +35,7 @@ class BenchRequest:
         trials: settings tried where a method has a range to search; 1 for its defaults alone.
         tune_on: the split whose tuned settings serve all others; None to tune on each.
         stopping: under the stopping rule, to the end of the epochs, or both.
+        also_retain: sources that every run is to keep beside the split's retain set.
         epochs: most passes over the forget set; None for the default of ``ngdiff unlearn``.
         learned: how many of TOFU's last questions the target learned; None for all.
         items: most items of each set that are evaluated; None for all.
@@ -59,6 +60,7 @@ class BenchRequest:
     trials: int = 1
     tune_on: str | None = None
     stopping: tuple[Stopping, ...] = ("rule",)
+    also_retain: tuple[str, ...] = ()
     epochs: float | None = None
     learned: int | None = None
     items: int | None = None
@@ -113,7 +115,13 @@ class Trial:
 
         What a figure means is part of it: the stopping rule and tuning go by figures, too.
         """
-        common = {"model": request.model, "learned": request.learned, "lora": request.lora}
+        common: dict[str, Any] = {
+            "model": request.model,
+            "learned": request.learned,
+            "lora": request.lora,
+        }
+        if request.also_retain:
+            common["also_retain"] = list(request.also_retain)
         evaluation = {
             "items": request.items,
             "reference": request.reference(self.split),

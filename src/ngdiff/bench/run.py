@@ -21,6 +21,7 @@ import torch
 from ngdiff.bench.data import evaluation_folder, sources
 from ngdiff.bench.plan import BenchRequest, Settings, Trial, reporting, selection_score, tuning
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
+from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
@@ -117,6 +118,11 @@ def check(request: BenchRequest) -> None:
     for name, given in (("--methods", request.methods), ("--splits", request.splits)):
         if not given:
             faults.append(Fault(name, "is empty", "Name at least one"))
+    for beside in request.also_retain:
+        try:
+            read_rows(beside, where="--also-retain", tofu_dir=request.tofu_dir)
+        except RequestError as error:
+            faults += error.faults
     models = [("--model", request.model)]
     models += [("--reference", path) for path in request.references.values() if not path.endswith(".json")]
     for where, model in models:
@@ -276,6 +282,7 @@ class _Workers:
                 "model": request.model,
                 "forget": forget,
                 "retain": retain,
+                "also_retain": list(request.also_retain),
                 "settings": {**trial.settings, "method": trial.method},
                 "lora": request.lora,
                 "precision": request.precision,

@@ -66,9 +66,11 @@ def _asked(result: BenchResult) -> str:
     learned = (
         "" if request.learned is None else f"; the target learned TOFU's last {request.learned} questions"
     )
+    kept = ", ".join(map(markdown_cell, request.also_retain))
+    kept = f"; beside the retain set every run was to keep {kept}" if kept else ""
     items = "" if request.items is None else f"; at most {request.items} items of each set evaluated"
     return (
-        f"Target: {markdown_cell(Path(request.model).name)}{learned}{items}. "
+        f"Target: {markdown_cell(Path(request.model).name)}{learned}{items}{kept}. "
         f"{request.seeds} reported run(s) a method, "
         f"{request.trials} setting(s) tried where a method has a range to search."
     )

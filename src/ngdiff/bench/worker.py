@@ -42,11 +42,10 @@ def _unlearn(spec: dict[str, Any], folder: Path) -> None:
     from ngdiff.unlearn import UnlearnRequest, unlearn
 
     tofu_dir = spec.pop("tofu_dir")
-    forget, retain = ((spec.pop(name),) for name in ("forget", "retain"))
     unlearn(
         UnlearnRequest(
-            forget=forget,
-            retain=retain,
+            forget=(spec.pop("forget"),),
+            retain=(spec.pop("retain"), *spec.pop("also_retain", ())),
             output=folder / "model",
             tofu_dir=None if tofu_dir is None else Path(tofu_dir),
             **spec,

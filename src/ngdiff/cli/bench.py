@@ -108,6 +108,14 @@ def tofu(
     items: Annotated[
         int | None, typer.Option(min=1, help="Most items of each set to evaluate.", rich_help_panel=RESOURCES)
     ] = None,
+    also_retain: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What every run keeps beside TOFU's retain set, such as ngdiff:general; may be repeated.",
+            autocompletion=completion.sources,
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     set_: SetPairs = None,
     lora: Lora = False,
     tofu_dir: TofuDir = None,
@@ -169,6 +177,7 @@ def tofu(
         trials=trials,
         tune_on=tune_on,
         stopping=WAYS_TO_STOP[stopping],
+        also_retain=tuple(also_retain or ()),
         epochs=epochs,
         learned=learned,
         items=items,

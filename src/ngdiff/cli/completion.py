@@ -72,9 +72,10 @@ def sources(incomplete: str) -> Completed:
     """Complete a named data set, or a file."""
     from pathlib import Path
 
-    from ngdiff.data.sources import TOFU_NAMES
+    from ngdiff.data.sources import SHIPPED, TOFU_NAMES
 
-    yield from _begin(incomplete, ((f"tofu:{name}", "") for name in TOFU_NAMES))
+    named = [*(f"tofu:{name}" for name in TOFU_NAMES), *(f"ngdiff:{name}" for name in SHIPPED)]
+    yield from _begin(incomplete, ((name, "") for name in named))
     typed = Path(incomplete or ".")
     folder = typed if incomplete.endswith("/") or not incomplete else typed.parent
     if folder.is_dir():

@@ -91,9 +91,10 @@ def _share(part: str, kind: str) -> str:
 def datasets() -> Listing:
     """List the named data sets, and the forms that own data can have."""
     from ngdiff.data.files import COLUMN_FORMS, READERS
-    from ngdiff.data.sources import TOFU_NAMES
+    from ngdiff.data.sources import SHIPPED, TOFU_NAMES
 
     rows: list[tuple[str, ...]] = [(f"tofu:{name}", _tofu_summary(name), _TOFU_PAPER) for name in TOFU_NAMES]
+    rows += [(f"ngdiff:{name}", summary, "comes with NGDiff") for name, summary in SHIPPED.items()]
     rows += [
         (f"FILE{ending}", "a file of rows; a slice may follow, as in FILE[:100]", "own data")
         for ending in READERS

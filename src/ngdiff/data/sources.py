@@ -1,27 +1,30 @@
-"""`source string -> rows`: files, folders, hub datasets and TOFU, each with an optional slice.
+"""`source string -> rows`: files, folders, hub datasets, TOFU and shipped text, each with an optional slice.
 
 A source is one string:
 
 - ``forget.jsonl``: a .jsonl, .json, .csv or .parquet file, or a folder of them (read sorted by name);
 - ``org/name``, ``org/name:config``, ``org/name:config@split``: a dataset on the hub;
-- ``tofu:forget10``: a part of TOFU, from a local folder if there is one, else from the hub.
+- ``tofu:forget10``: a part of TOFU, from a local folder if there is one, else from the hub;
+- ``ngdiff:general``: plain questions and instructions of every kind, which come with NGDiff.
 
 Each may end in a slice with Python's meaning, such as ``tofu:full[-1200:]``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 from ngdiff.data.files import ARCHIVES, READERS, Row, read_data_file
 from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
 from ngdiff.system.outside import first_line
 
-__all__ = ["TOFU_NAMES", "Row", "read_rows"]
+__all__ = ["SHIPPED", "TOFU_NAMES", "Row", "read_rows"]
 
 TOFU_NAMES: tuple[str, ...] = (
     "full",
@@ -33,6 +36,9 @@ TOFU_NAMES: tuple[str, ...] = (
 )
 """The parts of TOFU that ``tofu:NAME`` knows."""
 
+SHIPPED: Mapping[str, str] = {"general": "plain questions and instructions of every kind, to keep besides"}
+"""The data sets that come with NGDiff, ``ngdiff:NAME``, with a line on each."""
+
 _TOFU_HUB = "locuslab/TOFU"
 _MOST_FAULTS = 20
 _SLICE = re.compile(r"^(?P<source>.+)\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\]$", re.DOTALL)
@@ -43,7 +49,8 @@ def read_rows(source: str, *, where: str, tofu_dir: Path | None = None) -> list[
     """Read all rows of a source.
 
     Args:
-        source: a file, a folder, a hub dataset or ``tofu:NAME``, with an optional ``[start:stop]``.
+        source: a file, a folder, a hub dataset, ``tofu:NAME`` or ``ngdiff:NAME``, with an optional
+            ``[start:stop]``.
         where: the setting that named the source, such as ``--forget``, for faults.
         tofu_dir: folder with TOFU's ``NAME.json`` files; default ``NGDIFF_TOFU_DIR``, else the hub is asked.
 
@@ -97,6 +104,8 @@ def _split_slice(source: str, where: str) -> tuple[str, slice]:
 def _read(source: str, where: str, tofu_dir: Path | None) -> tuple[list[Row], list[Fault]]:
     if source.startswith("tofu:"):
         return _read_tofu(source.removeprefix("tofu:"), where, tofu_dir)
+    if source.startswith("ngdiff:"):
+        return _read_shipped(source.removeprefix("ngdiff:"), where)
     path = Path(source).expanduser()
     if _exists(path):
         return _read_path(path, where)
@@ -177,6 +186,14 @@ def _read_tofu(name: str, where: str, tofu_dir: Path | None) -> tuple[list[Row],
         )
         return [], [Fault(where, what, mend)]
     return _read_path(path, where)
+
+
+def _read_shipped(name: str, where: str) -> tuple[list[Row], list[Fault]]:
+    if name not in SHIPPED:
+        return [], [unknown_name(where, "data set of NGDiff", name, SHIPPED)]
+    text = resources.files("ngdiff.data").joinpath(f"{name}.jsonl").read_text(encoding="utf-8")
+    lines = text.rstrip("\n").split("\n")
+    return [Row(json.loads(line), f"ngdiff:{name}, row {number}") for number, line in enumerate(lines, 1)], []
 
 
 def _read_hub(name: str, config: str | None, split: str | None, where: str) -> tuple[list[Row], list[Fault]]:
