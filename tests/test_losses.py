@@ -30,6 +30,7 @@ from ngdiff.losses import (
     nll,
     npo,
     saturation_importance,
+    selective_unlikelihood,
     self_distillation,
     simnpo,
     steer_away,
@@ -134,6 +135,27 @@ def test_unlikelihood_by_hand() -> None:
     # d(-log(1 - p))/d logits = p (onehot - softmax over the others)
     assert torch.allclose(logits.grad[0], torch.tensor([-0.25, 0.5, -0.25]))
     assert torch.allclose(logits.grad[1], torch.tensor([-6 / 56, -1 / 56, 7 / 56]))
+
+
+def test_selective_unlikelihood_by_hand() -> None:
+    logits = torch.tensor([[1.0, 2.0, 1.0], [6.0, 1.0, 1.0]]).log().requires_grad_()  # p = 1/2 and 1/8
+    levels = torch.tensor([1 / 4, 1 / 8])
+    tokens = LabelledTokens(logits, torch.tensor([1, 2]), torch.tensor([0, 1]), 2, predictable=levels)
+    loss = selective_unlikelihood(tokens)
+    # KL(1/4 || 1/2) of a coin, and nothing of the token that is at its level
+    assert float(loss.detach()) == pytest.approx(math.log(2) / -4 + 3 / 4 * math.log(3 / 2), rel=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    # (p - b) (onehot - softmax over the others)
+    assert torch.allclose(logits.grad[0], torch.tensor([-0.125, 0.25, -0.125]))
+    assert torch.allclose(logits.grad[1], torch.zeros(3), atol=1e-7)
+
+
+@pytest.mark.parametrize("levels", [None, torch.zeros(6)])
+def test_without_levels_it_is_unlikelihood(levels: Tensor | None) -> None:
+    tokens = fabricated(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), [0, 0, 1, 2, 2, 2])
+    found = selective_unlikelihood(replace(tokens, predictable=levels))
+    assert torch.allclose(found, unlikelihood(tokens))
 
 
 @pytest.mark.parametrize("margin", [-60.0, -1.0, 0.0, 3.0, 60.0])

@@ -124,6 +124,15 @@ METHODS: dict[str, Method] = {
             "Jin et al. 2025, arXiv 2410.22086; forget loss: Welleck et al. 2020, arXiv 1908.04319",
         ),
         Method(
+            "ngdiff-selective",
+            "selective-unlikelihood",
+            "nll",
+            "ngdiff",
+            "auto",
+            "NGDiff that pushes knowledge and leaves language as it is",
+            "Jin et al. 2025, arXiv 2410.22086; forget loss after Wan et al. 2025, arXiv 2506.00876",
+        ),
+        Method(
             "ngdiff-bounded",
             "bounded-nll",
             "nll",

@@ -41,6 +41,9 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
     references = [example.reference_log_prob for example in examples]
     if None not in references:
         batch["reference"] = torch.tensor(references, dtype=torch.float32)
+    levels = [example.predictable for example in examples if example.predictable is not None]
+    if len(levels) == len(examples):
+        batch["predictable"] = torch.tensor([level for row in levels for level in row], dtype=torch.float32)
     return batch
 
 

@@ -44,6 +44,8 @@ class EncodedExample:
             tokens; see :mod:`ngdiff.models.reference_model`.
         reference_states: hidden states of the starting model, of shape (labelled tokens, width), likewise.
         alternatives: other answers to the same prompt; see :mod:`ngdiff.data.alternatives`.
+        predictable: how probable each labelled token would be to somebody who never saw the answer; see
+            :mod:`ngdiff.data.predictable`.
     """
 
     input_ids: tuple[int, ...]
@@ -53,6 +55,7 @@ class EncodedExample:
     reference_log_prob: float | None = None
     reference_states: Tensor | None = field(default=None, compare=False, repr=False)
     alternatives: tuple[EncodedExample, ...] = ()
+    predictable: tuple[float, ...] | None = None
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExample:

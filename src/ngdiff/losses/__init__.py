@@ -13,6 +13,7 @@ from ngdiff.losses.likelihood import (
     negated_nll,
     nll,
     saturation_importance,
+    selective_unlikelihood,
     unlikelihood,
     weighted_ascent,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "nll",
     "npo",
     "saturation_importance",
+    "selective_unlikelihood",
     "self_distillation",
     "simnpo",
     "steer_away",

@@ -50,6 +50,23 @@ def unlikelihood(tokens: LabelledTokens) -> Float[Tensor, ""]:
     return softplus(tokens.log_odds()).sum()
 
 
+def selective_unlikelihood(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum KL(level || p) of the labelled tokens as two-way choices, in nats: unlikelihood down to a level.
+
+    With the level b of a token, how probable it would be to somebody who never saw the answer, and its
+    log-odds z, a token costs softplus(z) - b z - H(b), where H is the entropy of b in nats. Its gradient on z
+    is p - b: knowledge (b near 0) is pushed like :func:`unlikelihood`, language (p near b) is left as it is.
+    That not every token needs forgetting is Wan et al.'s, 2025, arXiv 2506.00876, who find the tokens with
+    two assistant models. Without levels it is :func:`unlikelihood`.
+    """
+    log_odds = tokens.log_odds()
+    if tokens.predictable is None:
+        return softplus(log_odds).sum()
+    level = tokens.predictable.to(log_odds)
+    entropy = -(torch.xlogy(level, level) + torch.xlogy(1 - level, 1 - level))
+    return (softplus(log_odds) - level * log_odds - entropy).sum()
+
+
 def _probabilities(log_probs: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
     """Return p without gradient: it weighs the tokens."""
     return log_probs.detach().exp()

@@ -45,6 +45,7 @@ class Loss:
         compares: what it needs of the starting model.
         other_answers: where other answers to the same questions come from, if it needs some.
         own_answers: whether the answers of the data themselves are looked at.
+        levels: whether it has to know how predictable each token is without the answer's knowledge.
         looks_at: what of the model: its predictions, or its activations behind one layer.
     """
 
@@ -58,6 +59,7 @@ class Loss:
     compares: Compared | None = None
     other_answers: Answers | None = None
     own_answers: bool = True
+    levels: bool = False
     looks_at: Literal["predictions", "activations"] = "predictions"
 
     def complete(self, given: Mapping[str, float], measured: Mapping[Measured, float] | None) -> Loss:

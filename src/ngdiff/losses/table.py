@@ -13,6 +13,7 @@ from ngdiff.losses.likelihood import (
     negated_nll,
     nll,
     saturation_importance,
+    selective_unlikelihood,
     unlikelihood,
     weighted_ascent,
 )
@@ -48,6 +49,15 @@ LOSSES: dict[str, Loss] = {
             unlikelihood,
             "-log(1 - p) of each token: pushes what is known, leaves what is forgotten",
             "Welleck et al. 2020, arXiv 1908.04319",
+        ),
+        Loss(
+            "selective-unlikelihood",
+            "forget",
+            "token",
+            selective_unlikelihood,
+            "unlikelihood of each token down to what it would be without the answer's knowledge",
+            "NGDiff's own, after Wan et al. 2025, arXiv 2506.00876; see docs/decisions.md",
+            levels=True,
         ),
         Loss(
             "npo",

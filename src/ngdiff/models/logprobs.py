@@ -26,6 +26,7 @@ class LabelledTokens:
         reference: log-probability of each sequence's answer under the starting model, where it is known.
         reference_logits: the starting model's scores, where a loss compares with them.
         other: what the model says of other answers to the same prompts, row by row, where a loss has them.
+        predictable: how probable each token would be to somebody who never saw the answer, where it is known.
     """
 
     logits: Float[Tensor, "tokens vocab"]
@@ -35,6 +36,7 @@ class LabelledTokens:
     reference: Float[Tensor, " rows"] | None = None
     reference_logits: Float[Tensor, "tokens vocab"] | None = None
     other: LabelledTokens | None = None
+    predictable: Float[Tensor, " tokens"] | None = None
 
     def log_probs(self) -> Float[Tensor, " tokens"]:
         """Return log p(token | text before it), in nats."""
@@ -108,6 +110,7 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTo
         rows=rows,
         row_count=labels.shape[0],
         reference=batch.get("reference"),
+        predictable=batch.get("predictable"),
     )
 
 

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from ngdiff.data.alternatives import EACH, alternative_faults, with_alternatives, with_invented
+from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
+from ngdiff.data.predictable import with_predictable
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.distributed import is_main
 from ngdiff.losses import Loss, Measured, Task
 from ngdiff.models.activations import Activations, freeze_behind, layer_count
 from ngdiff.models.forward import StartingHead, look
-from ngdiff.models.logprobs import LabelledTokens
+from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 from ngdiff.models.reference_model import Autocast, StartingStates, starting_states, with_reference
 from ngdiff.training.parallel import OneCache
 
@@ -95,6 +97,7 @@ class Comparisons:
         data: Mapping[Task, list[EncodedExample]],
         rows: Mapping[Task, Sequence[int]],
         passes: int,
+        never_seen: Sequence[EncodedExample] = (),
     ) -> list[str]:
         """Fill the data in, in place, from the model as it is before the first step, on every process.
 
@@ -103,10 +106,13 @@ class Comparisons:
             data: forget and retain set.
             rows: those rows of each that a step or a probe may look at.
             passes: over the forget set, at the most: no more alternatives are needed.
+            never_seen: text the model never saw, for losses that need the tokens' levels.
 
         Returns:
             What should be noted in the record.
         """
+        if self.losses["forget"].levels:
+            self._level(model, data, never_seen)
         if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
             return []
         notes: list[str] = []
@@ -120,6 +126,24 @@ class Comparisons:
         finally:
             cache.close()
         return notes + cache.notes
+
+    def _level(
+        self,
+        model: nn.Module,
+        data: Mapping[Task, list[EncodedExample]],
+        never_seen: Sequence[EncodedExample],
+    ) -> None:
+        """Work out each forget token's level, on every process: of a sharded model all have to run."""
+        found: list[float] = []
+        device, size, training = next(model.parameters()).device, self.setting.batch_size, model.training
+        model.eval()
+        with torch.no_grad(), self.autocast():
+            for start in range(0, len(never_seen), size):
+                batch = collate(never_seen[start : start + size], self.setting.pad_id)
+                tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
+                found += tokens.log_probs().exp().tolist()
+        model.train(training)
+        data["forget"][:] = with_predictable(data["forget"], data["retain"], never_seen, found)
 
     def _invent(self, model: Any, forget: list[EncodedExample], passes: int, cache: OneCache) -> list[str]:
         setting = self.setting
@@ -190,6 +214,7 @@ class Comparisons:
         return {
             "answers": [example.reference_log_prob for example in forget],
             "alternatives": [[_as_json(one) for one in example.alternatives] for example in forget],
+            "levels": [example.predictable for example in forget],
             "rows": {task: list(states.rows) for task, states in self._states.items()},
             "caps": {task: states.cap for task, states in self._states.items()},
         }
@@ -207,9 +232,10 @@ class Comparisons:
                 example,
                 reference_log_prob=value,
                 alternatives=tuple(_from_json(one, example) for one in others),
+                predictable=None if levels is None else tuple(levels),
             )
-            for example, value, others in zip(
-                data["forget"], state["answers"], state["alternatives"], strict=True
+            for example, value, others, levels in zip(
+                data["forget"], state["answers"], state["alternatives"], state["levels"], strict=True
             )
         ]
         for name, rows in state["rows"].items():

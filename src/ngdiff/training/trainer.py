@@ -455,7 +455,7 @@ class UnlearningTrainer(DurableTrainer):
             "retain": self._retain_rows_needed(),
         }
         with looking(self.model_wrapped) as looked_at:
-            notes = self._compared.ask(looked_at, self._data, rows, passes)
+            notes = self._compared.ask(looked_at, self._data, rows, passes, self._never_seen)
         for note in notes:
             self.record.note(note)
         if target is not None and target.value is None:

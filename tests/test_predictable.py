@@ -1,0 +1,130 @@
+"""How predictable a token to forget is: counts by hand and against a slow oracle, and what they may not use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ngdiff.data.batching import collate
+from ngdiff.data.encoding import EncodedExample
+from ngdiff.data.examples import Example
+from ngdiff.data.predictable import ORDER, _Copying, _followers, _NGrams, labelled_places, with_predictable
+from ngdiff.models.logprobs import predicting_positions
+
+
+def example(prompt: Sequence[int], answer: Sequence[int]) -> EncodedExample:
+    ids = (*prompt, *answer)
+    labels = (*[-100] * len(prompt), *answer)
+    return EncodedExample(ids, labels, Example((), "", "text", "a, line 1"), False)
+
+
+def witten_bell(examples: Sequence[EncodedExample], context: tuple[int, ...], word: int) -> float:
+    """Go through all examples anew for every number."""
+    if context == ("floor",):
+        return 1 / (len({token for one in examples for token in one.input_ids}) + 1)
+    followed = [
+        one.input_ids[place]
+        for one in examples
+        for place in labelled_places(one)
+        if place >= len(context) and one.input_ids[place - len(context) : place] == context
+    ]
+    shorter = witten_bell(examples, context[1:] if context else ("floor",), word)  # type: ignore[arg-type]
+    if not followed:
+        return shorter
+    types = len(set(followed))
+    return (followed.count(word) + types * shorter) / (len(followed) + types)
+
+
+EXAMPLES = st.lists(
+    st.tuples(st.lists(st.integers(0, 4), max_size=4), st.lists(st.integers(0, 4), min_size=1, max_size=8)),
+    min_size=1,
+    max_size=5,
+).map(lambda rows: [example(*row) for row in rows])
+
+
+@settings(deadline=None, max_examples=60)
+@given(EXAMPLES, EXAMPLES)
+def test_ngrams_agree_with_a_slow_oracle(retain: list[EncodedExample], forget: list[EncodedExample]) -> None:
+    counted = _NGrams(retain)
+    for one in forget:
+        for place in labelled_places(one):
+            context = one.input_ids[max(0, place - ORDER + 1) : place]
+            expected = witten_bell(retain, context, one.input_ids[place])
+            assert counted.probability(one.input_ids, place) == pytest.approx(expected, rel=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(EXAMPLES, st.lists(st.integers(0, 4), max_size=5))
+def test_ngram_probabilities_of_all_tokens_add_up_to_less_than_one(
+    retain: list[EncodedExample], before: list[int]
+) -> None:
+    counted = _NGrams(retain)
+    known = {token for one in retain for token in one.input_ids}
+    total = sum(counted.probability((*before, token), len(before)) for token in known)
+    assert 0 < total < 1  # something is left for tokens that the retain set lacks
+
+
+def test_ngrams_by_hand() -> None:
+    retain = [example([9], [1, 2, 1, 2, 1, 3])]
+    counted = _NGrams(retain)
+    # four kinds of tokens and one for all others; of 6 tokens 3 are 1, and there are 3 types
+    empty = (3 + 3 / 5) / (6 + 3)
+    after_2 = (2 + 1 * empty) / (2 + 1)  # 2 is followed by 1, twice
+    assert counted.probability((2, 1), 1) == pytest.approx(after_2)
+    assert counted.probability((8, 1), 1) == pytest.approx(
+        empty
+    )  # 8 is unknown: back to what needs no context
+
+
+def test_copying_by_hand() -> None:
+    # 5 stands in the prompt and 6 follows: the first answer goes on so, the second does not
+    retain = [example([5, 6, 7], [5, 6]), example([5, 6, 7], [5, 8])]
+    copying = _Copying(retain)
+    asked = example([5, 6, 7], [5, 6, 1])
+    follows = _followers(asked)
+    found = [copying.probability(follows, asked.input_ids, place) for place in labelled_places(asked)]
+    # 5: behind 7, which nothing follows in the prompt; 6: behind 5, in one of two cases, and one more unseen
+    assert found == [0.0, pytest.approx(1 / 3), 0.0]
+
+
+def never_seen() -> tuple[list[EncodedExample], list[float]]:
+    examples = [example([9], [1, 2, 4]), example([9], [1, 7, 8])]
+    return examples, [0.9, 0.8, 0.1, 0.9, 0.2, 0.0]
+
+
+def test_levels_rise_with_what_the_counts_say_and_stay_within_what_was_seen() -> None:
+    retain = [example([9], [1, 2, 3]) for _ in range(5)]
+    (found,) = with_predictable([example([9], [1, 2, 8])], retain, *never_seen())
+    assert found.predictable is not None and len(found.predictable) == 3
+    known, unknown = found.predictable[:2], found.predictable[2]
+    assert all(0.0 <= unknown < level <= 0.9 for level in known)
+
+
+def test_nothing_of_the_forget_set_is_counted() -> None:
+    retain = [example([9], [1, 2, 3]), example([9, 4], [4, 3, 1])]
+    one, other = example([9], [7, 7, 7]), example([9], [1, 7, 7])
+    alone = with_predictable([one], retain, *never_seen())
+    together = with_predictable([one, other, other], retain, *never_seen())
+    assert alone[0].predictable == together[0].predictable
+    later = with_predictable([example([9], [7, 7, 1])], retain, *never_seen())
+    assert later[0].predictable is not None and alone[0].predictable is not None
+    assert later[0].predictable[:2] == alone[0].predictable[:2]
+
+
+def test_levels_lie_beside_their_tokens_in_a_batch() -> None:
+    retain = [example([9], [1, 2, 3])]
+    forget = with_predictable(
+        [example([9, 9], [1, 2]), example([], [5, 1, 2]), example([9], [3])], retain, *never_seen()
+    )
+    batch = collate(forget, pad_id=0)
+    rows, columns = predicting_positions(batch["labels"]).nonzero(as_tuple=True)
+    tokens = batch["labels"][rows, columns + 1].tolist()
+    assert tokens == [1, 2, 1, 2, 3]  # the first token of a text has nothing before it
+    levels = [level for one in forget for level in one.predictable or ()]
+    assert batch["predictable"].tolist() == pytest.approx(levels) and len(levels) == 5
+    assert "predictable" not in collate([forget[0], retain[0]], pad_id=0)
+    assert batch["predictable"].dtype == torch.float32
