@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.data.predictable import ORDER, _Copying, _followers, _NGrams, labelled_places, with_predictable
+from ngdiff.data.predictable import (
+    ORDER,
+    _Copying,
+    _followers,
+    _NGrams,
+    labelled_places,
+    sharpened,
+    with_predictable,
+)
 from ngdiff.models.logprobs import predicting_positions
 
 
@@ -91,6 +99,13 @@ def test_copying_by_hand() -> None:
     assert found == [0.0, pytest.approx(1 / 3), 0.0]
 
 
+@pytest.mark.parametrize(
+    ("level", "expected"), [(0.0, 0.0), (0.25, 0.1), (0.5, 0.5), (0.75, 0.9), (1.0, 1.0)]
+)
+def test_odds_are_squared(level: float, expected: float) -> None:
+    assert sharpened(level) == pytest.approx(expected)
+
+
 def never_seen() -> tuple[list[EncodedExample], list[float]]:
     examples = [example([9], [1, 2, 4]), example([9], [1, 7, 8])]
     return examples, [0.9, 0.8, 0.1, 0.9, 0.2, 0.0]
@@ -101,7 +116,7 @@ def test_levels_rise_with_what_the_counts_say_and_stay_within_what_was_seen() ->
     (found,) = with_predictable([example([9], [1, 2, 8])], retain, *never_seen())
     assert found.predictable is not None and len(found.predictable) == 3
     known, unknown = found.predictable[:2], found.predictable[2]
-    assert all(0.0 <= unknown < level <= 0.9 for level in known)
+    assert all(0.0 <= unknown < level <= sharpened(0.9) for level in known)
 
 
 def test_nothing_of_the_forget_set_is_counted() -> None:

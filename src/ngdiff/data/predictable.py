@@ -10,7 +10,8 @@ from the question. What can be known of that without such a model is worked out 
 
 The greater of the two orders the tokens. What it is worth, the starting model tells on text that it never
 saw: the level of a token is the mean probability of never-seen tokens as predictable as it is (isotonic
-regression). Nothing of the forget set's answers is counted or asked.
+regression). Tokens alike in this are still of two kinds, language near 1 and knowledge near 0, so the level's
+odds are squared: towards the kind that most of them are. Nothing of the forget set's answers is counted or asked.
 """
 
 from __future__ import annotations
@@ -55,10 +56,15 @@ def with_predictable(
     scale = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
     scale.fit([score for example in never_seen for score in counts.scores(example)], probabilities)
     return [
-        replace(example, predictable=tuple(float(level) for level in scale.predict(scores)) if scores else ())
+        replace(example, predictable=tuple(map(sharpened, scale.predict(scores))) if scores else ())
         for example in forget
         for scores in (counts.scores(example),)
     ]
+
+
+def sharpened(level: float) -> float:
+    """Square the odds of a probability."""
+    return float(level**2 / (level**2 + (1 - level) ** 2))
 
 
 def labelled_places(example: EncodedExample) -> list[int]:
