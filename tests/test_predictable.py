@@ -1,4 +1,4 @@
-"""How predictable a token to forget is: counts by hand and against a slow oracle, and what they may not use."""
+"""How predictable a token to forget is: counts by hand and by a slow oracle, and what they may not use."""
 
 from __future__ import annotations
 

@@ -72,6 +72,7 @@ def make(
     model: nn.Module | None = None,
     forget: Any = FORGET,
     retain: Any = RETAIN,
+    holdout: Any = UNSEEN,
     callbacks: Any = None,
     peft_config: Any = None,
     **settings: Any,
@@ -86,7 +87,7 @@ def make(
         UnlearningConfig(output_dir=str(folder), **{**quiet, **small, **settings}),
         forget_dataset=forget,
         retain_dataset=retain,
-        holdout_dataset=UNSEEN,
+        holdout_dataset=holdout,
         processing_class=TOKENIZER,
         callbacks=callbacks,
         peft_config=peft_config,
@@ -677,7 +678,7 @@ def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("method", ["ngdiff", "ngdiff-unlikelihood"])
+@pytest.mark.parametrize("method", ["ngdiff", "ngdiff-unlikelihood", "ngdiff-selective"])
 @pytest.mark.parametrize("target", ["nll=1.5", "probability=0.25"])
 def test_the_end_is_seen_coming_whatever_the_forget_loss(
     tmp_path: Path, memorised: nn.Module, method: str, target: str
@@ -945,7 +946,9 @@ def _nothing(rows: Any) -> list[Any]:
     return []
 
 
-@pytest.mark.parametrize("method", ["npo", "kl", "undial", "rmu", "idkdpo", "altpo", "idknll"])
+@pytest.mark.parametrize(
+    "method", ["npo", "kl", "undial", "rmu", "idkdpo", "altpo", "idknll", "ngdiff-selective"]
+)
 def test_a_resumed_run_keeps_what_the_starting_model_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -1035,3 +1038,50 @@ def test_a_fixed_rate_warms_up_and_falls(
     falling = [1 - x if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * x)) for x in done]
     expected = [0.0, 0.5e-3, *(1e-3 * x for x in falling)]
     assert [step.learning_rate for step in trainer.record.steps] == pytest.approx(expected)
+
+
+def told(letter: str, count: int, seed: int) -> list[dict[str, str]]:
+    """Answers that are one sentence for their greater part, and a secret."""
+    rng = random.Random(seed)
+    return rows(letter, count, lambda _: f"so the word was {''.join(rng.choices('ghjkqxz', k=4))} at last")
+
+
+def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path) -> None:
+    forget, retain, unseen = told("F", 6, 1), told("R", 16, 2), told("U", 6, 3)
+    taught = tiny_llama(layers=1, hidden=32)
+    batch = collate(as_encoded(forget + retain, TOKENIZER, 64, "x"), TOKENIZER.pad_token_id)
+    optimizer = torch.optim.AdamW(taught.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (nll(labelled_tokens(taught, batch)) / 100).backward()
+        optimizer.step()
+    asked = as_encoded(forget, TOKENIZER, 64, "x")
+    is_secret = [
+        token in TOKENIZER("ghjkqxz", add_special_tokens=False).input_ids
+        for example in asked
+        for token, label in zip(example.input_ids, example.labels, strict=True)
+        if label != -100
+    ]
+    secret = torch.tensor(is_secret)
+    left = {}
+    for method in ("ngdiff-unlikelihood", "ngdiff-selective"):
+        settings = {"per_device_train_batch_size": 6, "max_steps": 15, "learning_rate": 1e-3}
+        trainer = run(
+            tmp_path / method,
+            model=copy.deepcopy(taught),
+            forget=forget,
+            retain=retain,
+            holdout=unseen,
+            method=method,
+            **settings,
+        )
+        with torch.no_grad():
+            p = (
+                labelled_tokens(trainer.model.eval(), collate(asked, TOKENIZER.pad_token_id))
+                .log_probs()
+                .exp()
+            )
+        left[method] = float(p[secret].mean()), float(p[~secret].mean())
+    knowledge, language = left["ngdiff-selective"]
+    assert knowledge < 0.5 < 0.9 < language, left
+    assert language > left["ngdiff-unlikelihood"][1] + 0.2, left

@@ -11,7 +11,8 @@ from the question. What can be known of that without such a model is worked out 
 The greater of the two orders the tokens. What it is worth, the starting model tells on text that it never
 saw: the level of a token is the mean probability of never-seen tokens as predictable as it is (isotonic
 regression). Tokens alike in this are still of two kinds, language near 1 and knowledge near 0, so the level's
-odds are squared: towards the kind that most of them are. Nothing of the forget set's answers is counted or asked.
+odds are squared: towards the kind that most of them are. Nothing of the forget set's answers is counted or
+asked.
 """
 
 from __future__ import annotations

@@ -227,6 +227,7 @@ class Comparisons:
         device: torch.device,
     ) -> None:
         """Fill the data in from a checkpoint."""
+        known = state.get("levels") or [None] * len(data["forget"])  # earlier checkpoints have none
         data["forget"][:] = [
             replace(
                 example,
@@ -235,7 +236,7 @@ class Comparisons:
                 predictable=None if levels is None else tuple(levels),
             )
             for example, value, others, levels in zip(
-                data["forget"], state["answers"], state["alternatives"], state["levels"], strict=True
+                data["forget"], state["answers"], state["alternatives"], known, strict=True
             )
         ]
         for name, rows in state["rows"].items():
