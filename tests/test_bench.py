@@ -32,6 +32,7 @@ from ngdiff.bench.worker import main as work
 from ngdiff.evaluation.metrics import METRICS
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import METHODS, find_method
+from ngdiff.training.unfinished import Workplace
 from tofu_folder import make_whole_tofu
 
 # ---- what is planned ----
@@ -387,6 +388,21 @@ def test_a_worker_is_a_process_of_its_own(cli: Cli, tmp_path: Path, monkeypatch:
     assert json.loads((folder / "trial.json").read_text())["error"] is None
     assert json.loads((folder / SPEC).read_text())["unlearn"]["settings"]["method"] == "ngdiff"
     assert (folder / "evaluation.json").is_file() and (folder / "general.json").is_file()
+
+
+def test_an_unfinished_trial_with_other_settings_makes_room(
+    cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = words(tmp_path, "--methods", "ngdiff", "--seeds", 1, "--items", 2)
+    trial = tmp_path / "out" / "trials" / "forget01" / "ngdiff" / "seed-0"
+    begun = Workplace(trial / "model").folder
+    (begun / "run" / "checkpoint-1").mkdir(parents=True)
+    (begun / "run" / "checkpoint-1" / "complete.json").write_text("{}")
+    (trial / "trial.json").write_text(json.dumps({"key": "of other settings", "error": "it was interrupted"}))
+    answer = cli(*asked)
+    assert answer.code == 0, answer.err
+    assert not begun.exists() and json.loads((trial / "trial.json").read_text())["error"] is None
 
 
 def test_every_run_keeps_what_is_named_beside_the_retain_set(

@@ -32,6 +32,7 @@ from ngdiff.settings.config import UnlearningConfig
 from ngdiff.system.output import check_output, same_folder, write_json
 from ngdiff.system.outside import first_line
 from ngdiff.system.progress import Meter
+from ngdiff.training.unfinished import Workplace
 
 STATUS, LOG = "trial.json", "log.txt"
 _LAST_WORDS = 2000
@@ -382,7 +383,8 @@ def _is_done(job: _Job) -> bool:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier trial with other settings left in a trial's own folder."""
-    shutil.rmtree(folder / "model", ignore_errors=True)
+    for place in (folder / "model", Workplace(folder / "model").folder):  # done, and begun
+        shutil.rmtree(place, ignore_errors=True)
     for name in (RECORD, EVALUATION, GENERAL, STATUS, LOG):
         (folder / name).unlink(missing_ok=True)
 
