@@ -23,7 +23,7 @@ from benchmarks.study_tables import put
 from ngdiff.data.batching import collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.data.predictable import with_predictable
+from ngdiff.data.predictable import Counts, with_predictable
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens
 from ngdiff.training.never_seen import never_seen_examples
@@ -72,14 +72,18 @@ def main() -> None:
             before = probabilities(model, unseen, pad_id).tolist()
     levelled = with_predictable(forget, list(retain), unseen, before)
     levels = torch.tensor([level for example in levelled for level in example.predictable or ()])
-    text = table(found, levels)
+    counts = Counts(retain)
+    parts = torch.tensor([both for example in forget for both in counts.parts(example)])
+    told = {"n-grams": parts[:, 0], "the question": parts[:, 1], "the levels": levels}
+    text = table(found, told)
     print(text)
     if args.title:
         put(PAGE, args.title, text)
 
 
-def table(found: dict[str, Tensor], levels: Tensor) -> str:
-    """Return the Markdown table, and a line on how well the levels tell the kinds apart."""
+def table(found: dict[str, Tensor], told: dict[str, Tensor]) -> str:
+    """Return the Markdown table, and a line on how well the counts and the levels tell the kinds apart."""
+    levels = told["the levels"]
     truth, names = found["retrained"], [name for name in found if name != "retrained"]
     lines = [
         f"| token, by its p under the retrained model | tokens | retrained | level | {' | '.join(names)} |",
@@ -91,8 +95,11 @@ def table(found: dict[str, Tensor], levels: Tensor) -> str:
         cells = " | ".join(f"{float(values[mine].mean()):.2f}" for values in means)
         lines.append(f"| {kind} | {int(mine.sum())} | {cells} |")
     clear = (truth < 0.1) | (truth > 0.9)
-    area = roc_auc_score((truth[clear] > 0.9).numpy(), levels[clear].numpy())
-    return "\n".join([*lines, "", f"The levels tell knowledge from language with an AUC of {area:.2f}."])
+    areas = ", ".join(
+        f"{name} {roc_auc_score((truth[clear] > 0.9).numpy(), values[clear].numpy()):.2f}"
+        for name, values in told.items()
+    )
+    return "\n".join([*lines, "", f"What tells knowledge from language, by AUC: {areas}."])
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def with_predictable(
         never_seen: text the model never saw.
         probabilities: of the labelled tokens of ``never_seen``, in reading order, under the starting model.
     """
-    counts = _Counts(retain)
+    counts = Counts(retain)
     scale = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
     scale.fit([score for example in never_seen for score in counts.scores(example)], probabilities)
     return [
@@ -78,7 +78,7 @@ def _thinned(examples: Sequence[EncodedExample]) -> Sequence[EncodedExample]:
     return examples[:: max(1, -(-total // MOST_COUNTED))]
 
 
-class _Counts:
+class Counts:
     """What the retain set's answers tell of any example's: the greater of the two probabilities."""
 
     def __init__(self, retain: Sequence[EncodedExample]) -> None:
@@ -87,12 +87,13 @@ class _Counts:
 
     def scores(self, example: EncodedExample) -> list[float]:
         """Return a number in [0, 1) for each labelled token; their order says more than their size."""
-        follows = _followers(example)
+        return [max(both) for both in self.parts(example)]
+
+    def parts(self, example: EncodedExample) -> list[tuple[float, float]]:
+        """Return, for each labelled token, what the n-grams say of it and what the prompt says."""
+        follows, ids = _followers(example), example.input_ids
         return [
-            max(
-                self._language.probability(example.input_ids, place),
-                self._copying.probability(follows, example.input_ids, place),
-            )
+            (self._language.probability(ids, place), self._copying.probability(follows, ids, place))
             for place in labelled_places(example)
         ]
 
