@@ -1,4 +1,4 @@
-"""Forget questions of a benchmark, evenly spread, and what each method's model answers -> a table in the results.
+"""Forget questions of a benchmark, evenly spread, and what each model answers -> a table in the results.
 
 python -m benchmarks.answers_beside docs/study/bench/forget05/trials/forget05 \\
     ngdiff-unlikelihood ngdiff-selective --title "Answers, forget05"
