@@ -193,7 +193,7 @@ def test_unlearn_from_end_to_end_through_the_installed_script(
     settings = record["settings"]
     assert settings["model"] == str(model)
     assert (settings["method"], settings["rule"], settings["step_size"]) == (
-        "ngdiff-selective",
+        "ngdiff-unlikelihood",
         "ngdiff",
         "auto",
     )

@@ -159,7 +159,7 @@ def test_the_installed_program_runs_outside_the_checkout(installed: Path) -> Non
     version = ngdiff(installed, "--version")
     assert version.stdout.strip() == f"ngdiff {PYPROJECT['project']['version']}", version.stderr
     methods = ngdiff(installed, "ls", "methods")
-    assert "ngdiff-selective" in methods.stdout
+    assert "ngdiff-unlikelihood" in methods.stdout
     tiny_llama().save_pretrained(installed / "model")
     tiny_tokenizer().save_pretrained(installed / "model")
     for name, word in (("forget", "person"), ("retain", "thing")):

@@ -270,8 +270,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-DEFAULT_METHOD = "ngdiff-selective"
-"""NGDiff with the forget loss that left most of the language; docs/results.md has the comparison."""
+DEFAULT_METHOD = "ngdiff-unlikelihood"
+"""NGDiff with the forget loss that reaches its target most surely; docs/results.md has the comparison."""
 
 
 def find_method(name: str) -> Method:

@@ -59,7 +59,7 @@ def tofu(
             autocompletion=completion.methods,
             rich_help_panel=METHOD,
         ),
-    ] = "ngdiff-selective,ngdiff,graddiff,npo,simnpo,undial,rmu",
+    ] = "ngdiff,ngdiff-unlikelihood,ngdiff-selective,graddiff,npo,simnpo,undial,rmu",
     splits: Annotated[
         str,
         typer.Option(

@@ -38,7 +38,7 @@ def plan(
         typer.Option(
             help="See 'ngdiff ls methods'.", autocompletion=completion.methods, rich_help_panel=METHOD
         ),
-    ] = "ngdiff-selective",
+    ] = "ngdiff-unlikelihood",
     lora: Annotated[
         bool, typer.Option("--lora", help="Train LoRA adapters.", rich_help_panel=RESOURCES)
     ] = False,

@@ -70,7 +70,7 @@ class Plan:
     forget_buffer: ForgetBuffer = "device"
     two_gradients: bool = True
     automatic: bool = True
-    forget_loss: str = "selective-unlikelihood"
+    forget_loss: str = "unlikelihood"
     bf16: bool = True
     devices: int = 1
     sharding: Sharding = "ddp"
