@@ -1,7 +1,7 @@
 """What an unlearned model lost: knowledge or language. Needs a retrained model, which tells the two apart.
 
 python -m benchmarks.token_kinds --target TARGET --retrained RETRAINED --forget 'tofu:full[-200:]' \\
-    NAME=MODEL NAME=MODEL... --title "Token kinds, forget05"
+    --retain 'tofu:full[-1200:-200]' NAME=MODEL NAME=MODEL... --title "Token kinds, forget05"
 
 A token of the forget answers that the retrained model finds improbable is knowledge, one that it finds
 probable is language. For each kind: the mean probability under every model. Beside it how well the counts of

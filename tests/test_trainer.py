@@ -643,17 +643,21 @@ def test_target_met_at_the_start(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
-@pytest.fixture(scope="module")
-def memorised() -> nn.Module:
-    """A model that knows all answers by heart."""
-    model = tiny_llama(layers=1)
-    batch = collate(as_encoded(FORGET + RETAIN, TOKENIZER, 64, "x"), TOKENIZER.pad_token_id)
+def taught(model: nn.Module, data: list[dict[str, str]], count: int) -> nn.Module:
+    """Train a model for so many steps, until it knows all answers by heart."""
+    batch = collate(as_encoded(data, TOKENIZER, 64, "x"), TOKENIZER.pad_token_id)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(120):
+    for _ in range(count):
         optimizer.zero_grad()
         (nll(labelled_tokens(model, batch)) / 100).backward()
         optimizer.step()
     return model
+
+
+@pytest.fixture(scope="module")
+def memorised() -> nn.Module:
+    """A model that knows all answers by heart."""
+    return taught(tiny_llama(layers=1), FORGET + RETAIN, 120)
 
 
 def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.Module) -> None:
@@ -1048,13 +1052,7 @@ def told(letter: str, count: int, seed: int) -> list[dict[str, str]]:
 
 def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path) -> None:
     forget, retain, unseen = told("F", 6, 1), told("R", 16, 2), told("U", 6, 3)
-    taught = tiny_llama(layers=1, hidden=32)
-    batch = collate(as_encoded(forget + retain, TOKENIZER, 64, "x"), TOKENIZER.pad_token_id)
-    optimizer = torch.optim.AdamW(taught.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(150):
-        optimizer.zero_grad()
-        (nll(labelled_tokens(taught, batch)) / 100).backward()
-        optimizer.step()
+    learned = taught(tiny_llama(layers=1, hidden=32), forget + retain, 150)
     asked = as_encoded(forget, TOKENIZER, 64, "x")
     is_secret = [
         token in TOKENIZER("ghjkqxz", add_special_tokens=False).input_ids
@@ -1068,7 +1066,7 @@ def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path) -> None:
         settings = {"per_device_train_batch_size": 6, "max_steps": 15, "learning_rate": 1e-3}
         trainer = run(
             tmp_path / method,
-            model=copy.deepcopy(taught),
+            model=copy.deepcopy(learned),
             forget=forget,
             retain=retain,
             holdout=unseen,

@@ -335,10 +335,8 @@ class _Workers:
 
     def _process(self, folder: Path, gpu: int) -> int:
         threads = max(1, (os.cpu_count() or 1) // self.count)
-        environment = {
-            "OMP_NUM_THREADS": str(threads),
-            **os.environ,
-        }  # who sets it knows what else is running
+        # who sets the number of threads knows what else is running
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         if gpu >= 0:
             seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
             environment["CUDA_VISIBLE_DEVICES"] = seen[gpu] if seen else str(gpu)
