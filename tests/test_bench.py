@@ -339,6 +339,33 @@ def test_a_target_that_learned_the_end_of_tofu(cli: Cli, tmp_path: Path, here: l
     assert parts["holdout01"] == full[:40]
 
 
+def test_where_tofu_has_no_wrong_answers_the_plain_questions_are_asked(
+    cli: Cli, tmp_path: Path, here: list[Path]
+) -> None:
+    asked = words(tmp_path, "--methods", "ngdiff", "--learned", 60, "--dry-run")
+    for name in ("retain_perturbed", "forget10_perturbed"):  # none of what is learned and kept
+        rows = (tmp_path / "tofu" / "forget01_perturbed.json").read_text()
+        (tmp_path / "tofu" / f"{name}.json").write_text(rows)
+    assert cli(*asked).code == 0
+    (folder,) = (tmp_path / "out" / "data").iterdir()
+    kept = [json.loads(line) for line in (folder / "retain_perturbed.json").read_text().splitlines()]
+    whole = [json.loads(line) for line in (tmp_path / "tofu" / "full.json").read_text().splitlines()]
+    assert [row["question"] for row in kept] == [row["question"] for row in whole[-60:-40]]
+    assert all("perturbed_answer" not in row for row in kept)
+
+
+def test_data_that_cannot_be_evaluated_ends_before_anything_runs(
+    cli: Cli, tmp_path: Path, here: list[Path]
+) -> None:
+    asked = words(tmp_path, "--methods", "ngdiff")
+    (tmp_path / "tofu" / "world_facts_perturbed.json").write_text(
+        '{"question": "Where?", "answer": "There."}\n'
+    )
+    answer = cli(*asked)
+    assert answer.code == 2 and here == []
+    assert "perturbed_answer" in answer.err
+
+
 @pytest.mark.parametrize(
     ("more", "what"),
     [

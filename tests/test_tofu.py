@@ -170,6 +170,30 @@ def test_intervals_of_model_utility_by_drawing_items(folder: Path) -> None:
     assert len(parts) == 9
 
 
+def test_a_retain_set_without_wrong_answers_has_no_truth_ratio(tmp_path: Path) -> None:
+    whole = run(make_tofu(tmp_path), lively())
+    rows = slow_tofu.rows(tmp_path, "retain_perturbed")
+    plain = [{key: one[key] for key in ("question", "answer")} for one in rows]
+    (tmp_path / "retain_perturbed.json").write_text("".join(json.dumps(one) + "\n" for one in plain))
+    assert "no wrong answers" in read_tofu(request(tmp_path)).notes[0]
+    figures = run(tmp_path, lively())
+    parts = [
+        whole[f"{name}.{measure}"].value or 0.0
+        for name in ("retain", "real_authors", "world_facts")
+        for measure in ("probability", "rouge", "truth_ratio")
+        if (name, measure) != ("retain", "truth_ratio")
+    ]
+    assert len(parts) == 8 and min(parts) > 0
+    assert figures["model_utility"].value == pytest.approx(8 / sum(1 / part for part in parts))
+    assert "eight parts" in str(figures["model_utility"].note) and whole["model_utility"].note is None
+    assert "retain.truth_ratio" not in figures
+    # one row that has them means that the others lack them
+    plain[1]["perturbed_answer"] = rows[1]["perturbed_answer"]
+    (tmp_path / "retain_perturbed.json").write_text("".join(json.dumps(one) + "\n" for one in plain))
+    with pytest.raises(RequestError, match="perturbed_answer"):
+        read_tofu(request(tmp_path))
+
+
 @pytest.mark.parametrize("column", ["perturbed_answer", "paraphrased_answer"])
 def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     folder = make_tofu(tmp_path)

@@ -27,7 +27,8 @@ def evaluation_folder(request: BenchRequest, split: str) -> Path | None:
     """Return a folder in TOFU's layout for the suite to read; None where TOFU's own files serve as they are.
 
     Where the target learned TOFU's last questions only, its retain questions are those of TOFU's perturbed
-    files that it learned and is not to forget, and the holdout is TOFU's first questions, which it never saw.
+    files that it learned and is not to forget (where there are none, plain ones, which have no wrong answers
+    and so no truth ratio), and the holdout is TOFU's first questions, which it never saw.
     With ``items`` every set is thinned evenly.
 
     Raises:
@@ -75,7 +76,8 @@ def _retain(request: BenchRequest, split: str) -> list[dict[str, Any]]:
         for row in [*own, *_rows("tofu:forget10_perturbed", request)]
         if row["question"] in known
     }
-    return thinned(list(found.values()), MOST_RETAIN)
+    kept = list(found.values()) or _rows(source, request)
+    return thinned(kept, MOST_RETAIN)
 
 
 def _holdout(request: BenchRequest, split: str) -> list[dict[str, Any]]:

@@ -99,7 +99,8 @@ def _curves(result: BenchResult, path: Path) -> Path:
         for panel, title in zip(line, titles, strict=True):
             panel.set(xlabel="optimizer step", title=f"{split}: {title}")
         line[2].set(yscale="log")
-        line[0].legend(fontsize=7)
+        if line[0].lines:
+            line[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

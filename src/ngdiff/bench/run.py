@@ -25,7 +25,8 @@ from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
-from ngdiff.evaluation.suites.tofu import SPLITS
+from ngdiff.evaluation.request import EvaluateRequest
+from ngdiff.evaluation.suites.tofu import SPLITS, read_tofu
 from ngdiff.methods import METHODS, find_method
 from ngdiff.models.loading import check_causal, check_precision, resolve_model
 from ngdiff.settings.config import UnlearningConfig
@@ -138,7 +139,7 @@ def check(request: BenchRequest) -> None:
     for split in request.splits:
         try:
             if split in SPLITS:
-                evaluation_folder(request, split)
+                read_tofu(_as_evaluated(request, split))
         except RequestError as error:
             faults += error.faults
     try:
@@ -156,6 +157,12 @@ def check(request: BenchRequest) -> None:
         faults.append(Fault("--set", first_line(error), "See ngdiff unlearn --help"))
     if faults:
         raise RequestError(list(dict.fromkeys(faults)))
+
+
+def _as_evaluated(request: BenchRequest, split: str) -> EvaluateRequest:
+    """Return what the evaluations of a split will read, as far as the data goes."""
+    folder, output = evaluation_folder(request, split), request.output / EVALUATION
+    return EvaluateRequest(request.model, "tofu", output, (split,), tofu_dir=folder)
 
 
 def run(request: BenchRequest) -> BenchResult:

@@ -53,10 +53,16 @@ UTILITY_SETS = ("retain", "real_authors", "world_facts")
 OF_OPTIONS = ("real_authors", "world_facts")
 UTILITY_MEASURES = ("probability", "rouge", "truth_ratio")
 NO_HOLDOUT = "there is no holdout, so membership inference and PrivLeak are left out"
+NO_WRONG_ANSWERS = (
+    "the retain set has no wrong answers, so its truth ratio is left out, and model utility is of eight parts"
+)
 
 
 def read_tofu(request: EvaluateRequest) -> SuiteData:
     """Read the four perturbed files, and the holdout where there is one.
+
+    A retain file without any wrong answers serves, too: TOFU has them for its first 400 questions and its last
+    400 only, and a model that learned others has nothing else to be asked.
 
     Raises:
         RequestError: with every fault: an unknown split, a missing file, a missing column.
@@ -67,11 +73,15 @@ def read_tofu(request: EvaluateRequest) -> SuiteData:
     sources = {"forget": f"tofu:{split}_perturbed"} | {n: f"tofu:{n}_perturbed" for n in UTILITY_SETS}
     sets: dict[str, Sequence[Example]] = {}
     faults: list[Fault] = []
+    notes: list[str] = []
     for name, source in sources.items():
         where = "--forget" if name == "forget" else source
         try:
             sets[name] = _examples(source, where, request)
-            faults += _missing_columns(sets[name], name, where)
+            if name == "retain" and not has_column(sets[name], PERTURBED):
+                notes.append(NO_WRONG_ANSWERS)
+            else:
+                faults += _missing_columns(sets[name], name, where)
         except RequestError as error:
             faults += error.faults
     holdout, note = _holdout(split, request, faults)
@@ -81,7 +91,8 @@ def read_tofu(request: EvaluateRequest) -> SuiteData:
         raise RequestError(faults)
     sets |= {"holdout": holdout} if holdout else {}
     settings = {"paraphrases": request.paraphrases, "gradient_norms": request.gradient_norms}
-    return SuiteData(sets, split, notes=(note,) if note else (), settings=settings)
+    notes += [note] if note else []
+    return SuiteData(sets, split, notes=tuple(notes), settings=settings)
 
 
 def _holdout(split: str, request: EvaluateRequest, faults: list[Fault]) -> tuple[list[Example], str | None]:
@@ -162,13 +173,18 @@ def _option_figures(measures: Measures, name: str, options: SetScores, normalise
 
 
 def model_utility(figures: Mapping[str, Figure], bootstrap: Bootstrap) -> Figures:
-    """Return the harmonic mean of the nine parts, with an interval over the items of all three sets."""
-    parts = {
-        name: [values_of(figures, f"{name}.{measure}") for measure in UTILITY_MEASURES]
+    """Return the harmonic mean of the parts that were measured, with an interval over the items of the sets.
+
+    There are nine; eight where the retain set has no wrong answers (see :data:`NO_WRONG_ANSWERS`).
+    """
+    measured = {
+        name: [f"{name}.{measure}" for measure in UTILITY_MEASURES if f"{name}.{measure}" in figures]
         for name in UTILITY_SETS
     }
+    parts = {name: [values_of(figures, key) for key in keys] for name, keys in measured.items()}
     value, bounds = harmonic_mean_interval(parts, bootstrap)
-    return {"model_utility": Figure("model_utility", value, bounds, sets=UTILITY_SETS)}
+    note = NO_WRONG_ANSWERS if "retain.truth_ratio" not in figures else None
+    return {"model_utility": Figure("model_utility", value, bounds, note=note, sets=UTILITY_SETS)}
 
 
 SUITE = Suite(
