@@ -24,7 +24,6 @@ from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.statistics import interval
 from ngdiff.receipts.canonical import canonical
 from ngdiff.receipts.figures import figures_of
-from ngdiff.settings.identity import NOT_COUNTED
 
 SHORT = ("--stop-at", "none", "--max-steps", "2", "--batch-size", "2", "--max-length", "128", "--lr", "1e-4")
 
@@ -141,7 +140,8 @@ def test_a_verifier_of_a_few_lines_agrees(made: Path) -> None:
     assert before == (made / "out1" / "receipt.json").read_bytes()
     key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(receipt["signer"]["public_key"]))
     key.verify((folder / "receipt.sig").read_bytes(), text)
-    counted = {k: v for k, v in receipt["request"]["settings"].items() if k not in NOT_COUNTED}
+    asked = receipt["request"]
+    counted = {k: v for k, v in asked["settings"].items() if k not in asked["not_counted"]}
     asked = {"settings": counted, "data": {role: said["sha256"] for role, said in receipt["data"].items()}}
     asked["model"] = receipt["model"]["sha256_before"]
     short = json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()
@@ -285,6 +285,10 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         edit("record.json", '"request_sha256": ', '"request_sha256": "x", "y": '),
         ["request_sha256 in record.json: is not the hash"],
     ),
+    "a setting said not to count, resealed": (
+        lambda f: reseal(f, lambda c: c["request"]["not_counted"].append("seed")),
+        ["request in the receipt: does not follow", "request_sha256 in record.json: is not the hash"],
+    ),
     "a pipe for weights": (
         lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")),
         ["model.safetensors: is no plain file", "weights: have the SHA-256 unreadable"],
@@ -307,6 +311,20 @@ def test_alterations_are_named(cli: Cli, copy: Path, name: str) -> None:
     assert answer.code == 4
     for start in expected:
         assert any(line.startswith(start) for line in wrong), (start, wrong)
+
+
+def test_a_list_of_settings_that_changes_later_leaves_receipts_whole(
+    cli: Cli, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ngdiff.receipts.receipt.NOT_COUNTED", frozenset({"seed"}))
+    answer = cli("verify", copy)
+    assert answer.code == 0, answer.out
+    reseal(copy, lambda content: content["request"].pop("not_counted"))  # as early versions wrote them
+    wrong = lines(cli("verify", copy), "✗")
+    assert any(line.startswith("request in the receipt: does not follow") for line in wrong)
+    monkeypatch.undo()
+    wrong = lines(cli("verify", copy), "✗")
+    assert wrong and all(line.startswith("signature") for line in wrong), wrong
 
 
 def test_a_receipt_names_files_outside(cli: Cli, copy: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ngdiff.receipts.files import RECEIPT, SIGNATURE, hash_files
 from ngdiff.receipts.schema import FORMAT, Read
 from ngdiff.receipts.signature import ALGORITHM, public_hex
 from ngdiff.record import RunRecord
-from ngdiff.settings.identity import request_hash
+from ngdiff.settings.identity import NOT_COUNTED, request_hash
 from ngdiff.system.environment import code_hash
 from ngdiff.system.output import RECORD, staged_file
 
@@ -71,8 +71,12 @@ class ReceiptPlan:
     notes: Sequence[str] = ()
 
 
-def statement(record: Mapping[str, Any]) -> dict[str, Any]:
+def statement(record: Mapping[str, Any], not_counted: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the part of a receipt that follows from ``record.json``.
+
+    Args:
+        record: of the run.
+        not_counted: the settings that the request's hash leaves out, as the receipt itself lists them.
 
     Raises:
         KeyError, TypeError, ValueError: it is no whole record of an unlearning run.
@@ -80,9 +84,14 @@ def statement(record: Mapping[str, Any]) -> dict[str, Any]:
     model, settings, bootstrap = dict(record["model"]), dict(record["settings"]), Bootstrap()
     began = model["sha256_before"] or model["sha256_before_quantised"]
     hashes = {role: said["sha256"] for role, said in record["data"].items()}
+    left_out = sorted(NOT_COUNTED if not_counted is None else not_counted)
     return {
         "time": record["finished"],
-        "request": {"sha256": request_hash(settings, hashes, began), "settings": settings},
+        "request": {
+            "sha256": request_hash(settings, hashes, began, left_out),
+            "settings": settings,
+            "not_counted": left_out,
+        },
         "data": record["data"],
         "model": model,
         "versions": record["versions"],

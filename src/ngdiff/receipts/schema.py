@@ -49,10 +49,11 @@ class DataSet(_Part):
 
 
 class Request(_Part):
-    """What was asked for."""
+    """What was asked for; receipts of early versions do not list which settings the hash leaves out."""
 
     sha256: Hash
     settings: dict[str, Any]
+    not_counted: list[str] | None = None
 
 
 class Model(_Part):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 NOT_COUNTED = frozenset(
@@ -25,18 +25,24 @@ NOT_COUNTED = frozenset(
 """Settings that change nothing about the result."""
 
 
-def request_hash(settings: Mapping[str, Any], data: Mapping[str, str], model: str) -> str:
+def request_hash(
+    settings: Mapping[str, Any],
+    data: Mapping[str, str],
+    model: str,
+    not_counted: Collection[str] = NOT_COUNTED,
+) -> str:
     """Return the SHA-256 (hex) of a request's canonical JSON.
 
     Args:
-        settings: plain JSON values, as ``record.json`` keeps them; :data:`NOT_COUNTED` are left out.
+        settings: plain JSON values, as ``record.json`` keeps them.
         data: SHA-256 of each data set, by its role (``forget``, ``retain``, ``holdout``).
         model: SHA-256 of the starting model's weights.
+        not_counted: names of the settings that are left out.
 
     Raises:
         ValueError: a setting is NaN or infinite, which no JSON can say.
     """
-    counted = {name: value for name, value in settings.items() if name not in NOT_COUNTED}
+    counted = {name: value for name, value in settings.items() if name not in not_counted}
     content = {"settings": counted, "data": dict(data), "model": model}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
