@@ -22,9 +22,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from transformers import LlamaConfig
 
 from benchmarks.study_tables import publish, put
+from benchmarks.tiny_model import save_blank_model
 from benchmarks.tofu_table import cell, command
 from ngdiff.evaluation.result import EvaluationResult, read_result
 from ngdiff.evaluation.suites.muse import forget_sizes, tabulate
@@ -79,35 +80,17 @@ def write_training_texts(folder: Path) -> None:
 
 def write_blank_model(folder: Path) -> None:
     """Train a byte-level BPE tokenizer on the target's texts; write it with a Llama of random weights."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
     texts = (json.loads(line)["text"] for line in (folder / "target_texts.jsonl").open(encoding="utf-8"))
-    bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>")
-    torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=4,
         num_attention_heads=6,
         num_key_value_heads=3,
         max_position_embeddings=1024,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "blank")
-    tokenizer.save_pretrained(folder / "blank")
+    save_blank_model(folder / "blank", texts, VOCABULARY, config)
 
 
 def run(folder: Path) -> None:

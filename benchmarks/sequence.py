@@ -20,9 +20,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from transformers import LlamaConfig
 
 from benchmarks.study_tables import put
+from benchmarks.tiny_model import save_blank_model
 from ngdiff.cli.exits import EXIT_TARGET_MISSED
 from ngdiff.invented.people import invent_people, question_rows, write_jsonl
 
@@ -56,38 +57,18 @@ def write_people(folder: Path) -> None:
 
 def write_blank_model(folder: Path) -> None:
     """Train a tokenizer on what the model will learn; write it with a Llama of random weights."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<|end|>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
     files = [folder / "retain.jsonl", *(folder / f"forget{n}.jsonl" for n in range(1, REQUESTS + 1))]
     rows = [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
-    bpe.train_from_iterator((text for row in rows for text in row.values()), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>")
-    torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "blank")
-    tokenizer.save_pretrained(folder / "blank")
+    save_blank_model(folder / "blank", (text for row in rows for text in row.values()), VOCABULARY, config)
 
 
 def run_people(folder: Path) -> None:

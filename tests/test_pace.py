@@ -13,24 +13,24 @@ shares = st.floats(0, 1, allow_subnormal=False)
 
 
 def test_half_the_way_for_half_the_slack_is_a_little_too_dear() -> None:
-    # 0.4 of the way cost 0.025; the other 0.4 would cost 0.025, and half of the 0.025 left may be spent
-    assert pace(START, START, Standing(0.4, 0.025)) == pytest.approx(0.5)
+    # 0.4 of the way cost 0.025; the other 0.4 would cost 0.025, and 3/4 of the 0.025 left may be spent
+    assert pace(START, START, Standing(0.4, 0.025)) == pytest.approx(0.75)
 
 
 def test_a_small_correction_is_not_made() -> None:
-    # price 0.0375; the other 0.4 costs 0.015, half of the 0.035 left may be spent: 1.17
-    assert pace(START, START, Standing(0.4, 0.035)) == 1.0
+    # the other 0.4 costs 0.021 as well, 3/4 of the 0.029 left may be spent: 1.04
+    assert pace(START, START, Standing(0.4, 0.029)) == 1.0
 
 
-def test_a_quarter_of_the_way_for_half_the_slack() -> None:
-    # price 0.025 / 0.2 = 0.125, the rest 0.6 costs 0.075, half of the 0.025 left may be spent: a sixth of it
-    assert pace(START, START, Standing(0.6, 0.025)) == MOST_SLOWER
-    # price 0.125 again, the rest costs 0.05, half of the 0.03 left may be spent
-    assert pace(START, Standing(0.6, 0.055), Standing(0.4, 0.03)) == pytest.approx(0.015 / 0.05)
+def test_a_quarter_of_the_way_for_most_of_the_slack() -> None:
+    # price 0.03 / 0.2 = 0.15, the rest 0.6 costs 0.09, 3/4 of the 0.02 left may be spent: a sixth of it
+    assert pace(START, START, Standing(0.6, 0.02)) == MOST_SLOWER
+    # price 0.025 / 0.2 = 0.125, the rest costs 0.05, 3/4 of the 0.03 left may be spent
+    assert pace(START, Standing(0.6, 0.055), Standing(0.4, 0.03)) == pytest.approx(0.0225 / 0.05)
 
 
 def test_cheap_progress_allows_longer_steps() -> None:
-    # price 0.001 / 0.4; the rest costs 0.001; 0.5 * 0.049 may be spent: 24 times, held at 1.25
+    # price 0.001 / 0.4; the rest costs 0.001; 3/4 of 0.049 may be spent: 37 times, held at 1.25
     assert pace(START, START, Standing(0.4, 0.049)) == MOST_FASTER
 
 
@@ -46,7 +46,7 @@ def test_too_short_a_stretch_says_nothing() -> None:
 
 def test_the_stretch_since_the_last_change_counts_not_the_whole_run() -> None:
     before = Standing(0.6, 0.025)
-    # 0.3 of the way for 0.004: the other 0.3 costs 0.004, 0.5 * 0.021 may be spent: 2.6 times, held at 1.25
+    # 0.3 of the way for 0.004: the other 0.3 costs 0.004, 3/4 of 0.021 may be spent: 3.9 times, held at 1.25
     assert pace(START, before, Standing(0.3, 0.021)) == MOST_FASTER
 
 

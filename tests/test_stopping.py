@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ngdiff.errors import RequestError
 from ngdiff.training.stopping import ForgetTarget, StoppingRule, parse_stop_at
@@ -71,6 +74,28 @@ def test_measures_that_fall(measure: str) -> None:
     assert target.within_reach({measure: 0.35})
     assert target.within_reach({measure: 0.0})
     assert not target.within_reach({measure: 0.5})
+
+
+@given(st.floats(0.01, 0.95), st.floats(0.01, 0.95))
+def test_the_way_is_one_of_log_odds(value: float, now: float) -> None:
+    way = ForgetTarget("probability", value, "given").way({"probability": now})
+    assert math.exp(way) == pytest.approx(now / (1 - now) * (1 - value) / value)
+    nll = ForgetTarget("nll", -math.log(value), "given")
+    assert nll.way({"nll": -math.log(now)}) == pytest.approx(way, abs=1e-9)
+
+
+def test_the_way_ends_where_shares_are_noise() -> None:
+    target = ForgetTarget("extraction_strength", 0.0, "given")
+    assert target.way({"extraction_strength": 1.0}) == target.way({"extraction_strength": 0.95})
+    assert target.way({"extraction_strength": 0.005}) == 0.0
+    assert target.way({"extraction_strength": 0.5}) == pytest.approx(math.log(99))
+    assert (
+        ForgetTarget("nll", 4.0, "given").way({"nll": 0.0})
+        > 0
+        > ForgetTarget("nll", 1.0, "x").way({"nll": 9})
+    )
+    with pytest.raises(ValueError, match="not been measured"):
+        ForgetTarget("probability", None, "later").way({"probability": 0.5})
 
 
 def test_nll_rises() -> None:
@@ -201,15 +226,15 @@ def test_going_on_from_a_saved_rule(cut: int) -> None:
 
 def test_pace_is_judged_from_where_the_rate_last_changed() -> None:
     stopping = rule(value=0.2, floor=0.8)
-    look(stopping, 0, 1.0, 0.9)
+    look(stopping, 0, 0.8, 0.9)  # odds of 4, where the target's are 1/4
     assert stopping.pace() == 1.0  # nothing to compare with
-    look(stopping, 10, 0.6, 0.84)
-    # half of the way cost 0.06 of 0.1; the other half may cost half of 0.04
-    assert stopping.pace() == pytest.approx(0.02 / 0.06)
+    look(stopping, 10, 0.5, 0.84)
+    # half of the way cost 0.06 of 0.1; the other half may cost 3/4 of 0.04
+    assert stopping.pace() == pytest.approx(0.03 / 0.06)
     stopping.begin_stretch()
-    look(stopping, 20, 0.4, 0.82)
-    # a quarter of the way cost 0.02; the last quarter may cost half of 0.02
-    assert stopping.pace() == pytest.approx(0.5)
+    look(stopping, 20, 1 / 3, 0.82)  # odds of 1/2
+    # a quarter of the way cost 0.02; the last quarter may cost 3/4 of 0.02
+    assert stopping.pace() == pytest.approx(0.75)
     resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
     assert resumed.pace() == stopping.pace()
     assert StoppingRule(None, 0.5, 1).pace() == 1.0
@@ -217,13 +242,13 @@ def test_pace_is_judged_from_where_the_rate_last_changed() -> None:
 
 def test_a_stretch_begins_at_the_state_that_was_put_back() -> None:
     stopping = rule(value=0.2, floor=0.8)
-    look(stopping, 0, 1.0, 0.9)
-    look(stopping, 10, 0.6, 0.86)
-    look(stopping, 20, 0.5, 0.7)
+    look(stopping, 0, 0.8, 0.9)
+    look(stopping, 10, 0.5, 0.86)
+    look(stopping, 20, 0.4, 0.7)
     stopping.begin_stretch()
-    look(stopping, 30, 0.4, 0.83)
-    # from step 10's figures: half of what is left of the way for 0.03; the rest may cost half of 0.03
-    assert stopping.pace() == pytest.approx(0.015 / 0.03)
+    look(stopping, 30, 1 / 3, 0.83)
+    # from step 10's figures: half of what is left of the way for 0.03; the rest may cost 3/4 of 0.03
+    assert stopping.pace() == pytest.approx(0.75)
 
 
 def test_utility_is_spent_where_the_best_state_lies_at_the_floor() -> None:

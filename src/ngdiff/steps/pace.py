@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-MARGIN = 0.5
+MARGIN = 0.75
 """Share of what is left of the utility that a run plans to spend: what is forgotten last is the dearest."""
 MOST_SLOWER, MOST_FASTER = 0.25, 1.25
 """Too slow costs time, too fast the target: a run may slow down at once, and speeds up by little."""
@@ -27,7 +27,8 @@ class Standing(NamedTuple):
     """Where a run stands at a check.
 
     Args:
-        excess: what lies between the forget set's figure and its target; 0 or less where the target is met.
+        excess: the way from the forget set's figure to its target, on a scale on which steps of one length
+            make about the same way; 0 or less where the target is met.
         slack: what lies between the retain set's utility and its floor; negative below the floor.
     """
 

@@ -61,8 +61,8 @@ NO_WRONG_ANSWERS = (
 def read_tofu(request: EvaluateRequest) -> SuiteData:
     """Read the four perturbed files, and the holdout where there is one.
 
-    A retain file without any wrong answers serves, too: TOFU has them for its first 400 questions and its last
-    400 only, and a model that learned others has nothing else to be asked.
+    A retain file without any wrong answers serves, too: TOFU has them for its first 400 questions and its
+    last 400 only, and a model that learned others has nothing else to be asked.
 
     Raises:
         RequestError: with every fault: an unknown split, a missing file, a missing column.
