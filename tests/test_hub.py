@@ -12,7 +12,7 @@ import pytest
 from commandline import Cli, make_cli, questions, save_model, tree, write_jsonl
 from fake_hub import FakeHub, fake_hub
 from ngdiff.errors import RequestError
-from ngdiff.models.hub import files_to_push, push_faults
+from ngdiff.models.hub import belongs, files_to_push, push_faults
 
 
 @pytest.fixture
@@ -167,6 +167,44 @@ def test_unlearn_pushes_what_stands_on_disk(
     assert b"Who is" not in sent["record.json"] and b"the author" not in sent["record.json"]
     end = json.loads(answer.out.splitlines()[-1])
     assert end["hub"].startswith(f"{hub.address}/me/forgetful") and end["output"] == str(tmp_path / "out")
+
+
+def test_whoever_fetches_a_pushed_result_can_verify_it(
+    cli: Cli, hub: FakeHub, words: list[object], tmp_path: Path
+) -> None:
+    assert cli(*words, "--push-to-hub", "me/forgetful").code == 0
+    there = tmp_path / "there"
+    for name, content in {
+        **hub.files["me/forgetful"],
+        ".gitattributes": b"*.x lfs",
+        ".git/HEAD": b"",
+    }.items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(content)
+    answer = cli("verify", there)
+    assert answer.code == 0, answer.out
+    assert "- answers.json: is not here" in answer.out and "- .gitattributes: is not in the" in answer.out
+    (there / "tokenizer.json").unlink()  # what belongs to the model must be there
+    (there / "config.bin").write_bytes(b"")
+    answer = cli("verify", there)
+    assert answer.code == 4
+    assert "✗ tokenizer.json: is missing" in answer.out and "✗ config.bin: is not in the" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("name", "goes"),
+    [
+        *(
+            ("model-00001-of-00002.safetensors", True),
+            ("receipts/001.json", True),
+            ("receipts/001.sig", True),
+        ),
+        *(("answers.json", False), ("checkpoint-3/model.safetensors", False), (".receipt.json", False)),
+        *(("receipts/deeper/001.json", False), ("receipts/001.txt", False), ("training.bin", False)),
+    ],
+)
+def test_what_belongs_on_the_hub(name: str, goes: bool) -> None:
+    assert belongs(name) is goes
 
 
 def test_nobody_logged_in_is_found_out_before_the_run(

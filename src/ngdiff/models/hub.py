@@ -25,6 +25,14 @@ BELONGS = (
 WHERE = "--push-to-hub"
 
 
+def belongs(name: str) -> bool:
+    """Say whether a file of a result goes to the hub without being asked for."""
+    folder, _, own = name.rpartition("/")
+    if folder:
+        return folder == EARLIER and own.endswith((".json", ".sig"))
+    return not own.startswith(".") and any(fnmatch(own, each) for each in BELONGS)
+
+
 def files_to_push(folder: Path, include: Iterable[str] = ()) -> list[str]:
     """List the names of a folder's files that belong on the hub, and those asked for besides.
 
@@ -40,13 +48,9 @@ def files_to_push(folder: Path, include: Iterable[str] = ()) -> list[str]:
     earlier = [
         f"{EARLIER}/{path.name}"
         for path in sorted((folder / EARLIER).glob("*"))
-        if path.suffix in (".json", ".sig") and not path.is_symlink()
+        if not path.is_symlink() and belongs(f"{EARLIER}/{path.name}")
     ]
-    return earlier + [
-        name
-        for name in names
-        if name in asked or (not name.startswith(".") and any(fnmatch(name, each) for each in BELONGS))
-    ]
+    return earlier + [name for name in names if name in asked or belongs(name)]
 
 
 def push_faults(name: str, private: bool, where: str = WHERE) -> list[Fault]:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ngdiff.data.examples import Example
 from ngdiff.evaluation.teacher_forced import summarise_items
+from ngdiff.models.hub import belongs
 from ngdiff.models.loading import ModelSource
 from ngdiff.receipts.chain import link_faults, read_chain
 from ngdiff.receipts.data_key import matches, rows_found
@@ -31,6 +32,8 @@ from ngdiff.system.output import RECORD
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
 WRITTEN_LATER = frozenset({"report.html"})
 """What the project's own commands put beside a model later on: no fault, but not vouched for either."""
+OF_THE_HUB = (".gitattributes", ".git/", ".cache/huggingface/")
+"""What the hub and its client put beside a model that was pushed and fetched; no part of the model."""
 _SHOWN = 300
 
 
@@ -123,13 +126,23 @@ def file_findings(folder: Path, stated: Mapping[str, Mapping[str, Any]]) -> list
     found = [Finding(name, False, "is no plain file") for name in strange]
     for name in sorted({*plain, *stated} - NOT_HASHED):
         if name not in plain:
-            found += [] if name in strange else [Finding(name, False, "is missing")]
+            found += [] if name in strange else [_missing(name)]
         elif name not in stated:
-            agrees = None if name in WRITTEN_LATER else False
-            found.append(Finding(name, agrees, "is not in the receipt: it was added afterwards"))
+            harmless = name in WRITTEN_LATER or name.startswith(OF_THE_HUB)
+            text = "is not in the receipt: it was added afterwards"
+            found.append(Finding(name, None if harmless else False, text))
         else:
             found.append(_file_finding(folder, name, stated[name]))
     return found
+
+
+def _missing(name: str) -> Finding:
+    """Say that a file is missing: a fault, but for what 'ngdiff push' leaves at home."""
+    if belongs(name):
+        return Finding(name, False, "is missing")
+    return Finding(
+        name, None, "is not here; 'ngdiff push' leaves such files out, and the model needs none of them"
+    )
 
 
 def _file_finding(folder: Path, name: str, stated: Mapping[str, Any]) -> Finding:
