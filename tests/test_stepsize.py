@@ -569,18 +569,31 @@ def test_no_probe_raises_a_rate_that_was_cut() -> None:
     assert resumed.ceiling == ceiling and resumed.state_dict() == rate.state_dict()
 
 
-def test_cuts_are_taken_back_and_no_more() -> None:
+def test_cuts_are_taken_back_and_the_rate_raised_up_to_a_limit() -> None:
     rate = AutomaticRate(Bowl("sgd").optimizer)
     rate.rate = 0.8
-    assert rate.scale(2.0) == 0.8 and rate.ceiling == math.inf  # nothing to take back
-    assert rate.scale(1.0) == 0.8 and rate.ceiling == math.inf and rate.uncut is None
+    assert rate.scale(1.0) == 0.8 and rate.ceiling == math.inf and rate.limit is None
     assert rate.scale(0.25) == rate.ceiling == 0.2
     assert rate.scale(2.0) == rate.ceiling == 0.4
     rate.rate = 0.1  # a probe lowered it
     assert rate.scale(2.0) == 0.2 and rate.ceiling == 0.4
-    assert rate.scale(100.0) == rate.ceiling == 0.8
-    assert rate.be_careful(4.0) == 0.2
-    assert rate.scale(2.0) == rate.ceiling == 0.2  # a rate that broke the floor does not come back
+    assert rate.scale(100.0) == rate.ceiling == 4 * 0.8
+    assert rate.be_careful(4.0) == 0.8
+    assert rate.scale(2.0) == rate.ceiling == 0.8  # a rate that broke the floor does not come back
+
+
+def test_a_raised_rate_stays_with_the_probes() -> None:
+    rate = AutomaticRate(Bowl("sgd").optimizer)
+    rate.rate = 0.8
+    assert rate.scale(1.25) == 1.0 and rate.ceiling == math.inf
+    assert rate.scale(1.25) == 1.25 and rate.limit == 4 * 0.8
+    resumed = AutomaticRate(Bowl("sgd").optimizer)
+    resumed.load_state_dict(rate.state_dict())
+    assert resumed.limit == rate.limit and resumed.rate == 1.25
+    early = {**rate.state_dict(), "uncut": 0.9}
+    del early["limit"]
+    resumed.load_state_dict(early)
+    assert resumed.scale(4.0) == 0.9
 
 
 def test_nothing_to_scale_before_the_first_probe() -> None:

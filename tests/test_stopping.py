@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ngdiff.errors import RequestError
 from ngdiff.training.stopping import ForgetTarget, StoppingRule, parse_stop_at
@@ -76,28 +73,6 @@ def test_measures_that_fall(measure: str) -> None:
     assert not target.within_reach({measure: 0.5})
 
 
-@given(st.floats(0.01, 0.95), st.floats(0.01, 0.95))
-def test_the_way_is_one_of_log_odds(value: float, now: float) -> None:
-    way = ForgetTarget("probability", value, "given").way({"probability": now})
-    assert math.exp(way) == pytest.approx(now / (1 - now) * (1 - value) / value)
-    nll = ForgetTarget("nll", -math.log(value), "given")
-    assert nll.way({"nll": -math.log(now)}) == pytest.approx(way, abs=1e-9)
-
-
-def test_the_way_ends_where_shares_are_noise() -> None:
-    target = ForgetTarget("extraction_strength", 0.0, "given")
-    assert target.way({"extraction_strength": 1.0}) == target.way({"extraction_strength": 0.95})
-    assert target.way({"extraction_strength": 0.005}) == 0.0
-    assert target.way({"extraction_strength": 0.5}) == pytest.approx(math.log(99))
-    assert (
-        ForgetTarget("nll", 4.0, "given").way({"nll": 0.0})
-        > 0
-        > ForgetTarget("nll", 1.0, "x").way({"nll": 9})
-    )
-    with pytest.raises(ValueError, match="not been measured"):
-        ForgetTarget("probability", None, "later").way({"probability": 0.5})
-
-
 def test_nll_rises() -> None:
     target = ForgetTarget("nll", 4.0, "given")
     assert target.excess({"nll": 1.0}) == 3.0
@@ -129,11 +104,14 @@ def test_unmeasured_target() -> None:
 
 
 def rule(value: float = 0.2, floor: float = 0.8, patience: int = 2) -> StoppingRule:
-    return StoppingRule(ForgetTarget("extraction_strength", value, "given"), floor, patience)
+    return StoppingRule(ForgetTarget("extraction_strength", value, "given"), floor, patience, unseen=1.0)
 
 
-def look(stopping: StoppingRule, step: int, strength: float, utility: float) -> str | None:
-    decision = stopping.judge(step, {"extraction_strength": strength}, {"probability": utility})
+def look(
+    stopping: StoppingRule, step: int, strength: float, utility: float, certainty: float = 5.0
+) -> str | None:
+    forget = {"extraction_strength": strength, "unlikelihood": certainty}
+    decision = stopping.judge(step, forget, {"probability": utility})
     return None if decision is None else decision.code
 
 
@@ -224,31 +202,48 @@ def test_going_on_from_a_saved_rule(cut: int) -> None:
     assert best_step(second) == 20
 
 
-def test_pace_is_judged_from_where_the_rate_last_changed() -> None:
+def test_pace_is_judged_from_the_start_on_the_way_to_what_was_never_seen() -> None:
     stopping = rule(value=0.2, floor=0.8)
-    look(stopping, 0, 0.8, 0.9)  # odds of 4, where the target's are 1/4
+    look(stopping, 0, 1.0, 0.9, certainty=5)
     assert stopping.pace() == 1.0  # nothing to compare with
-    look(stopping, 10, 0.5, 0.84)
-    # half of the way cost 0.06 of 0.1; the other half may cost 3/4 of 0.04
-    assert stopping.pace() == pytest.approx(0.03 / 0.06)
-    stopping.begin_stretch()
-    look(stopping, 20, 1 / 3, 0.82)  # odds of 1/2
-    # a quarter of the way cost 0.02; the last quarter may cost 3/4 of 0.02
-    assert stopping.pace() == pytest.approx(0.75)
+    look(stopping, 10, 1.0, 0.84, certainty=3)
+    # half of the way, from 5 to 1, cost 0.06 of 0.1; the other half may cost half of 0.04
+    assert stopping.pace() == pytest.approx(0.02 / 0.06)
+    assert stopping.pace(harm=1 / 2) == pytest.approx(0.02 / 0.03)
+    look(stopping, 20, 0.4, 0.82, certainty=2)
+    # three quarters cost 0.08; the last quarter may cost half of 0.02
+    assert stopping.pace() == pytest.approx(0.01 / (0.08 / 3))
     resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
     assert resumed.pace() == stopping.pace()
+    look(stopping, 30, 0.3, 0.81, certainty=0.9)  # certain of less than it would be of what it never saw
+    assert stopping.pace() == 1.0
     assert StoppingRule(None, 0.5, 1).pace() == 1.0
 
 
 def test_a_stretch_begins_at_the_state_that_was_put_back() -> None:
     stopping = rule(value=0.2, floor=0.8)
-    look(stopping, 0, 0.8, 0.9)
-    look(stopping, 10, 0.5, 0.86)
-    look(stopping, 20, 0.4, 0.7)
-    stopping.begin_stretch()
-    look(stopping, 30, 1 / 3, 0.83)
-    # from step 10's figures: half of what is left of the way for 0.03; the rest may cost 3/4 of 0.03
-    assert stopping.pace() == pytest.approx(0.75)
+    look(stopping, 0, 1.0, 0.9, certainty=5)
+    look(stopping, 10, 0.6, 0.86, certainty=3)
+    look(stopping, 20, 0.5, 0.7, certainty=2.5)
+    stopping.begin_stretch(20)
+    assert stopping.since == 20
+    look(stopping, 30, 0.4, 0.83, certainty=2)
+    # from step 10's figures: half of what is left of the way for 0.03; the rest may cost half of 0.03
+    assert stopping.pace() == pytest.approx(0.015 / 0.03)
+    resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
+    assert (resumed.pace(), resumed.since) == (stopping.pace(), 20)
+
+
+def test_no_pace_is_kept_after_a_checkpoint_of_an_early_version() -> None:
+    stopping = rule(value=0.2, floor=0.8)
+    look(stopping, 0, 1.0, 0.9)
+    look(stopping, 10, 0.6, 0.84, certainty=3)
+    state = json.loads(json.dumps(stopping.state_dict()))
+    for check in state["checks"]:
+        del check["forget"]["unlikelihood"]
+    assert StoppingRule.from_state(state, patience=2).pace() == 1.0
+    del state["unseen"], state["since"]
+    assert StoppingRule.from_state(state, patience=2).pace() == 1.0
 
 
 def test_utility_is_spent_where_the_best_state_lies_at_the_floor() -> None:

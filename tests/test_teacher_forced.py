@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.evaluation.teacher_forced import (
+    SURE,
     AnswerScore,
     batch_extraction_strength,
     exact_memorisation,
@@ -21,6 +22,7 @@ from ngdiff.evaluation.teacher_forced import (
     score_answers,
     score_tokens,
     summarise,
+    unlikelihood,
 )
 from ngdiff.models.logprobs import LabelledTokens
 from tiny import tiny_llama
@@ -235,6 +237,35 @@ def test_summarise_by_hand() -> None:
         },
         rel=1e-12,
     )
+
+
+def score(*probabilities: float) -> AnswerScore:
+    logs = tuple(math.log(p) if p > 0 else -math.inf for p in probabilities)
+    return AnswerScore(-sum(logs), len(logs), 0.0, 0.0, log_probs=logs)
+
+
+def test_unlikelihood_by_hand() -> None:
+    # the last token is left out where there are several; a mean over tokens, then over items
+    assert unlikelihood([score(0.5, 0.75, 0.1), score(0.9, 0.9)]) == pytest.approx(
+        ((math.log(2) + math.log(4)) / 2 + math.log(10)) / 2
+    )
+    assert unlikelihood([score(0.0)]) == 0.0
+    assert unlikelihood([score(1.0)]) == pytest.approx(math.log(1 / SURE))
+    assert unlikelihood([score(1 - SURE / 2)]) == pytest.approx(math.log(1 / SURE))
+    assert math.isnan(unlikelihood([AnswerScore(math.nan, 1, 0.0, 0.0, log_probs=(math.nan,))]))
+
+
+def test_unlikelihood_is_a_mean_over_items(trained: LlamaForCausalLM) -> None:
+    scores = score_answers(trained, EXAMPLES, pad_id=1)
+    assert 0 < unlikelihood(scores) < math.log(1 / SURE)
+    whole = [unlikelihood([found]) for found in scores]
+    assert unlikelihood(scores) == pytest.approx(sum(whole) / len(whole))
+
+
+@pytest.mark.parametrize("scores", [[], [AnswerScore(1.0, 1, 0.0, 0.0)]])
+def test_no_log_probabilities_no_unlikelihood(scores: list[AnswerScore]) -> None:
+    with pytest.raises(ValueError, match="no log-probabilities"):
+        unlikelihood(scores)
 
 
 def test_nothing_to_summarise() -> None:

@@ -23,6 +23,9 @@ Advance = Callable[[int], object]
 ITEM_COLUMNS = ("nll", "tokens", "extraction_strength", "exact_memorisation")
 """What is kept of each item in a record."""
 
+SURE = 1e-6
+"""Least 1 - p that the unlikelihood tells apart from certainty."""
+
 _TOKENS_AT_ONCE = 64
 
 
@@ -220,6 +223,23 @@ def summarise(scores: Sequence[AnswerScore]) -> dict[str, float]:
         "exact_memorisation": sum(s.exact_memorisation for s in scores) / count,
         "nll": sum(s.nll for s in scores) / sum(s.tokens for s in scores),
     }
+
+
+def unlikelihood(scores: Sequence[AnswerScore]) -> float:
+    """Return the mean over items of each answer's mean -log(1 - p), in nats per token.
+
+    Source: the unlikelihood of Welleck et al. 2020 (arXiv 1908.04319), eq. 4. While a model gives way it
+    falls about as the steps go on, where the probability stays near 1 at first and the NLL near 0. The last
+    token, the end of the turn, is left out, and p ends at 1 - :data:`SURE`.
+
+    Raises:
+        ValueError: there are no scores, or they lack the tokens' log-probabilities.
+    """
+    columns = [but_last(score.log_probs) for score in scores]
+    if not columns or not all(columns):
+        raise ValueError("no log-probabilities to work the unlikelihood out from")
+    means = [math.fsum(-math.log(max(-math.expm1(x), SURE)) for x in found) / len(found) for found in columns]
+    return math.fsum(means) / len(means)
 
 
 def items_of(scores: Sequence[AnswerScore]) -> dict[str, list[float]]:

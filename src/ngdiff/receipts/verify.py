@@ -21,6 +21,7 @@ from ngdiff.models.hub import belongs
 from ngdiff.models.loading import ModelSource
 from ngdiff.receipts.chain import link_faults, read_chain
 from ngdiff.receipts.data_key import matches, rows_found
+from ngdiff.receipts.figures import MEASURES
 from ngdiff.receipts.files import NOT_HASHED, RECEIPT, hash_file, hash_model_files, list_files
 from ngdiff.receipts.receipt import statement
 from ngdiff.receipts.schema import Read
@@ -228,12 +229,16 @@ def _short(value: Any) -> str:
 
 
 def figures_follow(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """Say of each set of a record, before and after, whether its mean figures follow from its items."""
-    return [
-        (when, name, same(record[when][name], summarise_items(columns)))
-        for when in ("before", "after")
-        for name, columns in record[when]["items"].items()
-    ]
+    """Say of each set of a record, before and after, whether its mean figures follow from its items.
+
+    Those of :data:`MEASURES` do; a record may hold others, which a receipt does not state.
+    """
+    found = []
+    for when in ("before", "after"):
+        for name, columns in record[when]["items"].items():
+            stated = {key: value for key, value in record[when][name].items() if key in MEASURES}
+            found.append((when, name, same(stated, summarise_items(columns))))
+    return found
 
 
 def weights_finding(folder: Path, stated: str, unchanged: bool) -> Finding:

@@ -9,9 +9,10 @@ floor before it is done can still get there with smaller steps, and more of them
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-MARGIN = 0.75
+MARGIN = 0.5
 """Share of what is left of the utility that a run plans to spend: what is forgotten last is the dearest."""
 MOST_SLOWER, MOST_FASTER = 0.25, 1.25
 """Too slow costs time, too fast the target: a run may slow down at once, and speeds up by little."""
@@ -36,13 +37,15 @@ class Standing(NamedTuple):
     slack: float
 
 
-def pace(start: Standing, before: Standing, now: Standing) -> float:
+def pace(start: Standing, before: Standing, now: Standing, harm: float = 1.0) -> float:
     """Return the factor that lets the rest of the way cost what is left of the slack, with a margin.
 
     Args:
         start: before the first step.
-        before: at an earlier check, with the same rate from there on.
+        before: at an earlier check.
         now: at this check.
+        harm: what a given progress costs at today's rate, over what it cost on average since then (see
+            :func:`relative_harm`).
 
     Returns:
         A number from :data:`MOST_SLOWER` to :data:`MOST_FASTER`; 1 to leave the rate alone.
@@ -53,8 +56,18 @@ def pace(start: Standing, before: Standing, now: Standing) -> float:
         return 1.0
     if spent <= 0:
         return MOST_FASTER
-    need = spent / progress * now.excess if progress > 0 else math.inf
+    need = harm * spent / progress * now.excess if progress > 0 else math.inf
     factor = MARGIN * max(now.slack, 0.0) / need if need > 0 else math.inf
     if 1 / STEADY < factor < STEADY:
         return 1.0
     return min(max(factor, MOST_SLOWER), MOST_FASTER)
+
+
+def relative_harm(rate: float, rates: Sequence[float]) -> float:
+    """Return what progress costs at a rate, over what it cost on average at the rates of earlier steps.
+
+    Progress goes with the sum of the rates, damage with the sum of their squares, so the price of progress at
+    rates r was sum(r^2) / sum(r), and is ``rate`` from here on.
+    """
+    path = math.fsum(rates)
+    return rate * path / math.fsum(r * r for r in rates) if path > 0 else 1.0

@@ -134,6 +134,7 @@ class AutomaticRate:
     MOST_SEARCH = 30
     TALL = 1.0
     AGREEMENT = 1.1
+    MOST_RAISED = 4.0
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class AutomaticRate:
         self.start = start
         self.rate: float | None = None
         self.ceiling = math.inf
-        self.uncut: float | None = None
+        self.limit: float | None = None
         self.grain = 0.0
         self.steps = 0
         self._before: list[Tensor] | None = None
@@ -204,27 +205,28 @@ class AutomaticRate:
         return self.after_step(loss)
 
     def scale(self, factor: float) -> float | None:
-        """Multiply the rate by ``factor`` and let no probe raise it above that; return the new rate.
+        """Multiply the rate by ``factor``; return the new rate.
 
-        A factor above 1 takes back earlier cuts, and no more: without any it changes nothing.
+        After a cut no probe raises the rate above that. A factor above 1 takes back earlier cuts, and may go
+        on to :data:`MOST_RAISED` times the rate that the first such call found.
         """
-        if self.rate is None or factor == 1 or (factor > 1 and self.uncut is None):
+        if self.rate is None or factor == 1:
             return self.rate
-        self.uncut = self.rate if self.uncut is None else self.uncut
-        self.rate = min(self.rate * factor, self.uncut)
+        self.limit = self.MOST_RAISED * self.rate if self.limit is None else self.limit
+        self.rate = min(self.rate * factor, self.limit)
         self.ceiling = self.rate if factor <= 1 else max(self.ceiling, self.rate)
         return self.rate
 
     def be_careful(self, factor: float) -> float | None:
         """Divide the rate by ``factor``, for good; return the new rate."""
-        self.uncut = self.scale(1 / factor)
-        return self.uncut
+        self.limit = self.scale(1 / factor)
+        return self.limit
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         ceiling = None if self.ceiling == math.inf else self.ceiling
         return {
-            **{"rate": self.rate, "steps": self.steps, "ceiling": ceiling, "uncut": self.uncut},
+            **{"rate": self.rate, "steps": self.steps, "ceiling": ceiling, "limit": self.limit},
             "grain": self.grain,
         }
 
@@ -233,7 +235,9 @@ class AutomaticRate:
         self.rate, self.steps = state["rate"], state["steps"]
         ceiling = state.get("ceiling")
         self.ceiling = math.inf if ceiling is None else float(ceiling)
-        self.uncut, self.grain = state.get("uncut"), float(state.get("grain", 0.0))
+        # a checkpoint of an early version has the rate from before the first cut, which was the limit
+        self.limit = state.get("limit", state.get("uncut"))
+        self.grain = float(state.get("grain", 0.0))
 
     def _set(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

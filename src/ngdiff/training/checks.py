@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ngdiff.steps.pace import relative_harm
 from ngdiff.steps.stepsize import AutomaticRate, cut_rate
 from ngdiff.steps.weighting import Verdict
 from ngdiff.training.distribution import weighted_mean
@@ -87,10 +88,12 @@ def _check(trainer: UnlearningTrainer) -> None:
 def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     """Take shorter or longer steps, so that utility lasts until the target is reached."""
     assert trainer._stopping is not None
-    factor, before = trainer._stopping.pace(), step_size.rate
+    before, since = step_size.rate, trainer._stopping.since
+    taken = [step.learning_rate for step in trainer.record.steps if step.step > since]
+    rates = [rate for rate in taken if rate is not None]
+    factor = trainer._stopping.pace(1.0 if before is None else relative_harm(before, rates))
     after = step_size.scale(factor)
     if before is not None and after is not None and before != after:
-        trainer._stopping.begin_stretch()
         trainer.record.note(
             f"step {trainer.state.global_step}: at the pace so far, utility would "
             f"{'fall under its floor before' if factor < 1 else 'last well beyond where'} the target is "
@@ -106,7 +109,7 @@ def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     trainer._last_strength = None
     trainer._step.extraction_strength = []  # of weights that are gone
     rate = step_size.be_careful(RETREAT)
-    trainer._stopping.begin_stretch()
+    trainer._stopping.begin_stretch(trainer.state.global_step)
     trainer.record.note(
         f"step {trainer.state.global_step}: utility fell under its floor, so the weights of step "
         f"{0 if best is None else best.step} were put back, and the rate was cut to {rate:.1e}"

@@ -6,7 +6,6 @@ holds for every state that is kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -16,8 +15,8 @@ from ngdiff.steps.pace import NOTHING_LEFT, Standing, pace
 
 Measure = Literal["extraction_strength", "exact_memorisation", "probability", "nll"]
 UTILITY: Measure = "probability"
-TOP, BOTTOM = 0.95, 0.01
-"""Shares between which a run's way to its target is measured."""
+CERTAINTY = "unlikelihood"
+"""What a run's way is measured in: the forget set's mean -log(1 - p), which steps bring down evenly."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,6 @@ class ForgetTarget:
         gap = figures[self.measure] - self.value
         return -gap if self.measure == "nll" else gap
 
-    def way(self, figures: Mapping[str, float]) -> float:
-        """Return how far the figures are from the target, in log-odds: there the way is near a straight line.
-
-        From 0.95 to 0.9 and from 0.1 to 0.05 takes about as many steps as a fifth in the middle. Log-odds end
-        at :data:`TOP` and :data:`BOTTOM`, beyond which a share is noise.
-        """
-        if self.value is None:
-            raise ValueError("the target's value has not been measured yet")
-        if self.measure == "nll":
-            return _log_odds(math.exp(-figures["nll"])) - _log_odds(math.exp(-self.value))
-        return _log_odds(figures[self.measure]) - _log_odds(self.value)
-
     def within_reach(self, figures: Mapping[str, float]) -> bool:
         """Say whether cheap figures of a few examples suggest that a full check may find the target met."""
         if self.value is None:
@@ -65,11 +52,6 @@ class ForgetTarget:
         if self.measure == "nll":
             return figures["nll"] >= 0.8 * self.value
         return figures[self.measure] <= 1.5 * self.value + 0.02
-
-
-def _log_odds(share: float) -> float:
-    inside = min(max(share, BOTTOM), TOP)
-    return math.log(inside / (1 - inside))
 
 
 def parse_stop_at(text: str) -> ForgetTarget | None:
@@ -140,11 +122,16 @@ class StoppingRule:
         target: the forget target, with its value known; None to run to the end.
         floor: least mean answer probability of the held-out retain examples; 0 for none.
         patience: checks in a row under the floor before the run is given up.
+        unseen: :data:`CERTAINTY` of text the model never saw, where a run's way is taken to end; without it
+            no pace is kept.
     """
 
-    def __init__(self, target: ForgetTarget | None, floor: float, patience: int) -> None:
-        self.target, self.floor, self.patience = target, floor, patience
+    def __init__(
+        self, target: ForgetTarget | None, floor: float, patience: int, unseen: float | None = None
+    ) -> None:
+        self.target, self.floor, self.patience, self.unseen = target, floor, patience, unseen
         self.checks: list[Check] = []
+        self.since = 0  # no step up to this one tells of the pace
         self._under_floor = 0
         self._stretch = 0
 
@@ -181,19 +168,28 @@ class StoppingRule:
             return Decision("floor", text)
         return None
 
-    def pace(self) -> float:
-        """Return the factor of the rate with which the rest of the way costs what is left above the floor."""
-        if self.target is None or len(self.checks) < 2:
+    def pace(self, harm: float = 1.0) -> float:
+        """Return the factor of the rate with which the rest of the way costs what is left above the floor.
+
+        Args:
+            harm: see :func:`ngdiff.steps.pace.pace`.
+        """
+        if self.target is None or self.unseen is None or len(self.checks) < 2:
             return 1.0
         places = (self.checks[0], self.checks[self._stretch], self.checks[-1])
-        return pace(*(self._standing(self.target, check) for check in places))
+        if any(CERTAINTY not in check.forget for check in places):
+            return 1.0  # a checkpoint of an early version
+        start, before, now = (
+            Standing(check.forget[CERTAINTY] - self.unseen, self._slack(check)) for check in places
+        )
+        return pace(start, before, now, harm)
 
     def spent(self) -> Decision | None:
         """Return why to stop where the best state's utility leaves no room for further steps."""
         best = self.best
         if self.target is None or best is None:
             return None
-        start, left = (self._standing(self.target, check).slack for check in (self.checks[0], best))
+        start, left = self._slack(self.checks[0]), self._slack(best)
         if left >= NOTHING_LEFT * start:
             return None
         measure, value = self.target.measure, self.target.value
@@ -204,13 +200,13 @@ class StoppingRule:
         )
         return Decision("floor", text)
 
-    def begin_stretch(self) -> None:
-        """Judge the pace from the best state on: the rate changed there, or the run went back to it."""
+    def begin_stretch(self, step: int) -> None:
+        """Judge the pace from the best state on, to which the run went back at ``step``."""
         best = self.best
-        self._stretch = 0 if best is None else self.checks.index(best)
+        self._stretch, self.since = 0 if best is None else self.checks.index(best), step
 
-    def _standing(self, target: ForgetTarget, check: Check) -> Standing:
-        return Standing(target.way(check.forget), check.utility[UTILITY] - self.floor)
+    def _slack(self, check: Check) -> float:
+        return check.utility[UTILITY] - self.floor
 
     def _is_closest(self, forget: Mapping[str, float]) -> bool:
         best = self.best
@@ -226,13 +222,16 @@ class StoppingRule:
             "checks": [check.as_json() for check in self.checks],
             "under_floor": self._under_floor,
             "stretch": self._stretch,
+            "since": self.since,
+            "unseen": self.unseen,
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], patience: int) -> StoppingRule:
         """Go on from a saved state."""
         target = None if state["target"] is None else ForgetTarget(**state["target"])
-        rule = cls(target, state["floor"], patience)
+        rule = cls(target, state["floor"], patience, state.get("unseen"))
         rule.checks = [Check(**check) for check in state["checks"]]
         rule._under_floor, rule._stretch = state["under_floor"], state["stretch"]
+        rule.since = state.get("since", 0)
         return rule

@@ -37,6 +37,7 @@ from ngdiff.evaluation.teacher_forced import (
     items_of,
     score_answers,
     summarise,
+    unlikelihood,
 )
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.logprobs import LabelledTokens
@@ -57,7 +58,7 @@ from ngdiff.training.parallel import looking, no_exchange, shared, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.training.probe_loss import ProbeLoss
 from ngdiff.training.step_state import StepState, combined_norm
-from ngdiff.training.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
+from ngdiff.training.stopping import CERTAINTY, UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
 
 PROBE_SHARE = 0.75
 """Retain examples of a probe, as a share of a step's: three passes forward cost under 5% of ten steps."""
@@ -460,7 +461,8 @@ class UnlearningTrainer(DurableTrainer):
             self.record.note(note)
         if target is not None and target.value is None:
             target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
-        self._stopping = StoppingRule(target, args.keep_utility * utility[UTILITY], args.check_patience)
+        floor, unseen = args.keep_utility * utility[UTILITY], never_seen[CERTAINTY]
+        self._stopping = StoppingRule(target, floor, args.check_patience, unseen)
         if target is not None:
             self._decision = self._stopping.judge(0, forget, utility)
             self._best.save()
@@ -509,10 +511,10 @@ class UnlearningTrainer(DurableTrainer):
         sets |= {name: self._checked(examples) for name, examples in self._earlier.items()}
         scores = {name: self._scores(examples) for name, examples in sets.items()}
         items = {name: items_of(found) for name, found in scores.items()}
-        return {**{name: summarise(found) for name, found in scores.items()}, "items": items}
+        return {**{name: _means(found) for name, found in scores.items()}, "items": items}
 
     def _figures(self, examples: Sequence[EncodedExample]) -> dict[str, float]:
-        return summarise(self._scores(examples))
+        return _means(self._scores(examples))
 
     def _scores(self, examples: Sequence[EncodedExample]) -> list[AnswerScore]:
         alone = process_count() == 1
@@ -576,3 +578,7 @@ def _pad_id(tokenizer: Any) -> int:
 
 def _has_low_precision(model: nn.Module) -> bool:
     return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters() if p.requires_grad)
+
+
+def _means(scores: Sequence[AnswerScore]) -> dict[str, float]:
+    return summarise(scores) | {CERTAINTY: unlikelihood(scores)}
