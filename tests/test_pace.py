@@ -52,7 +52,7 @@ def test_damage_without_progress_is_answered_by_the_smallest_factor() -> None:
 
 
 def test_too_short_a_stretch_says_nothing() -> None:
-    assert pace(START, START, Standing(0.79, 0.049)) == 1.0
+    assert pace(START, START, Standing(0.73, 0.049)) == 1.0
 
 
 def test_the_stretch_counts_not_the_whole_run() -> None:

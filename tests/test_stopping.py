@@ -104,7 +104,7 @@ def test_unmeasured_target() -> None:
 
 
 def rule(value: float = 0.2, floor: float = 0.8, patience: int = 2) -> StoppingRule:
-    return StoppingRule(ForgetTarget("extraction_strength", value, "given"), floor, patience, unseen=1.0)
+    return StoppingRule(ForgetTarget("extraction_strength", value, "given"), floor, patience)
 
 
 def look(
@@ -202,32 +202,32 @@ def test_going_on_from_a_saved_rule(cut: int) -> None:
     assert best_step(second) == 20
 
 
-def test_pace_is_judged_from_the_start_on_the_way_to_what_was_never_seen() -> None:
+def test_pace_is_judged_from_the_start_by_what_the_model_is_certain_of() -> None:
     stopping = rule(value=0.2, floor=0.8)
-    look(stopping, 0, 1.0, 0.9, certainty=5)
+    look(stopping, 0, 1.0, 0.9, certainty=4)
     assert stopping.pace() == 1.0  # nothing to compare with
-    look(stopping, 10, 1.0, 0.84, certainty=3)
-    # half of the way, from 5 to 1, cost 0.06 of 0.1; the other half may cost half of 0.04
+    look(stopping, 10, 1.0, 0.84, certainty=2)
+    # half of the way cost 0.06 of 0.1; the other half may cost half of 0.04
     assert stopping.pace() == pytest.approx(0.02 / 0.06)
     assert stopping.pace(harm=1 / 2) == pytest.approx(0.02 / 0.03)
-    look(stopping, 20, 0.4, 0.82, certainty=2)
+    look(stopping, 20, 0.4, 0.82, certainty=1)
     # three quarters cost 0.08; the last quarter may cost half of 0.02
     assert stopping.pace() == pytest.approx(0.01 / (0.08 / 3))
     resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
     assert resumed.pace() == stopping.pace()
-    look(stopping, 30, 0.3, 0.81, certainty=0.9)  # certain of less than it would be of what it never saw
+    look(stopping, 30, 0.3, 0.81, certainty=0)  # certain of nothing any more
     assert stopping.pace() == 1.0
     assert StoppingRule(None, 0.5, 1).pace() == 1.0
 
 
 def test_a_stretch_begins_at_the_state_that_was_put_back() -> None:
     stopping = rule(value=0.2, floor=0.8)
-    look(stopping, 0, 1.0, 0.9, certainty=5)
-    look(stopping, 10, 0.6, 0.86, certainty=3)
-    look(stopping, 20, 0.5, 0.7, certainty=2.5)
+    look(stopping, 0, 1.0, 0.9, certainty=4)
+    look(stopping, 10, 0.6, 0.86, certainty=2)
+    look(stopping, 20, 0.5, 0.7, certainty=1.5)
     stopping.begin_stretch(20)
     assert stopping.since == 20
-    look(stopping, 30, 0.4, 0.83, certainty=2)
+    look(stopping, 30, 0.4, 0.83, certainty=1)
     # from step 10's figures: half of what is left of the way for 0.03; the rest may cost half of 0.03
     assert stopping.pace() == pytest.approx(0.015 / 0.03)
     resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
@@ -242,7 +242,7 @@ def test_no_pace_is_kept_after_a_checkpoint_of_an_early_version() -> None:
     for check in state["checks"]:
         del check["forget"]["unlikelihood"]
     assert StoppingRule.from_state(state, patience=2).pace() == 1.0
-    del state["unseen"], state["since"]
+    del state["since"]
     assert StoppingRule.from_state(state, patience=2).pace() == 1.0
 
 

@@ -20,7 +20,7 @@ NOTHING_LEFT = 0.05
 """A share of the whole slack with which no run goes any further."""
 STEADY = 1.2
 """A factor this close to 1, either way, changes nothing."""
-LEAST_PROGRESS, LEAST_SPENT = 0.05, 0.25
+LEAST_PROGRESS, LEAST_SPENT = 0.1, 0.25
 """Shares of the whole way and of the whole slack: below both, a stretch is too short to say anything."""
 
 

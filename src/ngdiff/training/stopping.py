@@ -16,7 +16,11 @@ from ngdiff.steps.pace import NOTHING_LEFT, Standing, pace
 Measure = Literal["extraction_strength", "exact_memorisation", "probability", "nll"]
 UTILITY: Measure = "probability"
 CERTAINTY = "unlikelihood"
-"""What a run's way is measured in: the forget set's mean -log(1 - p), which steps bring down evenly."""
+"""What a run's way is measured in: the forget set's mean -log(1 - p), which steps bring down evenly.
+
+A run plans to bring it down to 0, and meets its target on the way, at a fifth of where it began or so: what
+is forgotten last is the dearest.
+"""
 
 
 @dataclass(frozen=True)
@@ -122,14 +126,10 @@ class StoppingRule:
         target: the forget target, with its value known; None to run to the end.
         floor: least mean answer probability of the held-out retain examples; 0 for none.
         patience: checks in a row under the floor before the run is given up.
-        unseen: :data:`CERTAINTY` of text the model never saw, where a run's way is taken to end; without it
-            no pace is kept.
     """
 
-    def __init__(
-        self, target: ForgetTarget | None, floor: float, patience: int, unseen: float | None = None
-    ) -> None:
-        self.target, self.floor, self.patience, self.unseen = target, floor, patience, unseen
+    def __init__(self, target: ForgetTarget | None, floor: float, patience: int) -> None:
+        self.target, self.floor, self.patience = target, floor, patience
         self.checks: list[Check] = []
         self.since = 0  # no step up to this one tells of the pace
         self._under_floor = 0
@@ -174,14 +174,12 @@ class StoppingRule:
         Args:
             harm: see :func:`ngdiff.steps.pace.pace`.
         """
-        if self.target is None or self.unseen is None or len(self.checks) < 2:
+        if self.target is None or len(self.checks) < 2:
             return 1.0
         places = (self.checks[0], self.checks[self._stretch], self.checks[-1])
         if any(CERTAINTY not in check.forget for check in places):
             return 1.0  # a checkpoint of an early version
-        start, before, now = (
-            Standing(check.forget[CERTAINTY] - self.unseen, self._slack(check)) for check in places
-        )
+        start, before, now = (Standing(check.forget[CERTAINTY], self._slack(check)) for check in places)
         return pace(start, before, now, harm)
 
     def spent(self) -> Decision | None:
@@ -223,14 +221,13 @@ class StoppingRule:
             "under_floor": self._under_floor,
             "stretch": self._stretch,
             "since": self.since,
-            "unseen": self.unseen,
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], patience: int) -> StoppingRule:
         """Go on from a saved state."""
         target = None if state["target"] is None else ForgetTarget(**state["target"])
-        rule = cls(target, state["floor"], patience, state.get("unseen"))
+        rule = cls(target, state["floor"], patience)
         rule.checks = [Check(**check) for check in state["checks"]]
         rule._under_floor, rule._stretch = state["under_floor"], state["stretch"]
         rule.since = state.get("since", 0)

@@ -461,8 +461,7 @@ class UnlearningTrainer(DurableTrainer):
             self.record.note(note)
         if target is not None and target.value is None:
             target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
-        floor, unseen = args.keep_utility * utility[UTILITY], never_seen[CERTAINTY]
-        self._stopping = StoppingRule(target, floor, args.check_patience, unseen)
+        self._stopping = StoppingRule(target, args.keep_utility * utility[UTILITY], args.check_patience)
         if target is not None:
             self._decision = self._stopping.judge(0, forget, utility)
             self._best.save()
