@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from ngdiff.data.examples import Example
 from ngdiff.evaluation.teacher_forced import summarise_items
-from ngdiff.models.hub import belongs
 from ngdiff.models.loading import ModelSource
 from ngdiff.receipts.chain import link_faults, read_chain
 from ngdiff.receipts.data_key import matches, rows_found
@@ -28,11 +27,13 @@ from ngdiff.receipts.schema import Read
 from ngdiff.receipts.signature import holds, public_from_hex, public_hex
 from ngdiff.receipts.weights import recomputed_weights_hash
 from ngdiff.system.environment import code_hash
-from ngdiff.system.output import RECORD
+from ngdiff.system.output import ANSWERS, RECORD
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
 WRITTEN_LATER = frozenset({"report.html"})
 """What the project's own commands put beside a model later on: no fault, but not vouched for either."""
+KEPT_AT_HOME = frozenset({ANSWERS})
+"""What a run writes and 'ngdiff push' leaves out, since it holds the text that was to be forgotten."""
 OF_THE_HUB = (".gitattributes", ".git/", ".cache/huggingface/")
 """What the hub and its client put beside a model that was pushed and fetched; no part of the model."""
 _SHOWN = 300
@@ -139,7 +140,7 @@ def file_findings(folder: Path, stated: Mapping[str, Mapping[str, Any]]) -> list
 
 def _missing(name: str) -> Finding:
     """Say that a file is missing: a fault, but for what 'ngdiff push' leaves at home."""
-    if belongs(name):
+    if name not in KEPT_AT_HOME:
         return Finding(name, False, "is missing")
     return Finding(
         name, None, "is not here; 'ngdiff push' leaves such files out, and the model needs none of them"
