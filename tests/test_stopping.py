@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ngdiff.errors import RequestError
-from ngdiff.training.stopping import ForgetTarget, StoppingRule, parse_stop_at
+from ngdiff.training.stopping import ForgetTarget, StoppingRule, parse_stop_at, way_left
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,49 @@ def test_measures_that_fall(measure: str) -> None:
     assert target.within_reach({measure: 0.35})
     assert target.within_reach({measure: 0.0})
     assert not target.within_reach({measure: 0.5})
+
+
+STRENGTH = ForgetTarget("extraction_strength", 0.2, "given")
+
+
+@given(st.floats(0.01, 0.95), st.floats(0.01, 0.95))
+def test_log_odds_of_shares_and_losses(value: float, now: float) -> None:
+    way = ForgetTarget("probability", value, "given").log_odds({"probability": now})
+    assert math.exp(way) == pytest.approx(now / (1 - now) * (1 - value) / value)
+    nll = ForgetTarget("nll", -math.log(value), "given")
+    assert nll.log_odds({"nll": -math.log(now)}) == pytest.approx(way, abs=1e-9)
+
+
+def test_log_odds_end_where_shares_are_noise() -> None:
+    target = ForgetTarget("extraction_strength", 0.0, "given")
+    assert target.log_odds({"extraction_strength": 1.0}) == target.log_odds({"extraction_strength": 0.95})
+    assert target.log_odds({"extraction_strength": 0.005}) == 0.0
+    assert target.log_odds({"extraction_strength": 0.5}) == pytest.approx(math.log(99))
+    with pytest.raises(ValueError, match="not been measured"):
+        ForgetTarget("probability", None, "later").log_odds({"probability": 0.5})
+
+
+def test_the_lesser_of_two_ways_is_left() -> None:
+    start = {"extraction_strength": 0.8, "unlikelihood": 6.0}  # odds of 4, where the target's are 1/4
+    half = {"extraction_strength": 0.5, "unlikelihood": 5.0}
+    assert way_left(STRENGTH, start, start) == 1.0
+    assert way_left(STRENGTH, start, half) == pytest.approx(1 / 2)  # gradient ascent: certainty stays
+    assert way_left(STRENGTH, start, half | {"unlikelihood": 2.0}) == pytest.approx(1 / 3)
+    assert way_left(STRENGTH, start, start | {"unlikelihood": 2.0}) == pytest.approx(1 / 3)
+    assert way_left(STRENGTH, start, {"extraction_strength": 0.2, "unlikelihood": 5.0}) == pytest.approx(0)
+    assert way_left(STRENGTH, start, {"extraction_strength": 0.1, "unlikelihood": 5.0}) < 0
+    assert (
+        way_left(STRENGTH, {"extraction_strength": 0.1}, {"extraction_strength": 0.05}) == 0.0
+    )  # met before
+
+
+@given(st.floats(0.2, 1), st.floats(0, 1), st.floats(0, 14), st.floats(0, 14))
+def test_a_way_is_never_longer_than_by_either_measure(a: float, b: float, c: float, d: float) -> None:
+    start, now = {"extraction_strength": a}, {"extraction_strength": b}
+    alone = way_left(STRENGTH, start, now)
+    left = way_left(STRENGTH, start | {"unlikelihood": c}, now | {"unlikelihood": d})
+    assert left <= alone
+    assert c == 0 or left <= d / c
 
 
 def test_nll_rises() -> None:
@@ -210,12 +256,12 @@ def test_pace_is_judged_from_the_start_by_what_the_model_is_certain_of() -> None
     # half of the way cost 0.06 of 0.1; the other half may cost half of 0.04
     assert stopping.pace() == pytest.approx(0.02 / 0.06)
     assert stopping.pace(harm=1 / 2) == pytest.approx(0.02 / 0.03)
-    look(stopping, 20, 0.4, 0.82, certainty=1)
+    look(stopping, 20, 0.9, 0.82, certainty=1)
     # three quarters cost 0.08; the last quarter may cost half of 0.02
     assert stopping.pace() == pytest.approx(0.01 / (0.08 / 3))
     resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
     assert resumed.pace() == stopping.pace()
-    look(stopping, 30, 0.3, 0.81, certainty=0)  # certain of nothing any more
+    look(stopping, 30, 0.9, 0.81, certainty=0)  # certain of nothing any more
     assert stopping.pace() == 1.0
     assert StoppingRule(None, 0.5, 1).pace() == 1.0
 
@@ -223,27 +269,27 @@ def test_pace_is_judged_from_the_start_by_what_the_model_is_certain_of() -> None
 def test_a_stretch_begins_at_the_state_that_was_put_back() -> None:
     stopping = rule(value=0.2, floor=0.8)
     look(stopping, 0, 1.0, 0.9, certainty=4)
-    look(stopping, 10, 0.6, 0.86, certainty=2)
-    look(stopping, 20, 0.5, 0.7, certainty=1.5)
+    look(stopping, 10, 0.9, 0.86, certainty=2)
+    look(stopping, 20, 0.9, 0.7, certainty=1.5)
     stopping.begin_stretch(20)
     assert stopping.since == 20
-    look(stopping, 30, 0.4, 0.83, certainty=1)
+    look(stopping, 30, 0.9, 0.83, certainty=1)
     # from step 10's figures: half of what is left of the way for 0.03; the rest may cost half of 0.03
     assert stopping.pace() == pytest.approx(0.015 / 0.03)
     resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
     assert (resumed.pace(), resumed.since) == (stopping.pace(), 20)
 
 
-def test_no_pace_is_kept_after_a_checkpoint_of_an_early_version() -> None:
+def test_a_checkpoint_of_an_early_version_has_the_target_s_measure_alone() -> None:
     stopping = rule(value=0.2, floor=0.8)
-    look(stopping, 0, 1.0, 0.9)
-    look(stopping, 10, 0.6, 0.84, certainty=3)
+    look(stopping, 0, 0.8, 0.9, certainty=4)
+    look(stopping, 10, 0.5, 0.84, certainty=1)  # a quarter left by the one, half by the other
+    assert stopping.pace() == pytest.approx(0.02 / 0.02)
     state = json.loads(json.dumps(stopping.state_dict()))
     for check in state["checks"]:
         del check["forget"]["unlikelihood"]
-    assert StoppingRule.from_state(state, patience=2).pace() == 1.0
     del state["since"]
-    assert StoppingRule.from_state(state, patience=2).pace() == 1.0
+    assert StoppingRule.from_state(state, patience=2).pace() == pytest.approx(0.02 / 0.06)
 
 
 def test_utility_is_spent_where_the_best_state_lies_at_the_floor() -> None:

@@ -6,6 +6,7 @@ holds for every state that is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -16,11 +17,9 @@ from ngdiff.steps.pace import NOTHING_LEFT, Standing, pace
 Measure = Literal["extraction_strength", "exact_memorisation", "probability", "nll"]
 UTILITY: Measure = "probability"
 CERTAINTY = "unlikelihood"
-"""What a run's way is measured in: the forget set's mean -log(1 - p), which steps bring down evenly.
-
-A run plans to bring it down to 0, and meets its target on the way, at a fifth of where it began or so: what
-is forgotten last is the dearest.
-"""
+"""The forget set's mean -log(1 - p): see :func:`way_left`."""
+TOP, BOTTOM = 0.95, 0.01
+"""Shares between which the way to a target is measured."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,18 @@ class ForgetTarget:
         gap = figures[self.measure] - self.value
         return -gap if self.measure == "nll" else gap
 
+    def log_odds(self, figures: Mapping[str, float]) -> float:
+        """Return how far the figures are from the target, in log-odds.
+
+        From 0.95 to 0.9 and from 0.1 to 0.05 takes about as many steps as a fifth in the middle. Log-odds end
+        at :data:`TOP` and :data:`BOTTOM`, beyond which a share is noise.
+        """
+        if self.value is None:
+            raise ValueError("the target's value has not been measured yet")
+        if self.measure == "nll":
+            return _log_odds(math.exp(-figures["nll"])) - _log_odds(math.exp(-self.value))
+        return _log_odds(figures[self.measure]) - _log_odds(self.value)
+
     def within_reach(self, figures: Mapping[str, float]) -> bool:
         """Say whether cheap figures of a few examples suggest that a full check may find the target met."""
         if self.value is None:
@@ -56,6 +67,26 @@ class ForgetTarget:
         if self.measure == "nll":
             return figures["nll"] >= 0.8 * self.value
         return figures[self.measure] <= 1.5 * self.value + 0.02
+
+
+def _log_odds(share: float) -> float:
+    inside = min(max(share, BOTTOM), TOP)
+    return math.log(inside / (1 - inside))
+
+
+def way_left(target: ForgetTarget, start: Mapping[str, float], now: Mapping[str, float]) -> float:
+    """Return what is left of the way to the target, as a share on which steps of one length tell alike.
+
+    By the target's own measure a run stands still for long, since what a model knows by heart gives way late;
+    meanwhile :data:`CERTAINTY` falls, if the forget loss takes hold of every token. Where it drives a few
+    tokens far off instead, as gradient ascent does, certainty stays, and the measure tells. So the lesser of
+    the two counts: of certainty down to 0, of the target's measure in log-odds down to the target.
+    """
+    whole = target.log_odds(start)
+    left = target.log_odds(now) / whole if whole > 0 else 0.0
+    if start.get(CERTAINTY, 0.0) > 0 and CERTAINTY in now:
+        left = min(left, now[CERTAINTY] / start[CERTAINTY])
+    return left
 
 
 def parse_stop_at(text: str) -> ForgetTarget | None:
@@ -176,10 +207,10 @@ class StoppingRule:
         """
         if self.target is None or len(self.checks) < 2:
             return 1.0
-        places = (self.checks[0], self.checks[self._stretch], self.checks[-1])
-        if any(CERTAINTY not in check.forget for check in places):
-            return 1.0  # a checkpoint of an early version
-        start, before, now = (Standing(check.forget[CERTAINTY], self._slack(check)) for check in places)
+        start, before, now = (
+            Standing(way_left(self.target, self.checks[0].forget, check.forget), self._slack(check))
+            for check in (self.checks[0], self.checks[self._stretch], self.checks[-1])
+        )
         return pace(start, before, now, harm)
 
     def spent(self) -> Decision | None:
