@@ -549,7 +549,7 @@ def script(trainer: UnlearningTrainer, figures: Figures, monkeypatch: pytest.Mon
             "exact_memorisation": 0.5,
             "probability": utility,
             "nll": nll,
-            "unlikelihood": 10 * (strength - 0.1),  # 0 at the usual target here
+            "unlikelihood": 7.0,
         }
 
     def survey() -> dict[str, Any]:
@@ -895,15 +895,15 @@ def test_a_run_that_spends_its_utility_too_fast_slows_down(
     monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 9, "probe_every": 50}
     trainer = make(tmp_path, **settings, keep_utility=0.8)
-    # 0.3 of 0.8 for 0.1 of 0.2: the other 0.5 may cost half of 0.1, which is 0.3 times the price so far;
-    # then, by all six steps, 0.1 for 0.6, and the last 0.2 would cost far less: a quarter faster again
-    figures = {0: (0.9, 1.0), 3: (0.6, 0.90), 6: (0.3, 0.90), 9: (0.05, 0.87)}
+    # odds go from 9 to 3, where the target's are 1/9: a quarter of the way for 0.06 of 0.2. The rest would
+    # cost 0.18, and half of 0.14 may be spent; then half of the way for nothing: a quarter faster again
+    figures = {0: (0.9, 1.0), 3: (0.75, 0.94), 6: (0.25, 0.94), 9: (0.05, 0.87)}
     script(trainer, lambda step: figures[step], monkeypatch)
     trainer.train()
     rates = [step.learning_rate for step in trainer.record.steps]
     assert rates[:3] == [rates[0]] * 3
-    assert rates[3:6] == pytest.approx([0.3 * rates[0]] * 3)
-    assert rates[6:] == pytest.approx([0.375 * rates[0]] * 3)
+    assert rates[3:6] == pytest.approx([7 / 18 * rates[0]] * 3)
+    assert rates[6:] == pytest.approx([1.25 * 7 / 18 * rates[0]] * 3)
     notes = [note for note in trainer.record.notes if "at the pace so far" in note]
     assert [note[:7] for note in notes] == ["step 3:", "step 6:"]
     assert trainer.record.stop["code"] == "target"
