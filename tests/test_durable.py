@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import TrainerCallback
 
 import ngdiff.training.trainer
@@ -72,6 +73,21 @@ def test_saving_by_the_clock_keeps_the_last_two(tmp_path: Path) -> None:
     rare = run(tmp_path / "rare", save_minutes=60.0, **UNTIL_THE_END)
     assert saved(tmp_path / "rare") == []
     assert_same_weights(trainer, rare)
+
+
+def test_going_on_warns_of_no_tied_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", said.append)
+    trainer = make(tmp_path, **UNTIL_THE_END)
+    trainer.model.all_tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    keys = _IncompatibleKeys(["lm_head.weight"], [])
+    trainer._issue_warnings_after_load(keys)
+    assert said == []
+    keys = _IncompatibleKeys(["lm_head.weight", "model.norm.weight"], ["more"])
+    trainer._issue_warnings_after_load(keys)
+    assert (
+        len(said) == 2 and "model.norm.weight" in said[0] and "lm_head" not in said[0] and "more" in said[1]
+    )
 
 
 def test_minutes_that_are_no_length_of_time(tmp_path: Path) -> None:

@@ -105,9 +105,8 @@ def test_the_lesser_of_two_ways_is_left() -> None:
     assert way_left(STRENGTH, start, start | {"unlikelihood": 2.0}) == pytest.approx(1 / 3)
     assert way_left(STRENGTH, start, {"extraction_strength": 0.2, "unlikelihood": 5.0}) == pytest.approx(0)
     assert way_left(STRENGTH, start, {"extraction_strength": 0.1, "unlikelihood": 5.0}) < 0
-    assert (
-        way_left(STRENGTH, {"extraction_strength": 0.1}, {"extraction_strength": 0.05}) == 0.0
-    )  # met before
+    met = {"extraction_strength": 0.1}
+    assert way_left(STRENGTH, met, {"extraction_strength": 0.05}) == 0.0
 
 
 @given(st.floats(0.2, 1), st.floats(0, 1), st.floats(0, 14), st.floats(0, 14))

@@ -152,6 +152,12 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
             raise Interrupted(self.wish.signum or 0, self.state.global_step, last)
         return result
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of what a checkpoint lacks, but for tied weights, which it holds under one name."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def find_checkpoint(self, asked: Any) -> Any:
         """Return the folder to go on from, having looked at its hashes; what is damaged beyond it goes."""
         if isinstance(asked, (str, Path)):
