@@ -909,6 +909,19 @@ def test_a_run_that_spends_its_utility_too_fast_slows_down(
     assert trainer.record.stop["code"] == "target"
 
 
+def test_near_the_target_frequent_checks_do_not_raise_the_rate_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(0.1))
+    settings = {"stop_at": "extraction_strength=0.1", "check_every": 6, "max_steps": 20, "probe_every": 50}
+    trainer = make(tmp_path, **settings)
+    script(trainer, lambda step: (max(0.05, 0.9 - step / 14), 1.0), monkeypatch)
+    trainer.train()
+    assert [check["step"] for check in trainer.record.checks] == [0, 2, 4, 6, 8, 10, 12]
+    notes = [note for note in trainer.record.notes if "would last well beyond" in note]
+    assert [note[:7] for note in notes] == ["step 6:"]
+
+
 def test_a_rate_that_was_given_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper = Keeper()
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 6, "learning_rate": 1e-3}

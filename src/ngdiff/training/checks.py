@@ -92,8 +92,11 @@ def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     taken = [step.learning_rate for step in trainer.record.steps if step.step > since]
     rates = [rate for rate in taken if rate is not None]
     factor = trainer._stopping.pace(1.0 if before is None else relative_harm(before, rates))
+    if factor > 1 and trainer.state.global_step - trainer._stopping.changed < trainer.args.check_every:
+        return  # near the target checks come thick and fast, and each would raise it
     after = step_size.scale(factor)
     if before is not None and after is not None and before != after:
+        trainer._stopping.changed = trainer.state.global_step
         trainer.record.note(
             f"step {trainer.state.global_step}: at the pace so far, utility would "
             f"{'fall under its floor before' if factor < 1 else 'last well beyond where'} the target is "

@@ -163,6 +163,7 @@ class StoppingRule:
         self.target, self.floor, self.patience = target, floor, patience
         self.checks: list[Check] = []
         self.since = 0  # no step up to this one tells of the pace
+        self.changed = 0  # the step after which the pace last changed
         self._under_floor = 0
         self._stretch = 0
 
@@ -252,6 +253,7 @@ class StoppingRule:
             "under_floor": self._under_floor,
             "stretch": self._stretch,
             "since": self.since,
+            "changed": self.changed,
         }
 
     @classmethod
@@ -261,5 +263,5 @@ class StoppingRule:
         rule = cls(target, state["floor"], patience)
         rule.checks = [Check(**check) for check in state["checks"]]
         rule._under_floor, rule._stretch = state["under_floor"], state["stretch"]
-        rule.since = state.get("since", 0)
+        rule.since, rule.changed = state.get("since", 0), state.get("changed", 0)
         return rule
