@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,13 @@ from ngdiff.models.loading import (
 )
 from ngdiff.models.saving import SAVE_MINUTES, write_result
 from ngdiff.settings.config import checkpointing, minutes_fault, positive_fault, seed_fault
-from ngdiff.system.environment import machine, peak_memory_gib, versions, weights_hash
+from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.output import check_output, holds_faults, same_folder
 from ngdiff.system.progress import Meter, working
 from ngdiff.training.callbacks import ProgressCallback
+from ngdiff.training.claim import claimed, may_replace
 from ngdiff.training.finetuning import FinetuneTrainer
-from ngdiff.training.parallel import by_main, from_main, joined, looking, on_all, raise_faults, shared
-from ngdiff.training.signals import wish_to_stop
+from ngdiff.training.parallel import joined, looking, on_all, shared
 from ngdiff.training.unfinished import Asked, Workplace
 
 SCORED_AT_THE_END = 200
@@ -107,21 +106,16 @@ def _finetune(request: FinetuneRequest) -> Path:
     on_all(lambda: place.goes_on(asked, resume=request.resume, overwrite=request.overwrite))
     with working(f"Loading {request.model}"):
         model = load_model(source)
-    needed = 2 * model.get_memory_footprint()
-    on_all(lambda: raise_faults(check_output(request.output, _may_replace(request), needed)))
-    # with FSDP2 the first process alone may have read the weights
-    hashed = replace(asked, model=from_main(weights_hash(model) if is_main() else ""))
-    if request.lora:
-        model = with_lora(model, request.seed)
-    claim = partial(place.claimed, hashed, resume=request.resume, overwrite=request.overwrite)
-    with by_main(claim) as going_on, wish_to_stop() as wish:
+    with claimed(place, request, asked, model, 2 * model.get_memory_footprint()) as claim:
+        if request.lora:
+            model = with_lora(model, request.seed)
         trainer = _trainer(model, tokenizer, examples, request, place.run)
-        trainer.wish = wish
-        trainer.train(resume_from_checkpoint=going_on or None)
+        trainer.wish = claim.wish
+        trainer.train(resume_from_checkpoint=claim.going_on or None)
         seconds = trainer.seconds
         scores = _scores(trainer, examples, tokenizer.pad_token_id)
         record = _record(request, examples, summarise(scores), len(scores), seconds)
-        record |= {"request_sha256": hashed.sha256, "notes": trainer.notes}
+        record |= {"request_sha256": claim.asked.sha256, "notes": trainer.notes}
         write_result(place, trainer.accelerator.unwrap_model(trainer.model), tokenizer, record)
         if is_main():
             place.finish()
@@ -155,10 +149,6 @@ def _settings(request: FinetuneRequest) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(request).items()}
 
 
-def _may_replace(request: FinetuneRequest) -> bool:
-    return request.overwrite or (request.resume is not False and Workplace(request.output).may_replace)
-
-
 def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedExample]]:
     faults = _setting_faults(request)
     source, rows, needed = None, [], 0
@@ -168,7 +158,7 @@ def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedEx
         needed = 0 if faults or request.lora else weights_bytes(source) or 0
     except RequestError as error:
         faults += error.faults
-    faults += check_output(request.output, _may_replace(request), needed)
+    faults += check_output(request.output, may_replace(request), needed)
     faults += holds_faults(request.output, local_sources({"--data": request.data}, request.tofu_dir))
     for data in request.data:
         try:

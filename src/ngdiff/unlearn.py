@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,8 @@ from ngdiff.system.progress import console, working
 from ngdiff.system.trackers import tracker_callbacks, tracker_settings
 from ngdiff.training.answers import AnswerBook
 from ngdiff.training.callbacks import UnlearningProgress
-from ngdiff.training.parallel import by_main, from_main, joined, on_all, raise_faults
-from ngdiff.training.signals import wish_to_stop
+from ngdiff.training.claim import claimed, may_replace
+from ngdiff.training.parallel import from_main, joined, on_all
 from ngdiff.training.trainer import UnlearningTrainer
 from ngdiff.training.unfinished import Asked, Workplace
 
@@ -143,7 +142,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
         needed = 0 if found else room(request, weights_bytes(source) or 0)
     except RequestError as error:
         faults += error.faults
-    faults += check_output(request.output, _may_replace(request), needed)
+    faults += check_output(request.output, may_replace(request), needed)
     if type(request.answers) is not int or request.answers < 0:
         faults.append(Fault("--answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
     sources = {"--forget": request.forget, "--retain": request.retain, "--holdout": request.holdout}
@@ -276,13 +275,9 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
     with working(f"Loading {request.model}"):
         model = load_quantised(ready.source) if request.qlora else load_model(ready.source)
     needed = room(request, model.get_memory_footprint())
-    on_all(lambda: raise_faults(check_output(request.output, _may_replace(request), needed)))
-    # with FSDP2 the first process alone may have read the weights
-    hashed = replace(asked, model=from_main(weights_hash(model) if is_main() else ""))
-    if request.adapters:
-        model = with_lora(model, ready.config.seed)
-    claim = partial(place.claimed, hashed, resume=request.resume, overwrite=request.overwrite)
-    with by_main(claim) as going_on, wish_to_stop() as wish:
+    with claimed(place, request, asked, model, needed) as claim:
+        if request.adapters:
+            model = with_lora(model, ready.config.seed)
         trainer = UnlearningTrainer(
             model,
             make_config(request, place.run),
@@ -296,14 +291,14 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
         progress = UnlearningProgress(trainer)
         trainer.add_callback(progress)
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
-        trainer.wish = wish
+        trainer.wish = claim.wish
         console.print(_plan(trainer), highlight=False)
         book = AnswerBook(trainer, request.answers)
-        trainer.train(resume_from_checkpoint=going_on or None)
+        trainer.train(resume_from_checkpoint=claim.going_on or None)
         progress.catch_up()
         answers = book.compare()
         final = trainer.accelerator.unwrap_model(trainer.model)
-        _complete(trainer.record, request, ready, hashed, weights_hash(final))
+        _complete(trainer.record, request, ready, claim.asked, weights_hash(final))
         card = model_card(trainer.record, request.output.name, request.adapters)
 
         def write_papers(folder: Path) -> None:
@@ -398,8 +393,3 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked
     if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
         record.model |= {"sha256_before": None, "sha256_before_quantised": asked.model}
     complete_record(record, ready.receipt)
-
-
-def _may_replace(request: UnlearnRequest) -> bool:
-    """Say whether an earlier result may go: now, or when the run that is gone on with was begun."""
-    return request.overwrite or (request.resume is not False and Workplace(request.output).may_replace)

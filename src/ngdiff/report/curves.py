@@ -118,8 +118,8 @@ def panels(record: Mapping[str, Any]) -> list[Panel]:
             [Line("retain_probability_checked", "checks", "retain", True)],
             rules=[("floor", floor)] if floor else [],
         ),
-        Panel("forget_loss", "Forget loss", "nats per token", [Line("forget_loss", "forget loss", "forget")]),
-        Panel("retain_loss", "Retain loss", "nats per token", [Line("retain_loss", "retain loss", "retain")]),
+        _alone("forget_loss", "Forget loss", "nats per token", role="forget"),
+        _alone("retain_loss", "Retain loss", "nats per token", role="retain"),
         Panel(
             "nll",
             "Negative log-likelihood of the forget set",
@@ -127,44 +127,31 @@ def panels(record: Mapping[str, Any]) -> list[Panel]:
             [Line("forget_nll_checked", "checks", "forget", True)],
             rules=[*likelihood, *([("target", target)] if target is not None and measure == "nll" else [])],
         ),
-        Panel(
-            "rate", "Learning rate", "per step", [Line("learning_rate", "learning rate", "other")], log=True
-        ),
-        Panel(
-            "norms",
-            "Norms of the two gradients",
-            "",
-            [Line("forget_norm", "forget", "forget"), Line("retain_norm", "retain", "retain")],
-            log=True,
-        ),
-        Panel(
-            "weights",
-            "Weights of the two gradients",
-            "",
-            [Line("forget_weight", "forget", "forget"), Line("retain_weight", "retain", "retain")],
-            log=True,
-        ),
-        Panel(
-            "cosine",
-            "Cosine between the two gradients",
-            "",
-            [Line("cosine", "cosine", "other")],
-            rules=[("", 0.0)],
-        ),
-        Panel(
+        _alone("learning_rate", "Learning rate", "per step", key="rate", log=True),
+        _of_both("norm", "Norms of the two gradients", key="norms", log=True),
+        _of_both("weight", "Weights of the two gradients", key="weights", log=True),
+        _alone("cosine", "Cosine between the two gradients", rules=[("", 0.0)]),
+        _of_both(
             "descent",
             "Applied update against either gradient",
             "cosine; above 0 lowers that loss",
-            [Line("forget_descent", "forget", "forget"), Line("retain_descent", "retain", "retain")],
             rules=[("", 0.0)],
         ),
-        Panel(
-            "changed",
-            "Share of the parameters changed",
-            "by each step",
-            [Line("changed", "changed", "other")],
-        ),
+        _alone("changed", "Share of the parameters changed", "by each step"),
     ]
+
+
+def _alone(
+    field: str, title: str, unit: str = "", *, role: str = "other", key: str | None = None, **more: Any
+) -> Panel:
+    """Return the panel of one field of the steps."""
+    return Panel(key or field, title, unit, [Line(field, field.replace("_", " "), role)], **more)
+
+
+def _of_both(field: str, title: str, unit: str = "", *, key: str | None = None, **more: Any) -> Panel:
+    """Return the panel of a field that either gradient has."""
+    lines = [Line(f"{task}_{field}", task, task) for task in ("forget", "retain")]
+    return Panel(key or field, title, unit, lines, **more)
 
 
 def _drawn(
