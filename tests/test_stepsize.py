@@ -582,6 +582,18 @@ def test_cuts_are_taken_back_and_the_rate_raised_up_to_a_limit() -> None:
     assert rate.scale(2.0) == rate.ceiling == 0.8  # a rate that broke the floor does not come back
 
 
+def test_a_rate_is_raised_above_the_first_only_where_that_is_allowed() -> None:
+    rate = AutomaticRate(Bowl("sgd").optimizer)
+    rate.rate = 0.8
+    assert rate.scale(2.0, raise_it=False) == 0.8 and rate.ceiling == math.inf
+    assert rate.scale(0.25) == 0.2
+    assert rate.scale(100.0, raise_it=False) == 0.8  # the cut is taken back
+    assert rate.scale(1.25) == 1.0
+    assert rate.scale(1.25, raise_it=False) == 1.0  # and what was raised stays
+    assert rate.be_careful(4.0) == 0.25
+    assert rate.scale(2.0, raise_it=False) == rate.scale(2.0) == 0.25
+
+
 def test_a_raised_rate_stays_with_the_probes() -> None:
     rate = AutomaticRate(Bowl("sgd").optimizer)
     rate.rate = 0.8

@@ -265,6 +265,14 @@ def test_pace_is_judged_from_the_start_by_what_the_model_is_certain_of() -> None
     assert StoppingRule(None, 0.5, 1).pace() == 1.0
 
 
+def test_what_is_left_at_the_last_check() -> None:
+    stopping = rule(value=0.2, floor=0.8)
+    assert stopping.left == StoppingRule(None, 0.5, 1).left == 1.0
+    look(stopping, 0, 1.0, 0.9, certainty=4)
+    look(stopping, 10, 1.0, 0.9, certainty=3)
+    assert stopping.left == pytest.approx(0.75)
+
+
 def test_a_stretch_begins_at_the_state_that_was_put_back() -> None:
     stopping = rule(value=0.2, floor=0.8)
     look(stopping, 0, 1.0, 0.9, certainty=4)

@@ -204,16 +204,17 @@ class AutomaticRate:
         self.optimizer.step()
         return self.after_step(loss)
 
-    def scale(self, factor: float) -> float | None:
+    def scale(self, factor: float, raise_it: bool = True) -> float | None:
         """Multiply the rate by ``factor``; return the new rate.
 
-        After a cut no probe raises the rate above that. A factor above 1 takes back earlier cuts, and may go
-        on to :data:`MOST_RAISED` times the rate that the first such call found.
+        After a cut no probe raises the rate above that. A factor above 1 takes back earlier cuts, and where
+        ``raise_it`` allows may go on to :data:`MOST_RAISED` times the rate that the first call found.
         """
         if self.rate is None or factor == 1:
             return self.rate
         self.limit = self.MOST_RAISED * self.rate if self.limit is None else self.limit
-        self.rate = min(self.rate * factor, self.limit)
+        most = self.limit if raise_it else max(self.rate, self.limit / self.MOST_RAISED)
+        self.rate = min(self.rate * factor, most)
         self.ceiling = self.rate if factor <= 1 else max(self.ceiling, self.rate)
         return self.rate
 

@@ -19,6 +19,8 @@ MOST_SKIPPED_IN_A_ROW = 5
 CUT_AFTER_SKIPPED = 3
 CHECKS_APART = 2
 """Least steps between two checks, however near the target the steps' own batches look."""
+RAISED_FROM = 2 / 3
+"""Share of the way left from which the rate may rise above the first: the first steps are dear enough."""
 RETREAT = 4.0
 """By what the rate is divided when a check finds utility under its floor."""
 
@@ -94,7 +96,7 @@ def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     factor = trainer._stopping.pace(1.0 if before is None else relative_harm(before, rates))
     if factor > 1 and trainer.state.global_step - trainer._stopping.changed < trainer.args.check_every:
         return  # near the target checks come thick and fast, and each would raise it
-    after = step_size.scale(factor)
+    after = step_size.scale(factor, raise_it=trainer._stopping.left <= RAISED_FROM)
     if before is not None and after is not None and before != after:
         trainer._stopping.changed = trainer.state.global_step
         trainer.record.note(

@@ -214,6 +214,13 @@ class StoppingRule:
         )
         return pace(start, before, now, harm)
 
+    @property
+    def left(self) -> float:
+        """What is left of the way at the last check: see :func:`way_left`; 1 without a target."""
+        if self.target is None or not self.checks:
+            return 1.0
+        return way_left(self.target, self.checks[0].forget, self.checks[-1].forget)
+
     def spent(self) -> Decision | None:
         """Return why to stop where the best state's utility leaves no room for further steps."""
         best = self.best
