@@ -364,6 +364,10 @@ def test_data_that_cannot_be_evaluated_ends_before_anything_runs(
     answer = cli(*asked)
     assert answer.code == 2 and here == []
     assert "perturbed_answer" in answer.err
+    (tmp_path / "tofu" / "forget01_perturbed.json").unlink()
+    answer = cli(*asked)
+    assert answer.code == 2 and here == []
+    assert any(where.startswith("--splits") and "forget01" in where for where, _ in answer.faults)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     make_tofu(tmp_path)
+    shutil.copyfile("forget01_perturbed.json", "forget05_perturbed.json")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for seed, log in enumerate(("TOFU_EVAL.json", "retrained-eval/TOFU_EVAL.json")):
         Path(log).parent.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -141,7 +141,10 @@ def check(request: BenchRequest) -> None:
             if split in SPLITS:
                 read_tofu(_as_evaluated(request, split))
         except RequestError as error:
-            faults += error.faults
+            faults += [
+                replace(fault, where="--splits") if fault.where == "--forget" else fault
+                for fault in error.faults
+            ]
     try:
         check_precision(request.precision)
         settings = dict(request.settings)
