@@ -247,22 +247,39 @@ def test_going_on_from_a_saved_rule(cut: int) -> None:
     assert best_step(second) == 20
 
 
-def test_pace_is_judged_from_the_start_by_what_the_model_is_certain_of() -> None:
+def test_pace_is_judged_by_what_the_model_is_certain_of() -> None:
     stopping = rule(value=0.2, floor=0.8)
     look(stopping, 0, 1.0, 0.9, certainty=4)
     assert stopping.pace() == 1.0  # nothing to compare with
     look(stopping, 10, 1.0, 0.84, certainty=2)
     # half of the way cost 0.06 of 0.1; the other half may cost half of 0.04
     assert stopping.pace() == pytest.approx(0.02 / 0.06)
-    assert stopping.pace(harm=1 / 2) == pytest.approx(0.02 / 0.03)
+    assert stopping.pace(rate=0.5, rates={4: 1.0, 7: 1.0}) == pytest.approx(0.02 / 0.03)
     look(stopping, 20, 0.9, 0.82, certainty=1)
-    # three quarters cost 0.08; the last quarter may cost half of 0.02
-    assert stopping.pace() == pytest.approx(0.01 / (0.08 / 3))
+    # the last 20 steps brought three quarters for 0.08, the last 10 a quarter for 0.02; half of 0.02 is left
+    assert stopping.pace(over=20) == pytest.approx(0.01 / (0.08 / 3))
+    assert stopping.pace(over=10) == stopping.pace() == pytest.approx(0.01 / 0.02)
+    # and only what was paid with since then counts
+    assert stopping.pace(0.5, {10: 9.0, 11: 1.0}, over=10) == pytest.approx(0.01 / 0.01)
     resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
     assert resumed.pace() == stopping.pace()
     look(stopping, 30, 0.9, 0.81, certainty=0)  # certain of nothing any more
     assert stopping.pace() == 1.0
     assert StoppingRule(None, 0.5, 1).pace() == 1.0
+
+
+def test_a_price_is_measured_as_far_back_as_it_takes_to_tell_one() -> None:
+    stopping = rule(value=0.2, floor=0.8)
+    for step, utility, certainty in ((0, 0.9, 4), (10, 0.87, 3.2), (20, 0.86, 3), (30, 0.85, 2.75)):
+        look(stopping, step, 1.0, utility, certainty=certainty)
+    # the last ten steps, a sixteenth of the way, tell nothing; the last twenty, 0.1125 of it for 0.02: the rest,
+    # 0.6875, would cost 0.122, and half of 0.05 may be spent: a fifth of it, held at a quarter
+    assert stopping.pace(over=10) == stopping.pace(over=20) == 0.25
+    look(stopping, 40, 1.0, 0.85, certainty=2.55)
+    # 0.1125 of the way for 0.01 since step 20, and 0.6375 of it is left
+    assert stopping.pace(over=10) == pytest.approx(0.025 / (0.01 / 0.1125 * 0.6375))
+    # nothing that far back: since the start, 0.3625 for 0.05
+    assert stopping.pace(over=40) == stopping.pace(over=99) == pytest.approx(0.025 / (0.05 / 0.3625 * 0.6375))
 
 
 def test_what_is_left_at_the_last_check() -> None:

@@ -37,6 +37,12 @@ class Standing(NamedTuple):
     slack: float
 
 
+def tells(start: Standing, before: Standing, now: Standing) -> bool:
+    """Say whether enough happened between two checks for a price of progress."""
+    progress, spent = before.excess - now.excess, before.slack - now.slack
+    return progress >= LEAST_PROGRESS * start.excess or spent >= LEAST_SPENT * start.slack
+
+
 def pace(start: Standing, before: Standing, now: Standing, harm: float = 1.0) -> float:
     """Return the factor that lets the rest of the way cost what is left of the slack, with a margin.
 
@@ -50,10 +56,9 @@ def pace(start: Standing, before: Standing, now: Standing, harm: float = 1.0) ->
     Returns:
         A number from :data:`MOST_SLOWER` to :data:`MOST_FASTER`; 1 to leave the rate alone.
     """
-    progress, spent = before.excess - now.excess, before.slack - now.slack
-    told = progress >= LEAST_PROGRESS * start.excess or spent >= LEAST_SPENT * start.slack
-    if not told or now.excess <= 0:
+    if not tells(start, before, now) or now.excess <= 0:
         return 1.0
+    progress, spent = before.excess - now.excess, before.slack - now.slack
     if spent <= 0:
         return MOST_FASTER
     need = harm * spent / progress * now.excess if progress > 0 else math.inf

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ngdiff.steps.pace import relative_harm
 from ngdiff.steps.stepsize import AutomaticRate, cut_rate
 from ngdiff.steps.weighting import Verdict
 from ngdiff.training.distribution import weighted_mean
@@ -19,6 +18,8 @@ MOST_SKIPPED_IN_A_ROW = 5
 CUT_AFTER_SKIPPED = 3
 CHECKS_APART = 2
 """Least steps between two checks, however near the target the steps' own batches look."""
+PRICED_OVER = 2
+"""Intervals between checks over which the price of progress is measured, at the least."""
 RAISED_FROM = 2 / 3
 """Share of the way left from which the rate may rise above the first: the first steps are dear enough."""
 RETREAT = 4.0
@@ -90,11 +91,11 @@ def _check(trainer: UnlearningTrainer) -> None:
 def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     """Take shorter or longer steps, so that utility lasts until the target is reached."""
     assert trainer._stopping is not None
-    before, since = step_size.rate, trainer._stopping.since
-    taken = [step.learning_rate for step in trainer.record.steps if step.step > since]
-    rates = [rate for rate in taken if rate is not None]
-    factor = trainer._stopping.pace(1.0 if before is None else relative_harm(before, rates))
-    if factor > 1 and trainer.state.global_step - trainer._stopping.changed < trainer.args.check_every:
+    before, every = step_size.rate, trainer.args.check_every
+    taken = {step.step: step.learning_rate for step in trainer.record.steps}
+    rates = {step: rate for step, rate in taken.items() if rate is not None}
+    factor = trainer._stopping.pace(before or 1.0, rates, PRICED_OVER * every)
+    if factor > 1 and trainer.state.global_step - trainer._stopping.changed < every:
         return  # near the target checks come thick and fast, and each would raise it
     after = step_size.scale(factor, raise_it=trainer._stopping.left <= RAISED_FROM)
     if before is not None and after is not None and before != after:

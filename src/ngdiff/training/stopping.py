@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.steps.pace import NOTHING_LEFT, Standing, pace
+from ngdiff.steps.pace import NOTHING_LEFT, Standing, pace, relative_harm, tells
 
 Measure = Literal["extraction_strength", "exact_memorisation", "probability", "nll"]
 UTILITY: Measure = "probability"
@@ -200,19 +201,32 @@ class StoppingRule:
             return Decision("floor", text)
         return None
 
-    def pace(self, harm: float = 1.0) -> float:
+    def pace(
+        self, rate: float = 1.0, rates: Mapping[int, float] = MappingProxyType({}), over: int = 0
+    ) -> float:
         """Return the factor of the rate with which the rest of the way costs what is left above the floor.
 
+        What progress costs is measured between the last check and one before it: the latest that is at least
+        ``over`` steps back and tells of a price (see :func:`ngdiff.steps.pace.tells`), or the first since the
+        start or a retreat. Steps that are dear once, the first ones above all, so do not slow down the rest.
+
         Args:
-            harm: see :func:`ngdiff.steps.pace.pace`.
+            rate: today's.
+            rates: by step, what was paid with; none where they were all alike.
+            over: least number of steps to look back.
         """
         if self.target is None or len(self.checks) < 2:
             return 1.0
-        start, before, now = (
-            Standing(way_left(self.target, self.checks[0].forget, check.forget), self._slack(check))
-            for check in (self.checks[0], self.checks[self._stretch], self.checks[-1])
+        start, now = self._standing(self.checks[0]), self._standing(self.checks[-1])
+        since, before = self.since, self._standing(self.checks[self._stretch])
+        for check in reversed(self.checks[:-1]):
+            far_enough = self.since < check.step <= self.checks[-1].step - over
+            if far_enough and tells(start, self._standing(check), now):
+                since, before = check.step, self._standing(check)
+                break
+        return pace(
+            start, before, now, relative_harm(rate, [paid for step, paid in rates.items() if step > since])
         )
-        return pace(start, before, now, harm)
 
     @property
     def left(self) -> float:
@@ -241,6 +255,10 @@ class StoppingRule:
         """Judge the pace from the best state on, to which the run went back at ``step``."""
         best = self.best
         self._stretch, self.since = 0 if best is None else self.checks.index(best), step
+
+    def _standing(self, check: Check) -> Standing:
+        assert self.target is not None
+        return Standing(way_left(self.target, self.checks[0].forget, check.forget), self._slack(check))
 
     def _slack(self, check: Check) -> float:
         return check.utility[UTILITY] - self.floor
