@@ -272,8 +272,8 @@ def test_a_price_is_measured_as_far_back_as_it_takes_to_tell_one() -> None:
     stopping = rule(value=0.2, floor=0.8)
     for step, utility, certainty in ((0, 0.9, 4), (10, 0.87, 3.2), (20, 0.86, 3), (30, 0.85, 2.75)):
         look(stopping, step, 1.0, utility, certainty=certainty)
-    # the last ten steps, a sixteenth of the way, tell nothing; the last twenty, 0.1125 of it for 0.02: the rest,
-    # 0.6875, would cost 0.122, and half of 0.05 may be spent: a fifth of it, held at a quarter
+    # the last ten steps, a sixteenth of the way, tell nothing; the last twenty, 0.1125 of it for 0.02: the
+    # rest, 0.6875, would cost 0.122, and half of 0.05 may be spent: a fifth of it, held at a quarter
     assert stopping.pace(over=10) == stopping.pace(over=20) == 0.25
     look(stopping, 40, 1.0, 0.85, certainty=2.55)
     # 0.1125 of the way for 0.01 since step 20, and 0.6375 of it is left
