@@ -31,6 +31,7 @@ from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 from ngdiff.settings.config import UnlearningConfig
 from ngdiff.system.environment import versions
 from ngdiff.training.checkpoints import MANIFEST
+from ngdiff.training.stopping import StoppingRule
 from ngdiff.training.trainer import UnlearningTrainer
 from ngdiff.training.unlearning_state import STATE_FILE
 from tiny import tiny_llama, tiny_tokenizer
@@ -907,6 +908,26 @@ def test_a_run_that_spends_its_utility_too_fast_slows_down(
     notes = [note for note in trainer.record.notes if "at the pace so far" in note]
     assert [note[:7] for note in notes] == ["step 3:", "step 6:"]
     assert trainer.record.stop["code"] == "target"
+
+
+def test_the_pace_is_told_what_each_step_was_paid_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
+    told: list[tuple[float, dict[int, float], int]] = []
+
+    def pace(rule: StoppingRule, rate: float, rates: dict[int, float], over: int) -> float:
+        told.append((rate, rates, over))
+        return 0.5
+
+    monkeypatch.setattr(StoppingRule, "pace", pace)
+    settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 7, "probe_every": 50}
+    trainer = make(tmp_path, **settings)
+    script(trainer, lambda step: (0.9 - step / 100, 1.0), monkeypatch)
+    trainer.train()
+    first = told[0][0]
+    paid = dict.fromkeys((1, 2, 3), first)
+    assert told == [(first, paid, 6), (first / 2, paid | dict.fromkeys((4, 5, 6), first / 2), 6)]
 
 
 def test_near_the_target_frequent_checks_do_not_raise_the_rate_each(

@@ -93,6 +93,7 @@ def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     assert trainer._stopping is not None
     before, every = step_size.rate, trainer.args.check_every
     taken = {step.step: step.learning_rate for step in trainer.record.steps}
+    taken[trainer.state.global_step] = trainer._step.rate  # whose entry is still to come
     rates = {step: rate for step, rate in taken.items() if rate is not None}
     factor = trainer._stopping.pace(before or 1.0, rates, PRICED_OVER * every)
     if factor > 1 and trainer.state.global_step - trainer._stopping.changed < every:
