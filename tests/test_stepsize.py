@@ -573,10 +573,12 @@ def test_cuts_are_taken_back_and_the_rate_raised_up_to_a_limit() -> None:
     rate = AutomaticRate(Bowl("sgd").optimizer)
     rate.rate = 0.8
     assert rate.scale(1.0) == 0.8 and rate.ceiling == math.inf and rate.limit is None
-    assert rate.scale(0.25) == rate.ceiling == 0.2
-    assert rate.scale(2.0) == rate.ceiling == 0.4
+    assert rate.scale(0.75) == rate.ceiling == pytest.approx(0.6)
+    assert rate.scale(0.25) == rate.ceiling == 0.4  # no less than half of it
+    assert rate.scale(1.25) == rate.ceiling == 0.5
     rate.rate = 0.1  # a probe lowered it
-    assert rate.scale(2.0) == 0.2 and rate.ceiling == 0.4
+    assert rate.scale(0.25) == rate.ceiling == 0.1
+    assert rate.scale(2.0) == rate.ceiling == 0.2
     assert rate.scale(100.0) == rate.ceiling == 4 * 0.8
     assert rate.be_careful(4.0) == 0.8
     assert rate.scale(2.0) == rate.ceiling == 0.8  # a rate that broke the floor does not come back
@@ -586,7 +588,7 @@ def test_a_rate_is_raised_above_the_first_only_where_that_is_allowed() -> None:
     rate = AutomaticRate(Bowl("sgd").optimizer)
     rate.rate = 0.8
     assert rate.scale(2.0, raise_it=False) == 0.8 and rate.ceiling == math.inf
-    assert rate.scale(0.25) == 0.2
+    assert rate.scale(0.5) == 0.4
     assert rate.scale(100.0, raise_it=False) == 0.8  # the cut is taken back
     assert rate.scale(1.25) == 1.0
     assert rate.scale(1.25, raise_it=False) == 1.0  # and what was raised stays

@@ -134,7 +134,7 @@ class AutomaticRate:
     MOST_SEARCH = 30
     TALL = 1.0
     AGREEMENT = 1.1
-    MOST_RAISED = 4.0
+    MOST_RAISED, LEAST_KEPT = 4.0, 0.5
 
     def __init__(
         self,
@@ -208,20 +208,24 @@ class AutomaticRate:
         """Multiply the rate by ``factor``; return the new rate.
 
         After a cut no probe raises the rate above that. A factor above 1 takes back earlier cuts, and where
-        ``raise_it`` allows may go on to :data:`MOST_RAISED` times the rate that the first call found.
+        ``raise_it`` allows may go on to :data:`MOST_RAISED` times the rate that the first call found; one
+        below 1 ends at :data:`LEAST_KEPT` of it.
         """
         if self.rate is None or factor == 1:
             return self.rate
         self.limit = self.MOST_RAISED * self.rate if self.limit is None else self.limit
-        most = self.limit if raise_it else max(self.rate, self.limit / self.MOST_RAISED)
-        self.rate = min(self.rate * factor, most)
+        first = self.limit / self.MOST_RAISED
+        most = self.limit if raise_it else max(self.rate, first)
+        least = min(self.rate, self.LEAST_KEPT * first)
+        self.rate = min(max(self.rate * factor, least), most)
         self.ceiling = self.rate if factor <= 1 else max(self.ceiling, self.rate)
         return self.rate
 
     def be_careful(self, factor: float) -> float | None:
         """Divide the rate by ``factor``, for good; return the new rate."""
-        self.limit = self.scale(1 / factor)
-        return self.limit
+        if self.rate is not None:
+            self.rate = self.ceiling = self.limit = self.rate / factor
+        return self.rate
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
