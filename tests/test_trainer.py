@@ -897,14 +897,15 @@ def test_a_run_that_spends_its_utility_too_fast_slows_down(
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 9, "probe_every": 50}
     trainer = make(tmp_path, **settings, keep_utility=0.8)
     # odds go from 9 to 3, where the target's are 1/9: a quarter of the way for 0.06 of 0.2. The rest would
-    # cost 0.18, and half of 0.14 may be spent; then half of the way for nothing: a quarter faster again
+    # cost 0.18, and half of 0.14 may be spent: 7/18 of the rate, and half of it is the least. Then half of the
+    # way for nothing: a quarter faster again
     figures = {0: (0.9, 1.0), 3: (0.75, 0.94), 6: (0.25, 0.94), 9: (0.05, 0.87)}
     script(trainer, lambda step: figures[step], monkeypatch)
     trainer.train()
     rates = [step.learning_rate for step in trainer.record.steps]
     assert rates[:3] == [rates[0]] * 3
-    assert rates[3:6] == pytest.approx([7 / 18 * rates[0]] * 3)
-    assert rates[6:] == pytest.approx([1.25 * 7 / 18 * rates[0]] * 3)
+    assert rates[3:6] == pytest.approx([rates[0] / 2] * 3)
+    assert rates[6:] == pytest.approx([1.25 / 2 * rates[0]] * 3)
     notes = [note for note in trainer.record.notes if "at the pace so far" in note]
     assert [note[:7] for note in notes] == ["step 3:", "step 6:"]
     assert trainer.record.stop["code"] == "target"
@@ -986,7 +987,7 @@ def _nothing(rows: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "method", ["npo", "kl", "undial", "rmu", "idkdpo", "altpo", "idknll", "ngdiff-selective"]
+    "method", ["npo", "kl", "undial", "rmu", "idkdpo", "altpo", "idknll", "ngdiff-selective-kl"]
 )
 def test_a_resumed_run_keeps_what_the_starting_model_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

@@ -133,6 +133,26 @@ METHODS: dict[str, Method] = {
             "Jin et al. 2025, arXiv 2410.22086; forget loss after Wan et al. 2025, arXiv 2506.00876",
         ),
         Method(
+            "ngdiff-kl",
+            "unlikelihood",
+            "kl",
+            "ngdiff",
+            "auto",
+            "ngdiff-unlikelihood, held by the divergence from the starting model on the retain set",
+            "Jin et al. 2025, arXiv 2410.22086; forget loss: Welleck et al. 2020, arXiv 1908.04319; "
+            "retain loss: Maini et al. 2024, arXiv 2401.06121",
+        ),
+        Method(
+            "ngdiff-selective-kl",
+            "selective-unlikelihood",
+            "kl",
+            "ngdiff",
+            "auto",
+            "ngdiff-selective, held by the divergence from the starting model on the retain set",
+            "Jin et al. 2025, arXiv 2410.22086; forget loss after Wan et al. 2025, arXiv 2506.00876; "
+            "retain loss: Maini et al. 2024, arXiv 2401.06121",
+        ),
+        Method(
             "ngdiff-bounded",
             "bounded-nll",
             "nll",
