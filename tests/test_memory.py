@@ -117,6 +117,10 @@ PLANS: dict[str, tuple[Plan, dict[str, Any]]] = {
         replace(PLAIN, two_gradients=False, automatic=False, forget_loss="negated-nll"),
         {"method": "graddiff", "learning_rate": 1e-5},
     ),
+    "held by the starting model": (
+        replace(PLAIN, retain_loss="kl"),
+        {"retain_loss": "kl", "lr_start": 1e-6},
+    ),
 }
 
 
@@ -165,6 +169,19 @@ def test_counts_by_hand() -> None:
 def test_large_models_have_their_known_sizes() -> None:
     counts = {name: memory_table.shapes(name, Plan()).parameters for name in ("1B", "8B")}
     assert counts == {"1B": 1_235_814_400, "8B": 8_030_261_248}  # Llama 3.2 1B and Llama 3.1 8B
+
+
+def test_a_loss_that_compares_predictions_pays_for_the_starting_model_s() -> None:
+    plain, held = (
+        measure(builder(small_config()), replace(PLAIN, retain_loss=name)) for name in ("nll", "kl")
+    )
+    logits = BATCH * (LENGTH - 1) * 1024 * 4
+    assert plain.starting_head == 0 and held.starting_head == 1024 * 128 * 4
+    # the starting model's logits and probabilities; unlikelihood keeps a few numbers a token beside the logits
+    assert held.head - plain.head == pytest.approx(2 * logits, rel=0.01)
+    assert parts(held, PLAIN).total - parts(plain, PLAIN).total == held.starting_head + held.head - plain.head
+    shared = replace(PLAIN, devices=4, sharding="fsdp")
+    assert parts(held, shared).starting_head == held.starting_head  # each device has all of it
 
 
 def test_layers_add_the_same() -> None:

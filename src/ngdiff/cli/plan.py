@@ -21,6 +21,7 @@ NAMES = {
     "moments": "optimizer's two moments",
     "activations": "activations of one micro-batch",
     "head": "logits of labelled positions and their gradient",
+    "starting_head": "starting model's output head",
     "communication": "communication between GPUs",
     "context": "CUDA context and workspaces, from experience",
 }

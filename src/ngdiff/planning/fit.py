@@ -39,7 +39,7 @@ def builder(config: Any) -> Callable[[], nn.Module]:
 
 
 def with_method(plan: Plan, name: str) -> Plan:
-    """Say what a method needs: one gradient or two, probes or none, and its forget loss.
+    """Say what a method needs: one gradient or two, probes or none, and its losses.
 
     Raises:
         RequestError: there is no such method.
@@ -50,6 +50,7 @@ def with_method(plan: Plan, name: str) -> Plan:
         two_gradients=not RULES[method.rule].fixed,
         automatic=method.step_size == "auto",
         forget_loss=method.forget_loss,
+        retain_loss=method.retain_loss,
     )
 
 

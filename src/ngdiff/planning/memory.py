@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -57,6 +57,7 @@ class Plan:
         two_gradients: whether the method keeps both gradients apart.
         automatic: whether the learning rate is found by probes.
         forget_loss: name of the loss, for what it keeps of the logits.
+        retain_loss: likewise; one that compares predictions has the starting model's head beside the model.
         bf16: bfloat16 autocast.
         devices: GPUs.
         sharding: ``fsdp`` gives each device a part of weights, gradients and moments, ``ddp`` all of them.
@@ -71,6 +72,7 @@ class Plan:
     two_gradients: bool = True
     automatic: bool = True
     forget_loss: str = "unlikelihood"
+    retain_loss: str = "nll"
     bf16: bool = True
     devices: int = 1
     sharding: Sharding = "ddp"
@@ -91,6 +93,7 @@ class Parts:
     moments: int
     activations: int
     head: int
+    starting_head: int = 0
     communication: int = 0
     context: int = 0
 
@@ -115,7 +118,8 @@ class Shapes:
         kept_by_a_layer: the most that one layer does, and
         inputs: the bytes of all layers' inputs.
         outside: bytes kept by neither layer nor head.
-        head: bytes of logits, of what the loss keeps of them, and of their gradient.
+        head: bytes of logits, of what the loss that keeps most of them does, and of their gradient.
+        starting_head: bytes of the starting model's output head, where a loss compares predictions.
     """
 
     parameters: int
@@ -128,6 +132,7 @@ class Shapes:
     inputs: int
     outside: int
     head: int
+    starting_head: int = 0
 
 
 def parts(shapes: Shapes, plan: Plan) -> Parts:
@@ -142,6 +147,7 @@ def parts(shapes: Shapes, plan: Plan) -> Parts:
         moments=_share(MOMENTS * FLOAT32 * shapes.trainable, shards),
         activations=kept + shapes.outside,
         head=shapes.head,
+        starting_head=shapes.starting_head,
         communication=communication_bytes(shapes, plan),
         context=CONTEXT,
     )
@@ -231,6 +237,7 @@ def measure(build: Callable[[], nn.Module], plan: Plan) -> Shapes:
         inputs=sum(kept.inputs.values()),
         outside=kept.outside,
         head=kept.head,
+        starting_head=kept.starting_head,
     )
 
 
@@ -275,7 +282,7 @@ class _Kept:
         self.model = model
         self.by_layer: dict[int, int] = {}
         self.inputs: dict[int, int] = {}
-        self.outside = self.head = 0
+        self.outside = self.head = self.starting_head = 0
         self._inside: int | None = None
         self._in_head = False
         self._seen: dict[int, Tensor] = {}  # kept alive, so that no other storage takes the same place
@@ -297,8 +304,21 @@ class _Kept:
                 targets = torch.zeros(positions, dtype=torch.long)
                 rows = torch.zeros(positions, dtype=torch.long)
                 tokens = LabelledTokens(logits, targets, rows, plan.batch_size)
-                _loss(plan.forget_loss).complete({}, {"never-seen NLL": 1.0}).function(tokens)
+                self.head += max(self._taken_by(name, tokens) for name in (plan.forget_loss, plan.retain_loss))
         self.head += 2 * logits.numel() * FLOAT32  # its gradient, and that before the log-softmax
+
+    def _taken_by(self, name: str, tokens: LabelledTokens) -> int:
+        """Return what a loss keeps of the logits, and the starting model's logits where it asks for them."""
+        before, seen, loss = self.head, dict(self._seen), LOSSES[name]
+        starting = torch.zeros_like(tokens.logits) if loss.compares == "predictions" else None
+        if starting is not None:
+            self.head += starting.numel() * FLOAT32
+            head = output_head(self.model)
+            self.starting_head = sum(FLOAT32 * p.numel() for p in head.parameters(recurse=False))
+        loss = _counted(loss).complete({}, {"never-seen NLL": 1.0})
+        loss.function(replace(tokens, reference_logits=starting))
+        taken, self.head, self._seen = self.head - before, before, seen
+        return taken
 
     def _hooks(self, positions: int) -> Iterator[Any]:
         for number, layer in enumerate(_layers(self.model)):
@@ -339,11 +359,10 @@ class _Kept:
         return tensor
 
 
-def _loss(name: str) -> Loss:
-    """Return a loss; for one that looks at more than this model's logits, one that keeps as much of them."""
-    loss = LOSSES[name]
-    more = loss.compares is not None or loss.other_answers is not None or loss.looks_at != "predictions"
-    return LOSSES["unlikelihood"] if more else loss
+def _counted(loss: Loss) -> Loss:
+    """Return the loss; for one that looks at more than logits, one that keeps as much of them."""
+    more = loss.compares not in (None, "predictions") or loss.other_answers is not None
+    return LOSSES["unlikelihood"] if more or loss.looks_at != "predictions" else loss
 
 
 def _storage(tensor: Tensor) -> int:
