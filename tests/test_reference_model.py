@@ -7,11 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import ngdiff.models.reference_model
 from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.data.datasets import as_encoded
+from ngdiff.errors import RequestError
 from ngdiff.models.logprobs import labelled_tokens
 from ngdiff.models.reference_model import StartingStates, starting_states
 from tiny import tiny_llama, tiny_tokenizer
@@ -56,7 +66,18 @@ def capped() -> Gemma2ForCausalLM:
     return Gemma2ForCausalLM(config).float().eval()
 
 
-@pytest.mark.parametrize("make", [tiny_llama, capped])
+def scaled() -> GraniteForCausalLM:
+    torch.manual_seed(0)
+    return GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)).float().eval()
+
+
+def scaled_up() -> CohereForCausalLM:
+    torch.manual_seed(0)
+    settings = {name: value for name, value in SMALL.items() if name != "head_dim"}
+    return CohereForCausalLM(CohereConfig(**settings, logit_scale=3.0)).float().eval()
+
+
+@pytest.mark.parametrize("make", [tiny_llama, capped, scaled, scaled_up])
 def test_predictions_are_worked_out_again_exactly(tmp_path: Path, make: Any) -> None:
     model = make()
     rows = [5, 0, 3]
@@ -72,10 +93,19 @@ def test_predictions_are_worked_out_again_exactly(tmp_path: Path, make: Any) -> 
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_that_scales_its_logits_is_refused(tmp_path: Path) -> None:
+class Bent(LlamaForCausalLM):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits.abs()
+        return output
+
+
+def test_a_model_that_does_more_with_its_logits_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)).float()
-    with pytest.raises(ValueError, match="behind the output head"):
+    model = Bent(LlamaConfig(**SMALL)).float()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    with pytest.raises(RequestError, match="does more with its logits.*--retain-loss nll"):
         ask(model, tmp_path, [0])
     assert not list(tmp_path.rglob("*.safetensors"))
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ngdiff.data.batching import batches_by_length
 from ngdiff.data.encoding import EncodedExample
+from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.cache import Cache, cache_key
 from ngdiff.evaluation.distributed import process_count
 from ngdiff.evaluation.evaluator import identity
@@ -38,6 +39,8 @@ from ngdiff.system.output import staged_file
 from ngdiff.training.parallel import OneCache, any_process, barrier, is_first_here, shared, whole
 
 VERSION = 1
+UNSCALED = 0.01
+"""A factor behind the head that is this near to 1 is bf16's rounding."""
 FOLDER = "starting-model"
 _HEAD, _STATES = "head.", "states"
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -169,7 +172,8 @@ def starting_states(
         autocast: opens the context in which the head runs.
 
     Raises:
-        ValueError: the model does more with its logits than a cap, so they cannot be worked out again.
+        RequestError: the model does more with its logits than to scale or cap them, so they cannot be worked
+            out again.
     """
     chosen = [examples[row] for row in rows]
     who = identity(model, tokenizer, weights_hash(model), precision)
@@ -215,8 +219,7 @@ def _work_out(
                 there = {name: value.to(device) for name, value in batch.items()}
                 states, logits = _states(model, there, layer)
                 if logits is not None and not tensors:
-                    tensors = _head_of(model)
-                    _check_head(kept, tensors, states, logits)
+                    tensors = _head_for(kept, _head_of(model), states, logits)
                 counts = [_labelled(examples[place]) for place in places]
                 for place, part in zip(places, torch.split(states.cpu(), counts), strict=True):
                     parts[place] = part
@@ -252,12 +255,25 @@ def _head_of(model: Any) -> dict[str, Tensor]:
     return {_HEAD + name: whole(value).cpu().contiguous() for name, value in own.items() if value is not None}
 
 
-def _check_head(kept: StartingStates, tensors: Mapping[str, Tensor], states: Tensor, logits: Tensor) -> None:
-    """Make sure that the head alone gives the model's logits."""
-    again = kept.head_of({name: value.to(states.device) for name, value in tensors.items()})(states)
-    apart = float((again - logits).abs().max())
-    if apart > 0.02 * max(1.0, float(logits.abs().max())):
-        raise ValueError(
-            "this model changes its logits behind the output head, so the starting model's predictions "
-            "cannot be kept by their hidden states: take a method without 'kl' and 'undial'"
-        )
+def _head_for(
+    kept: StartingStates, tensors: dict[str, Tensor], states: Tensor, logits: Tensor
+) -> dict[str, Tensor]:
+    """Return the head that gives the model's logits by itself: with the factor, if any, that comes behind it.
+
+    Raises:
+        RequestError: there is none.
+    """
+
+    def again() -> Tensor:
+        return kept.head_of({name: value.to(states.device) for name, value in tensors.items()})(states)
+
+    if kept.cap is None:
+        alone = again()
+        factor = float((alone * logits).sum() / alone.square().sum())
+        if abs(factor - 1) > UNSCALED:
+            tensors = {name: value * factor for name, value in tensors.items()}
+    if float((again() - logits).abs().max()) > 0.02 * max(1.0, float(logits.abs().max())):
+        what = "does more with its logits than to scale or cap them, so its predictions cannot be kept"
+        mend = "Take losses that do not compare predictions: --retain-loss nll, no forget loss 'undial'"
+        raise RequestError(Fault("--model", what, mend))
+    return tensors

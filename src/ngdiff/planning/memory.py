@@ -304,7 +304,9 @@ class _Kept:
                 targets = torch.zeros(positions, dtype=torch.long)
                 rows = torch.zeros(positions, dtype=torch.long)
                 tokens = LabelledTokens(logits, targets, rows, plan.batch_size)
-                self.head += max(self._taken_by(name, tokens) for name in (plan.forget_loss, plan.retain_loss))
+                self.head += max(
+                    self._taken_by(name, tokens) for name in (plan.forget_loss, plan.retain_loss)
+                )
         self.head += 2 * logits.numel() * FLOAT32  # its gradient, and that before the log-softmax
 
     def _taken_by(self, name: str, tokens: LabelledTokens) -> int:
