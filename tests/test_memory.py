@@ -177,7 +177,7 @@ def test_a_loss_that_compares_predictions_pays_for_the_starting_model_s() -> Non
     )
     logits = BATCH * (LENGTH - 1) * 1024 * 4
     assert plain.starting_head == 0 and held.starting_head == 1024 * 128 * 4
-    # the starting model's logits and probabilities; unlikelihood keeps a few numbers a token beside the logits
+    # the starting model's logits and probabilities; unlikelihood keeps a few numbers a token besides
     assert held.head - plain.head == pytest.approx(2 * logits, rel=0.01)
     assert parts(held, PLAIN).total - parts(plain, PLAIN).total == held.starting_head + held.head - plain.head
     shared = replace(PLAIN, devices=4, sharding="fsdp")

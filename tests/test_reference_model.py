@@ -105,7 +105,7 @@ def test_a_model_that_does_more_with_its_logits_is_refused(tmp_path: Path) -> No
     model = Bent(LlamaConfig(**SMALL)).float()
     with torch.no_grad():
         model.lm_head.weight.mul_(20)
-    with pytest.raises(RequestError, match="does more with its logits.*--retain-loss nll"):
+    with pytest.raises(RequestError, match=r"does more with its logits.*--retain-loss nll"):
         ask(model, tmp_path, [0])
     assert not list(tmp_path.rglob("*.safetensors"))
 

@@ -897,8 +897,8 @@ def test_a_run_that_spends_its_utility_too_fast_slows_down(
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 9, "probe_every": 50}
     trainer = make(tmp_path, **settings, keep_utility=0.8)
     # odds go from 9 to 3, where the target's are 1/9: a quarter of the way for 0.06 of 0.2. The rest would
-    # cost 0.18, and half of 0.14 may be spent: 7/18 of the rate, and half of it is the least. Then half of the
-    # way for nothing: a quarter faster again
+    # cost 0.18, and half of 0.14 may be spent: 7/18 of the rate, and half of it is the least. Then half of
+    # the way for nothing: a quarter faster again
     figures = {0: (0.9, 1.0), 3: (0.75, 0.94), 6: (0.25, 0.94), 9: (0.05, 0.87)}
     script(trainer, lambda step: figures[step], monkeypatch)
     trainer.train()
