@@ -26,7 +26,7 @@ MODELS = {
     "70B": (8192, 28672, 80, 64, False),
 }
 KINDS = {"full": "none", "LoRA": "lora", "QLoRA": "qlora"}
-COLUMNS = ("weights", "gradient", "second_buffer", "moments", "activations", "head")
+COLUMNS = ("weights", "gradient", "second_buffer", "moments", "activations", "head", "starting_head")
 SAVING = replace(Plan(), checkpointing=True, forget_buffer="cpu")
 
 
@@ -67,6 +67,7 @@ def parts_table(found: dict[tuple[str, str], Shapes]) -> str:
         "moments",
         "activations",
         "logits",
+        "starting head",
         "together",
         "saving",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,20 @@ def test_nothing_is_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ask(tiny_llama(seed=1), tmp_path, [0, 1], layer=1),
     ]
     assert len({first.path, *(other.path for other in others)}) == 4
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    files = [ask(model, tmp_path, [row]).path for row in range(5)]
+    for place, age in enumerate((5, 4, 3, 0.5)):
+        os.utime(files[place], (time.time() - age * 86400,) * 2)
+    sizes = [file.stat().st_size for file in files]
+    monkeypatch.setattr(ngdiff.models.reference_model, "MOST_KEPT", sum(sizes) - sizes[1])
+    ask(model, tmp_path, [0])  # used again: the second is the oldest now
+    assert [file.exists() for file in files] == [True, False, True, True, True]
+    monkeypatch.setattr(ngdiff.models.reference_model, "MOST_KEPT", 0)
+    ask(model, tmp_path, [4])
+    assert [file.exists() for file in files] == [True, False, False, True, True]  # none of today's
 
 
 @pytest.mark.parametrize("damage", [b"", b"no safetensors at all"])

@@ -59,7 +59,7 @@ def tofu(
             autocompletion=completion.methods,
             rich_help_panel=METHOD,
         ),
-    ] = "ngdiff,ngdiff-unlikelihood,ngdiff-selective,graddiff,npo,simnpo,undial,rmu",
+    ] = "ngdiff,ngdiff-kl,ngdiff-selective-kl,graddiff,npo,simnpo,undial,rmu",
     splits: Annotated[
         str,
         typer.Option(

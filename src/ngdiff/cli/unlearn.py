@@ -61,7 +61,7 @@ def unlearn(
     method: Annotated[
         str | None,
         typer.Option(
-            help="See 'ngdiff ls methods'. [default: ngdiff-unlikelihood]",
+            help="See 'ngdiff ls methods'. [default: ngdiff-kl]",
             autocompletion=completion.methods,
             rich_help_panel=METHOD,
         ),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -39,9 +40,12 @@ from ngdiff.system.output import staged_file
 from ngdiff.training.parallel import OneCache, any_process, barrier, is_first_here, shared, whole
 
 VERSION = 1
+MOST_KEPT = 16 * 2**30
+"""Bytes of such files that stay; beyond it those go that were not used for longest, but none of today's."""
+DAY = 86400.0
 UNSCALED = 0.01
 """A factor behind the head that is this near to 1 is bf16's rounding."""
-FOLDER = "starting-model"
+FOLDER, PATTERN = "starting-model", "*.safetensors"
 _HEAD, _STATES = "head.", "states"
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -185,7 +189,25 @@ def starting_states(
     )
     if any_process(not _is_whole(found.path, sum(map(_labelled, chosen)))):
         _work_out(model, chosen, found, layer, pad_id, batch_size)
+    if is_first_here():
+        _tidy(found.path)
     return found
+
+
+def _tidy(used: Path) -> None:
+    """Mark a file as used now, and remove the oldest where all of them take too much of the disk."""
+    try:
+        os.utime(used)
+        kept = used.parent.glob(PATTERN)
+        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in kept)
+        too_much = sum(size for _, size, _ in files) - MOST_KEPT
+        for last, size, path in files:
+            if too_much <= 0 or last > time.time() - DAY:
+                break
+            path.unlink()
+            too_much -= size
+    except OSError:  # somebody else tidies up, or the disk is not ours to write on: the run needs none of it
+        pass
 
 
 def _labelled(example: EncodedExample) -> int:

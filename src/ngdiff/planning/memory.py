@@ -72,7 +72,7 @@ class Plan:
     two_gradients: bool = True
     automatic: bool = True
     forget_loss: str = "unlikelihood"
-    retain_loss: str = "nll"
+    retain_loss: str = "kl"
     bf16: bool = True
     devices: int = 1
     sharding: Sharding = "ddp"
@@ -310,11 +310,13 @@ class _Kept:
         self.head += 2 * logits.numel() * FLOAT32  # its gradient, and that before the log-softmax
 
     def _taken_by(self, name: str, tokens: LabelledTokens) -> int:
-        """Return what a loss keeps of the logits, and the starting model's logits where it asks for them."""
+        """Return what a loss keeps of the logits, and the starting model's where it compares with these."""
         before, seen, loss = self.head, dict(self._seen), LOSSES[name]
         starting = torch.zeros_like(tokens.logits) if loss.compares == "predictions" else None
         if starting is not None:
-            self.head += starting.numel() * FLOAT32
+            self.head += (
+                2 * starting.numel() * FLOAT32
+            )  # itself, and its log-softmax while the loss is worked out
             head = output_head(self.model)
             self.starting_head = sum(FLOAT32 * p.numel() for p in head.parameters(recurse=False))
         loss = _counted(loss).complete({}, {"never-seen NLL": 1.0})
