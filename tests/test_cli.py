@@ -192,7 +192,11 @@ def test_unlearn_from_end_to_end_through_the_installed_script(
     assert record["kind"] == "unlearn" and record["format"] == 1
     settings = record["settings"]
     assert settings["model"] == str(model)
-    assert (settings["method"], settings["rule"], settings["step_size"]) == ("ngdiff-kl", "ngdiff", "auto")
+    assert (settings["method"], settings["rule"], settings["step_size"]) == (
+        "ngdiff-selective-kl",
+        "ngdiff",
+        "auto",
+    )
     assert (settings["seed"], settings["stop_at"], settings["max_steps"]) == (5, "none", 3)
     assert {"python", "ngdiff", "torch", "transformers"} <= set(record["versions"])
     for part in ("forget", "retain"):

@@ -26,7 +26,11 @@ def faults(tmp_path: Path, **settings: Any) -> list[str]:
 
 def test_only_the_folder_is_needed(tmp_path: Path) -> None:
     settings = UnlearningConfig(output_dir=str(tmp_path))
-    assert (settings.forget_loss, settings.retain_loss, settings.rule) == ("unlikelihood", "kl", "ngdiff")
+    assert (settings.forget_loss, settings.retain_loss, settings.rule) == (
+        "selective-unlikelihood",
+        "kl",
+        "ngdiff",
+    )
     assert settings.automatic
     assert settings.learning_rate is None
     assert settings.stop_at == "auto"

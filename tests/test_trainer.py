@@ -20,6 +20,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+import ngdiff.training.comparisons
 import ngdiff.training.probe_loss
 import ngdiff.training.trainer
 from ngdiff.data.batching import Stream, collate
@@ -993,6 +994,7 @@ def test_a_resumed_run_keeps_what_the_starting_model_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(ngdiff.training.comparisons, "LEAST_COUNTED", 1)
     common = {
         "save_strategy": "steps",
         "save_steps": 2,
@@ -1086,7 +1088,27 @@ def told(letter: str, count: int, seed: int) -> list[dict[str, str]]:
     return rows(letter, count, lambda _: f"so the word was {''.join(rng.choices('ghjkqxz', k=4))} at last")
 
 
-def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path) -> None:
+def test_where_little_is_kept_every_token_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget, retain, unseen = told("F", 6, 1), told("R", 16, 2), told("U", 6, 3)
+    data = {"forget": forget, "retain": retain, "holdout": unseen, "max_steps": 4, "learning_rate": 1e-3}
+
+    def ran(method: str) -> UnlearningTrainer:
+        model = tiny_llama(layers=1, hidden=16, seed=3)
+        return run(tmp_path / method, model=model, method=method, **data)
+
+    few, plain = ran("ngdiff-selective"), ran("ngdiff-unlikelihood")
+    assert steps(few) == steps(plain)
+    kept = len(few._retain)
+    notes = [note for note in few.record.notes if "too few to tell" in note]
+    assert len(notes) == 1 and notes[0].startswith(f"{kept} answers to keep")
+    monkeypatch.setattr(ngdiff.training.comparisons, "LEAST_COUNTED", kept)
+    shutil.rmtree(tmp_path / "ngdiff-selective")
+    enough = ran("ngdiff-selective")
+    assert steps(enough) != steps(plain) and not any("too few" in note for note in enough.record.notes)
+
+
+def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngdiff.training.comparisons, "LEAST_COUNTED", 1)
     forget, retain, unseen = told("F", 6, 1), told("R", 16, 2), told("U", 6, 3)
     learned = taught(tiny_llama(layers=1, hidden=32), forget + retain, 150)
     asked = as_encoded(forget, TOKENIZER, 64, "x")

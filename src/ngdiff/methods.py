@@ -290,7 +290,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-DEFAULT_METHOD = "ngdiff-kl"
+DEFAULT_METHOD = "ngdiff-selective-kl"
 """NGDiff with the forget loss that reaches its target most surely; docs/results.md has the comparison."""
 
 

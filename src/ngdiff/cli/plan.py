@@ -39,7 +39,7 @@ def plan(
         typer.Option(
             help="See 'ngdiff ls methods'.", autocompletion=completion.methods, rich_help_panel=METHOD
         ),
-    ] = "ngdiff-kl",
+    ] = "ngdiff-selective-kl",
     lora: Annotated[
         bool, typer.Option("--lora", help="Train LoRA adapters.", rich_help_panel=RESOURCES)
     ] = False,

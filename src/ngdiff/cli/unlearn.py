@@ -61,7 +61,7 @@ def unlearn(
     method: Annotated[
         str | None,
         typer.Option(
-            help="See 'ngdiff ls methods'. [default: ngdiff-kl]",
+            help="See 'ngdiff ls methods'. [default: ngdiff-selective-kl]",
             autocompletion=completion.methods,
             rich_help_panel=METHOD,
         ),

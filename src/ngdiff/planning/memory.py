@@ -71,7 +71,7 @@ class Plan:
     forget_buffer: ForgetBuffer = "device"
     two_gradients: bool = True
     automatic: bool = True
-    forget_loss: str = "unlikelihood"
+    forget_loss: str = "selective-unlikelihood"
     retain_loss: str = "kl"
     bf16: bool = True
     devices: int = 1

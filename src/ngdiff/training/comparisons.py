@@ -24,6 +24,8 @@ from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 from ngdiff.models.reference_model import Autocast, StartingStates, starting_states, with_reference
 from ngdiff.training.parallel import OneCache
 
+LEAST_COUNTED = 50
+"""Retain answers with which language is told from knowledge; with fewer, every token to forget is pushed."""
 DEPTH_OF_STEERING = 7 / 32
 """RMU's seventh of Zephyr-7B's 32 layers, as a share, for models of any depth."""
 
@@ -111,11 +113,11 @@ class Comparisons:
         Returns:
             What should be noted in the record.
         """
-        if self.losses["forget"].levels:
-            self._level(model, data, never_seen)
-        if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
-            return []
         notes: list[str] = []
+        if self.losses["forget"].levels:
+            notes += self._level(model, data, never_seen)
+        if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
+            return notes
         cache = OneCache(Cache(default_folder()) if is_main() else None)
         try:
             with torch.no_grad(), self.autocast():
@@ -132,8 +134,12 @@ class Comparisons:
         model: nn.Module,
         data: Mapping[Task, list[EncodedExample]],
         never_seen: Sequence[EncodedExample],
-    ) -> None:
+    ) -> list[str]:
         """Work out each forget token's level, on every process: of a sharded model all have to run."""
+        count = len(data["retain"])
+        if count < LEAST_COUNTED:
+            few = f"{count} answers to keep are too few to tell knowledge from language"
+            return [f"{few} (from {LEAST_COUNTED} on): every token to forget is pushed, as by unlikelihood"]
         found: list[float] = []
         device, size, training = next(model.parameters()).device, self.setting.batch_size, model.training
         model.eval()
@@ -144,6 +150,7 @@ class Comparisons:
                 found += tokens.log_probs().exp().tolist()
         model.train(training)
         data["forget"][:] = with_predictable(data["forget"], data["retain"], never_seen, found)
+        return []
 
     def _invent(self, model: Any, forget: list[EncodedExample], passes: int, cache: OneCache) -> list[str]:
         setting = self.setting
