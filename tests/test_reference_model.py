@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.data.datasets import as_encoded
 from ngdiff.errors import RequestError
 from ngdiff.models.logprobs import labelled_tokens
-from ngdiff.models.reference_model import StartingStates, starting_states
+from ngdiff.models.reference_model import FOLDER, StartingStates, starting_states
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -48,7 +50,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def ask(model: Any, folder: Path, rows: list[int], layer: int | None = None) -> StartingStates:
+def ask(model: Any, folder: Path, rows: list[int], layer: int | None = None, **more: Any) -> StartingStates:
     return starting_states(
         model,
         EXAMPLES,
@@ -59,6 +61,7 @@ def ask(model: Any, folder: Path, rows: list[int], layer: int | None = None) -> 
         batch_size=2,
         folder=folder,
         precision="fp32",
+        **more,
     )
 
 
@@ -124,6 +127,25 @@ def test_nothing_is_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ask(tiny_llama(seed=1), tmp_path, [0, 1], layer=1),
     ]
     assert len({first.path, *(other.path for other in others)}) == 4
+
+
+def test_another_folder_serves_where_the_cache_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, run = tiny_llama(), tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "file").write_text("no folder")
+    for layer in (None, 1):
+        states = ask(model, tmp_path / "file", [0], layer, otherwise=run)
+        assert states.path.parent == run and states.attach(EXAMPLES)[0].reference_states is not None
+    with pytest.raises(NotADirectoryError):
+        ask(model, tmp_path / "file", [0])
+    # room: what the file takes, and no byte less
+    size = ask(model, tmp_path / "a", [0]).path.stat().st_size
+    for free, place in ((size, tmp_path / "b" / FOLDER), (size // 2, run)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert ask(model, tmp_path / "b", [0], otherwise=run).path.parent == place
+        shutil.rmtree(tmp_path / "b")
 
 
 def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -160,6 +161,7 @@ def starting_states(
     folder: Path,
     precision: str,
     autocast: Autocast = nullcontext,
+    otherwise: Path | None = None,
 ) -> StartingStates:
     """Work out hidden states at the labelled tokens, or find them on disk.
 
@@ -174,6 +176,7 @@ def starting_states(
         folder: where such files lie; made where it is missing.
         precision: what the model runs in; part of the key.
         autocast: opens the context in which the head runs.
+        otherwise: a folder that is there, for when ``folder`` cannot be written in or has too little room.
 
     Raises:
         RequestError: the model does more with its logits than to scale or cap them, so they cannot be worked
@@ -182,16 +185,33 @@ def starting_states(
     chosen = [examples[row] for row in rows]
     who = identity(model, tokenizer, weights_hash(model), precision)
     key = cache_key(who, "states", VERSION, layer, [[e.input_ids, e.labels] for e in chosen])
-    inner = getattr(model, "module", model)
-    cap = getattr(inner.config, "final_logit_softcapping", None) if layer is None else None
+    config = getattr(model, "module", model).config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None) if layer is None else None
     found = StartingStates(
         folder / FOLDER / f"{key}.safetensors", tuple(rows), float(cap) if cap else None, autocast
     )
-    if any_process(not _is_whole(found.path, sum(map(_labelled, chosen)))):
+    tokens = sum(map(_labelled, chosen))
+    if any_process(not _is_whole(found.path, tokens)):
+        head = sum(p.numel() for p in output_head(model).parameters()) if layer is None else 0
+        needed = 4 * (tokens * config.hidden_size + head)
+        if otherwise is not None and any_process(
+            is_first_here() and not _has_room(found.path.parent, needed)
+        ):
+            found = replace(found, path=otherwise / found.path.name)
         _work_out(model, chosen, found, layer, pad_id, batch_size)
     if is_first_here():
         _tidy(found.path)
     return found
+
+
+def _has_room(folder: Path, needed: int) -> bool:
+    """Say whether a file of so many bytes can be written in a folder, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return shutil.disk_usage(folder).free > needed
+    except OSError:
+        return False
 
 
 def _tidy(used: Path) -> None:

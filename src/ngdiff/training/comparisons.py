@@ -41,6 +41,7 @@ class Setting:
         seed: of every random choice.
         batch_size: sequences a forward pass.
         precision: ``bf16`` or ``fp32``; part of the keys under which results are remembered.
+        folder: the run's own, for what the cache folder cannot take.
     """
 
     tokenizer: Any
@@ -49,6 +50,7 @@ class Setting:
     seed: int
     batch_size: int
     precision: str
+    folder: Path
 
 
 def layers_looked_behind(model: nn.Module, losses: Mapping[Task, Loss]) -> dict[Measured, float]:
@@ -124,7 +126,7 @@ class Comparisons:
                 if self.losses["forget"].other_answers == "invented":
                     notes += self._invent(model, data["forget"], passes, cache)
                 for task, loss in self.losses.items():
-                    self._remember(model, task, loss, data[task], rows[task], cache)
+                    notes += self._remember(model, task, loss, data[task], rows[task], cache)
         finally:
             cache.close()
         return notes + cache.notes
@@ -177,7 +179,7 @@ class Comparisons:
         examples: list[EncodedExample],
         rows: Sequence[int],
         cache: OneCache,
-    ) -> None:
+    ) -> list[str]:
         setting = self.setting
         if loss.compares == "answers":
             examples[:] = with_reference(
@@ -201,8 +203,15 @@ class Comparisons:
                 folder=default_folder(),
                 precision=setting.precision,
                 autocast=self.autocast,
+                otherwise=setting.folder,
             )
             self._attach(task, states, examples, next(model.parameters()).device)
+            if states.path.parent == setting.folder:
+                where = (
+                    "what the starting model said lies with the run: the cache folder cannot be written in"
+                )
+                return [f"{where}, or has too little room"]
+        return []
 
     def _attach(
         self, task: Task, states: StartingStates, examples: list[EncodedExample], device: torch.device

@@ -494,6 +494,7 @@ class UnlearningTrainer(DurableTrainer):
             args.seed,
             2 * args.eval_batch_size,
             "bf16" if args.bf16 else "fp32",
+            Path(args.output_dir),
         )
         self._compared = Comparisons(self._losses, setting, self.compute_loss_context_manager)
 
