@@ -29,6 +29,8 @@ from ngdiff.unlearn import UnlearnRequest, unlearn
 NEVER_SEEN = "tofu:full[:40]"
 RATES = ("1e-7", "1e-6", "1e-5", "1e-4", "1e-3")
 FIXED_RATES = ("1e-5", "2e-5", "5e-5", "1e-4")
+METHOD = "ngdiff-unlikelihood"
+"""The default when the study was made."""
 MOST_RETAIN_MEASURED = 200
 EVIDENCE = Path("docs/study")
 
@@ -53,7 +55,7 @@ class Study:
             self.measure(output)
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        automatic = {f"ngdiff-from-{rate}": {"lr_start": float(rate)} for rate in RATES}
+        automatic = {f"ngdiff-from-{rate}": {"method": METHOD, "lr_start": float(rate)} for rate in RATES}
         stopped = {
             f"graddiff-{rate}": {
                 "method": "graddiff",
@@ -66,12 +68,19 @@ class Study:
             f"{name}-no-stop": {**settings, "stop_at": "none", "num_train_epochs": self.most_epochs}
             for name, settings in stopped.items()
         }
-        no_stop = {"stop_at": "none", "num_train_epochs": self.most_epochs}
+        no_stop = {"method": METHOD, "stop_at": "none", "num_train_epochs": self.most_epochs}
         plain = {
             "ngdiff-plain": {"method": "ngdiff"},  # the paper's forget loss: gradient ascent
             "ngdiff-bounded": {"method": "ngdiff-bounded"},
         }
-        return {"ngdiff": {}} | stopped | endless | automatic | {"ngdiff-no-stop": no_stop} | plain
+        return (
+            {"ngdiff": {"method": METHOD}}
+            | stopped
+            | endless
+            | automatic
+            | {"ngdiff-no-stop": no_stop}
+            | plain
+        )
 
     def run(self, name: str, settings: dict[str, Any]) -> None:
         output = self.folder / "runs" / name
