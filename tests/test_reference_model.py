@@ -135,9 +135,14 @@ def test_another_folder_serves_where_the_cache_cannot(
     model, run = tiny_llama(), tmp_path / "run"
     run.mkdir()
     (tmp_path / "file").write_text("no folder")
+    other = run / "model.safetensors"  # not ours to tidy up
+    other.write_bytes(b"somebody's")
+    os.utime(other, (0, 0))
+    monkeypatch.setattr(ngdiff.models.reference_model, "MOST_KEPT", 0)
     for layer in (None, 1):
         states = ask(model, tmp_path / "file", [0], layer, otherwise=run)
         assert states.path.parent == run and states.attach(EXAMPLES)[0].reference_states is not None
+    assert other.exists()
     with pytest.raises(NotADirectoryError):
         ask(model, tmp_path / "file", [0])
     # room: what the file takes, and no byte less

@@ -193,13 +193,13 @@ def starting_states(
     tokens = sum(map(_labelled, chosen))
     if any_process(not _is_whole(found.path, tokens)):
         head = sum(p.numel() for p in output_head(model).parameters()) if layer is None else 0
-        needed = 4 * (tokens * config.hidden_size + head)
+        needed = 4 * (tokens * getattr(config, "hidden_size", 0) + head)
         if otherwise is not None and any_process(
             is_first_here() and not _has_room(found.path.parent, needed)
         ):
             found = replace(found, path=otherwise / found.path.name)
         _work_out(model, chosen, found, layer, pad_id, batch_size)
-    if is_first_here():
+    if is_first_here() and found.path.parent == folder / FOLDER:
         _tidy(found.path)
     return found
 
