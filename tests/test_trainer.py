@@ -1088,6 +1088,20 @@ def told(letter: str, count: int, seed: int) -> list[dict[str, str]]:
     return rows(letter, count, lambda _: f"so the word was {''.join(rng.choices('ghjkqxz', k=4))} at last")
 
 
+def test_a_divergence_begins_as_the_nll(tmp_path: Path) -> None:
+    """It has no gradient at the start, so first step and first rate are the NLL's."""
+    data = {"max_steps": 3, "method": "ngdiff-unlikelihood", "lr_start": 1e-4}
+    nll, kl = run(tmp_path / "nll", **data), run(tmp_path / "kl", retain_loss="kl", **data)
+    assert steps(kl)[0] == steps(nll)[0] and kl.record.probes[0] == nll.record.probes[0]
+    held, free = kl.record.steps[1], nll.record.steps[1]
+    assert held.forget_loss == free.forget_loss
+    assert 0 <= held.retain_loss < 0.1 * free.retain_loss
+    fixed = run(
+        tmp_path / "fixed", method="kl", learning_rate=1e-4, max_steps=2
+    )  # a baseline is as published
+    assert fixed.record.steps[0].retain_loss == pytest.approx(0, abs=1e-6)
+
+
 def test_where_little_is_kept_every_token_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget, retain, unseen = told("F", 6, 1), told("R", 16, 2), told("U", 6, 3)
     data = {"forget": forget, "retain": retain, "holdout": unseen, "max_steps": 4, "learning_rate": 1e-3}

@@ -8,6 +8,8 @@ import torch
 
 from ngdiff.data.batching import ABSENT, Batch, Stream, collate_for_loss, even_parts, little_padding
 from ngdiff.evaluation.distributed import process_count, process_rank
+from ngdiff.losses import LOSSES
+from ngdiff.models.forward import look
 from ngdiff.training.parallel import looking, summed
 
 if TYPE_CHECKING:
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 class ProbeLoss:
     """The retain loss on fresh examples, the same ones at every call.
+
+    For a loss that compares with the starting model's predictions it is the NLL. A divergence has its
+    minimum where the model began, to the last rounding: under bf16 the shortest step away makes it jump, by
+    more than a probe may cost.
 
     Args:
         trainer: whose retain set, model and loss; examples of its present step are left out.
@@ -60,8 +66,9 @@ class ProbeLoss:
         trainer = self.trainer
         if self._batches is None:
             self._batches = self._draw()
-        loss, compared = trainer._losses["retain"], trainer._compared
-        assert compared is not None
+        loss = trainer._losses["retain"]
+        if loss.compares == "predictions":
+            loss = LOSSES["nll"]
         total = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
         with looking(trainer.model_wrapped) as model:
             was_training = model.training
@@ -69,7 +76,7 @@ class ProbeLoss:
             try:
                 for batch in self._batches:
                     prepared = trainer._prepare_inputs(batch)
-                    value = loss.function(compared.look("retain", model, prepared)).double()
+                    value = loss.function(look(loss, model, prepared)).double()
                     if ABSENT not in batch:
                         total[0] += value
                         total[1] += loss.count(prepared)

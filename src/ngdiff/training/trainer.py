@@ -322,7 +322,7 @@ class UnlearningTrainer(DurableTrainer):
     def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
         assert self._compared is not None
         tokens = self._compared.look(task, model, batch)
-        loss = self._losses[task].function(tokens) / self._step.counts[task]
+        loss = self._loss_now(task).function(tokens) / self._step.counts[task]
         if self._step.absent:
             return loss * 0
         if task == "forget" and isinstance(tokens, LabelledTokens) and self._losses[task].own_answers:
@@ -333,6 +333,16 @@ class UnlearningTrainer(DurableTrainer):
                     nll = -float(tokens.log_probs().mean())
                 self._step.forget_nll.append((nll, len(tokens.targets)))
         return loss
+
+    def _loss_now(self, task: Task) -> Loss:
+        """Return a task's loss; for a divergence from the starting model, the NLL at the first step.
+
+        Where the model is still the starting model, the divergence has no gradient but rounding noise, which
+        normalised rules would stretch to full length, and from that step the first rate is taken.
+        """
+        loss = self._losses[task]
+        first = self.args.automatic and self.state.global_step == 0
+        return LOSSES["nll"] if first and task == "retain" and loss.compares == "predictions" else loss
 
     def _combine(self, fixed: Weights | None) -> None:
         assert self._pair is not None
