@@ -291,7 +291,7 @@ METHODS: dict[str, Method] = {
 
 
 DEFAULT_METHOD = "ngdiff-selective-kl"
-"""NGDiff with the forget loss that reaches its target most surely; docs/results.md has the comparison."""
+"""NGDiff that spares language and holds the starting model's predictions; docs/results.md compares it."""
 
 
 def find_method(name: str) -> Method:

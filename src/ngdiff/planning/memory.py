@@ -314,9 +314,8 @@ class _Kept:
         before, seen, loss = self.head, dict(self._seen), LOSSES[name]
         starting = torch.zeros_like(tokens.logits) if loss.compares == "predictions" else None
         if starting is not None:
-            self.head += (
-                2 * starting.numel() * FLOAT32
-            )  # itself, and its log-softmax while the loss is worked out
+            # itself, and its log-softmax while the loss is worked out
+            self.head += 2 * starting.numel() * FLOAT32
             head = output_head(self.model)
             self.starting_head = sum(FLOAT32 * p.numel() for p in head.parameters(recurse=False))
         loss = _counted(loss).complete({}, {"never-seen NLL": 1.0})

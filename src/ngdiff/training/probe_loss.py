@@ -8,12 +8,20 @@ import torch
 
 from ngdiff.data.batching import ABSENT, Batch, Stream, collate_for_loss, even_parts, little_padding
 from ngdiff.evaluation.distributed import process_count, process_rank
-from ngdiff.losses import LOSSES
+from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.forward import look
 from ngdiff.training.parallel import looking, summed
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
+
+
+def where_it_began(loss: Loss) -> Loss:
+    """Return a retain loss that also tells where the model is still the starting model.
+
+    A divergence from that one has neither value nor gradient there: the NLL takes its place.
+    """
+    return LOSSES["nll"] if loss.compares == "predictions" else loss
 
 
 class ProbeLoss:
@@ -66,9 +74,7 @@ class ProbeLoss:
         trainer = self.trainer
         if self._batches is None:
             self._batches = self._draw()
-        loss = trainer._losses["retain"]
-        if loss.compares == "predictions":
-            loss = LOSSES["nll"]
+        loss = where_it_began(trainer._losses["retain"])
         total = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
         with looking(trainer.model_wrapped) as model:
             was_training = model.training

@@ -56,7 +56,7 @@ from ngdiff.training.durable import DurableTrainer
 from ngdiff.training.never_seen import never_seen_examples
 from ngdiff.training.parallel import looking, no_exchange, shared, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
-from ngdiff.training.probe_loss import ProbeLoss
+from ngdiff.training.probe_loss import ProbeLoss, where_it_began
 from ngdiff.training.step_state import StepState, combined_norm
 from ngdiff.training.stopping import CERTAINTY, UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
 
@@ -342,7 +342,7 @@ class UnlearningTrainer(DurableTrainer):
         """
         loss = self._losses[task]
         first = self.args.automatic and self.state.global_step == 0
-        return LOSSES["nll"] if first and task == "retain" and loss.compares == "predictions" else loss
+        return where_it_began(loss) if first and task == "retain" else loss
 
     def _combine(self, fixed: Weights | None) -> None:
         assert self._pair is not None
