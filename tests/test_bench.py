@@ -26,13 +26,16 @@ from ngdiff.bench.plan import (
     selection_score,
     tuning,
 )
-from ngdiff.bench.summary import Cell, Row, mark_front, over_runs, row_from_json, shares_of
+from ngdiff.bench.run import BenchResult, Outcome
+from ngdiff.bench.summary import Cell, Row, mark_front, over_runs, row_from_json, shares_of, summarise
 from ngdiff.bench.worker import SPEC
 from ngdiff.bench.worker import main as work
 from ngdiff.evaluation.metrics import METRICS
+from ngdiff.evaluation.openunlearning import read_reference
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import METHODS, find_method
 from ngdiff.training.unfinished import Workplace
+from published_logs import tofu_log
 from tofu_folder import make_whole_tofu
 
 # ---- what is planned ----
@@ -299,6 +302,33 @@ def test_a_benchmark_runs_goes_on_and_lays_out_what_came(
     assert not [folder for folder in here if folder.name.startswith("tune")] and len(here) == 6
 
 
+def test_a_retrained_model_given_by_its_evaluation_is_compared_with_like_one_given_itself(
+    cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    more = ("--methods", "ngdiff", "--seeds", 1, "--items", 4)
+    assert cli(*words(tmp_path, *more)).code == 0
+    found = tmp_path / "out/models/forget01/retrained/evaluation.json"
+    here.clear()
+    answer = cli(*words(tmp_path, *more, "--reference", found, "--output", tmp_path / "again"))
+    assert answer.code == 0, answer.err
+    assert [folder.name for folder in here] == ["target", "seed-0"]
+    first, second = (
+        {row["name"]: row["cells"] for row in json.loads((out / "results.json").read_text())["rows"]}
+        for out in (tmp_path / "out", tmp_path / "again")
+    )
+    assert list(second) == ["retrained", "target", "ngdiff"]
+    costs = {"steps", "seconds", "peak_gib"}
+    for name in second:
+        assert second[name].keys() == first[name].keys() and "general_nll" in second[name]
+        for key in second[name].keys() - costs:
+            assert second[name][key]["value"] == pytest.approx(first[name][key]["value"], abs=1e-6), key
+    log = words(tmp_path, "--reference", tmp_path / "TOFU_EVAL.json", "--output", tmp_path / "other")
+    (tmp_path / "TOFU_EVAL.json").write_text(json.dumps(tofu_log(0, forget=50)))
+    answer = cli(*log, "--methods", "ngdiff", "--seeds", 1, "--items", 4)  # another number of items
+    assert answer.code == 2 and "50 truth ratios for the 4 items" in answer.err
+
+
 def test_a_failure_is_recorded_and_stops_nothing(
     cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,7 +410,7 @@ def test_data_that_cannot_be_evaluated_ends_before_anything_runs(
         (["--seeds", "0"], "0 is too small"),
         (["--trials", "0"], "0 is too small"),
         (["--stopping", "never"], "'never' is none of them"),
-        (["--reference", "gone.json"], "gone.json is no file"),
+        (["--reference", "gone.json"], "no such file: gone.json"),
         (["--model", "./gone", "--methods", "ngdiff"], "no folder and no hub name"),
         (["--set", "max_stepz=1"], "max_stepz"),
         (["--set", "check_size=0"], "0 is too small"),
@@ -469,3 +499,22 @@ def test_code_that_comes_with_the_target_runs_only_where_asked_for(
     cli(*asked, "--trust-remote-code")
     specs = [json.loads((folder / SPEC).read_text()) for folder in here]
     assert told == [True] and [spec["evaluate"]["trust_remote_code"] for spec in specs] == [True] * 3
+
+
+def test_a_log_of_others_stands_for_the_retrained_model_with_the_figures_that_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "TOFU_EVAL.json"
+    path.write_text(json.dumps(tofu_log(0)))
+    target = tmp_path / "target"
+    target.mkdir()
+    figures = {"forget.extraction_strength": {"value": 0.9}, "model_utility": {"value": 0.5}}
+    (target / "evaluation.json").write_text(json.dumps({"figures": figures}))
+    compared = [
+        Outcome("retrained", "forget01", tmp_path, given=path),
+        Outcome("target", "forget01", target),
+    ]
+    request = BenchRequest(model="m", output=tmp_path, methods=["ngdiff"], splits=["forget01"])
+    retrained, known = summarise(BenchResult(request, compared=compared))
+    expected = read_reference(path).figures
+    assert retrained.cells["forget.probability"].value == expected["forget.probability"]
+    assert retrained.cells["forget.probability"].low is None and "steps" not in retrained.cells
+    assert known.cells["forgotten"].value == 0.0 and known.cells["kept"].value == 1.0

@@ -25,6 +25,7 @@ from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
+from ngdiff.evaluation.references import resolve_reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites.tofu import SPLITS, read_tofu
 from ngdiff.methods import METHODS, find_method
@@ -49,6 +50,7 @@ class Outcome:
         folder: where its files are.
         trial: None for ``target`` and ``retrained``.
         error: its last words, where it failed.
+        given: the evaluation that was given in place of the retrained model; ``folder`` is where that lies.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Outcome:
     folder: Path
     trial: Trial | None = None
     error: str | None = None
+    given: Path | None = None
 
     def read(self, name: str) -> dict[str, Any] | None:
         """Return one of its files, where it is there."""
@@ -133,13 +136,10 @@ def check(request: BenchRequest) -> None:
             faults += check_causal(source, where) + same_folder(request.output, source.location)
         except RequestError as error:
             faults += error.faults
-    for path in request.references.values():
-        if path.endswith(".json") and not Path(path).is_file():
-            faults.append(Fault("--reference", f"{path} is no file", "Give a model or the eval.json of one"))
     for split in request.splits:
         try:
             if split in SPLITS:
-                read_tofu(_as_evaluated(request, split))
+                _check_evaluations(request, split)
         except RequestError as error:
             faults += [
                 replace(fault, where="--splits") if fault.where == "--forget" else fault
@@ -162,6 +162,14 @@ def check(request: BenchRequest) -> None:
         raise RequestError(list(dict.fromkeys(faults)))
 
 
+def _check_evaluations(request: BenchRequest, split: str) -> None:
+    """Read what the evaluations of a split will read: its data, and the retrained model's evaluation."""
+    data = read_tofu(_as_evaluated(request, split))
+    reference = request.reference(split)
+    if reference is not None and reference.endswith(".json"):
+        resolve_reference(reference, "tofu", data)
+
+
 def _as_evaluated(request: BenchRequest, split: str) -> EvaluateRequest:
     """Return what the evaluations of a split will read, as far as the data goes."""
     folder, output = evaluation_folder(request, split), request.output / EVALUATION
@@ -177,7 +185,7 @@ def run(request: BenchRequest) -> BenchResult:
     check(request)
     result = BenchResult(request)
     workers = _Workers(request)
-    result.compared = workers.do(_models_compared(request), "Target and retrained model")
+    result.compared = _given(request) + workers.do(_models_compared(request), "Target and retrained model")
     tuned = [workers.spec(trial) for trial in tuning(request)]
     names = {job.outcome.name for job in tuned}
     ready = [workers.spec(trial) for trial in reporting(request, {}) if trial.method not in names]
@@ -246,6 +254,13 @@ def _models_compared(request: BenchRequest) -> list[_Job]:
             folder = request.output / "models" / split / name
             jobs.append(_Job(Outcome(name, split, folder), spec, cache_key(spec, changed_definitions())))
     return jobs
+
+
+def _given(request: BenchRequest) -> list[Outcome]:
+    """Return the retrained models that were given by their evaluations."""
+    found = ((split, request.reference(split)) for split in request.splits)
+    files = [(split, Path(path)) for split, path in found if path is not None and path.endswith(".json")]
+    return [Outcome("retrained", split, path.parent, given=path) for split, path in files]
 
 
 def _reference_file(request: BenchRequest, split: str) -> str | None:

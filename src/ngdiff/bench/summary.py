@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -12,6 +14,8 @@ from scipy.stats import t as student
 
 from ngdiff.bench.run import BenchResult, Outcome
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD
+from ngdiff.evaluation.openunlearning import read_reference
+from ngdiff.evaluation.result import is_result, read_result
 
 COMPARED = ("target", "retrained")
 
@@ -147,6 +151,15 @@ def _row(
 
 def _figures(outcome: Outcome, base: Mapping[str, Figures]) -> Figures:
     """Return the figures of one model, with those shares that compare it with the target and others."""
+    found = _evaluated(outcome) if outcome.given is None else _given_figures(outcome.given)
+    target = base.get("target")
+    if target and "forget.extraction_strength" in found:  # none where an evaluation failed
+        shares = shares_of(_values(found), _values(target), _values(base.get("retrained", {})))
+        found |= {name: (value, (None, None)) for name, value in shares.items()}
+    return found
+
+
+def _evaluated(outcome: Outcome) -> Figures:
     evaluation = outcome.read(EVALUATION)
     if evaluation is None or outcome.error is not None:
         return {}
@@ -162,10 +175,25 @@ def _figures(outcome: Outcome, base: Mapping[str, Figures]) -> Figures:
         found["steps"] = float(record["cost"]["steps"]), (None, None)
         found["seconds"] = record["cost"]["seconds"], (None, None)
         found["peak_gib"] = max(record["cost"]["peak_memory_gib"].values()), (None, None)
-    target = base.get("target")
-    if target and "forget.extraction_strength" in found:  # none where an evaluation failed
-        shares = shares_of(_values(found), _values(target), _values(base.get("retrained", {})))
-        found |= {name: (value, (None, None)) for name, value in shares.items()}
+    return found
+
+
+def _given_figures(path: Path) -> Figures:
+    """Return what a retrained model's evaluation found, without figures whose definition has changed since.
+
+    What an earlier benchmark found on general text lies beside the evaluation that it made.
+    """
+    if not is_result(path):  # a log of OpenUnlearning or TOFU, which has no intervals
+        return {key: (value, (None, None)) for key, value in read_reference(path).figures.items()}
+    figures = read_result(path, "--reference").figures.items()
+    found: Figures = {
+        key: (figure.value, figure.interval or (None, None))
+        for key, figure in figures
+        if figure.outdated is None and figure.value is not None
+    }
+    general = path.with_name(GENERAL)
+    if path.name == EVALUATION and general.is_file():
+        found["general_nll"] = json.loads(general.read_text(encoding="utf-8"))["nll"], (None, None)
     return found
 
 
