@@ -10,8 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.bench_table import PAGE
-from benchmarks.study_tables import put
+from benchmarks.pages import put
 from ngdiff.system.outside import markdown_cell
 
 MOST = 160
@@ -24,7 +23,7 @@ def main() -> None:
     parser.add_argument("trials", type=Path, help="folder of a split's trials")
     parser.add_argument("methods", nargs="+")
     parser.add_argument("--every", type=int, default=7, help="question; the first is in the middle of these")
-    parser.add_argument("--title", help="of the table in docs/results.md; only printed without")
+    parser.add_argument("--title", help="of the table in the documentation; only printed without")
     args = parser.parse_args()
     said = {
         name: json.loads((args.trials / name / "seed-0" / "evaluation.json").read_text(encoding="utf-8"))
@@ -40,7 +39,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if args.title:
-        put(PAGE, args.title, text)
+        put(args.title, text)
 
 
 def shortened(text: str) -> str:

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_tables import publish, put
+from benchmarks.pages import page_of, put
+from benchmarks.study_tables import publish
 from ngdiff.bench.picture import draw_front
 from ngdiff.bench.summary import Row, mark_front, row_from_json
 from ngdiff.bench.tables import as_csv, table, tuning_table
 
-PAGE, EVIDENCE, IMAGES = Path("docs/results.md"), Path("docs/study/bench"), Path("docs/images")
+EVIDENCE, IMAGES = Path("docs/study/bench"), Path("docs/images")
 FILES = ("record.json", "evaluation.json", "general.json", "trial.json", "results.json")
 
 
@@ -42,10 +43,10 @@ def main() -> None:
         draw_front(splits, rows, IMAGES / f"pareto-{args.name}.png")
     tried = results["tuning"]
     title = f"Bench tuning, {args.name}"
-    if f"<!-- begin: {title} -->" in PAGE.read_text(encoding="utf-8"):
-        put(PAGE, title, tuning_table(tried))
+    if page_of(title) is not None:
+        put(title, tuning_table(tried))
     (evidence / "results.csv").write_text(as_csv(rows), encoding="utf-8")
-    put(PAGE, f"Bench, {args.name}", "\n\n".join(table([r for r in rows if r.split == s]) for s in splits))
+    put(f"Bench, {args.name}", "\n\n".join(table([r for r in rows if r.split == s]) for s in splits))
 
 
 def keep_evidence(folder: Path, evidence: Path) -> None:

@@ -1,4 +1,4 @@
-"""One model evaluated by OpenUnlearning and by this project, figure by figure; behind docs/results.md.
+"""One model evaluated by OpenUnlearning and by this project, figure by figure; behind docs/results-evaluation.md.
 
 python -m benchmarks.beside_openunlearning OURS/eval.json THEIRS/TOFU_EVAL.json PADDED/TOFU_EVAL.json
 python -m benchmarks.beside_openunlearning      # the table once more, from docs/study/openunlearning
@@ -21,11 +21,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_tables import publish, put
+from benchmarks.pages import put
+from benchmarks.study_tables import publish
 from ngdiff.evaluation.openunlearning import TOFU_FIGURES
 from ngdiff.evaluation.predictions import Predictions
 
-EVIDENCE, PAGE = Path("docs/study/openunlearning"), Path("docs/results.md")
+EVIDENCE = Path("docs/study/openunlearning")
 OURS, THEIRS, PADDED = (EVIDENCE / f"{name}.json" for name in ("ours", "theirs", "theirs-padded"))
 
 
@@ -104,7 +105,7 @@ def main() -> None:
         keep(args.theirs, THEIRS)
         keep(args.padded, PADDED)
     text = table()
-    put(PAGE, "Beside OpenUnlearning", text)
+    put("Beside OpenUnlearning", text)
     print(text)
 
 

@@ -9,15 +9,13 @@ model are alike, so two small models of 2 and 3 layers tell what any number of t
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from pathlib import Path
 
 from transformers import LlamaConfig
 
-from benchmarks.study_tables import put
+from benchmarks.pages import put
 from ngdiff.planning.fit import builder
 from ngdiff.planning.memory import GIB, Parts, Plan, Shapes, measure, parts
 
-PAGE = Path("docs/memory.md")
 VOCABULARY = 128_256
 # hidden, intermediate, layers, attention heads, tied embedding; all have 8 heads of keys and values
 MODELS = {
@@ -111,7 +109,7 @@ def tables() -> dict[str, str]:
 def main() -> None:
     """Put the tables into the page."""
     for name, table in tables().items():
-        put(PAGE, name, table)
+        put(name, table)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-from benchmarks.study_tables import publish, put
+from benchmarks.pages import put
+from benchmarks.study_tables import publish
 from benchmarks.tiny_model import save_blank_model
 from benchmarks.tofu_table import cell, command
 from ngdiff.evaluation.result import EvaluationResult, read_result
@@ -41,7 +42,7 @@ from ngdiff.invented.corpus import (
 )
 from ngdiff.invented.people import DRAWS, Person, invent_people, write_jsonl
 
-EVIDENCE, PAGE = Path("docs/study/muse"), Path("docs/results.md")
+EVIDENCE = Path("docs/study/muse")
 SIZE = CorpusSize(request=3, retain=18, holdout=12)
 VOCABULARY, OTHER_PEOPLE, EPOCHS = 1024, 6, 100
 CRITERIA = {
@@ -190,8 +191,8 @@ def write_tables(folder: Path) -> None:
         if name[:4] in ("scal", "sust"):
             publish(folder / name / "record.json", EVIDENCE / f"{name}.record.json")
     results = {name: read_result(EVIDENCE / f"{name}.json") for name in names}
-    put(PAGE, "MUSE", models_table(results))
-    put(PAGE, "MUSE requests", sequence_table(results, folder / "corpus"))
+    put("MUSE", models_table(results))
+    put("MUSE requests", sequence_table(results, folder / "corpus"))
 
 
 def main() -> None:

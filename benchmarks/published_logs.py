@@ -1,4 +1,4 @@
-"""TOFU's published evaluation logs, recomputed beside TOFU's own script; behind docs/results.md.
+"""TOFU's published evaluation logs, recomputed beside TOFU's own script; behind docs/results-evaluation.md.
 
 git clone https://github.com/locuslab/tofu
 python -m benchmarks.published_logs tofu
@@ -18,14 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks.study_tables import put
+from benchmarks.pages import put
 from ngdiff.evaluation.openunlearning import read_log
 from ngdiff.evaluation.recompute import recompute
 
 MODELS = {"Llama-2-7B": "ft_epoch5_lr1e-05_llama2-7b_{}_wd0.01", "Phi-1.5": "ft_epoch5_lr2e-05_phi_{}_wd0.01"}
 PARTS = ("full", "retain99", "retain95", "retain90")
 LOG = "eval_results/ds_size300/eval_log_aggregated.json"
-PAGE = Path("docs/results.md")
 FULL_AGAINST = "retain90"
 """The retrained models that were asked the fine-tuned ones' forget questions, forget10's."""
 
@@ -77,7 +76,7 @@ def main() -> None:
             worst = max([worst, *(abs(a / b - 1) for a, b in zip(found, stated, strict=True))])
             cells = [f"{value:.6g}" for pair in zip(stated, found, strict=True) for value in pair]
             lines.append(f"| {model}, {part} | {' | '.join(cells + [''] * (6 - len(cells)))} |")
-    put(PAGE, "Published logs", "\n".join(lines))
+    put("Published logs", "\n".join(lines))
     print("\n".join(lines), f"\nlargest relative difference: {worst:.1e}")
 
 

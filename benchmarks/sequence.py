@@ -22,12 +22,12 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from benchmarks.study_tables import put
+from benchmarks.pages import put
 from benchmarks.tiny_model import save_blank_model
 from ngdiff.cli.exits import EXIT_TARGET_MISSED
 from ngdiff.invented.people import invent_people, question_rows, write_jsonl
 
-EVIDENCE, PAGE = Path("docs/study/sequence"), Path("docs/results-sequence.md")
+EVIDENCE = Path("docs/study/sequence")
 REQUESTS = 4
 A_REQUEST, RETAIN, HOLDOUT = 2, 16, 6
 VOCABULARY, EPOCHS, RATE = 600, 60, 3e-3
@@ -157,7 +157,7 @@ def write_tables() -> None:
     for kind in ("people", "tofu"):
         files = sorted((EVIDENCE / kind).glob("*.json"))
         if files:
-            put(PAGE, f"sequence {kind}", table([json.loads(file.read_bytes()) for file in files]))
+            put(f"sequence {kind}", table([json.loads(file.read_bytes()) for file in files]))
 
 
 def main() -> None:

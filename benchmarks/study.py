@@ -1,4 +1,4 @@
-"""The study behind docs/results.md: TOFU with SmolLM2-135M.
+"""The study behind docs/results-earlier.md: TOFU with SmolLM2-135M.
 
     python -m benchmarks.study targets   # knows everything; never saw the forget set
     python -m benchmarks.study runs      # NGDiff from every starting rate, GradDiff at every fixed rate
@@ -161,7 +161,7 @@ def main() -> None:
             evidence, suffix = evidence / args.name, f", {args.name}"
             image = image.with_stem(f"rates-{args.name}")
         keep_evidence(study.folder, evidence)
-        write_tables(evidence, image, Path("docs/results.md"), suffix)
+        write_tables(evidence, image, suffix)
 
 
 if __name__ == "__main__":

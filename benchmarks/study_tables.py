@@ -65,8 +65,8 @@ def publish(source: Path, target: Path) -> None:
     target.write_text(text.replace(str(Path.home()), "~") + "\n", encoding="utf-8")
 
 
-def write_tables(folder: Path, output: Path, page: Path, suffix: str = "") -> None:
-    """Print the tables of all runs found, put them into the page of results, and draw the plot."""
+def write_tables(folder: Path, output: Path, suffix: str = "") -> None:
+    """Print the tables of all runs found, put them into the documentation, and draw the plot."""
     runs = sorted((record.parent for record in (folder / "runs").glob("*/record.json")), key=_order)
     starts = [place for place in runs if place.name == "ngdiff" or "-from-" in place.name]
     others = [place for place in runs if "-from-" not in place.name]
@@ -78,19 +78,9 @@ def write_tables(folder: Path, output: Path, page: Path, suffix: str = "") -> No
         lines += [found for place in places if (found := row(place.name, place)) is not None]
         text = "\n".join(lines)
         print(f"{title}\n\n{text}\n")
-        put(page, title + suffix, text)
+        put(title + suffix, text)
     if len(starts) > 1:
         plot(runs, output)
-
-
-def put(page: Path, title: str, text: str) -> None:
-    """Replace what stands between a table's two marks in a page."""
-    begin, end = f"<!-- begin: {title} -->", f"<!-- end: {title} -->"
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise SystemExit(f"{page} has no {begin} ... {end}: where should the table go?")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _order(place: Path) -> tuple[int, bool, float, str]:

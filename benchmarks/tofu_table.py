@@ -1,4 +1,4 @@
-"""All of TOFU's figures for the study's models, behind docs/results.md.
+"""All of TOFU's figures for the study's models, behind docs/results-evaluation.md.
 
     python -m benchmarks.study targets                # makes the target and the retrained model
     python -m benchmarks.study runs --only ngdiff     # makes the unlearned one
@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_tables import publish, put
+from benchmarks.pages import put
+from benchmarks.study_tables import publish
 from ngdiff.cli.app import EXIT_TARGET_MISSED
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.result import EvaluationResult, read_result
@@ -28,7 +29,7 @@ from ngdiff.evaluation.result import EvaluationResult, read_result
 MEASURED_RETAIN, HOLDOUT = "tofu:full[-400:-200]", "tofu:full[:200]"
 MODELS = {"retrained": "retrained", "target": "target", "ngdiff": "runs/ngdiff"}
 """Name to where it lies in the study's folder."""
-EVIDENCE, PAGE = Path("docs/study/evaluations"), Path("docs/results.md")
+EVIDENCE = Path("docs/study/evaluations")
 
 SUMS = ("forget_quality", "ks_distance", "model_utility", "privleak")
 MEASURES = (
@@ -159,10 +160,10 @@ def write_tables() -> None:
     sums = [(key.replace("_", " "), key) for key in SUMS]
     of_sets = [(f"{s.replace('_', ' ')}: {m.replace('_', ' ')}", f"{s}.{m}") for s in SETS for m in MEASURES]
     attacks = [(f"AUC, {a.replace('_', ' ')}", f"forget.membership.{a}") for a in ATTACKS]
-    put(PAGE, "TOFU figures", table(results, sums + of_sets + attacks))
+    put("TOFU figures", table(results, sums + of_sets + attacks))
     if any(not any(result.provenance["cached"].values()) for result in results.values()):
-        put(PAGE, "TOFU seconds", seconds(results))
-        put(PAGE, "TOFU seconds a metric", seconds_by_metric(results))
+        put("TOFU seconds", seconds(results))
+        put("TOFU seconds a metric", seconds_by_metric(results))
 
 
 def main() -> None:

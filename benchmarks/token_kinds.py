@@ -18,8 +18,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from benchmarks.bench_table import PAGE
-from benchmarks.study_tables import put
+from benchmarks.pages import put
 from ngdiff.data.batching import collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.data.encoding import EncodedExample
@@ -56,7 +55,7 @@ def main() -> None:
     parser.add_argument("--retrained", required=True)
     parser.add_argument("--forget", required=True)
     parser.add_argument("--retain", required=True)
-    parser.add_argument("--title", help="of the table in docs/results.md; only printed without")
+    parser.add_argument("--title", help="of the table in the documentation; only printed without")
     args = parser.parse_args()
     named = dict(text.split("=", 1) for text in args.models)
     folders = {"target": args.target, "retrained": args.retrained, **named}
@@ -78,7 +77,7 @@ def main() -> None:
     text = table(found, told)
     print(text)
     if args.title:
-        put(PAGE, args.title, text)
+        put(args.title, text)
 
 
 def table(found: dict[str, Tensor], told: dict[str, Tensor]) -> str:
