@@ -1,4 +1,4 @@
-"""One model evaluated by OpenUnlearning and by this project, figure by figure; behind docs/results-evaluation.md.
+"""One model evaluated by OpenUnlearning and by this project, figure by figure (docs/results-evaluation.md).
 
 python -m benchmarks.beside_openunlearning OURS/eval.json THEIRS/TOFU_EVAL.json PADDED/TOFU_EVAL.json
 python -m benchmarks.beside_openunlearning      # the table once more, from docs/study/openunlearning

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import log
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from ngdiff.data.predictable import (
     _Copying,
     _followers,
     _NGrams,
+    figures_at_rest,
     labelled_places,
     sharpened,
     with_predictable,
@@ -143,3 +146,11 @@ def test_levels_lie_beside_their_tokens_in_a_batch() -> None:
     assert batch["predictable"].tolist() == pytest.approx(levels) and len(levels) == 5
     assert "predictable" not in collate([forget[0], retain[0]], pad_id=0)
     assert batch["predictable"].dtype == torch.float32
+
+
+def test_figures_where_every_token_is_at_its_level() -> None:
+    half = replace(example([9], [1, 2]), predictable=(0.5, 0.125))  # 1 and 3 bits: 2 bits a token
+    whole = replace(example([9], [3]), predictable=(1.0,))
+    found = figures_at_rest([half, whole, example([9], [4])])
+    assert found == pytest.approx({"nll": log(2), "probability": (0.25 + 1) / 2})
+    assert figures_at_rest([example([9], [4])]) == {}

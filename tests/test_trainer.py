@@ -25,6 +25,7 @@ import ngdiff.training.probe_loss
 import ngdiff.training.trainer
 from ngdiff.data.batching import Stream, collate
 from ngdiff.data.datasets import as_encoded
+from ngdiff.data.predictable import figures_at_rest
 from ngdiff.errors import RequestError
 from ngdiff.losses import LOSSES, Loss, nll
 from ngdiff.methods import METHODS, Method
@@ -1119,6 +1120,32 @@ def test_where_little_is_kept_every_token_is_pushed(tmp_path: Path, monkeypatch:
     shutil.rmtree(tmp_path / "ngdiff-selective")
     enough = ran("ngdiff-selective")
     assert steps(enough) != steps(plain) and not any("too few" in note for note in enough.record.notes)
+
+
+@pytest.mark.parametrize("measure", ["nll", "probability"])
+def test_a_target_beyond_what_language_leaves_has_every_token_pushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measure: str
+) -> None:
+    monkeypatch.setattr(ngdiff.training.comparisons, "LEAST_COUNTED", 1)
+    forget, retain, unseen = told("F", 6, 1), told("R", 16, 2), told("U", 6, 3)
+    data = {"forget": forget, "retain": retain, "holdout": unseen, "max_steps": 3, "learning_rate": 1e-3}
+    learned = taught(tiny_llama(layers=1, hidden=16, seed=3), forget + retain, 40)
+
+    def ran(name: str, method: str, stop_at: str) -> UnlearningTrainer:
+        model = copy.deepcopy(learned)
+        return run(tmp_path / name, model=model, method=method, stop_at=stop_at, **data)
+
+    free = ran("free", "ngdiff-selective", "none")
+    rest = figures_at_rest(free._forget)[measure]
+    beyond, within = (rest * 1.2, rest * 0.8) if measure == "nll" else (rest * 0.8, rest * 1.2)
+    far = ran("far", "ngdiff-selective", f"{measure}={beyond}")
+    plain = ran("plain", "ngdiff-unlikelihood", f"{measure}={beyond}")
+    assert steps(far) == steps(plain) and any(
+        f"{measure} would end near {rest:.2f}" in note for note in far.record.notes
+    )
+    near = ran("near", "ngdiff-selective", f"{measure}={within}")
+    assert steps(near)[0] == steps(free)[0] != steps(far)[0]
+    assert not any("language spared" in note for note in near.record.notes)
 
 
 def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,13 @@ asked.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import exp, log
+from operator import neg
+from statistics import fmean
 
 from sklearn.isotonic import IsotonicRegression
 
@@ -66,6 +70,19 @@ def with_predictable(
 def sharpened(level: float) -> float:
     """Square the odds of a probability."""
     return float(level**2 / (level**2 + (1 - level) ** 2))
+
+
+def figures_at_rest(forget: Sequence[EncodedExample]) -> dict[str, float]:
+    """Return mean NLL (nats a token) and mean probability of answers whose every token is at its level.
+
+    A forget loss that holds tokens there comes to rest at these figures, as closely as the model can.
+    """
+    losses = [
+        -fmean(log(max(level, sys.float_info.min)) for level in example.predictable)
+        for example in forget
+        if example.predictable
+    ]
+    return {"nll": fmean(losses), "probability": fmean(map(exp, map(neg, losses)))} if losses else {}
 
 
 def labelled_places(example: EncodedExample) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ngdiff.data.alternatives import EACH, alternative_faults, with_alternatives, with_invented
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.data.predictable import with_predictable
+from ngdiff.data.predictable import figures_at_rest, with_predictable
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.distributed import is_main
@@ -23,9 +23,11 @@ from ngdiff.models.forward import StartingHead, look
 from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 from ngdiff.models.reference_model import Autocast, StartingStates, starting_states, with_reference
 from ngdiff.training.parallel import OneCache
+from ngdiff.training.stopping import ForgetTarget
 
 LEAST_COUNTED = 50
 """Retain answers with which language is told from knowledge; with fewer, every token to forget is pushed."""
+EVERY_TOKEN = "every token to forget is pushed, as by unlikelihood"
 DEPTH_OF_STEERING = 7 / 32
 """RMU's seventh of Zephyr-7B's 32 layers, as a share, for models of any depth."""
 
@@ -102,6 +104,7 @@ class Comparisons:
         rows: Mapping[Task, Sequence[int]],
         passes: int,
         never_seen: Sequence[EncodedExample] = (),
+        target: ForgetTarget | None = None,
     ) -> list[str]:
         """Fill the data in, in place, from the model as it is before the first step, on every process.
 
@@ -111,13 +114,14 @@ class Comparisons:
             rows: those rows of each that a step or a probe may look at.
             passes: over the forget set, at the most: no more alternatives are needed.
             never_seen: text the model never saw, for losses that need the tokens' levels.
+            target: what the forget set is to come down to; levels that would keep it above are not used.
 
         Returns:
             What should be noted in the record.
         """
         notes: list[str] = []
         if self.losses["forget"].levels:
-            notes += self._level(model, data, never_seen)
+            notes += self._level(model, data, never_seen, target)
         if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
             return notes
         cache = OneCache(Cache(default_folder()) if is_main() else None)
@@ -136,12 +140,13 @@ class Comparisons:
         model: nn.Module,
         data: Mapping[Task, list[EncodedExample]],
         never_seen: Sequence[EncodedExample],
+        target: ForgetTarget | None,
     ) -> list[str]:
         """Work out each forget token's level, on every process: of a sharded model all have to run."""
         count = len(data["retain"])
         if count < LEAST_COUNTED:
             few = f"{count} answers to keep are too few to tell knowledge from language"
-            return [f"{few} (from {LEAST_COUNTED} on): every token to forget is pushed, as by unlikelihood"]
+            return [f"{few} (from {LEAST_COUNTED} on): {EVERY_TOKEN}"]
         found: list[float] = []
         device, size, training = next(model.parameters()).device, self.setting.batch_size, model.training
         model.eval()
@@ -151,7 +156,12 @@ class Comparisons:
                 tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
                 found += tokens.log_probs().exp().tolist()
         model.train(training)
-        data["forget"][:] = with_predictable(data["forget"], data["retain"], never_seen, found)
+        levelled = with_predictable(data["forget"], data["retain"], never_seen, found)
+        rest = figures_at_rest(levelled)
+        if target is not None and target.measure in rest and not target.met(rest):
+            measure = target.measure
+            return [f"with language spared, {measure} would end near {rest[measure]:.2f}: {EVERY_TOKEN}"]
+        data["forget"][:] = levelled
         return []
 
     def _invent(self, model: Any, forget: list[EncodedExample], passes: int, cache: OneCache) -> list[str]:

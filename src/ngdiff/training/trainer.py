@@ -458,6 +458,8 @@ class UnlearningTrainer(DurableTrainer):
         forget, utility, never_seen = (
             self.record.before[name] for name in ("forget", "retain", "never_seen")
         )
+        if target is not None and target.value is None:
+            target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
         self._complete_losses()
         assert self._compared is not None
         passes = math.ceil(args.num_train_epochs if args.max_steps < 0 else self._pairs() / len(self._forget))
@@ -466,11 +468,9 @@ class UnlearningTrainer(DurableTrainer):
             "retain": self._retain_rows_needed(),
         }
         with looking(self.model_wrapped) as looked_at:
-            notes = self._compared.ask(looked_at, self._data, rows, passes, self._never_seen)
+            notes = self._compared.ask(looked_at, self._data, rows, passes, self._never_seen, target)
         for note in notes:
             self.record.note(note)
-        if target is not None and target.value is None:
-            target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
         self._stopping = StoppingRule(target, args.keep_utility * utility[UTILITY], args.check_patience)
         if target is not None:
             self._decision = self._stopping.judge(0, forget, utility)
