@@ -290,10 +290,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-DEFAULT_METHOD = "ngdiff-selective-kl"
-"""NGDiff that spares language and holds the starting model's predictions; docs/results.md compares it."""
-
-
 def find_method(name: str) -> Method:
     """Look a method up by name.
 

@@ -27,6 +27,7 @@ from ngdiff.cli.options import (
 )
 from ngdiff.cli.report import report_after
 from ngdiff.errors import Fault, RequestError
+from ngdiff.names import DEFAULT_METHOD
 from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
@@ -59,7 +60,7 @@ def tofu(
             autocompletion=completion.methods,
             rich_help_panel=METHOD,
         ),
-    ] = "ngdiff,ngdiff-kl,ngdiff-selective-kl,graddiff,npo,simnpo,undial,rmu",
+    ] = f"{DEFAULT_METHOD},ngdiff-kl,ngdiff,graddiff,npo,simnpo,undial,rmu",
     splits: Annotated[
         str,
         typer.Option(

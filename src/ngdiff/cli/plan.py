@@ -9,6 +9,7 @@ import typer
 from ngdiff.cli import completion
 from ngdiff.cli.app import app
 from ngdiff.cli.options import METHOD, RESOURCES
+from ngdiff.names import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from ngdiff.errors import Fault
@@ -39,7 +40,7 @@ def plan(
         typer.Option(
             help="See 'ngdiff ls methods'.", autocompletion=completion.methods, rich_help_panel=METHOD
         ),
-    ] = "ngdiff-selective-kl",
+    ] = DEFAULT_METHOD,
     lora: Annotated[
         bool, typer.Option("--lora", help="Train LoRA adapters.", rich_help_panel=RESOURCES)
     ] = False,

@@ -34,6 +34,7 @@ from ngdiff.cli.push import Private, upload
 from ngdiff.cli.report import report_after
 from ngdiff.cli.settings import NEEDED, gather, to_request
 from ngdiff.errors import Fault, RequestError
+from ngdiff.names import DEFAULT_METHOD
 
 NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format", "report")
 """Parameters of the command that say nothing of what is done to the model."""
@@ -61,7 +62,7 @@ def unlearn(
     method: Annotated[
         str | None,
         typer.Option(
-            help="See 'ngdiff ls methods'. [default: ngdiff-selective-kl]",
+            help=f"See 'ngdiff ls methods'. [default: {DEFAULT_METHOD}]",
             autocompletion=completion.methods,
             rich_help_panel=METHOD,
         ),

@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.losses import find_loss
-from ngdiff.methods import DEFAULT_METHOD, find_method
+from ngdiff.methods import find_method
+from ngdiff.names import DEFAULT_METHOD
 from ngdiff.settings.types import type_faults
 from ngdiff.steps.forget_buffer import Keep
 from ngdiff.steps.weighting import make_rule
