@@ -50,9 +50,12 @@ def main() -> None:
 
 
 def keep_evidence(folder: Path, evidence: Path) -> None:
-    """Copy every run's record and evaluation."""
+    """Copy record and evaluation of every run that the folder's results are made from."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    splits = {row["split"] for row in [*results["rows"], *results["tuning"]]}
     for found in sorted(folder.rglob("*.json")):
-        if found.name in FILES and "data" not in found.relative_to(folder).parts:
+        kind, split = (*found.relative_to(folder).parts, "")[:2]
+        if found.name in FILES and (found.parent == folder or (kind != "data" and split in splits)):
             place = evidence / found.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             publish(found, place)
