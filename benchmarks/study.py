@@ -30,7 +30,7 @@ NEVER_SEEN = "tofu:full[:40]"
 RATES = ("1e-7", "1e-6", "1e-5", "1e-4", "1e-3")
 FIXED_RATES = ("1e-5", "2e-5", "5e-5", "1e-4")
 METHOD = "ngdiff-unlikelihood"
-"""The default when the study was made."""
+"""The default when the study of forget05 was made."""
 MOST_RETAIN_MEASURED = 200
 EVIDENCE = Path("docs/study")
 
@@ -45,6 +45,7 @@ class Study:
         self.retain = f"tofu:full[-{args.questions}:-{args.forget}]"
         self.epochs, self.lr = args.epochs, args.lr
         self.most_epochs: float = args.most_epochs
+        self.method: str = args.method
         self.stride = max(1, (args.questions - args.forget) // MOST_RETAIN_MEASURED)
 
     def targets(self) -> None:
@@ -55,7 +56,9 @@ class Study:
             self.measure(output)
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        automatic = {f"ngdiff-from-{rate}": {"method": METHOD, "lr_start": float(rate)} for rate in RATES}
+        automatic = {
+            f"ngdiff-from-{rate}": {"method": self.method, "lr_start": float(rate)} for rate in RATES
+        }
         stopped = {
             f"graddiff-{rate}": {
                 "method": "graddiff",
@@ -68,13 +71,13 @@ class Study:
             f"{name}-no-stop": {**settings, "stop_at": "none", "num_train_epochs": self.most_epochs}
             for name, settings in stopped.items()
         }
-        no_stop = {"method": METHOD, "stop_at": "none", "num_train_epochs": self.most_epochs}
+        no_stop = {"method": self.method, "stop_at": "none", "num_train_epochs": self.most_epochs}
         plain = {
             "ngdiff-plain": {"method": "ngdiff"},  # the paper's forget loss: gradient ascent
             "ngdiff-bounded": {"method": "ngdiff-bounded"},
         }
         return (
-            {"ngdiff": {"method": METHOD}}
+            {"ngdiff": {"method": self.method}}
             | stopped
             | endless
             | automatic
@@ -140,6 +143,7 @@ def main() -> None:
     parser.add_argument(
         "--most-epochs", type=float, default=4.0, help="of GradDiff, and of runs without stop"
     )
+    parser.add_argument("--method", default=METHOD, help="of the runs called ngdiff")
     parser.add_argument("--name", default="", help="of the study, for its tables and evidence")
     parser.add_argument("--only", nargs="*", help="names of runs")
     args = parser.parse_args()
