@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.sequence import EVIDENCE, PAGE, table
+from benchmarks.sequence import EVIDENCE, table
 
 from commandline import Cli, make_cli, questions, save_model, tree, write_jsonl
 from ngdiff.data.examples import Example, data_hash, to_examples
@@ -175,7 +175,7 @@ def test_files_find_their_requests() -> None:
 
 def test_the_page_shows_the_published_receipts() -> None:
     root = Path(__file__).parent.parent
-    page = (root / PAGE).read_text(encoding="utf-8")
+    page = (root / "docs" / "results-sequence.md").read_text(encoding="utf-8")
     for folder in sorted((root / EVIDENCE).iterdir()):
         texts = [file.read_bytes() for file in sorted(folder.glob("*.json"))]
         assert [check_text(text)[1] for text in texts] == [[]] * 4

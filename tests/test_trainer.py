@@ -558,8 +558,8 @@ def script(trainer: UnlearningTrainer, figures: Figures, monkeypatch: pytest.Mon
     def survey() -> dict[str, Any]:
         return {name: scripted(None) for name in ("forget", "retain", "never_seen")} | {"items": {}}
 
-    monkeypatch.setattr(trainer, "_figures", scripted)
-    monkeypatch.setattr(trainer, "_survey", survey)
+    monkeypatch.setattr(trainer.survey, "figures", scripted)
+    monkeypatch.setattr(trainer.survey, "everything", survey)
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
@@ -682,7 +682,7 @@ def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.
     assert record.after["forget"]["extraction_strength"] <= 0.2
     assert record.after["retain"]["probability"] >= record.stop["utility_floor"]
     assert record.stop["utility_floor"] == pytest.approx(0.8 * record.before["retain"]["probability"])
-    assert trainer._figures(trainer._held_out) == record.after["retain"]
+    assert trainer.survey.figures("retain") == record.after["retain"]
     assert leftovers(tmp_path) == []
 
 
@@ -1182,3 +1182,16 @@ def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path, monkeypatch
     knowledge, language = left["ngdiff-selective"]
     assert knowledge < 0.5 < 0.9 < language, left
     assert language > left["ngdiff-unlikelihood"][1] + 0.2, left
+
+
+def test_what_is_measured_of_each_set(tmp_path: Path) -> None:
+    """Of the forget set as many as asked for, evenly; what is held out and what was never seen, whole."""
+    trainer = make(tmp_path, forget=rows("F", 7, _word), check_size=3)
+    survey = trainer.survey
+    assert [one.example for one in survey.examples("forget")] == trainer.forget_examples[0:5:2]
+    assert [one.example for one in survey.examples("retain")] == trainer.held_out_examples
+    assert len(survey.examples("never_seen")) == len(UNSEEN)
+    trainer.train()
+    found = survey.everything()
+    assert found["forget"] == survey.figures("forget") and set(found) == {*trainer.record.before}
+    assert len(found["items"]["forget"]["nll"]) == 3 and len(found["items"]["never_seen"]["nll"]) == 4

@@ -45,7 +45,7 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: UnlearningTrainer, asked: int) -> None:
         self.trainer = trainer
-        forget = [encoded.example for encoded in trainer._checked_forget()]
+        forget = [encoded.example for encoded in trainer.survey.examples("forget")]
         self.sets: dict[str, list[Example]] = {"forget": forget, "retain": list(trainer.held_out_examples)}
         self.asked = {"forget": asked, "retain": math.ceil(asked * 2 / 3)}
         self._before: dict[str, _Look] = {}

@@ -141,5 +141,5 @@ def look(trainer: UnlearningTrainer) -> Decision | None:
     """Measure the forget set and the held-out retain examples, and return why to stop, if so."""
     assert trainer._stopping is not None
     trainer._last_check = trainer.state.global_step
-    forget, utility = trainer._figures(trainer._checked_forget()), trainer._figures(trainer._held_out)
+    forget, utility = trainer.survey.figures("forget"), trainer.survey.figures("retain")
     return trainer._stopping.judge(trainer.state.global_step, forget, utility)

@@ -31,7 +31,7 @@ def conclude(trainer: UnlearningTrainer) -> None:
     decision = trainer._decision = trainer._decision or _at_the_end(step, trainer.state.max_steps)
     kept = _keep_the_best(trainer, step, sound)
     trainer.record.checks = [check.as_json() for check in stopping.checks]
-    trainer.record.after = trainer._survey()
+    trainer.record.after = trainer.survey.everything()
     target = stopping.target
     trainer.record.stop = {
         "code": decision.code,

@@ -31,14 +31,7 @@ from ngdiff.data.examples import Example
 from ngdiff.data.sharing import loader
 from ngdiff.errors import RunError
 from ngdiff.evaluation.distributed import process_count
-from ngdiff.evaluation.teacher_forced import (
-    AnswerScore,
-    batch_extraction_strength,
-    items_of,
-    score_answers,
-    summarise,
-    unlikelihood,
-)
+from ngdiff.evaluation.teacher_forced import batch_extraction_strength
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.logprobs import LabelledTokens
 from ngdiff.record import RunRecord
@@ -54,11 +47,12 @@ from ngdiff.training.comparisons import Comparisons, Setting, before_the_model, 
 from ngdiff.training.conclusion import conclude
 from ngdiff.training.durable import DurableTrainer
 from ngdiff.training.never_seen import never_seen_examples
-from ngdiff.training.parallel import looking, no_exchange, shared, summed
+from ngdiff.training.parallel import looking, no_exchange, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.training.probe_loss import ProbeLoss, where_it_began
 from ngdiff.training.step_state import StepState, combined_norm
-from ngdiff.training.stopping import CERTAINTY, UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
+from ngdiff.training.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
+from ngdiff.training.survey import Survey
 
 PROBE_SHARE = 0.75
 """Retain examples of a probe, as a share of a step's: three passes forward cost under 5% of ten steps."""
@@ -139,7 +133,7 @@ class UnlearningTrainer(DurableTrainer):
             if holdout_dataset is None
             else as_encoded(holdout_dataset, processing_class, args.max_length, "holdout_dataset")
         )
-        self._earlier = {
+        earlier = {
             name: list(as_encoded(data, processing_class, args.max_length, name))
             for name, data in (earlier_datasets or {}).items()
         }
@@ -169,6 +163,8 @@ class UnlearningTrainer(DurableTrainer):
             optimizers=optimizers,
         )
         hooks.trainer = self
+        sets = {"forget": self._forget, "retain": self._held_out, "never_seen": self._never_seen}
+        self.survey = Survey(self, sets | earlier)
         self.save_minutes = args.save_minutes
         self._compared: Comparisons | None = None
         self._rule = make_rule(str(args.rule), args.rule_settings)
@@ -454,7 +450,7 @@ class UnlearningTrainer(DurableTrainer):
         if self._resumed is not None:
             unlearning_state.take_up(self, *self._resumed)
             return
-        self.record.before = self._survey()
+        self.record.before = self.survey.everything()
         forget, utility, never_seen = (
             self.record.before[name] for name in ("forget", "retain", "never_seen")
         )
@@ -508,34 +504,6 @@ class UnlearningTrainer(DurableTrainer):
         )
         self._compared = Comparisons(self._losses, setting, self.compute_loss_context_manager)
 
-    def _checked_forget(self) -> list[EncodedExample]:
-        return self._checked(self._forget)
-
-    def _checked(self, examples: list[EncodedExample]) -> list[EncodedExample]:
-        stride = max(1, len(examples) // self.args.check_size)
-        return examples[::stride][: self.args.check_size]
-
-    def _survey(self) -> dict[str, Any]:
-        """Measure every set: mean figures by its name, and what they are means of under ``items``."""
-        sets = {"forget": self._checked_forget(), "retain": self._held_out, "never_seen": self._never_seen}
-        sets |= {name: self._checked(examples) for name, examples in self._earlier.items()}
-        scores = {name: self._scores(examples) for name, examples in sets.items()}
-        items = {name: items_of(found) for name, found in scores.items()}
-        return {**{name: _means(found) for name, found in scores.items()}, "items": items}
-
-    def _figures(self, examples: Sequence[EncodedExample]) -> dict[str, float]:
-        return _means(self._scores(examples))
-
-    def _scores(self, examples: Sequence[EncodedExample]) -> list[AnswerScore]:
-        alone = process_count() == 1
-        with looking(self.model_wrapped) as model:
-
-            def score(mine: list[EncodedExample]) -> list[AnswerScore]:
-                size = 2 * self.args.eval_batch_size
-                return score_answers(model, mine, pad_id=self._pad_id, batch_size=size, share_prompts=alone)
-
-            return shared(examples, score)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Send the step's record along to callbacks and trackers, under the record's own names."""
         if "loss" in logs:
@@ -588,7 +556,3 @@ def _pad_id(tokenizer: Any) -> int:
 
 def _has_low_precision(model: nn.Module) -> bool:
     return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters() if p.requires_grad)
-
-
-def _means(scores: Sequence[AnswerScore]) -> dict[str, float]:
-    return summarise(scores) | {CERTAINTY: unlikelihood(scores)}
