@@ -50,9 +50,9 @@ def main() -> None:
 
 
 def keep_evidence(folder: Path, evidence: Path) -> None:
-    """Copy record and evaluation of every run that the folder's results are made from."""
+    """Copy record and evaluation of every run on the splits of the folder's table."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    splits = {row["split"] for row in [*results["rows"], *results["tuning"]]}
+    splits = {row["split"] for row in results["rows"]}
     for found in sorted(folder.rglob("*.json")):
         kind, split = (*found.relative_to(folder).parts, "")[:2]
         if found.name in FILES and (found.parent == folder or (kind != "data" and split in splits)):
