@@ -3,10 +3,11 @@
     python -m benchmarks.steps [--model smollm2] [--batch 8] [--rounds 7]
 
 Prints, as medians over paired rounds: seconds of a GradDiff step (constant weights, one gradient buffer), of
-an NGDiff step (two buffers, Gramian, combination), and their ratio; the automatic rate's share of ten steps;
-peak memory of each kind of step, each in a process of its own, in gradient buffers; tokens per second against
-the floor that the matrix products alone set on this machine. Batches are made as the trainer makes them:
-examples in random order, probes with little padding.
+an NGDiff step (two buffers, Gramian, combination), of such a step with the default method's losses (held by
+the divergence from the starting model, which was asked beforehand), and their ratios; the automatic rate's
+share of ten steps; peak memory of each kind of step, each in a process of its own, in gradient buffers;
+tokens per second against the floor that the matrix products alone set on this machine. Batches are made
+as the trainer makes them: examples in random order, probes with little padding.
 """
 
 from __future__ import annotations
@@ -17,26 +18,37 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from ngdiff.data.batching import Batch, collate, little_padding, permutation
+from ngdiff.data.batching import Batch, collate, collate_for_loss, little_padding, permutation
 from ngdiff.data.datasets import as_encoded
+from ngdiff.data.encoding import EncodedExample
 from ngdiff.invented.people import invent_people, question_rows
-from ngdiff.losses import negated_nll, nll
+from ngdiff.losses import LOSSES, negated_nll, nll
+from ngdiff.methods import METHODS
+from ngdiff.models.forward import look
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import count_labelled, labelled_tokens
+from ngdiff.models.reference_model import starting_states
+from ngdiff.names import DEFAULT_METHOD
 from ngdiff.steps.gradients import GradientPair, Weights
 from ngdiff.steps.stepsize import AutomaticRate
 from ngdiff.steps.weighting import make_rule
 from ngdiff.system.environment import keep_freed_memory, peak_memory_gib
 from ngdiff.training.trainer import PROBE_SHARE
 
-KINDS = ("graddiff", "ngdiff", "ngdiff-automatic")
+STEPS = ("graddiff", "ngdiff", "default")
+KINDS = (*STEPS, "ngdiff-automatic")
 
 
 class Bench:
@@ -48,15 +60,42 @@ class Bench:
         tokenizer = load_tokenizer(source)
         rows = as_encoded(question_rows(invent_people(12, 3)), tokenizer, 512, "benchmark")
         shuffled = [rows[place] for place in permutation(len(rows), 0, 0)]
+        shuffled = self._as_the_default_needs(shuffled, tokenizer)
         parts = [shuffled[i : i + batch] for i in range(0, len(rows) - batch + 1, batch)]
         pad_id = tokenizer.pad_token_id
-        self.batches = [collate(part, pad_id) for part in parts]
+        self.batches = [collate_for_loss(part, pad_id) for part in parts]
         probed = [part[: math.ceil(PROBE_SHARE * batch)] for part in parts]
         self.probes = [[collate(p, pad_id) for p in little_padding(part, batch)] for part in probed]
         self.pair = GradientPair(self.model.parameters())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
         self.rule = make_rule("ngdiff")
         self.model.train()
+
+    def _as_the_default_needs(self, examples: list[EncodedExample], tokenizer: Any) -> list[EncodedExample]:
+        """Return the examples with what the starting model says, and with levels; other steps ignore both."""
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            states = starting_states(
+                self.model.eval(),
+                examples,
+                range(len(examples)),
+                layer=None,
+                tokenizer=tokenizer,
+                pad_id=tokenizer.pad_token_id,
+                batch_size=8,
+                folder=Path(folder),
+                precision="fp32",
+                autocast=nullcontext,
+            )
+            self.head = states.head(torch.device("cpu"))
+            return [
+                replace(
+                    example,
+                    reference_states=example.reference_states.clone(),  # the file will be gone
+                    predictable=(0.5,) * len(example.reference_states),
+                )
+                for example in states.attach(examples)
+                if example.reference_states is not None
+            ]
 
     def triples(self) -> Iterator[tuple[Batch, Batch, list[Batch]]]:
         """Forget batch, retain batch and the batches of a probe, round and round."""
@@ -89,6 +128,21 @@ class Bench:
         self.backward(forget, retain)
         self.optimizer.step()
 
+    def default(self, forget: Batch, retain: Batch) -> None:
+        """The same with the default method's losses."""
+        method = METHODS[DEFAULT_METHOD]
+        self.pair.clear()
+        for task, name, batch in (
+            ("forget", method.forget_loss, forget),
+            ("retain", method.retain_loss, retain),
+        ):
+            loss = LOSSES[name].complete({}, {})
+            with self.pair.task(task):
+                tokens = look(loss, self.model, batch, self.head if task == "retain" else None)
+                (loss.function(tokens) / count_labelled(batch)).backward()
+        self.pair.combine(self.rule(self.pair.gramian()))
+        self.optimizer.step()
+
     @torch.no_grad()
     def probe_loss(self, batches: list[Batch]) -> float:
         self.model.eval()
@@ -114,10 +168,11 @@ def probe_seconds(bench: Bench, forget: Batch, retain: Batch, probe: list[Batch]
 
 
 def time_steps(bench: Bench, rounds: int) -> dict[str, list[float]]:
-    """Paired rounds: the same batches through both kinds of step, in alternating order, then one probe."""
-    times: dict[str, list[float]] = {"graddiff": [], "ngdiff": [], "probe": []}
+    """Paired rounds: the same batches through all kinds of step, in turning order, then one probe."""
+    times: dict[str, list[float]] = {"graddiff": [], "ngdiff": [], "default": [], "probe": []}
     for turn, (forget, retain, probe) in zip(range(rounds + 1), bench.triples(), strict=False):
-        kinds = ("graddiff", "ngdiff") if turn % 2 else ("ngdiff", "graddiff")
+        first = turn % 3
+        kinds = (*STEPS[first:], *STEPS[:first])
         measured = {kind: seconds(partial(getattr(bench, kind), forget, retain)) for kind in kinds}
         measured["probe"] = probe_seconds(bench, forget, retain, probe)
         if turn:  # the first round warms up
@@ -163,10 +218,8 @@ def peak_of(kind: str, model: str, batch: int) -> float:
 def run_peak(kind: str, bench: Bench) -> None:
     rate = AutomaticRate(bench.optimizer, every=1)
     for _, (forget, retain, probe) in zip(range(3), bench.triples(), strict=False):
-        if kind == "graddiff":
-            bench.graddiff(forget, retain)
-        elif kind == "ngdiff":
-            bench.ngdiff(forget, retain)
+        if kind in STEPS:
+            getattr(bench, kind)(forget, retain)
         else:
             bench.backward(forget, retain)
             rate.step(bench.pair, lambda b=probe: bench.probe_loss(b))  # type: ignore[misc]
@@ -190,7 +243,10 @@ def main() -> None:
         return
     times = time_steps(bench, args.rounds)
     graddiff, ngdiff = statistics.median(times["graddiff"]), statistics.median(times["ngdiff"])
-    ratio = statistics.median(n / g for n, g in zip(times["ngdiff"], times["graddiff"], strict=True))
+    ratios = {
+        kind: statistics.median(n / g for n, g in zip(times[kind], times["graddiff"], strict=True))
+        for kind in ("ngdiff", "default")
+    }
     share = statistics.median(p / (10 * n) for p, n in zip(times["probe"], times["ngdiff"], strict=True))
     flops, tokens = linear_flops(bench.model, (bench.batches[0], bench.batches[1]))
     floor = tokens / (flops / matmul_speed())
@@ -201,7 +257,9 @@ def main() -> None:
         "batch": f"{args.batch} forget + {args.batch} retain",
         "graddiff_step_s": graddiff,
         "ngdiff_step_s": ngdiff,
-        "ngdiff_over_graddiff": ratio,
+        "default_step_s": statistics.median(times["default"]),
+        "ngdiff_over_graddiff": ratios["ngdiff"],
+        "default_over_graddiff": ratios["default"],
         "probe_share_at_every_10": share,
         "tokens_per_s": tokens / ngdiff,
         "floor_tokens_per_s": floor,
