@@ -24,6 +24,12 @@ def faults(tmp_path: Path, **settings: Any) -> list[str]:
     return [fault.where for fault in caught.value.faults]
 
 
+def own_settings(method: str) -> dict[str, float]:
+    """A method's settings of its rule; what is drawn at random is drawn by the run's seed."""
+    seed = {"seed": 0} if "seed" in RULES[METHODS[method].rule].settings else {}
+    return {**seed, **METHODS[method].rule_settings}
+
+
 def test_only_the_folder_is_needed(tmp_path: Path) -> None:
     settings = UnlearningConfig(output_dir=str(tmp_path))
     assert (settings.forget_loss, settings.retain_loss, settings.rule) == (
@@ -42,7 +48,7 @@ def test_every_method_builds(tmp_path: Path, method: Any) -> None:
     assert settings.forget_loss == method.forget_loss
     assert settings.retain_loss == method.retain_loss
     assert settings.rule == method.rule
-    assert settings.rule_settings == dict(method.rule_settings)
+    assert settings.rule_settings == own_settings(method.name)
     assert settings.automatic == (method.step_size == "auto")
     assert settings.learning_rate == method.learning_rate
     # a fixed step size without a rate would leave nothing to step with
@@ -57,7 +63,7 @@ def test_any_rule_with_any_method(tmp_path: Path, method: str, rule: str) -> Non
     assert settings.forget_loss == METHODS[method].forget_loss
     assert settings.automatic == (METHODS[method].step_size == "auto")
     if rule == METHODS[method].rule:
-        assert settings.rule_settings == dict(METHODS[method].rule_settings)
+        assert settings.rule_settings == own_settings(method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -72,6 +78,64 @@ def test_a_start_makes_it_automatic(tmp_path: Path, method: str) -> None:
     settings = config(tmp_path, method=method, lr_start=1e-6)
     assert settings.automatic
     assert settings.learning_rate is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_takes_an_automatic_rate(tmp_path: Path, method: str) -> None:
+    settings = config(tmp_path, method=method, step_size="auto")
+    assert settings.automatic and settings.learning_rate is None and settings.lr_start is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fixed_step_size_needs_a_rate(tmp_path: Path, method: str) -> None:
+    assert config(tmp_path, method=method, step_size="fixed", learning_rate=1e-4).learning_rate == 1e-4
+    if METHODS[method].step_size == "fixed":
+        found = config(tmp_path, method=method, step_size="fixed")
+        assert not found.automatic and found.learning_rate == METHODS[method].learning_rate
+    else:
+        assert faults(tmp_path, method=method, step_size="fixed") == ["--step-size"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"step_size": "auto", "learning_rate": 1e-5},
+        {"step_size": "fixed", "lr_start": 1e-5},
+        {"step_size": "automatic"},
+        {"step_size": 3},
+    ],
+)
+def test_step_sizes_that_cannot_be(tmp_path: Path, settings: dict[str, Any]) -> None:
+    assert faults(tmp_path, method="graddiff", **settings)[0].endswith("step_size") or faults(
+        tmp_path, method="graddiff", **settings
+    ) == ["--step-size"]
+
+
+def test_one_setting_of_a_rule_leaves_the_methods_others(tmp_path: Path) -> None:
+    assert config(tmp_path, method="simnpo").rule_settings == {"gamma": 0.125}
+    assert config(tmp_path, method="simnpo", rule_settings={"alpha": 2.0}).rule_settings == {
+        "gamma": 0.125,
+        "alpha": 2.0,
+    }
+    assert config(tmp_path, method="simnpo", rule_settings={"gamma": 1.0}).rule_settings == {"gamma": 1.0}
+
+
+def test_what_is_drawn_at_random_is_drawn_by_the_runs_seed(tmp_path: Path) -> None:
+    assert config(tmp_path, method="rlw", seed=5).rule_settings == {"seed": 5}
+    assert config(tmp_path, method="rlw", seed=5, rule_settings={"seed": 2}).rule_settings == {"seed": 2}
+    assert config(tmp_path, method="rmu", seed=5).forget_loss_settings == {"seed": 5}
+    assert config(tmp_path, method="npo", seed=5).forget_loss_settings == {}
+
+
+def test_one_layer_is_steered_and_held(tmp_path: Path) -> None:
+    forget = config(tmp_path, method="rmu", forget_loss_settings={"layer": 5})
+    assert forget.retain_loss_settings == {"layer": 5} and forget.forget_loss_settings["layer"] == 5
+    retain = config(tmp_path, method="rmu", retain_loss_settings={"layer": 4})
+    assert retain.forget_loss_settings["layer"] == 4
+    both = {"forget_loss_settings": {"layer": 5}, "retain_loss_settings": {"layer": 4}}
+    assert config(tmp_path, method="rmu", **both).forget_loss_settings["layer"] == 5
+    assert config(tmp_path, method="rmu", **both).retain_loss_settings == {"layer": 4}
+    assert config(tmp_path, method="rmu", retain_loss="nll").retain_loss_settings == {}
 
 
 def test_rule_settings_of_the_callers_own(tmp_path: Path) -> None:

@@ -67,6 +67,13 @@ def unlearn(
             rich_help_panel=METHOD,
         ),
     ] = None,
+    step_size: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: the rate is found by probes, for any method; fixed. [default: the method's]",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(help="Fixed learning rate, instead of the method's own.", rich_help_panel=METHOD),

@@ -16,6 +16,7 @@ FLAGS = {
     "retain": "--retain",
     "holdout": "--holdout",
     "method": "--method",
+    "step_size": "--step-size",
     "learning_rate": "--lr",
     "lr_start": "--lr-start",
     "forget_loss": "--forget-loss",
@@ -38,7 +39,6 @@ FLAGS = {
 WORKED_OUT = frozenset(
     {
         "optimizer",
-        "step_size",
         "autocast",
         "disable_tqdm",
         "logging_strategy",

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from transformers import TrainingArguments
 
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.losses import find_loss
-from ngdiff.methods import find_method
+from ngdiff.losses import LOSSES, find_loss
+from ngdiff.methods import Method, StepSizeName, find_method
 from ngdiff.names import DEFAULT_METHOD
 from ngdiff.settings.types import type_faults
 from ngdiff.steps.forget_buffer import Keep
-from ngdiff.steps.weighting import make_rule
+from ngdiff.steps.weighting import RULES, make_rule
 from ngdiff.training.distribution import launch_faults
 from ngdiff.training.stopping import parse_stop_at
 
@@ -92,7 +92,16 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     ),
     "name": (
         lambda value: isinstance(value, str),
-        ("method", "forget_loss", "retain_loss", "rule", "stop_at", "trainable", "forget_buffer"),
+        (
+            "method",
+            "forget_loss",
+            "retain_loss",
+            "rule",
+            "stop_at",
+            "trainable",
+            "forget_buffer",
+            "step_size",
+        ),
     ),
 }
 
@@ -114,7 +123,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         rule_settings: settings of the rule, such as ``{"alpha": 2}``.
         forget_loss_settings: settings of the forget loss, such as ``{"ceiling": 3}``.
         retain_loss_settings: settings of the retain loss.
-        learning_rate: a fixed learning rate per optimizer step; None for the method's own step size.
+        step_size: ``auto`` (the rate is found by probes, whatever the method) or ``fixed``; None for the
+            method's own, or what the next two imply.
+        learning_rate: a fixed learning rate per optimizer step; None for the method's usual one.
         lr_start: automatic rate, but begin the search here instead of at a tiny step.
         probe_every: optimizer steps from one probe of the automatic rate to the next.
         probe_size: retain examples a probe measures on; 0 for three quarters of a step's retain batch.
@@ -152,6 +163,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     rule_settings: dict[str, float] = field(default_factory=dict)
     forget_loss_settings: dict[str, float] = field(default_factory=dict)
     retain_loss_settings: dict[str, float] = field(default_factory=dict)
+    step_size: str | None = None
     learning_rate: float | None = None
     lr_start: float | None = None
     probe_every: int = 10
@@ -218,19 +230,14 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 return None
 
         method = attempt(find_method, self.method)
-        self.step_size: str = "auto"
         if method is not None:
-            if not self.rule_settings and self.rule in (None, method.rule):
-                self.rule_settings = dict(method.rule_settings)
+            if self.rule in (None, method.rule):
+                self.rule_settings = {**method.rule_settings, **self.rule_settings}
             self.forget_loss = self.forget_loss or method.forget_loss
             self.retain_loss = self.retain_loss or method.retain_loss
             self.rule = self.rule or method.rule
-            automatic = self.learning_rate is None and (
-                self.lr_start is not None or method.step_size == "auto"
-            )
-            self.step_size = "auto" if automatic else "fixed"
-            if not automatic and self.learning_rate is None:
-                self.learning_rate = method.learning_rate
+            faults += self._choose_step_size(method)
+            self._share_seed_and_layer()
         for check, args in (
             (find_loss, (self.forget_loss, "forget", self.forget_loss_settings)),
             (find_loss, (self.retain_loss, "retain", self.retain_loss_settings)),
@@ -240,6 +247,40 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             if args[0] is not None:
                 attempt(check, *args)
         return faults + self._range_faults() + ([] if faults else launch_faults(self))
+
+    def _choose_step_size(self, method: Method) -> list[Fault]:
+        """Settle how the rate is found: as asked, as the rates given imply, or as the method has it."""
+        asked, known = self.step_size, get_args(StepSizeName)
+        if asked is not None and asked not in known:
+            self.step_size = None
+            return [unknown_name("--step-size", "step size", asked, known)]
+        implied = "fixed" if self.learning_rate is not None else "auto" if self.lr_start is not None else None
+        if asked is not None and implied is not None and asked != implied:
+            flag = "--lr" if implied == "fixed" else "--lr-start"
+            return [Fault("--step-size", f"{asked!r} and {flag} exclude each other", "Give either")]
+        self.step_size = asked or implied or method.step_size
+        if self.step_size == "fixed" and self.learning_rate is None:
+            self.learning_rate = method.learning_rate
+            if self.learning_rate is None:
+                what = f"the method {method.name!r} has no usual rate"
+                return [Fault("--step-size", what, "Give the fixed rate with --lr")]
+        return []
+
+    def _share_seed_and_layer(self) -> None:
+        """Draw at random by the run's seed, and steer and hold one layer, where nothing else is said."""
+        rule, forget, retain = (
+            RULES.get(str(self.rule)),
+            LOSSES.get(str(self.forget_loss)),
+            LOSSES.get(str(self.retain_loss)),
+        )
+        if rule is not None and "seed" in rule.settings:
+            self.rule_settings = {"seed": self.seed, **self.rule_settings}
+        if forget is not None and "seed" in forget.settings:
+            self.forget_loss_settings = {"seed": self.seed, **self.forget_loss_settings}
+        if all(loss is not None and "layer" in loss.settings for loss in (forget, retain)):
+            ours, theirs = self.forget_loss_settings, self.retain_loss_settings
+            self.forget_loss_settings = {**_layer_of(theirs), **ours}
+            self.retain_loss_settings = {**_layer_of(ours), **theirs}
 
     def _type_faults(self) -> list[Fault]:
         """List values of the wrong type; defaults take their place, so that the rest can be checked."""
@@ -329,3 +370,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             mend = "Use bf16: its range is that of float32, and two gradients need no loss scaling"
             faults.append(Fault("fp16", "the two gradients cannot share one loss scale", mend))
         return faults
+
+
+def _layer_of(settings: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in settings.items() if name == "layer"}

@@ -16,6 +16,8 @@ import torch
 from ngdiff.evaluation.distributed import process_count
 from ngdiff.training.parallel import whole
 
+ROOT = Path(__file__).parent.parent
+"""The package's own folder."""
 PACKAGES = ("ngdiff", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers")
 
 
@@ -33,14 +35,13 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Return the commit of the checkout this code runs from, with ``+changes`` where it was changed."""
-    here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(here), *words]
+        command = ["git", "-C", str(ROOT), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        if not git("ls-files", Path(__file__).name):
+        if not git("ls-files", "__init__.py"):
             return None  # installed into somebody else's checkout
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
@@ -117,8 +118,7 @@ def update_with(digest: hashlib._Hash, name: str, parameter: torch.Tensor) -> No
 def code_hash() -> str:
     """Return the SHA-256 of this package's source: of each ``.py`` file, name, newline and content."""
     digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
-        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+    for path in sorted(ROOT.rglob("*.py"), key=lambda file: file.relative_to(ROOT).as_posix()):
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
