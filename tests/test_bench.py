@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
@@ -17,6 +18,8 @@ import torch
 import ngdiff.bench.run
 import ngdiff.bench.worker
 from commandline import Cli, make_cli, save_model
+from ngdiff.bench.data import evaluated_files, evaluation_folder
+from ngdiff.bench.inputs import Hashes, Inputs
 from ngdiff.bench.picture import pareto
 from ngdiff.bench.plan import (
     BenchRequest,
@@ -27,13 +30,24 @@ from ngdiff.bench.plan import (
     tuning,
 )
 from ngdiff.bench.run import BenchResult, Outcome
-from ngdiff.bench.summary import Cell, Row, mark_front, over_runs, row_from_json, shares_of, summarise
+from ngdiff.bench.summary import (
+    COLUMNS,
+    Cell,
+    Row,
+    mark_front,
+    over_runs,
+    row_from_json,
+    shares_of,
+    summarise,
+)
 from ngdiff.bench.worker import SPEC
 from ngdiff.bench.worker import main as work
 from ngdiff.evaluation.metrics import METRICS
 from ngdiff.evaluation.openunlearning import read_reference
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import METHODS, find_method
+from ngdiff.steps.weighting import RULES
+from ngdiff.system.lock import alone_in
 from ngdiff.training.unfinished import Workplace
 from published_logs import tofu_log
 from tofu_folder import make_whole_tofu
@@ -43,7 +57,8 @@ from tofu_folder import make_whole_tofu
 
 def request(**changes: Any) -> BenchRequest:
     usual: dict[str, Any] = {"methods": ("ngdiff", "graddiff"), "splits": ("forget01",), "seeds": 2}
-    return BenchRequest("target", Path("out"), **{**usual, **changes})
+    usual |= {"model": "target", "output": Path("out")}
+    return BenchRequest(**{**usual, **changes})
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -118,23 +133,71 @@ def test_an_untuned_method_runs_once_a_seed_and_a_tuned_one_on_other_seeds() -> 
 
 def test_the_key_of_a_trial_follows_what_decides_it() -> None:
     (trial, *_) = reporting(request(), {})
-    keys = {trial.key(other) for other in (request(), request(learned=9), request(items=3))}
-    assert len(keys) == 3
+    same = Hashes("model", "rows", "evaluated", "reference")
+    changed = [replace(same, **{name: "another"}) for name in asdict(same)]
+    asked = [request(), request(paraphrases=False), request(gradient_norms=True), request(lora=True)]
+    keys = {trial.key(one, same) for one in asked} | {trial.key(asked[0], other) for other in changed}
+    assert len(keys) == 8
+    assert trial.key(request(model="moved", learned=9, items=3), same) == trial.key(request(), same)
     (tune, *_) = tuning(request(trials=2))
-    assert tune.key(request()) == tune.key(request(items=3)) != tune.key(request(lora=True))
-    assert tune.key(request(also_retain=("more.jsonl",))) != tune.key(request())
+    without = {tune.key(request(), other) for other in changed}
+    assert len(without - {tune.key(request(), same)}) == 2  # no evaluation: model and rows learned decide
+
+
+def test_the_key_of_a_trial_follows_what_its_methods_name_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = Hashes("model", "rows", "evaluated")
+    trials = {trial.method: trial for trial in reporting(request(), {})}
+    before = {name: trial.key(request(), inputs) for name, trial in trials.items()}
+    monkeypatch.setitem(METHODS, "ngdiff", replace(METHODS["ngdiff"], forget_loss="unlikelihood"))
+    assert trials["ngdiff"].key(request(), inputs) != before["ngdiff"]
+    assert trials["graddiff"].key(request(), inputs) == before["graddiff"]
+    constant = RULES["constant"]
+    monkeypatch.setitem(RULES, "constant", replace(constant, settings={**constant.settings, "alpha": 9.0}))
+    assert trials["graddiff"].key(request(), inputs) != before["graddiff"]
+
+
+def test_inputs_are_known_by_what_they_hold(tmp_path: Path) -> None:
+    save_model(tmp_path / "target")
+    make_whole_tofu(tmp_path / "tofu")
+    reference = tmp_path / "eval.json"
+    reference.write_text("{}")
+    asked = request(
+        model=str(tmp_path / "target"),
+        output=tmp_path / "out",
+        references={"": str(reference)},
+        tofu_dir=tmp_path / "tofu",
+        items=4,
+    )
+    before = Inputs(asked).of("forget01")
+    shutil.copytree(tmp_path / "target", tmp_path / "moved")
+    assert Inputs(replace(asked, model=str(tmp_path / "moved"))).of("forget01") == before
+    (tmp_path / "target" / "record.json").write_text("{}")  # written beside a model, and not of it
+    assert Inputs(asked).of("forget01") == before
+    save_model(tmp_path / "target", seed=5)
+    reference.write_text("{ }")
+    after = Inputs(asked).of("forget01")
+    assert after.model != before.model and after.reference != before.reference
+    assert (after.learned, after.evaluated) == (before.learned, before.evaluated)
+    fewer = Inputs(replace(asked, items=3)).of("forget01")
+    assert fewer.evaluated != before.evaluated and fewer.learned == before.learned
+    more = Inputs(replace(asked, also_retain=("ngdiff:general",))).of("forget01")
+    assert more.learned != before.learned and more.evaluated == before.evaluated
+    place = next((tmp_path / "tofu").glob("forget01.json*"))
+    place.write_text(place.read_text().replace("a", "e"))
+    assert Inputs(asked).of("forget01").learned != before.learned
 
 
 def test_a_figure_defined_anew_is_measured_anew_and_an_added_one_changes_no_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (trial, *_) = reporting(request(), {})
-    today = trial.key(request())
+    inputs = Hashes("model", "rows", "evaluated")
+    today = trial.key(request(), inputs)
     known = METRICS["extraction_strength"]
     monkeypatch.setitem(METRICS, "added", replace(known, name="added", version=1))
-    assert trial.key(request()) == today
+    assert trial.key(request(), inputs) == today
     monkeypatch.setitem(METRICS, known.name, replace(known, version=known.version + 1))
-    assert trial.key(request()) != today
+    assert trial.key(request(), inputs) != today
 
 
 # ---- how it chooses and compares ----
@@ -200,6 +263,28 @@ def test_intervals_over_runs() -> None:
 def row(name: str, *shares: float) -> Row:
     cells = zip(("forgotten", "kept", "collateral"), map(Cell, shares), strict=False)
     return Row("forget01", name, dict(cells))
+
+
+def test_intervals_stay_where_the_figure_can_be() -> None:
+    columns = {column.key: column for column in COLUMNS}
+    shares = [(value, (None, None)) for value in (1.0, 0.9, 1.0)]
+    assert over_runs(shares).high > 1.0  # type: ignore[operator]
+    kept = over_runs(shares, columns["kept"])
+    assert kept.high == 1.0 and kept.low == over_runs(shares).low
+    quality = over_runs([(value, (None, None)) for value in (1e-1, 1e-3, 1e-2)], columns["forget_quality"])
+    assert quality.value == pytest.approx(1e-2)
+    # Student's t of two degrees of freedom is 4.3027; the logarithms' standard deviation is ln 10
+    assert quality.low == pytest.approx(1e-2 * 10 ** (-4.3027 / 3**0.5), rel=1e-3)
+    assert quality.high == 1.0 or quality.high == pytest.approx(1e-2 * 10 ** (4.3027 / 3**0.5), rel=1e-3)
+    assert over_runs([(-90.0, (None, None)), (-80.0, (None, None))], columns["privleak"]).low < -100  # type: ignore[operator]
+
+
+def test_a_trial_of_which_nothing_can_be_said_is_not_chosen() -> None:
+    figures = {"extraction_strength": 0.9, "probability": 0.9}
+    sets = {name: dict(figures) for name in ("forget", "retain", "never_seen")}
+    assert selection_score({"before": sets, "after": sets}) is not None
+    broken = {**sets, "retain": {**figures, "probability": None}}  # a NaN, as records write it
+    assert selection_score({"before": sets, "after": broken}) is None
 
 
 def test_the_front_against_every_pair() -> None:
@@ -289,6 +374,12 @@ def test_a_benchmark_runs_goes_on_and_lays_out_what_came(
     tried = result["tuning"]
     assert len(tried) == 2 and [one["chosen"] for one in tried].count(True) == 1
     assert max(tried, key=lambda one: one["score"])["chosen"]
+    assert rows["graddiff"]["tried"] == "2" and rows["graddiff"]["runs"] == "2"
+    spent = sum(one["seconds"] for one in tried)
+    assert (
+        float(rows["graddiff"]["tuning_seconds"]) == pytest.approx(spent)
+        and not rows["ngdiff"]["tuning_seconds"]
+    )
     (best,) = (one["settings"] for one in tried if one["chosen"])
     assert f"**learning_rate={best['learning_rate']:g}" in page.partition("## Tuning")[2]
     assert (out / "pareto.png").stat().st_size > 1000 and (out / "curves.png").stat().st_size > 1000
@@ -354,14 +445,18 @@ def test_a_failure_is_recorded_and_stops_nothing(
     assert "failed" not in (tmp_path / "out" / "results.md").read_text().lower()
 
 
+def learned_sixty(tmp_path: Path) -> BenchRequest:
+    return request(learned=60, tofu_dir=tmp_path / "tofu", output=tmp_path / "out")
+
+
 def test_a_target_that_learned_the_end_of_tofu(cli: Cli, tmp_path: Path, here: list[Path]) -> None:
     answer = cli(*words(tmp_path, "--methods", "ngdiff", "--learned", 60, "--dry-run"))
     assert answer.code == 0 and here == []
     assert "trials/forget01/ngdiff/seed-0" in answer.out
-    (folder,) = (tmp_path / "out" / "data").iterdir()
+    assert not (tmp_path / "out").exists()  # nothing is written
     parts = {
-        path.stem: [json.loads(line)["question"] for line in path.read_text().splitlines()]
-        for path in folder.glob("*.json")
+        name.removesuffix(".json"): [json.loads(line)["question"] for line in text.splitlines()]
+        for name, text in evaluated_files(learned_sixty(tmp_path), "forget01").items()
     }
     whole = (tmp_path / "tofu" / "full.json").read_text().splitlines()
     full = [json.loads(line)["question"] for line in whole]
@@ -377,7 +472,9 @@ def test_where_tofu_has_no_wrong_answers_the_plain_questions_are_asked(
         rows = (tmp_path / "tofu" / "forget01_perturbed.json").read_text()
         (tmp_path / "tofu" / f"{name}.json").write_text(rows)
     assert cli(*asked).code == 0
-    (folder,) = (tmp_path / "out" / "data").iterdir()
+    folder = evaluation_folder(learned_sixty(tmp_path), "forget01")
+    assert folder is not None and folder.parent == tmp_path / "out" / "data"
+    assert evaluation_folder(learned_sixty(tmp_path), "forget01") == folder
     kept = [json.loads(line) for line in (folder / "retain_perturbed.json").read_text().splitlines()]
     whole = [json.loads(line) for line in (tmp_path / "tofu" / "full.json").read_text().splitlines()]
     assert [row["question"] for row in kept] == [row["question"] for row in whole[-60:-40]]
@@ -414,6 +511,15 @@ def test_data_that_cannot_be_evaluated_ends_before_anything_runs(
         (["--model", "./gone", "--methods", "ngdiff"], "no folder and no hub name"),
         (["--set", "max_stepz=1"], "max_stepz"),
         (["--set", "check_size=0"], "0 is too small"),
+        (["--set", "seed=3"], "--set seed: is decided by the benchmark"),
+        (["--set", "method=ga"], "--set method: is decided by the benchmark"),
+        (["--set", "num_train_epochs=3", "--epochs", "2"], "num_train_epochs: is decided"),
+        (["--stopping", "both"], "--set stop_at: is decided by the benchmark"),
+        (["--methods", "graddiff", "--set", "learning_rate=1e-4"], "'graddiff' takes it from its range"),
+        (["--methods", "npo", "--set", "rule_settings={alpha: 3}"], "'npo' takes it from its range"),
+        (["--methods", "ngdiff", "--set", "rule_settings={alpha: 3}"], "no setting called alpha"),
+        (["--learned", "40"], "leaves nothing to keep"),
+        (["--learned", "3999"], "nothing that was never seen"),
         (["--precision", "fp8"], "no precision called 'fp8'"),
     ],
 )
@@ -423,6 +529,54 @@ def test_bad_requests_end_before_anything_runs(
     answer = cli(*words(tmp_path, *more))
     assert answer.code == 2 and here == []
     assert any(what in f"{where}" for where, _ in answer.faults), answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_the_retrained_model_cannot_be_evaluated_the_rest_goes_on_without_it(
+    cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = ngdiff.bench.worker._evaluate
+
+    def fails(model: str, spec: dict[str, Any], folder: Path) -> None:
+        if folder.name == "retrained":
+            raise MemoryError("no room")
+        evaluate(model, spec, folder)
+
+    asked = words(tmp_path, "--methods", "ngdiff", "--seeds", 1, "--items", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(ngdiff.bench.worker, "_evaluate", fails)
+        answer = cli(*asked)
+    assert answer.code == 0 and "Failed" in answer.err
+    rows = {
+        row["name"]: row["cells"] for row in json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    }
+    assert rows["retrained"] == {} and "forget.probability" in rows["ngdiff"]
+    assert "forget_quality" not in rows["ngdiff"]
+    here.clear()
+    assert cli(*asked).code == 0  # now that it can be, all is compared with it
+    assert [folder.name for folder in here] == ["retrained", "target", "seed-0"]
+    rows = {
+        row["name"]: row["cells"] for row in json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    }
+    assert "forget_quality" in rows["ngdiff"] and "forget.probability" in rows["retrained"]
+
+
+def test_models_that_are_to_be_kept_are_made_where_they_are_gone(
+    cli: Cli, tmp_path: Path, here: list[Path]
+) -> None:
+    asked = words(tmp_path, "--methods", "ngdiff", "--seeds", 1, "--items", 4)
+    assert cli(*asked).code == 0 and not list((tmp_path / "out").rglob("*.safetensors"))
+    here.clear()
+    assert cli(*asked, "--keep-models").code == 0
+    assert [folder.name for folder in here] == ["seed-0"]
+    assert (tmp_path / "out/trials/forget01/ngdiff/seed-0/model/model.safetensors").is_file()
+
+
+def test_one_benchmark_at_a_time_works_in_a_folder(cli: Cli, tmp_path: Path, here: list[Path]) -> None:
+    with alone_in(tmp_path / "out"):
+        answer = cli(*words(tmp_path, "--methods", "ngdiff"))
+    assert answer.code == 2 and here == []
+    assert any("another process is at work" in where for where, _ in answer.faults)
 
 
 @pytest.mark.parametrize(("given", "threads"), [({}, 2), ({"OMP_NUM_THREADS": "1"}, 1)])
@@ -436,7 +590,7 @@ def test_trials_share_the_cores_unless_told_otherwise(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     tell = "import os; print(os.environ['OMP_NUM_THREADS'])"
     monkeypatch.setattr(ngdiff.bench.run, "_command", lambda _: [sys.executable, "-c", tell])
-    workers = ngdiff.bench.run._Workers(request(jobs=2))
+    workers = ngdiff.bench.run._Workers(request(jobs=2), Inputs(request()))
     assert workers._process(tmp_path, -1) == 0
     assert int((tmp_path / "log.txt").read_text()) == threads
 

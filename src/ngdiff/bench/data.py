@@ -8,8 +8,11 @@ from typing import Any
 
 from ngdiff.bench.plan import BenchRequest
 from ngdiff.data.sources import read_rows
+from ngdiff.evaluation.cache import cache_key
 from ngdiff.system.output import staged_folder
 
+TOFU_SIZE = 4000
+"""Questions of TOFU in all."""
 FORGET_SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 MOST_RETAIN = 400
@@ -23,22 +26,42 @@ def sources(request: BenchRequest, split: str) -> tuple[str, str]:
     return f"tofu:{split}", f"tofu:full[-{request.learned}:-{FORGET_SIZES[split]}]"
 
 
-def evaluation_folder(request: BenchRequest, split: str) -> Path | None:
+def evaluation_folder(request: BenchRequest, split: str, parent: Path | None = None) -> Path | None:
     """Return a folder in TOFU's layout for the suite to read; None where TOFU's own files serve as they are.
+
+    It is named after what is in it, and written where it is not there.
 
     Where the target learned TOFU's last questions only, its retain questions are those of TOFU's perturbed
     files that it learned and is not to forget (where there are none, plain ones, which have no wrong answers
     and so no truth ratio), and the holdout is TOFU's first questions, which it never saw.
     With ``items`` every set is thinned evenly.
 
+    Args:
+        request: whose evaluations these are.
+        split: of TOFU.
+        parent: where the folder is to lie; below the request's output without one.
+
     Raises:
         RequestError: a file of TOFU cannot be read.
     """
     if request.learned is None and request.items is None:
         return request.tofu_dir
-    folder = request.output / "data" / f"{split}-{request.learned or 'all'}-{request.items or 'all'}"
-    if folder.is_dir():
-        return folder
+    files = evaluated_files(request, split)
+    named = f"{split}-{request.learned or 'all'}-{request.items or 'all'}-{cache_key(files)[:8]}"
+    folder = (parent or request.output / "data") / named
+    if not folder.is_dir():
+        with staged_folder(folder) as staged:
+            for name, text in files.items():
+                (staged / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def evaluated_files(request: BenchRequest, split: str) -> dict[str, str]:
+    """Return the content of every file that the evaluations of a split read, by its name.
+
+    Raises:
+        RequestError: a file of TOFU cannot be read.
+    """
     parts = {
         name: _rows(f"tofu:{name}", request)
         for name in (f"{split}_perturbed", "real_authors_perturbed", "world_facts_perturbed")
@@ -47,11 +70,10 @@ def evaluation_folder(request: BenchRequest, split: str) -> Path | None:
     holdout = _holdout(request, split)
     if holdout:
         parts[split.replace("forget", "holdout")] = holdout
-    with staged_folder(folder) as staged:
-        for name, rows in parts.items():
-            text = "".join(json.dumps(row) + "\n" for row in thinned(rows, request.items))
-            (staged / f"{name}.json").write_text(text, encoding="utf-8")
-    return folder
+    return {
+        f"{name}.json": "".join(json.dumps(row) + "\n" for row in thinned(rows, request.items))
+        for name, rows in parts.items()
+    }
 
 
 def thinned(rows: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]]:

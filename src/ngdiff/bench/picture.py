@@ -85,22 +85,28 @@ def _curves(result: BenchResult, path: Path) -> Path:
     from matplotlib import pyplot
 
     splits = result.request.splits
-    figure, axes = pyplot.subplots(len(splits), 3, figsize=(17, 4.2 * len(splits)), squeeze=False)
-    titles = ("forget extraction strength of the step's batch", "retain loss", "learning rate")
-    keys = ("forget_extraction_strength", "retain_loss", "learning_rate")
+    panels = {
+        "forget_extraction_strength": "forget extraction strength of the step's batch",
+        "forget_loss": "forget loss",
+        "retain_loss": "retain loss",
+        "learning_rate": "learning rate",
+    }
+    count = len(panels)
+    figure, axes = pyplot.subplots(len(splits), count, figsize=(22, 4.2 * len(splits)), squeeze=False)
     for line, split in zip(axes, splits, strict=True):
         for outcome in result.reported:
             record = outcome.read(RECORD)
             if outcome.split != split or record is None or outcome.error or outcome.folder.name != "seed-0":
                 continue
-            for panel, key in zip(line, keys, strict=True):
+            for panel, key in zip(line, panels, strict=True):
                 points = [(step["step"], step[key]) for step in record["steps"] if step[key] is not None]
                 panel.plot(*zip(*points, strict=True), label=outcome.folder.parent.name) if points else None
-        for panel, title in zip(line, titles, strict=True):
+        for panel, title in zip(line, panels.values(), strict=True):
             panel.set(xlabel="optimizer step", title=f"{split}: {title}")
-        line[2].set(yscale="log")
-        if line[0].lines:
-            line[0].legend(fontsize=7)
+        line[1].set(yscale="symlog")  # gradient ascent falls without end, and others stay near 0
+        line[3].set(yscale="log")
+        if line[1].lines:
+            line[1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

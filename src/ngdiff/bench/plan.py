@@ -8,12 +8,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.evaluation.statistics import harmonic_mean
+from ngdiff.losses import LOSSES
 from ngdiff.methods import Method, find_method
+from ngdiff.steps.weighting import RULES
+
+if TYPE_CHECKING:
+    from ngdiff.bench.inputs import Hashes
 
 Stopping = Literal["rule", "none"]
 Settings = Mapping[str, Any]
@@ -110,27 +115,31 @@ class Trial:
         kind = self.method if self.stopping == "rule" else f"{self.method}-no-stop"
         return Path("trials") / self.split / kind / self.label
 
-    def key(self, request: BenchRequest) -> str:
-        """Return a hash of all that decides the trial's outcome but the model's weights and the data.
+    def key(self, request: BenchRequest, inputs: Hashes) -> str:
+        """Return a hash of all that decides the trial's outcome: model, data, method, settings, evaluation.
 
         What a figure means is part of it: the stopping rule and tuning go by figures, too.
         """
-        common: dict[str, Any] = {
-            "model": request.model,
-            "learned": request.learned,
-            "lora": request.lora,
-        }
-        if request.also_retain:
-            common["also_retain"] = list(request.also_retain)
-        evaluation = {
-            "items": request.items,
-            "reference": request.reference(self.split),
-            "paraphrases": request.paraphrases,
-            "gradient_norms": request.gradient_norms,
-        }
-        own = {**asdict(self), "settings": dict(self.settings)}
-        measured = evaluation if self.evaluate else {}
+        own = {**asdict(self), "settings": dict(self.settings), "recipe": recipe(find_method(self.method))}
+        common = {"model": inputs.model, "rows": inputs.learned, "lora": request.lora}
+        measured = evaluation_key(request, inputs) if self.evaluate else None
         return cache_key(own, common, measured, request.precision, changed_definitions())
+
+
+def evaluation_key(request: BenchRequest, inputs: Hashes) -> list[Any]:
+    """Return all that decides what an evaluation finds beside the model."""
+    return [inputs.evaluated, inputs.reference, request.paraphrases, request.gradient_norms]
+
+
+def recipe(method: Method) -> dict[str, Any]:
+    """Return what a method's name stands for today: its parts with all their settings."""
+    rule = {**RULES[method.rule].settings, **method.rule_settings}
+    losses = (LOSSES[method.forget_loss], LOSSES[method.retain_loss])
+    return {
+        "losses": [[loss.name, dict(loss.settings)] for loss in losses],
+        "rule": [method.rule, rule],
+        "step_size": [method.step_size, method.learning_rate],
+    }
 
 
 def candidates(method: Method, count: int) -> list[dict[str, Any]]:
@@ -166,9 +175,6 @@ def _spread(rest: Sequence[dict[str, Any]], first: Mapping[str, Any], count: int
 
 def _defaults(method: Method) -> dict[str, Any]:
     """Return a method's usual values of the settings in its search range."""
-    from ngdiff.losses import LOSSES
-    from ngdiff.steps.weighting import RULES
-
     usual: dict[str, Any] = {"learning_rate": method.learning_rate}
     tables = {
         "rule_settings": {**RULES[method.rule].settings, **method.rule_settings},
@@ -238,8 +244,10 @@ def _trial(
     return Trial(split, method.name, stopping, label, settings, evaluate=label.startswith("seed"))
 
 
-def selection_score(record: Mapping[str, Any]) -> float:
+def selection_score(record: Mapping[str, Any]) -> float | None:
     """Return how good a tuning trial was, in [0, 1]: the harmonic mean of three shares.
+
+    None where a figure of it was not finite: nothing can be said of such a trial.
 
     - Forgotten: how far the forget set's extraction strength came down from where it was to that of text the
       model never saw.
@@ -249,6 +257,9 @@ def selection_score(record: Mapping[str, Any]) -> float:
     Nothing in it needs the retrained model, which nobody has who tunes a method for use.
     """
     before, after = record["before"], record["after"]
+    parts = [("forget", "extraction_strength"), ("retain", "probability"), ("never_seen", "probability")]
+    if any(side[part][figure] is None for side in (before, after) for part, figure in parts):
+        return None
     level = before["never_seen"]["extraction_strength"]
     span = before["forget"]["extraction_strength"] - level
     fallen = before["forget"]["extraction_strength"] - after["forget"]["extraction_strength"]

@@ -18,20 +18,25 @@ from typing import Any
 
 import torch
 
+from ngdiff.bench.check import check
 from ngdiff.bench.data import evaluation_folder, sources
-from ngdiff.bench.plan import BenchRequest, Settings, Trial, reporting, selection_score, tuning
+from ngdiff.bench.inputs import Hashes, Inputs
+from ngdiff.bench.plan import (
+    BenchRequest,
+    Settings,
+    Trial,
+    evaluation_key,
+    reporting,
+    selection_score,
+    tuning,
+)
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
-from ngdiff.data.sources import read_rows
-from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
-from ngdiff.evaluation.references import resolve_reference
-from ngdiff.evaluation.request import EvaluateRequest
-from ngdiff.evaluation.suites.tofu import SPLITS, read_tofu
-from ngdiff.methods import METHODS, find_method
-from ngdiff.models.loading import check_causal, check_precision, resolve_model
-from ngdiff.settings.config import UnlearningConfig
-from ngdiff.system.output import check_output, same_folder, write_json
+from ngdiff.methods import find_method
+from ngdiff.system.events import log
+from ngdiff.system.lock import alone_in
+from ngdiff.system.output import write_json
 from ngdiff.system.outside import first_line
 from ngdiff.system.progress import Meter
 from ngdiff.training.unfinished import Workplace
@@ -90,92 +95,6 @@ class BenchResult:
         return [outcome for outcome in [*self.compared, *self.tuned, *self.reported] if outcome.error]
 
 
-def check(request: BenchRequest) -> None:
-    """Find every fault of a request before anything long begins.
-
-    Raises:
-        RequestError: with all of them.
-    """
-    faults: list[Fault] = []
-    for name in request.methods:
-        if name not in METHODS:
-            faults.append(unknown_name("--methods", "method", name, METHODS))
-        elif name == "dpo":
-            mend = "Take idkdpo or altpo, which need no column"
-            faults.append(Fault("--methods", "TOFU has no preferred answers for 'dpo'", mend))
-    asked = [("--splits", split) for split in request.splits]
-    asked += [("--reference", split) for split in request.references if split]
-    asked += [("--tune-on", request.tune_on)] if request.tune_on is not None else []
-    for flag, split in asked:
-        if split not in SPLITS:
-            faults.append(unknown_name(flag, "forget set of TOFU", split, SPLITS))
-    numbers = (
-        ("--seeds", request.seeds),
-        ("--trials", request.trials),
-        ("--batch-size", request.batch_size),
-    )
-    faults += check_output(
-        request.output / ".trial", False
-    )  # the folder itself may be full: it goes on there
-    for flag, value in numbers:
-        if value < 1:
-            faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
-    for name, given in (("--methods", request.methods), ("--splits", request.splits)):
-        if not given:
-            faults.append(Fault(name, "is empty", "Name at least one"))
-    for beside in request.also_retain:
-        try:
-            read_rows(beside, where="--also-retain", tofu_dir=request.tofu_dir)
-        except RequestError as error:
-            faults += error.faults
-    models = [("--model", request.model)]
-    models += [("--reference", path) for path in request.references.values() if not path.endswith(".json")]
-    for where, model in models:
-        try:
-            source = resolve_model(model, where, request.trust_remote_code)
-            faults += check_causal(source, where) + same_folder(request.output, source.location)
-        except RequestError as error:
-            faults += error.faults
-    for split in request.splits:
-        try:
-            if split in SPLITS:
-                _check_evaluations(request, split)
-        except RequestError as error:
-            faults += [
-                replace(fault, where="--splits") if fault.where == "--forget" else fault
-                for fault in error.faults
-            ]
-    try:
-        check_precision(request.precision)
-        settings = dict(request.settings)
-        if request.epochs is not None:
-            settings["num_train_epochs"] = request.epochs
-        for name in set(request.methods) & set(METHODS):
-            UnlearningConfig(
-                **{"output_dir": str(request.output), "method": name, "use_cpu": True, **settings}
-            )
-    except RequestError as error:
-        faults += error.faults
-    except (TypeError, ValueError, AttributeError, LookupError, OSError, ImportError, RuntimeError) as error:
-        faults.append(Fault("--set", first_line(error), "See ngdiff unlearn --help"))
-    if faults:
-        raise RequestError(list(dict.fromkeys(faults)))
-
-
-def _check_evaluations(request: BenchRequest, split: str) -> None:
-    """Read what the evaluations of a split will read: its data, and the retrained model's evaluation."""
-    data = read_tofu(_as_evaluated(request, split))
-    reference = request.reference(split)
-    if reference is not None and reference.endswith(".json"):
-        resolve_reference(reference, "tofu", data)
-
-
-def _as_evaluated(request: BenchRequest, split: str) -> EvaluateRequest:
-    """Return what the evaluations of a split will read, as far as the data goes."""
-    folder, output = evaluation_folder(request, split), request.output / EVALUATION
-    return EvaluateRequest(request.model, "tofu", output, (split,), tofu_dir=folder)
-
-
 def run(request: BenchRequest) -> BenchResult:
     """Do every trial that is not done yet.
 
@@ -183,9 +102,16 @@ def run(request: BenchRequest) -> BenchResult:
         RequestError: something in the request is wrong.
     """
     check(request)
+    with alone_in(request.output):
+        return _run(request)
+
+
+def _run(request: BenchRequest) -> BenchResult:
     result = BenchResult(request)
-    workers = _Workers(request)
-    result.compared = _given(request) + workers.do(_models_compared(request), "Target and retrained model")
+    workers = _Workers(request, Inputs(request))
+    retrained = workers.do(workers.compared("retrained"), "Retrained model")
+    workers.failed = {outcome.split for outcome in retrained if outcome.error}
+    result.compared = [*_given(request), *retrained, *workers.do(workers.compared("target"), "Target")]
     tuned = [workers.spec(trial) for trial in tuning(request)]
     names = {job.outcome.name for job in tuned}
     ready = [workers.spec(trial) for trial in reporting(request, {}) if trial.method not in names]
@@ -209,9 +135,10 @@ def choose(tuned: Sequence[Outcome]) -> dict[tuple[str, str], Settings]:
     best: dict[tuple[str, str], tuple[float, Settings]] = {}
     for outcome in tuned:
         record = outcome.read(RECORD)
-        if outcome.error or record is None or outcome.trial is None:
+        score = None if record is None else selection_score(record)
+        if outcome.error or score is None or outcome.trial is None:
             continue
-        key, score = (outcome.split, outcome.name), selection_score(record)
+        key = outcome.split, outcome.name
         if key not in best or score > best[key][0]:
             best[key] = score, searched(outcome.trial)
     return {key: settings for key, (_, settings) in best.items()}
@@ -235,39 +162,11 @@ class _Job:
     key: str
 
 
-def _models_compared(request: BenchRequest) -> list[_Job]:
-    """Evaluate the target and, where it is a model, the retrained one; the latter first, for the former."""
-    jobs = []
-    for split in request.splits:
-        reference = request.reference(split)
-        models = [("target", request.model)]
-        if reference is not None and not reference.endswith(".json"):
-            models.insert(0, ("retrained", reference))
-        for name, model in models:
-            known = None if name == "retrained" else _reference_file(request, split)
-            spec = {
-                "model": model,
-                "unlearn": None,
-                "evaluate": _evaluation(request, split, known),
-                "keep_model": True,
-            }
-            folder = request.output / "models" / split / name
-            jobs.append(_Job(Outcome(name, split, folder), spec, cache_key(spec, changed_definitions())))
-    return jobs
-
-
 def _given(request: BenchRequest) -> list[Outcome]:
     """Return the retrained models that were given by their evaluations."""
     found = ((split, request.reference(split)) for split in request.splits)
     files = [(split, Path(path)) for split, path in found if path is not None and path.endswith(".json")]
     return [Outcome("retrained", split, path.parent, given=path) for split, path in files]
-
-
-def _reference_file(request: BenchRequest, split: str) -> str | None:
-    given = request.reference(split)
-    if given is None or given.endswith(".json"):
-        return given
-    return str(request.output / "models" / split / "retrained" / EVALUATION)
 
 
 def _evaluation(request: BenchRequest, split: str, reference: str | None) -> dict[str, Any]:
@@ -287,8 +186,10 @@ def _evaluation(request: BenchRequest, split: str, reference: str | None) -> dic
 class _Workers:
     """Runs jobs in processes of their own, a GPU or a share of the cores each."""
 
-    def __init__(self, request: BenchRequest) -> None:
-        self.request = request
+    def __init__(self, request: BenchRequest, inputs: Inputs) -> None:
+        self.request, self.inputs = request, inputs
+        self.failed: set[str] = set()
+        """Splits whose retrained model could not be evaluated: nothing is compared with it."""
         gpus = torch.cuda.device_count()
         self.count = request.jobs or max(1, gpus)
         self.gpus: SimpleQueue[int] = SimpleQueue()
@@ -297,11 +198,38 @@ class _Workers:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
 
+    def compared(self, name: str) -> list[_Job]:
+        """Return the evaluations of the target, or of the retrained models that were given as models."""
+        jobs = []
+        for split in self.request.splits:
+            model = self.request.model if name == "target" else self.request.reference(split)
+            if model is None or model.endswith(".json"):
+                continue
+            reference = None if name == "retrained" else self._reference(split)
+            evaluation = _evaluation(self.request, split, reference)
+            spec = {"model": model, "unlearn": None, "evaluate": evaluation, "keep_model": True}
+            folder = self.request.output / "models" / split / name
+            measured = evaluation_key(self.request, self._hashes(split, reference is not None))
+            key = cache_key(self.inputs.model(model), measured, self.request.precision, changed_definitions())
+            jobs.append(_Job(Outcome(name, split, folder), spec, key))
+        return jobs
+
+    def _reference(self, split: str) -> str | None:
+        given = self.request.reference(split)
+        if given is None or split in self.failed:
+            return None
+        made = str(self.request.output / "models" / split / "retrained" / EVALUATION)
+        return given if given.endswith(".json") else made
+
+    def _hashes(self, split: str, compared: bool) -> Hashes:
+        found = self.inputs.of(split)
+        return found if compared else replace(found, reference=None)
+
     def spec(self, trial: Trial) -> _Job:
         """Return what a trial's process has to be told."""
         request = self.request
         forget, retain = sources(request, trial.split)
-        reference = _reference_file(request, trial.split) if trial.evaluate else None
+        reference = self._reference(trial.split) if trial.evaluate else None
         spec = {
             "model": request.model,
             "unlearn": {
@@ -319,20 +247,18 @@ class _Workers:
             "keep_model": request.keep_models and trial.evaluate,
         }
         outcome = Outcome(trial.method, trial.split, request.output / trial.place, trial)
-        return _Job(outcome, spec, trial.key(request))
+        key = trial.key(request, self._hashes(trial.split, reference is not None))
+        return _Job(outcome, spec, key)
 
     def do(self, jobs: Sequence[_Job], title: str) -> list[Outcome]:
         """Do the jobs that are not done yet; a failure is written down and stops nothing else."""
         todo = [job for job in jobs if not _is_done(job)]
-        ordered = [job for job in todo if job.outcome.name == "retrained"]
-        rest = [job for job in todo if job.outcome.name != "retrained"]
         if todo:
             with Meter(title, len(jobs)) as meter, ThreadPoolExecutor(self.count) as pool:
                 meter.advance(len(jobs) - len(todo))
                 try:
-                    for group in (ordered, rest):  # what others compare with comes first
-                        for done in as_completed([pool.submit(self._one, job) for job in group]):
-                            meter.advance(1, done.result().outcome.name)
+                    for done in as_completed([pool.submit(self._one, job) for job in todo]):
+                        meter.advance(1, done.result().outcome.name)
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     self._stop()
@@ -343,6 +269,13 @@ class _Workers:
         return [job.outcome for job in jobs]
 
     def _one(self, job: _Job) -> _Job:
+        try:
+            self._work(job)
+        except OSError as error:  # no room for its files, say: one trial fails, and the others go on
+            log.note(f"{job.outcome.folder}: {first_line(error)}")
+        return job
+
+    def _work(self, job: _Job) -> None:
         folder = job.outcome.folder
         folder.mkdir(parents=True, exist_ok=True)
         if _status(folder).get("key") != job.key:
@@ -356,7 +289,6 @@ class _Workers:
             self.gpus.put(gpu)
         error = None if code == 0 else _last_words(folder, code)
         write_json({"key": job.key, "seconds": time.monotonic() - started, "error": error}, folder / STATUS)
-        return job
 
     def _process(self, folder: Path, gpu: int) -> int:
         threads = max(1, (os.cpu_count() or 1) // self.count)
@@ -400,8 +332,9 @@ def _status(folder: Path) -> dict[str, Any]:
 
 
 def _is_done(job: _Job) -> bool:
-    status = _status(job.outcome.folder)
-    return status.get("key") == job.key and status.get("error") is None
+    status, folder = _status(job.outcome.folder), job.outcome.folder
+    lacking = job.spec["keep_model"] and job.spec["unlearn"] is not None and not (folder / "model").is_dir()
+    return status.get("key") == job.key and status.get("error") is None and not lacking
 
 
 def _clear(folder: Path) -> None:

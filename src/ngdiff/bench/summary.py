@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,33 +30,40 @@ class Column:
         title: what the table calls it.
         better: ``up``, ``down``, or None where neither is.
         group: what it is about.
+        low: least value that it can have.
+        high: greatest.
+        logarithmic: whether means over runs are taken of logarithms, as of p-values that differ by orders.
     """
 
     key: str
     title: str
     better: str | None
     group: str
+    low: float = 0.0
+    high: float = 1.0
+    logarithmic: bool = False
 
 
 COLUMNS: tuple[Column, ...] = (
     Column("forget.extraction_strength", "forget ES", None, "forgotten"),
     Column("forget.probability", "forget P", None, "forgotten"),
     Column("forget.rouge", "forget ROUGE", None, "forgotten"),
-    Column("forget_quality", "forget quality (KS p)", "up", "forgotten"),
-    Column("privleak", "PrivLeak", None, "forgotten"),
+    Column("forget_quality", "forget quality (KS p)", "up", "forgotten", logarithmic=True),
+    Column("privleak", "PrivLeak", None, "forgotten", -inf, inf),
     Column("model_utility", "model utility", "up", "kept"),
     Column("retain.probability", "retain P", "up", "kept"),
     Column("retain.extraction_strength", "retain ES", "up", "kept"),
     Column("holdout.probability", "never seen P", None, "neighbourhood"),
     Column("real_authors.probability", "real authors P", "up", "neighbourhood"),
     Column("world_facts.probability", "world facts P", "up", "neighbourhood"),
-    Column("general_nll", "general NLL", "down", "neighbourhood"),
+    Column("general_nll", "general NLL", "down", "neighbourhood", high=inf),
     Column("forgotten", "forgotten", "up", "shares"),
     Column("kept", "kept", "up", "shares"),
     Column("collateral", "collateral kept", "up", "shares"),
-    Column("steps", "steps", None, "cost"),
-    Column("seconds", "s", "down", "cost"),
-    Column("peak_gib", "GiB", "down", "cost"),
+    Column("steps", "steps", None, "cost", high=inf),
+    Column("seconds", "s", "down", "cost", high=inf),
+    Column("peak_gib", "GiB", "down", "cost", high=inf),
+    Column("tuning_seconds", "s of tuning", "down", "cost", high=inf),
 )
 
 
@@ -81,7 +89,8 @@ class Row:
         name: of the method, with ``-no-stop`` where it ran to the end.
         cells: figure by column key.
         settings: what was chosen for it by tuning.
-        tried: settings that were tried.
+        tried: settings that were tried to the end; 0 where none could be, and its usual ones were taken.
+        runs: that the figures are means of.
         ended: why its runs ended, with counts.
         failed: runs that failed.
         on_front: whether it forgot enough to count, and no other such row is better in one of the three
@@ -93,6 +102,7 @@ class Row:
     cells: dict[str, Cell] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     tried: int = 1
+    runs: int = 1
     ended: dict[str, int] = field(default_factory=dict)
     failed: int = 0
     on_front: bool = False
@@ -134,7 +144,7 @@ def _row(
     done = [outcome for outcome in outcomes if outcome.error is None]
     runs = [_figures(outcome, base) for outcome in done]
     cells = {
-        column.key: over_runs([run[column.key] for run in runs])
+        column.key: over_runs([run[column.key] for run in runs], column)
         for column in COLUMNS
         if runs and all(column.key in run for run in runs)
     }
@@ -144,9 +154,13 @@ def _row(
         ended[code] = ended.get(code, 0) + 1
     method = outcomes[0].name
     tuned_on = result.request.tuned_on(split)
-    tried = sum(outcome.name == method and outcome.split == tuned_on for outcome in result.tuned)
+    asked = [outcome for outcome in result.tuned if outcome.name == method and outcome.split == tuned_on]
+    tried = [record for outcome in asked if not outcome.error and (record := outcome.read(RECORD))]
+    if tried:
+        cells["tuning_seconds"] = Cell(sum(record["cost"]["seconds"] for record in tried))
     chosen = result.chosen.get((tuned_on, method), {})
-    return Row(split, name, cells, chosen, max(1, tried), ended, len(outcomes) - len(done))
+    count = len(tried) if asked else 1
+    return Row(split, name, cells, chosen, count, len(done), ended, len(outcomes) - len(done))
 
 
 def _figures(outcome: Outcome, base: Mapping[str, Figures]) -> Figures:
@@ -174,7 +188,8 @@ def _evaluated(outcome: Outcome) -> Figures:
     if record is not None:
         found["steps"] = float(record["cost"]["steps"]), (None, None)
         found["seconds"] = record["cost"]["seconds"], (None, None)
-        found["peak_gib"] = max(record["cost"]["peak_memory_gib"].values()), (None, None)
+        peaks = record["cost"]["peak_memory_gib"]  # the accelerator's, where one did the work
+        found["peak_gib"] = peaks.get("accelerator", peaks["process"]), (None, None)
     return found
 
 
@@ -234,13 +249,32 @@ def _share(value: float, whole: float) -> float:
     return 1.0 if whole <= 0 else min(1.0, max(0.0, value / whole))
 
 
-def over_runs(found: Sequence[tuple[float, Interval]]) -> Cell:
-    """Return the mean over runs, with Student's 95% interval; of one run, its own interval over items."""
+def over_runs(found: Sequence[tuple[float, Interval]], column: Column | None = None) -> Cell:
+    """Return the mean over runs, with Student's 95% interval; of one run, its own interval over items.
+
+    The interval ends where the figure's range does. Of p-values, which differ by orders of magnitude, mean
+    and interval are those of the logarithms.
+    """
     values = tuple(value for value, _ in found)
     if len(values) == 1:
         return Cell(values[0], *found[0][1], values)
+    if column is not None and column.logarithmic:
+        low, middle, high = map(math.exp, _student([math.log(max(value, _LEAST)) for value in values]))
+    else:
+        low, middle, high = _student(values)
+    if column is not None:
+        low, high = max(low, column.low), min(high, column.high)
+    return Cell(middle, low, high, values)
+
+
+_LEAST = 1e-300
+"""For the logarithm of a p-value that came out as 0."""
+
+
+def _student(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return lower bound, mean and upper bound of Student's 95% interval."""
     half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return Cell(mean(values), mean(values) - half, mean(values) + half, values)
+    return mean(values) - half, mean(values), mean(values) + half
 
 
 OBJECTIVES = ("forgotten", "kept", "collateral")

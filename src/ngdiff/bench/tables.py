@@ -21,13 +21,14 @@ SELECTION = (
     "Settings were chosen by the harmonic mean of three shares: how far the forget set's extraction strength "
     "fell towards that of never-seen text, and how much of the answer probability of held-out retain "
     "examples and of never-seen text was left. The rule was fixed before any trial ran, sees no retrained "
-    "model, and its trials have a seed that no reported run has. Methods with an automatic rate have nothing "
-    "to choose."
+    "model, and its trials have a seed that no reported run has; they ran under the stopping rule, also "
+    "where runs without it (no-stop) are reported. Methods with an automatic rate have nothing to choose."
 )
 FRONT = (
     f"**Bold**: of the methods that forgot at least {FORGOT_ENOUGH:.0%}, no other is better in one of "
     "*forgotten*, *kept* and *collateral kept* and worse in none. Intervals are 95%: Student's over seeds, "
-    "over items where there is one seed."
+    "over items where there is one seed; means of p-values are geometric. *s of tuning* are those of all "
+    "trials from which the settings were chosen."
 )
 
 
@@ -92,6 +93,8 @@ def number(value: float) -> str:
 
 
 def _settings(row: Row) -> str:
+    if row.tried == 0:
+        return "the usual ones: no trial ran to its end"
     found = _written(row.settings)
     return found + (f" (of {row.tried})" if found and row.tried > 1 else "")
 
@@ -131,7 +134,9 @@ def tuning_rows(result: BenchResult) -> list[dict[str, Any]]:
                 "seconds": record["cost"]["seconds"],
                 "ended": record["stop"]["code"],
             }
-        row["chosen"] = record is not None and result.chosen.get((outcome.split, outcome.name)) == settings
+        row["chosen"] = (
+            row["score"] is not None and result.chosen.get((outcome.split, outcome.name)) == settings
+        )
         rows.append(row)
     return rows
 
@@ -167,7 +172,11 @@ def as_csv(rows: Sequence[Row]) -> str:
             "split",
             "method",
             "on_front",
+            "runs",
             "failed",
+            "ended",
+            "settings",
+            "tried",
             *(f"{k}{end}" for k in keys for end in ("", "_low", "_high")),
         ]
     )
@@ -176,7 +185,8 @@ def as_csv(rows: Sequence[Row]) -> str:
         for key in keys:
             cell = row.cells.get(key)
             cells += ["", "", ""] if cell is None else [cell.value, cell.low, cell.high]
-        writer.writerow([row.split, row.name, row.on_front, row.failed, *cells])
+        facts = [row.on_front, row.runs, row.failed, _ended(row), _written(row.settings), row.tried]
+        writer.writerow([row.split, row.name, *facts, *cells])
     return file.getvalue()
 
 

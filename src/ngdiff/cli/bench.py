@@ -210,8 +210,8 @@ def _references(given: list[str]) -> dict[str, str]:
 
 
 def _dry(request: BenchRequest) -> None:
+    from ngdiff.bench.check import check
     from ngdiff.bench.plan import reporting, tuning
-    from ngdiff.bench.run import check
 
     check(request)
     for title, trials in (("tuning", tuning(request)), ("reported", reporting(request, {}))):
@@ -226,13 +226,14 @@ def _run(request: BenchRequest, report: bool) -> None:
     from ngdiff.bench.run import run
     from ngdiff.bench.summary import summarise
     from ngdiff.bench.tables import as_csv, as_json, markdown
-    from ngdiff.system.output import write_json
+    from ngdiff.system.output import staged_file, write_json
     from ngdiff.system.progress import console
 
     result = run(request)
     rows = summarise(result)
-    (request.output / "results.md").write_text(markdown(result, rows), encoding="utf-8")
-    (request.output / "results.csv").write_text(as_csv(rows), encoding="utf-8")
+    for name, text in (("results.md", markdown(result, rows)), ("results.csv", as_csv(rows))):
+        with staged_file(request.output / name) as staged:
+            staged.write_text(text, encoding="utf-8")
     write_json(as_json(result, rows), request.output / "results.json")
     try:
         draw(result, rows, request.output)

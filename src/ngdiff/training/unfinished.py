@@ -6,7 +6,6 @@ was asked (``run.json``), the checkpoints (``run``), and the result while it is 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,11 +17,12 @@ from typing import Any
 
 from ngdiff.errors import Fault, RequestError
 from ngdiff.settings.identity import NOT_COUNTED, request_hash
+from ngdiff.system.lock import LOCK_FILE, take, unwritable
 from ngdiff.system.output import write_json
 from ngdiff.system.progress import console
 from ngdiff.training.checkpoints import checkpoints, sync_file, sync_folder, tidy
 
-ASKED_FILE, FINISHED_FILE, LOCK_FILE = "run.json", "finished.json", "lock"
+ASKED_FILE, FINISHED_FILE = "run.json", "finished.json"
 SHORT = 12
 
 
@@ -147,7 +147,7 @@ class Workplace:
             RequestError: see :meth:`goes_on`; or another process is at work here.
         """
         self.goes_on(asked, resume=resume, overwrite=overwrite)  # before anything is written
-        lock = self._lock()
+        lock = take(self.folder, self.output)
         try:
             going_on = self.goes_on(asked, resume=resume, overwrite=overwrite)
             self._make_ready(asked, going_on, overwrite)
@@ -164,29 +164,13 @@ class Workplace:
         finally:
             os.close(lock)
 
-    def _lock(self) -> int:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RequestError(_unwritable(self.folder, error)) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            what = f"another process is at work on {self.output}"
-            raise RequestError(Fault("--output", what, "Wait for it, or give another folder")) from None
-        except OSError:  # a file system without locks: there is nothing to ask
-            return lock
-        return lock
-
     def _make_ready(self, asked: Asked, going_on: bool, overwrite: bool) -> None:
         kept = {**_as_json(asked), "overwrite": overwrite or (going_on and self.may_replace)}
         try:
             self._empty(going_on)
             write_json(kept, self.folder / ASKED_FILE)
         except OSError as error:
-            raise RequestError(_unwritable(self.folder, error)) from error
+            raise RequestError(unwritable(self.folder, error)) from error
 
     def _empty(self, going_on: bool) -> None:
         self._put_back()
@@ -237,11 +221,6 @@ class Workplace:
     def _put_back(self) -> None:
         if self._old.exists() and not self.output.exists():
             self._old.rename(self.output)
-
-
-def _unwritable(folder: Path, error: OSError) -> Fault:
-    what = f"{folder} cannot be written to ({error.strerror or error})"
-    return Fault("--output", what, "Choose a folder that you may write to, on a disk with room")
 
 
 def _as_json(asked: Asked) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""bench request -> what is wrong with it, before anything long begins."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ngdiff.bench.data import FORGET_SIZES, TOFU_SIZE, evaluation_folder
+from ngdiff.bench.plan import BenchRequest, candidates, nested
+from ngdiff.bench.worker import EVALUATION
+from ngdiff.data.sources import read_rows
+from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.evaluation.references import resolve_reference
+from ngdiff.evaluation.request import EvaluateRequest
+from ngdiff.evaluation.suites.tofu import SPLITS, read_tofu
+from ngdiff.methods import METHODS, find_method
+from ngdiff.models.loading import check_causal, check_precision, resolve_model
+from ngdiff.settings.config import UnlearningConfig
+from ngdiff.system.output import check_output, same_folder
+from ngdiff.system.outside import first_line
+
+
+def check(request: BenchRequest) -> None:
+    """Find every fault of a request before anything long begins.
+
+    Raises:
+        RequestError: with all of them.
+    """
+    faults = _name_faults(request) + _number_faults(request)
+    faults += check_output(
+        request.output / ".trial", False
+    )  # the folder itself may be full: it goes on there
+    faults += _model_faults(request) + _data_faults(request) + _setting_faults(request)
+    faults += _config_faults(request)
+    if faults:
+        raise RequestError(list(dict.fromkeys(faults)))
+
+
+def _name_faults(request: BenchRequest) -> list[Fault]:
+    faults: list[Fault] = []
+    for name in request.methods:
+        if name not in METHODS:
+            faults.append(unknown_name("--methods", "method", name, METHODS))
+        elif name == "dpo":
+            mend = "Take idkdpo or altpo, which need no column"
+            faults.append(Fault("--methods", "TOFU has no preferred answers for 'dpo'", mend))
+    asked = [("--splits", split) for split in request.splits]
+    asked += [("--reference", split) for split in request.references if split]
+    asked += [("--tune-on", request.tune_on)] if request.tune_on is not None else []
+    faults += [
+        unknown_name(flag, "forget set of TOFU", split, SPLITS)
+        for flag, split in asked
+        if split not in SPLITS
+    ]
+    for flag, given in (("--methods", request.methods), ("--splits", request.splits)):
+        if not given:
+            faults.append(Fault(flag, "is empty", "Name at least one"))
+    return faults
+
+
+def _number_faults(request: BenchRequest) -> list[Fault]:
+    numbers = (
+        ("--seeds", request.seeds),
+        ("--trials", request.trials),
+        ("--batch-size", request.batch_size),
+    )
+    faults = [
+        Fault(flag, f"{value} is too small", "Give a whole number of at least 1")
+        for flag, value in numbers
+        if value < 1
+    ]
+    sizes = [FORGET_SIZES[split] for split in request.splits if split in FORGET_SIZES]
+    if request.learned is not None and sizes:
+        least, most = max(sizes) + 1, TOFU_SIZE - max(sizes)
+        if not least <= request.learned <= most:
+            what = f"{request.learned} leaves nothing to keep, or nothing that was never seen"
+            faults.append(Fault("--learned", what, f"Give {least} to {most}, or leave it out for all"))
+    return faults
+
+
+def _model_faults(request: BenchRequest) -> list[Fault]:
+    faults: list[Fault] = []
+    models = [("--model", request.model)]
+    models += [("--reference", path) for path in request.references.values() if not path.endswith(".json")]
+    for where, model in models:
+        try:
+            source = resolve_model(model, where, request.trust_remote_code)
+            faults += check_causal(source, where) + same_folder(request.output, source.location)
+        except RequestError as error:
+            faults += error.faults
+    return faults
+
+
+def _data_faults(request: BenchRequest) -> list[Fault]:
+    faults: list[Fault] = []
+    for beside in request.also_retain:
+        try:
+            read_rows(beside, where="--also-retain", tofu_dir=request.tofu_dir)
+        except RequestError as error:
+            faults += error.faults
+    for split in request.splits:
+        try:
+            if split in SPLITS:
+                _check_evaluations(request, split)
+        except RequestError as error:
+            faults += [
+                replace(fault, where="--splits") if fault.where == "--forget" else fault
+                for fault in error.faults
+            ]
+    return faults
+
+
+def _check_evaluations(request: BenchRequest, split: str) -> None:
+    """Read what the evaluations of a split will read: its data, and the retrained model's evaluation."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, output = evaluation_folder(request, split, Path(scratch)), request.output / EVALUATION
+        data = read_tofu(EvaluateRequest(request.model, "tofu", output, (split,), tofu_dir=folder))
+    reference = request.reference(split)
+    if reference is not None and reference.endswith(".json"):
+        resolve_reference(reference, "tofu", data)
+
+
+DECIDED = {"seed": "--seeds", "method": "--methods", "num_train_epochs": "--epochs"}
+"""Settings that the benchmark decides, and the flags that they come from."""
+
+
+def _setting_faults(request: BenchRequest) -> list[Fault]:
+    """Find settings of all trials that collide with what the benchmark decides for each."""
+    decided = dict(DECIDED)
+    if "none" in request.stopping:
+        decided["stop_at"] = "--stopping"
+    faults = [
+        Fault(f"--set {name}", "is decided by the benchmark", f"Give {flag}, or leave it out")
+        for name, flag in decided.items()
+        if name in request.settings and (name != "num_train_epochs" or request.epochs is not None)
+    ]
+    searched_by = {
+        group: name
+        for name in set(request.methods) & set(METHODS)
+        for group in {setting.partition(".")[0] for setting in find_method(name).search}
+    }
+    faults += [
+        Fault(f"--set {group}", f"{name!r} takes it from its range to search", "Leave it out")
+        for group, name in searched_by.items()
+        if group in request.settings
+    ]
+    return faults
+
+
+def _config_faults(request: BenchRequest) -> list[Fault]:
+    """Put together the settings of every run that may be made, as the runs will."""
+    try:
+        check_precision(request.precision)
+        common: dict[str, Any] = {"output_dir": str(request.output), "use_cpu": True, **request.settings}
+        if request.epochs is not None:
+            common["num_train_epochs"] = request.epochs
+        for name in (name for name in request.methods if name in METHODS):
+            method = find_method(name)
+            for tried in candidates(method, max(1, request.trials)):
+                UnlearningConfig(**{**common, **nested(tried, method), "method": name})
+    except RequestError as error:
+        return list(error.faults)
+    except (TypeError, ValueError, AttributeError, LookupError, OSError, ImportError, RuntimeError) as error:
+        return [Fault("--set", first_line(error), "See ngdiff unlearn --help")]
+    return []
