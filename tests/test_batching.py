@@ -113,7 +113,9 @@ def test_pairs(forget: int, retain: int) -> None:
     sampler = PairSampler(forget, retain, seed=3)
     assert len(sampler) == forget
     found = epochs(sampler, retain)
-    assert all(sorted(f for f, _ in epoch) == list(range(forget)) for epoch in found)
+    # each pass visits every forget row once, and says which pass it is
+    for number, epoch in enumerate(found):
+        assert sorted(f for f, _ in epoch) == list(range(number * forget, (number + 1) * forget))
     # forget * retain positions: the retain stream, read on across epochs, makes `forget` whole cycles
     stream = [r for epoch in found for _, r in epoch]
     cycles = [stream[start : start + retain] for start in range(0, len(stream), retain)]
@@ -133,9 +135,20 @@ def test_pairs_change_from_epoch_to_epoch_and_come_back_with_set_epoch() -> None
     assert epochs(PairSampler(10, 10, seed=4), 3) != first
 
 
+def test_each_pass_takes_the_next_alternative() -> None:
+    others = tuple(of_length(length) for length in (2, 3, 4))
+    several, one = replace(of_length(5), alternatives=others), replace(of_length(5), alternatives=others[:1])
+    data = PairedDataset([several, one], [of_length(6)])
+    for turn in range(5):
+        assert data[2 * turn, 0][0].alternatives == (others[turn % 3],)
+        assert data[2 * turn + 1, 0][0].alternatives == others[:1]
+    batch = PairCollator(pad_id=EOS)([data[2, 0], data[3, 0]])
+    assert batch["forget"]["other"]["attention_mask"].sum(1).tolist() == [3, 2]
+
+
 def test_forget_and_retain_examples_are_not_always_the_same_couples() -> None:
     """Equal sizes must not mean equal orders."""
-    met = Counter(pair for epoch in epochs(PairSampler(10, 10, seed=0), 20) for pair in epoch)
+    met = Counter((f % 10, r) for epoch in epochs(PairSampler(10, 10, seed=0), 20) for f, r in epoch)
     assert max(met.values()) < 10
     assert len(met) > 60  # 200 draws from 100 couples: 87 expected
 

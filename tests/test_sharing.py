@@ -164,3 +164,4 @@ def test_a_step_is_arranged_by_length_each_set_by_itself() -> None:
 
     dataset = PairedDataset(of([9, 2, 5]), of([1, 8, 3, 4]))
     assert dataset.arranged([(0, 3), (1, 1), (2, 0)]) == [(1, 0), (2, 3), (0, 1)]
+    assert dataset.arranged([(6, 3), (7, 1), (8, 0)]) == [(7, 0), (8, 3), (6, 1)]  # in the third pass

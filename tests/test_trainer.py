@@ -149,6 +149,18 @@ def test_one_batch_of_eight_is_eight_batches_of_one(tmp_path: Path, rule: str) -
     assert any(not torch.equal(a, b) for a, b in zip(weights(wide).values(), start().values(), strict=True))
 
 
+@pytest.mark.parametrize("method", ["idkdpo", "idknll", "altpo"])
+def test_other_answers_are_the_same_however_a_step_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    common = {"optim": "sgd", "learning_rate": 0.05, "method": method, "max_steps": 4, "max_length": 256}
+    wide = run(tmp_path / "w", per_device_train_batch_size=4, **common)
+    deep = run(tmp_path / "d", per_device_train_batch_size=1, gradient_accumulation_steps=4, **common)
+    assert_same_steps(wide, deep, 1e-5)
+    assert_same_weights(wide, deep, 1e-5)
+
+
 def start() -> dict[str, Tensor]:
     return tiny_llama(layers=1, hidden=16).state_dict()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -110,7 +111,11 @@ Pair = tuple[EncodedExample, EncodedExample, int]
 
 
 class PairedDataset(Dataset[Pair]):
-    """Forget and retain examples addressed together by (forget row, retain row)."""
+    """Forget and retain examples addressed together.
+
+    An address is (forget row + pass × size of the forget set, retain row): where a forget example has several
+    alternatives, each pass takes the next one, however its steps are cut into micro-batches and processes.
+    """
 
     def __init__(self, forget: Sequence[EncodedExample], retain: Sequence[EncodedExample]) -> None:
         self.forget, self.retain = forget, retain
@@ -119,15 +124,20 @@ class PairedDataset(Dataset[Pair]):
         return len(self.forget)
 
     def __getitem__(self, pair: tuple[int, int]) -> Pair:
-        forget, retain = pair
-        return self.forget[forget], self.retain[retain], retain
+        turn, row = divmod(pair[0], len(self.forget))
+        forget, retain = self.forget[row], pair[1]
+        if len(forget.alternatives) > 1:
+            chosen = forget.alternatives[turn % len(forget.alternatives)]
+            forget = replace(forget, alternatives=(chosen,))
+        return forget, self.retain[retain], retain
 
     def arranged(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Put the examples of one step in order of length, each set by itself, and pair them anew.
 
         Micro-batches of like lengths have less padding; which examples the step has stays the same.
         """
-        forget = sorted((row for row, _ in pairs), key=lambda row: len(self.forget[row].input_ids))
+        size = len(self.forget)
+        forget = sorted((row for row, _ in pairs), key=lambda row: len(self.forget[row % size].input_ids))
         retain = sorted((row for _, row in pairs), key=lambda row: len(self.retain[row].input_ids))
         return list(zip(forget, retain, strict=True))
 
@@ -138,7 +148,10 @@ class PairedDataset(Dataset[Pair]):
 
 
 class PairSampler(Sampler[tuple[int, int]]):
-    """One epoch visits each forget example once; the retain stream goes on where the last epoch left it."""
+    """One epoch visits each forget example once; the retain stream goes on where the last epoch left it.
+
+    Yields addresses of :class:`PairedDataset`.
+    """
 
     def __init__(self, forget_size: int, retain_size: int, seed: int) -> None:
         self._forget = Stream(forget_size, seed)
@@ -155,29 +168,26 @@ class PairSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         start = self.epoch * len(self)
         for position in range(start, start + len(self)):
-            yield self._forget[position], self._retain[position]
+            yield self._forget[position] + start, self._retain[position]
 
 
-def collate_for_loss(examples: Sequence[EncodedExample], pad_id: int, turn: int = 0) -> Batch:
+def collate_for_loss(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
     """Pad sequences like :func:`collate`, with all that a loss may compare them with.
 
     Args:
         examples: of one micro-batch.
         pad_id: what to pad with; any id will do.
-        turn: which of the examples' alternatives is taken, modulo their number.
 
     Returns:
         The batch of :func:`collate`; ``reference_states``, of shape (labelled tokens, width) in reading
-        order, where the starting model's are known; ``other``, the batch of the alternatives, where there are
-        any.
+        order, where the starting model's are known; ``other``, the batch of the first alternatives, where
+        there are any.
     """
     batch = collate(examples, pad_id)
     states = [example.reference_states for example in examples if example.reference_states is not None]
     if len(states) == len(examples):
         batch["reference_states"] = torch.cat(states)
-    others = [
-        example.alternatives[turn % len(example.alternatives)] for example in examples if example.alternatives
-    ]
+    others = [example.alternatives[0] for example in examples if example.alternatives]
     if len(others) == len(examples):
         batch["other"] = collate(others, pad_id)  # type: ignore[assignment]
     return batch
@@ -195,16 +205,12 @@ class PairCollator:
         self.pad_id, self.dataset = pad_id, dataset
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Batch | Tensor]:
-        """Pad the pairs of one micro-batch, each task to its own longest sequence.
-
-        Where forget examples have several alternatives, the row of the first retain example, which differs
-        from pass to pass and not from run to run, says which is taken.
-        """
+        """Pad the pairs of one micro-batch, each task to its own longest sequence."""
         if not pairs and self.dataset is not None:
             return {**self([self.dataset.stand_in()]), ABSENT: torch.ones(1)}
         forget, retain, rows = zip(*pairs, strict=True)
         return {
-            "forget": collate_for_loss(forget, self.pad_id, turn=rows[0]),
+            "forget": collate_for_loss(forget, self.pad_id),
             "retain": collate_for_loss(retain, self.pad_id),
             "retain_rows": torch.tensor(rows),
         }
