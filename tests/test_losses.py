@@ -456,3 +456,45 @@ def test_losses_say_what_a_batch_lacks(loss: LossFunction, lacks: str) -> None:
         loss(three()[1])
     with pytest.raises(ValueError, match="its activations"):
         embedding_difference(Activations(torch.zeros(1, 2)))
+
+
+def frozen_weights(name: str, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What a paper holds constant, at some logits: the weight of each token, or a target prediction."""
+    log_probs = at.log_softmax(dim=1)
+    p = log_probs.gather(1, targets[:, None]).squeeze(1).exp()
+    if name == "wga":
+        return p**0.7, torch.empty(0)
+    if name == "satimp":
+        return p**0.5 * (1 - p) ** 0.8, torch.empty(0)
+    others = at.scatter(1, targets[:, None], -torch.inf)
+    return torch.empty(0), others.softmax(dim=1)
+
+
+@pytest.mark.parametrize("name", sorted(CONSTANT_WEIGHTS))
+def test_gradients_with_what_is_held_constant_held_constant(name: str) -> None:
+    """Central differences of the loss whose weights, or target, stay those of the point itself."""
+    generator = torch.Generator().manual_seed(11)
+    at = torch.randn(5, 7, generator=generator, dtype=torch.float64) * 2
+    targets = torch.tensor([0, 3, 6, 2, 2])
+    weight, target = frozen_weights(name, at, targets)
+
+    def value(logits: Tensor) -> float:
+        log_probs = logits.log_softmax(dim=1)
+        if name == "ceu":
+            return -float((target * log_probs).sum())
+        return float((weight * log_probs.gather(1, targets[:, None]).squeeze(1)).sum())
+
+    settings = {"wga": {"beta": 0.7}, "satimp": {"beta1": 0.5, "beta2": 0.8}, "ceu": {}}[name]
+    leaf = at.clone().requires_grad_()
+    loss = LOSSES[name].function(LabelledTokens(leaf, targets, torch.arange(5), 5), **settings)
+    assert float(loss.detach()) == pytest.approx(value(at))
+    loss.backward()
+    assert leaf.grad is not None
+    width = 1e-5
+    for row in range(5):
+        for column in range(7):
+            ahead, behind = at.clone(), at.clone()
+            ahead[row, column] += width
+            behind[row, column] -= width
+            slope = (value(ahead) - value(behind)) / (2 * width)
+            assert float(leaf.grad[row, column]) == pytest.approx(slope, rel=1e-6, abs=1e-9)

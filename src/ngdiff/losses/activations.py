@@ -24,8 +24,9 @@ def steer_away(activations: Activations, coefficient: float = 2.0, seed: float =
     """Sum |h - coefficient * u|² over the labelled tokens, u a fixed random direction (RMU, forget part).
 
     Source: Li et al. 2024, "The WMDP benchmark", arXiv 2403.03218, eq. 1. Their code and OpenUnlearning's
-    divide by the width, which scales both parts alike. The paper updates three layers' MLP output matrices
-    alone: ``--set trainable='layers[.](5|6|7)[.]mlp[.]down_proj'`` does so.
+    divide by the width, which scales both parts alike, and OpenUnlearning averages over each sequence before
+    it averages over the batch, so that short answers weigh more there. The paper updates three layers' MLP
+    output matrices alone: ``--set trainable='layers[.](5|6|7)[.]mlp[.]down_proj'`` does so.
 
     Args:
         activations: behind one layer.

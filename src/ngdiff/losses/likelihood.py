@@ -118,9 +118,10 @@ def cross_entropy_unlearning(tokens: LabelledTokens) -> Float[Tensor, ""]:
 
 
 def logit_margin(tokens: LabelledTokens) -> Float[Tensor, ""]:
-    """Sum (largest logit - mean logit)² of the labelled positions: flattens the prediction (PDU's).
+    """Sum (largest logit - mean logit)² where labelled tokens are predicted: flattens the prediction (PDU's).
 
     Source: Entesari et al. 2025, "Constrained entropic unlearning: a primal-dual framework for large language
-    models", arXiv 2506.05314.
+    models", arXiv 2506.05314. OpenUnlearning takes the labelled positions themselves, one further on, where
+    the next token is predicted; as with RMU the first word of an answer is left out there.
     """
     return (tokens.logits.amax(dim=1) - tokens.logits.mean(dim=1)).square().sum()

@@ -89,7 +89,8 @@ def protect_retain(gramian: Gramian, losses: Losses | None = None) -> Weights:
 
     Of the directions that do not raise the retain loss to first order, this is the closest to g_f.
     Source: Wang et al. 2025, "GRU: Mitigating the trade-off between unlearning and retention for LLMs", arXiv
-    2503.09117.
+    2503.09117. OpenUnlearning's GRU smooths g_R over the steps before it projects (``gamma_gru`` 0.8); here
+    it is each step's own.
     """
     square, cross = float(gramian[RETAIN, RETAIN]), float(gramian[RETAIN, FORGET])
     conflict = min(0.0, cross) / square if square > 0 else 0.0
