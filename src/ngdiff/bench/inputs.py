@@ -58,7 +58,7 @@ class Inputs:
         known = None
         if reference is not None:
             is_file = reference.endswith(".json")
-            known = _file_hash(Path(reference)) if is_file else self.model(reference)
+            known = _file_hash(Path(reference).expanduser()) if is_file else self.model(reference)
         kept = (*sources(request, split), *request.also_retain)
         rows = [[row.values for row in _rows(source, request)] for source in kept]
         evaluated = evaluated_files(request, split)
