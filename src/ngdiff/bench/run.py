@@ -165,7 +165,7 @@ class _Job:
 def _given(request: BenchRequest) -> list[Outcome]:
     """Return the retrained models that were given by their evaluations."""
     found = ((split, request.reference(split)) for split in request.splits)
-    files = [(split, Path(path).expanduser()) for split, path in found if path is not None and path.endswith(".json")]
+    files = [(split, Path(name).expanduser()) for split, name in found if name and name.endswith(".json")]
     return [Outcome("retrained", split, path.parent, given=path) for split, path in files]
 
 
