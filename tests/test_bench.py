@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -559,6 +560,35 @@ def test_where_the_retrained_model_cannot_be_evaluated_the_rest_goes_on_without_
         row["name"]: row["cells"] for row in json.loads((tmp_path / "out/results.json").read_text())["rows"]
     }
     assert "forget_quality" in rows["ngdiff"] and "forget.probability" in rows["retrained"]
+
+
+def test_a_tuned_method_is_reported_while_others_still_run(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two at a time, a slow run that needs no tuning keeps nobody waiting."""
+    began, waited = threading.Event(), []
+    ran: list[str] = []
+
+    def run(self: Any, folder: Path, gpu: int) -> int:
+        ran.append(f"{folder.parent.name}/{folder.name}")
+        if ran[-1] == "ngdiff/seed-0":
+            waited.append(began.wait(timeout=60))
+        if ran[-1] == "graddiff/seed-0":
+            began.set()
+        (folder / "log.txt").write_text("no such thing\n")
+        return 1
+
+    monkeypatch.setattr(ngdiff.bench.run._Workers, "_process", run)
+    asked = words(tmp_path, "--methods", "ngdiff,graddiff", "--trials", 2, "--seeds", 2, "--jobs", 2)
+    assert cli(*asked, "--items", 4).code == 0
+    assert waited == [True]
+    assert ran.index("graddiff/seed-0") > max(ran.index(f"graddiff/tune-{n}") for n in (0, 1))
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["name"] for row in result["rows"]] == ["retrained", "target", "ngdiff", "graddiff"]
+    assert (
+        result["rows"][-1]["tried"] == 0
+        and "no trial ran to its end" in (tmp_path / "out/results.md").read_text()
+    )
 
 
 def test_models_that_are_to_be_kept_are_made_where_they_are_gone(

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -113,21 +113,58 @@ def _run(request: BenchRequest) -> BenchResult:
     workers.failed = {outcome.split for outcome in retrained if outcome.error}
     result.compared = [*_given(request), *retrained, *workers.do(workers.compared("target"), "Target")]
     tuned = [workers.spec(trial) for trial in tuning(request)]
-    names = {job.outcome.name for job in tuned}
-    ready = [workers.spec(trial) for trial in reporting(request, {}) if trial.method not in names]
-    workers.do([*ready, *tuned], "Tuning, and runs that need none")
     result.tuned = [job.outcome for job in tuned]
+    names = {outcome.name for outcome in result.tuned}
+    reported = reporting(request, {})
+    ready = [workers.spec(trial) for trial in reported if trial.method not in names]
+    waiting = _Waiting(workers, tuned)
+    later = len(reported) - len(ready)
+    done = workers.do([*ready, *tuned], "Trials", waiting.follow, later)
     result.chosen = choose(result.tuned)
-    rest = [trial for trial in reporting(request, result.chosen) if trial.method in names]
-    done = workers.do([workers.spec(trial) for trial in rest], "Reported runs")
-    result.reported = _in_order(request, [*(job.outcome for job in ready), *done])
+    result.reported = _in_order(request, [one for one in done if one.trial and one.trial.evaluate])
     return result
 
 
+class _Waiting:
+    """Reported runs that wait for their settings: each begins once the last trial that chooses them is over.
+
+    Args:
+        workers: who make the jobs.
+        tuned: the trials that choose.
+    """
+
+    def __init__(self, workers: _Workers, tuned: Sequence[_Job]) -> None:
+        self._workers = workers
+        self._left: dict[tuple[str, str], set[Path]] = {}
+        self._over: dict[tuple[str, str], list[Outcome]] = {}
+        for job in tuned:
+            self._left.setdefault(_chooses(job.outcome), set()).add(job.outcome.folder)
+
+    def follow(self, outcome: Outcome) -> list[_Job]:
+        """Take in a run that is over; return those that may begin now."""
+        which = _chooses(outcome)
+        if outcome.folder not in self._left.get(which, ()):
+            return []
+        self._left[which].discard(outcome.folder)
+        self._over.setdefault(which, []).append(outcome)
+        if self._left[which]:
+            return []
+        request, chosen = self._workers.request, choose(self._over[which])
+        return [
+            self._workers.spec(trial)
+            for trial in reporting(request, chosen)
+            if (request.tuned_on(trial.split), trial.method) == which
+        ]
+
+
+def _chooses(outcome: Outcome) -> tuple[str, str]:
+    return outcome.split, outcome.name
+
+
 def _in_order(request: BenchRequest, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Sort reported runs by split and method as these were asked for."""
-    splits, methods = list(request.splits), list(request.methods)
-    return sorted(outcomes, key=lambda outcome: (splits.index(outcome.split), methods.index(outcome.name)))
+    """Sort reported runs by split, method and stopping as these were asked for, then by seed."""
+    places = {trial.place: number for number, trial in enumerate(reporting(request, {}))}
+    return sorted(outcomes, key=lambda outcome: places[outcome.trial.place] if outcome.trial else -1)
 
 
 def choose(tuned: Sequence[Outcome]) -> dict[tuple[str, str], Settings]:
@@ -250,23 +287,55 @@ class _Workers:
         key = trial.key(request, self._hashes(trial.split, reference is not None))
         return _Job(outcome, spec, key)
 
-    def do(self, jobs: Sequence[_Job], title: str) -> list[Outcome]:
-        """Do the jobs that are not done yet; a failure is written down and stops nothing else."""
-        todo = [job for job in jobs if not _is_done(job)]
-        if todo:
-            with Meter(title, len(jobs)) as meter, ThreadPoolExecutor(self.count) as pool:
-                meter.advance(len(jobs) - len(todo))
-                try:
-                    for done in as_completed([pool.submit(self._one, job) for job in todo]):
-                        meter.advance(1, done.result().outcome.name)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    self._stop()
-                    raise
-        for job in jobs:
-            status = _status(job.outcome.folder)
-            job.outcome.error = status.get("error") if status.get("key") == job.key else "it was not run"
-        return [job.outcome for job in jobs]
+    def do(
+        self,
+        jobs: Sequence[_Job],
+        title: str,
+        follow: Callable[[Outcome], list[_Job]] = lambda outcome: [],
+        later: int = 0,
+    ) -> list[Outcome]:
+        """Do the jobs that are not done yet; a failure is written down and stops nothing else.
+
+        Args:
+            jobs: what to do.
+            title: of the progress bar.
+            follow: what may be done, too, once a job is over.
+            later: how many jobs will follow.
+
+        Returns:
+            The outcomes of all.
+        """
+        if not jobs:
+            return []
+        found: list[Outcome] = []
+        with Meter(title, len(jobs) + later) as meter, ThreadPoolExecutor(self.count) as pool:
+            running: set[Future[_Job]] = set()
+
+            def begin(new: Sequence[_Job]) -> None:
+                for job in new:
+                    if _is_done(job):
+                        over(job)
+                    else:
+                        running.add(pool.submit(self._one, job))
+
+            def over(job: _Job) -> None:
+                status = _status(job.outcome.folder)
+                job.outcome.error = status.get("error") if status.get("key") == job.key else "it was not run"
+                found.append(job.outcome)
+                meter.advance(1, job.outcome.name)
+                begin(follow(job.outcome))
+
+            try:
+                begin(jobs)
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        over(future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._stop()
+                raise
+        return found
 
     def _one(self, job: _Job) -> _Job:
         try:
