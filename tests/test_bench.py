@@ -21,7 +21,7 @@ import ngdiff.bench.worker
 from commandline import Cli, make_cli, save_model
 from ngdiff.bench.data import evaluated_files, evaluation_folder
 from ngdiff.bench.inputs import Hashes, Inputs
-from ngdiff.bench.picture import pareto
+from ngdiff.bench.picture import pareto, together
 from ngdiff.bench.plan import (
     BenchRequest,
     candidates,
@@ -300,6 +300,12 @@ def test_the_front_against_every_pair() -> None:
     assert [one.name for one in rows if one.on_front] == ["a", "b", "d", "e"]
     assert [row_from_json(json.loads(json.dumps(asdict(one)))) for one in rows] == rows
     assert pareto([(1, 0), (0, 1), (0, 0), (0.5, 0.5), (0.4, 0.5), (1, 0)]) == [(1, 0), (0, 1), (0.5, 0.5)]
+
+
+def test_labels_of_points_that_lie_on_one_another_are_written_together() -> None:
+    points = [("a", (1.0, 1.0)), ("b", (0.2, 0.5)), ("c", (0.99, 1.01)), ("d", (0.95, 1.0))]
+    found = together(points)
+    assert found == [(["a", "c"], (1.0, 1.0)), (["b"], (0.2, 0.5)), (["d"], (0.95, 1.0))]
 
 
 # ---- the command ----
