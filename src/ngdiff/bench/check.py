@@ -14,6 +14,7 @@ from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.references import resolve_reference
 from ngdiff.evaluation.request import EvaluateRequest
+from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.tofu import SPLITS, read_tofu
 from ngdiff.methods import METHODS, find_method
 from ngdiff.models.loading import check_causal, check_precision, resolve_model
@@ -100,26 +101,29 @@ def _data_faults(request: BenchRequest) -> list[Fault]:
             read_rows(beside, where="--also-retain", tofu_dir=request.tofu_dir)
         except RequestError as error:
             faults += error.faults
-    for split in request.splits:
+    for split in (split for split in request.splits if split in SPLITS):
+        data = None
         try:
-            if split in SPLITS:
-                _check_evaluations(request, split)
+            data = _evaluated_data(request, split)
         except RequestError as error:
             faults += [
                 replace(fault, where="--splits") if fault.where == "--forget" else fault
                 for fault in error.faults
             ]
+        reference = request.reference(split)
+        try:
+            if reference is not None and reference.endswith(".json"):
+                resolve_reference(reference, "tofu", data)
+        except RequestError as error:
+            faults += error.faults
     return faults
 
 
-def _check_evaluations(request: BenchRequest, split: str) -> None:
-    """Read what the evaluations of a split will read: its data, and the retrained model's evaluation."""
+def _evaluated_data(request: BenchRequest, split: str) -> SuiteData:
+    """Read what the evaluations of a split will read."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, output = evaluation_folder(request, split, Path(scratch)), request.output / EVALUATION
-        data = read_tofu(EvaluateRequest(request.model, "tofu", output, (split,), tofu_dir=folder))
-    reference = request.reference(split)
-    if reference is not None and reference.endswith(".json"):
-        resolve_reference(reference, "tofu", data)
+        return read_tofu(EvaluateRequest(request.model, "tofu", output, (split,), tofu_dir=folder))
 
 
 DECIDED = {"seed": "--seeds", "method": "--methods", "num_train_epochs": "--epochs"}
