@@ -30,9 +30,8 @@ def check(request: BenchRequest) -> None:
         RequestError: with all of them.
     """
     faults = _name_faults(request) + _number_faults(request)
-    faults += check_output(
-        request.output / ".trial", False
-    )  # the folder itself may be full: it goes on there
+    # the folder itself may be full: the benchmark goes on there
+    faults += check_output(request.output / ".trial", False)
     faults += _model_faults(request) + _data_faults(request) + _setting_faults(request)
     faults += _config_faults(request)
     if faults:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from ngdiff.bench.data import evaluated_files, sources
+from ngdiff.bench.data import evaluated_files, evaluation_folder, sources
 from ngdiff.bench.plan import BenchRequest
+from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.models.loading import resolve_model
+from ngdiff.system.hashes import sha256_file
 
 _MODEL_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "*.gguf", "*.py"),
@@ -21,7 +20,6 @@ _MODEL_FILES = (
     *("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*"),
 )
 """What of a model's folder decides its figures; records, evaluations and cards lie there, too."""
-_BLOCK = 2**22
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Hashes:
 
 
 class Inputs:
-    """The hashes of one request, each worked out once.
+    """The hashes of one request and the folders that its evaluations read, each worked out once.
 
     Args:
         request: whose models and data are hashed.
@@ -52,17 +50,24 @@ class Inputs:
         self._request = request
         self.of = cache(self._of)
         self.model = cache(self._model)
+        self.folder = cache(self._folder)
 
     def _of(self, split: str) -> Hashes:
         request, reference = self._request, self._request.reference(split)
         known = None
         if reference is not None:
             is_file = reference.endswith(".json")
-            known = _file_hash(Path(reference).expanduser()) if is_file else self.model(reference)
-        kept = (*sources(request, split), *request.also_retain)
-        rows = [[row.values for row in _rows(source, request)] for source in kept]
-        evaluated = evaluated_files(request, split)
-        return Hashes(self.model(request.model), _json_hash(rows), cache_key(evaluated), known)
+            known = sha256_file(Path(reference).expanduser()) if is_file else self.model(reference)
+        learned = cache_key([self._rows(one) for one in (*sources(request, split), *request.also_retain)])
+        evaluated = cache_key(evaluated_files(request, split))
+        return Hashes(self.model(request.model), learned, evaluated, known)
+
+    def _rows(self, source: str) -> str:
+        rows = read_rows(source, where="--tofu-dir", tofu_dir=self._request.tofu_dir)
+        return data_hash(to_examples(rows, "--tofu-dir"))
+
+    def _folder(self, split: str) -> Path | None:
+        return evaluation_folder(self._request, split)
 
     def _model(self, name: str) -> str:
         """Hash the files of a local model, and of what its adapter goes on; the hub has names alone."""
@@ -72,21 +77,4 @@ class Inputs:
         folder = Path(source.location)
         files = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
         base = self.model(source.base) if source.adapter and source.base else None
-        return cache_key([(path.name, _file_hash(path)) for path in files], base)
-
-
-def _rows(source: str, request: BenchRequest) -> list[Any]:
-    return read_rows(source, where="--tofu-dir", tofu_dir=request.tofu_dir)
-
-
-def _json_hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return cache_key([(path.name, sha256_file(path)) for path in files], base)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from ngdiff.bench.check import check
-from ngdiff.bench.data import evaluation_folder, sources
+from ngdiff.bench.data import sources
 from ngdiff.bench.inputs import Hashes, Inputs
 from ngdiff.bench.plan import (
     BenchRequest,
@@ -135,19 +136,16 @@ class _Waiting:
 
     def __init__(self, workers: _Workers, tuned: Sequence[_Job]) -> None:
         self._workers = workers
-        self._left: dict[tuple[str, str], set[Path]] = {}
-        self._over: dict[tuple[str, str], list[Outcome]] = {}
-        for job in tuned:
-            self._left.setdefault(_chooses(job.outcome), set()).add(job.outcome.folder)
+        self._asked = Counter(_chooses(job.outcome) for job in tuned)
+        self._over: defaultdict[tuple[str, str], list[Outcome]] = defaultdict(list)
 
     def follow(self, outcome: Outcome) -> list[_Job]:
         """Take in a run that is over; return those that may begin now."""
-        which = _chooses(outcome)
-        if outcome.folder not in self._left.get(which, ()):
+        if outcome.trial is None or outcome.trial.evaluate:  # a reported run, which chooses nothing
             return []
-        self._left[which].discard(outcome.folder)
-        self._over.setdefault(which, []).append(outcome)
-        if self._left[which]:
+        which = _chooses(outcome)
+        self._over[which].append(outcome)
+        if len(self._over[which]) < self._asked[which]:
             return []
         request, chosen = self._workers.request, choose(self._over[which])
         return [
@@ -206,20 +204,6 @@ def _given(request: BenchRequest) -> list[Outcome]:
     return [Outcome("retrained", split, path.parent, given=path) for split, path in files]
 
 
-def _evaluation(request: BenchRequest, split: str, reference: str | None) -> dict[str, Any]:
-    folder = evaluation_folder(request, split)
-    return {
-        "split": split,
-        "reference": reference,
-        "tofu_dir": None if folder is None else str(folder),
-        "batch_size": request.batch_size,
-        "paraphrases": request.paraphrases,
-        "gradient_norms": request.gradient_norms,
-        "precision": request.precision,
-        "trust_remote_code": request.trust_remote_code,
-    }
-
-
 class _Workers:
     """Runs jobs in processes of their own, a GPU or a share of the cores each."""
 
@@ -243,7 +227,7 @@ class _Workers:
             if model is None or model.endswith(".json"):
                 continue
             reference = None if name == "retrained" else self._reference(split)
-            evaluation = _evaluation(self.request, split, reference)
+            evaluation = self._evaluation(split, reference)
             spec = {"model": model, "unlearn": None, "evaluate": evaluation, "keep_model": True}
             folder = self.request.output / "models" / split / name
             measured = evaluation_key(self.request, self._hashes(split, reference is not None))
@@ -257,6 +241,19 @@ class _Workers:
             return None
         made = str(self.request.output / "models" / split / "retrained" / EVALUATION)
         return given if given.endswith(".json") else made
+
+    def _evaluation(self, split: str, reference: str | None) -> dict[str, Any]:
+        request, folder = self.request, self.inputs.folder(split)
+        return {
+            "split": split,
+            "reference": reference,
+            "tofu_dir": None if folder is None else str(folder),
+            "batch_size": request.batch_size,
+            "paraphrases": request.paraphrases,
+            "gradient_norms": request.gradient_norms,
+            "precision": request.precision,
+            "trust_remote_code": request.trust_remote_code,
+        }
 
     def _hashes(self, split: str, compared: bool) -> Hashes:
         found = self.inputs.of(split)
@@ -280,7 +277,7 @@ class _Workers:
                 "trust_remote_code": request.trust_remote_code,
                 "tofu_dir": None if request.tofu_dir is None else str(request.tofu_dir),
             },
-            "evaluate": _evaluation(request, trial.split, reference) if trial.evaluate else None,
+            "evaluate": self._evaluation(trial.split, reference) if trial.evaluate else None,
             "keep_model": request.keep_models and trial.evaluate,
         }
         outcome = Outcome(trial.method, trial.split, request.output / trial.place, trial)

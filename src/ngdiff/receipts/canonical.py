@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 BLANK = "0" * 64
-_CHUNK = 2**20
 
 
 def canonical(value: Any) -> bytes:
@@ -30,15 +28,6 @@ def canonical(value: Any) -> bytes:
 def sha256(content: bytes) -> str:
     """Return the SHA-256 (hex) of bytes."""
     return hashlib.sha256(content).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's content, read piece by piece."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def sealed(content: dict[str, Any]) -> bytes:

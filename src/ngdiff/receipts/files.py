@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.models.loading import ModelSource
-from ngdiff.receipts.canonical import sha256_file
+from ngdiff.system.hashes import sha256_file
 
 RECEIPT, SIGNATURE, EARLIER = "receipt.json", "receipt.sig", "receipts"
 NOT_HASHED = frozenset({RECEIPT, SIGNATURE})

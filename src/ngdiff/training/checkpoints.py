@@ -6,7 +6,6 @@ renamed to ``checkpoint-STEP``. What carries that name was whole once; its manif
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.errors import Fault, RequestError
+from ngdiff.system.hashes import sha256_file
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
-_CHUNK = 2**22
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,10 @@ def seal(folder: Path, step: int) -> None:
     """Hash all files below a folder, bring them to the disk, and write the manifest, last."""
     files = {}
     for path in _files(folder):
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.relative_to(folder).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
         sync_file(path)
     manifest = {"format": FORMAT, "step": step, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -120,7 +122,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if found[name].stat().st_size != size:
                 return f"{name} has {found[name].stat().st_size} bytes instead of {size}"
-            if _sha256(found[name]) != digest:
+            if sha256_file(found[name]) != digest:
                 return f"{name} is not what was written (its SHA-256 differs)"
     except OSError as error:
         return f"{error.filename or folder} cannot be read ({error.strerror})"
@@ -178,14 +180,6 @@ def forget_older(run: Path, keep: int | None) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def sync_file(path: Path) -> None:
