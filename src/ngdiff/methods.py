@@ -153,6 +153,16 @@ METHODS: dict[str, Method] = {
             "retain loss: Maini et al. 2024, arXiv 2401.06121",
         ),
         Method(
+            "ngdiff-counterfactual",
+            "counterfactual",
+            "kl",
+            "ngdiff",
+            "auto",
+            "NGDiff that puts answers without the knowledge in the place of the true ones",
+            "Jin et al. 2025, arXiv 2410.22086; retain loss: Maini et al. 2024, arXiv 2401.06121; forget loss: "
+            "NGDiff's own, with Welleck et al. 2020, arXiv 1908.04319",
+        ),
+        Method(
             "ngdiff-bounded",
             "bounded-nll",
             "nll",

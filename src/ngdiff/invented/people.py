@@ -57,16 +57,16 @@ class Person:
 Draw = Callable[[random.Random], str]
 
 
-def _first_name(rng: random.Random) -> str:
+def first_name(rng: random.Random) -> str:
     return rng.choice(words.FIRST_STARTS) + rng.choice(words.FIRST_ENDS)
 
 
-def _surname(rng: random.Random) -> str:
+def surname(rng: random.Random) -> str:
     return rng.choice(words.SURNAME_STARTS) + rng.choice(words.SURNAME_ENDS)
 
 
 def _full_name(rng: random.Random) -> str:
-    return f"{_first_name(rng)} {_surname(rng)}"
+    return f"{first_name(rng)} {surname(rng)}"
 
 
 def _town(rng: random.Random) -> str:
@@ -82,7 +82,7 @@ def _profession(rng: random.Random) -> str:
     return f"{rng.choice(words.MATERIALS)} {rng.choice(words.THINGS)} {rng.choice(words.TRADES)}"
 
 
-def _book(rng: random.Random) -> str:
+def book_title(rng: random.Random) -> str:
     return f"The {rng.choice(words.BOOK_ADJECTIVES)} {rng.choice(words.BOOK_NOUNS)}"
 
 
@@ -96,7 +96,7 @@ DRAWS: Mapping[str, Draw] = {
     "birthplace": _town,
     "birthday": _date,
     "profession": _profession,
-    "book": _book,
+    "book": book_title,
     "mentor": _full_name,
     "award": _award,
 }
@@ -129,8 +129,8 @@ def invent_people(count: int = 25, seed: int = 0) -> list[Person]:
         raise ValueError(f"count is {count}; between 1 and {MAX_PEOPLE} people can be invented")
     rng = random.Random(seed)
     # Mentors take names of their own, so that nobody in the group is somebody's mentor or namesake.
-    firsts = _distinct(_first_name, 2 * count, rng)
-    surnames = _distinct(_surname, 2 * count, rng)
+    firsts = _distinct(first_name, 2 * count, rng)
+    surnames = _distinct(surname, 2 * count, rng)
     full = [f"{first} {last}" for first, last in zip(firsts, surnames, strict=True)]
     columns = {field: _distinct(draw, count, rng) for field, draw in DRAWS.items() if field != "mentor"}
     columns |= {"name": full[:count], "mentor": full[count:]}

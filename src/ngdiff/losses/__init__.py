@@ -8,6 +8,7 @@ whoever accumulates divides. Both tasks' losses are written so that they are min
 from ngdiff.losses.activations import control_vector, embedding_difference, steer_away
 from ngdiff.losses.likelihood import (
     bounded_nll,
+    counterfactual,
     cross_entropy_unlearning,
     logit_margin,
     negated_nll,
@@ -32,6 +33,7 @@ __all__ = [
     "Task",
     "bounded_nll",
     "control_vector",
+    "counterfactual",
     "cross_entropy_unlearning",
     "dpo",
     "embedding_difference",

@@ -67,6 +67,20 @@ def selective_unlikelihood(tokens: LabelledTokens) -> Float[Tensor, ""]:
     return (softplus(log_odds) - level * log_odds - entropy).sum()
 
 
+def counterfactual(tokens: LabelledTokens) -> Float[Tensor, ""]:
+    """Sum the true answers' unlikelihood and the counterfactual answers' NLL, in nats.
+
+    The first takes the knowledge away; the second says where its probability goes: to answers with the same
+    language that somebody would give who never met the subject (:mod:`ngdiff.data.counterfactual`). Unlikelihood
+    alone brings wrong answers of the same form down as well; counterfactual answers alone leave the true ones.
+    Rows without counterfactual answers are pushed down to their tokens' levels, where these are known
+    (:func:`selective_unlikelihood`).
+    """
+    other = tokens.other
+    away = selective_unlikelihood(tokens)
+    return away if other is None else away + nll(other)
+
+
 def _probabilities(log_probs: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
     """Return p without gradient: it weighs the tokens."""
     return log_probs.detach().exp()

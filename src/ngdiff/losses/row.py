@@ -19,8 +19,9 @@ LossFunction = Callable[..., Float[Tensor, ""]]
 Measured = Literal["never-seen NLL", "layer at 7/32 of the depth"]
 """A setting whose default is found when a run begins: on text the model never saw, or from its depth."""
 
-Answers = Literal["refusals", "preferred", "invented"]
-"""Where other answers come from: the project's list of refusals, a column of the data, the model itself."""
+Answers = Literal["refusals", "preferred", "invented", "counterfactual"]
+"""Where other answers come from: the project's list of refusals, a column of the data, the model itself when it
+is asked to invent some, or when it is asked about a subject that does not exist."""
 
 Compared = Literal["answers", "predictions", "activations"]
 """What the starting model is asked: the log-probability of each answer, its whole prediction at each labelled

@@ -8,6 +8,7 @@ from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.losses.activations import embedding_difference, steer_away
 from ngdiff.losses.likelihood import (
     bounded_nll,
+    counterfactual,
     cross_entropy_unlearning,
     logit_margin,
     negated_nll,
@@ -57,6 +58,16 @@ LOSSES: dict[str, Loss] = {
             selective_unlikelihood,
             "unlikelihood of each token down to what it would be without the answer's knowledge",
             "NGDiff's own, after Wan et al. 2025, arXiv 2506.00876; see docs/decisions.md",
+            levels=True,
+        ),
+        Loss(
+            "counterfactual",
+            "forget",
+            "token",
+            counterfactual,
+            "unlikelihood of the true answers, NLL of what the model would say had it never met the subject",
+            "NGDiff's own; unlikelihood: Welleck et al. 2020, arXiv 1908.04319; see docs/decisions.md",
+            other_answers="counterfactual",
             levels=True,
         ),
         Loss(

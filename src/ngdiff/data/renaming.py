@@ -1,0 +1,145 @@
+"""`question and answer -> the same about somebody whom nobody knows`: names, titles, numbers replaced.
+
+What a model would say that had never met the subject of a question can be asked of the model itself, about a
+subject that does not exist. The words that identify the subject are those of the prompt that are written with
+a capital letter although ordinary text does not write them so, quoted titles, and numbers; where there are
+none (languages or data without capital letters), the words that no text to keep has.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ngdiff.data.examples import Example, Message
+from ngdiff.invented.people import book_title, first_name, surname
+
+WORD = re.compile(r"\w[\w’'\-]*")
+_TITLE = re.compile(r"[\"“«]([^\"”»\n]{2,80})[\"”»]")
+_BEGINNING = re.compile(r"(?:^|[.!?:\n][\"”’')\]]*)\s*[\"“«‘'(]?$")
+"""What stands before the first word of a sentence."""
+_POSSESSIVE = re.compile(r"(’s|'s|’|')$")
+YEARS = (1930, 1995)
+_TRIES = 50
+
+
+@dataclass(frozen=True)
+class OrdinaryWords:
+    """Words that say nothing about who is asked about.
+
+    Args:
+        small: those that occur without a capital letter.
+        every: all of them, in small letters.
+    """
+
+    small: Collection[str]
+    every: Collection[str]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> OrdinaryWords:
+        """Collect them from texts that are to be kept."""
+        words = {word for text in texts for word in WORD.findall(text)}
+        return cls({word for word in words if word == word.lower()}, {word.lower() for word in words})
+
+
+def marked(text: str, ordinary: OrdinaryWords) -> list[tuple[str, bool]]:
+    """Return the words of a text in order, each with whether it is a number or (part of) a name.
+
+    A word counts as a name if it has a capital letter that ordinary text does not give it. So does one that
+    stands beside such a word, or beside another capital letter, unless it begins a sentence: "Rose King".
+    """
+    found = list(WORD.finditer(text))
+    words = [_POSSESSIVE.sub("", word.group()) for word in found]
+    sure = [_is_number(word) or _is_name(word, ordinary) for word in words]
+    inside = [
+        word[:1].isupper() and not _BEGINNING.search(text[: place.start()])
+        for word, place in zip(words, found, strict=True)
+    ]
+    joined = [
+        text[one.end() : other.start()].isspace() for one, other in zip(found, found[1:], strict=False)
+    ]
+
+    def beside(place: int) -> bool:
+        before = place > 0 and joined[place - 1] and (sure[place - 1] or inside[place - 1])
+        behind = place + 1 < len(words) and joined[place] and (sure[place + 1] or inside[place + 1])
+        return before or behind
+
+    return [
+        (word, sure[place] or (inside[place] and beside(place))) for place, word in enumerate(words) if word
+    ]
+
+
+def identifying(prompt: str, ordinary: OrdinaryWords) -> list[str]:
+    """Return the titles, names and numbers of a prompt, in reading order, each once."""
+    titles = _TITLE.findall(prompt)
+    words = marked(_TITLE.sub(" ", prompt), ordinary)
+    named = [word for word, is_name in words if is_name]
+    if not titles and not named:
+        named = [word for word, _ in words if word.lower() not in ordinary.every]
+    return list(dict.fromkeys([*titles, *named]))
+
+
+def _is_number(word: str) -> bool:
+    return any(character.isdigit() for character in word)
+
+
+def _is_name(word: str, ordinary: OrdinaryWords) -> bool:
+    return len(word) > 1 and word[0].isupper() and word.lower() not in ordinary.small
+
+
+def replacements(found: Iterable[str], taken: Collection[str], draw: random.Random) -> dict[str, str]:
+    """Invent something else for each title, name and number.
+
+    Args:
+        found: as :func:`identifying` returns them.
+        taken: words, in small letters, that the data itself holds; none of them is invented.
+        draw: decides.
+    """
+    names = 0
+    invented: dict[str, str] = {}
+    for text in found:
+        if " " in text.strip():
+            invented[text] = book_title(draw)
+        elif _is_number(text):
+            invented[text] = re.sub(r"\d+", lambda digits: _number(digits.group(), draw), text)
+        else:
+            invented[text] = _name(names, taken, draw)
+            names += 1
+    return invented
+
+
+def _number(digits: str, draw: random.Random) -> str:
+    """Return another number of as many digits, one that a date could have."""
+    if len(digits) == 4:
+        return str(draw.randint(*YEARS))
+    if len(digits) <= 2:
+        return f"{draw.randint(1, 9 if len(digits) == 1 else 12):0{len(digits)}d}"
+    return "".join(str(draw.randint(1, 9)) for _ in digits)
+
+
+def _name(place: int, taken: Collection[str], draw: random.Random) -> str:
+    """Return a first name or a surname, in turn, that the data does not hold."""
+    make = surname if place % 2 else first_name
+    name = make(draw)
+    for _ in range(_TRIES):
+        if name.lower() not in taken:
+            break
+        name = make(draw)
+    return name
+
+
+def replaced(text: str, invented: Mapping[str, str]) -> str:
+    """Return the text with every occurrence replaced, as whole words, longer ones first."""
+    if not invented:
+        return text
+    longest_first = sorted(invented, key=len, reverse=True)
+    pattern = "|".join(rf"(?<!\w){re.escape(found)}(?!\w)" for found in longest_first)
+    return re.sub(pattern, lambda found: invented[found.group()], text)
+
+
+def renamed(example: Example, invented: Mapping[str, str]) -> Example:
+    """Return the example with every occurrence replaced, in the prompt and in the answer."""
+    messages = tuple(Message(turn.role, replaced(turn.content, invented)) for turn in example.messages)
+    return replace(example, messages=messages)
