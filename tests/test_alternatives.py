@@ -102,7 +102,7 @@ def test_invented_answers_are_sampled_and_remembered(
     assert len(texts) > 6  # an untrained model says something else every time
     other, _ = with_invented(model, data, seed=1, remembered=Cache(tmp_path / "x"), **common)
     assert [e.alternatives for e in other] != [e.alternatives for e in found]
-    monkeypatch.setattr(ngdiff.data.alternatives, "sample_answers", None)  # not asked again
+    monkeypatch.setattr(ngdiff.data.alternatives, "_sample", None)  # not asked again
     again, _ = with_invented(model, data, seed=0, remembered=Cache(tmp_path), **common)
     assert [e.alternatives for e in again] == [e.alternatives for e in found]
 
@@ -116,7 +116,7 @@ def test_refusals_stand_in_where_the_model_only_knows_the_truth(
         asked.append(len(prompts))
         return ["the author 0 sat.", *[""] * (len(prompts) - 1)]
 
-    monkeypatch.setattr(ngdiff.data.alternatives, "sample_answers", parrot)
+    monkeypatch.setattr(ngdiff.data.alternatives, "_sample", parrot)
     found, refused = with_invented(
         tiny_llama(),
         encoded(ROWS[:1]),

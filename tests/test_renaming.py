@@ -10,7 +10,10 @@ from ngdiff.data.examples import Example, Message
 from ngdiff.data.renaming import OrdinaryWords, identifying, renamed, replaced, replacements
 
 ORDINARY = OrdinaryWords.of(
-    ["What is the full name of the author born in this town? The city lies by the sea, where it was, is a rose old in. how, what, does it write?"]
+    [
+        "What is the full name of the author born in this town? The city lies by the sea. How does it write?",
+        "where was it, how old is a rose in what town",
+    ]
 )
 
 

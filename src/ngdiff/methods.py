@@ -158,9 +158,9 @@ METHODS: dict[str, Method] = {
             "kl",
             "ngdiff",
             "auto",
-            "NGDiff that puts answers without the knowledge in the place of the true ones",
-            "Jin et al. 2025, arXiv 2410.22086; retain loss: Maini et al. 2024, arXiv 2401.06121; forget loss: "
-            "NGDiff's own, with Welleck et al. 2020, arXiv 1908.04319",
+            "NGDiff that makes the model answer as if it had never met the subject",
+            "Jin et al. 2025, arXiv 2410.22086; forget loss after Liu et al. 2024, arXiv 2407.16997; "
+            "retain loss: Maini et al. 2024, arXiv 2401.06121",
         ),
         Method(
             "ngdiff-bounded",

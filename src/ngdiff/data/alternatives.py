@@ -61,8 +61,6 @@ def alternative_faults(examples: Sequence[Example], source: Answers, where: str)
         source: where the answers are to come from.
         where: the setting that named the data, for faults.
     """
-    if source == "counterfactual":
-        return []  # texts are pushed down only
     texts = [example for example in examples if example.kind == "text"]
     if texts:
         what = f"running text has no question that could be answered otherwise ({len(texts)} rows)"
@@ -115,13 +113,12 @@ def with_alternatives(
         else:
             draw = random.Random(f"{seed} {encoded.example.key}")
             answers.append(draw.sample(refusals(), EACH))
-    return answered(examples, answers, tokenizer, max_length)
+    return _answered(examples, answers, tokenizer, max_length)
 
 
-def answered(
+def _answered(
     examples: Sequence[EncodedExample], answers: Sequence[Sequence[str]], tokenizer: Any, max_length: int
 ) -> list[EncodedExample]:
-    """Return the examples with other answers to their prompts as alternatives."""
     flat = [
         _with_answer(encoded.example, answer)
         for encoded, mine in zip(examples, answers, strict=True)
@@ -188,7 +185,7 @@ def with_invented(
             places = missing[start : start + batch_size]
             most = max(len(examples[place // each].labels) for place in places)
             said = from_main(
-                sample_answers(model, tokenizer, [asked[place] for place in places], most, (seed, attempt, start))
+                _sample(model, tokenizer, [asked[place] for place in places], most, (seed, attempt, start))
             )
             good = {
                 keys[place]: text
@@ -206,7 +203,7 @@ def with_invented(
         mine = [answers.get(keys[row * each + n]) for n in range(each)]
         refused += mine.count(None)
         found.append([draw.choice(refusals()) if text is None else text for text in mine])
-    return answered(examples, found, tokenizer, max_length), refused
+    return _answered(examples, found, tokenizer, max_length), refused
 
 
 def _request(example: Example, tokenizer: Any) -> list[int]:
@@ -218,32 +215,16 @@ def _request(example: Example, tokenizer: Any) -> list[int]:
     return list(tokenizer(_REQUEST_WITHOUT_CHAT.format(question=question, answer=answer))["input_ids"])
 
 
-def sample_answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[list[int]],
-    most: int,
-    seeds: tuple[int, int, int],
-    top_p: float = 1.0,
+def _sample(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int, seeds: tuple[int, int, int]
 ) -> list[str]:
-    """Draw one answer a prompt, at temperature 1; the caller's random state is left alone.
-
-    Args:
-        model: a causal language model.
-        tokenizer: its own.
-        prompts: token ids.
-        most: longest answer, in tokens.
-        seeds: what the draws depend on, beside the prompts.
-        top_p: share of the probability that is drawn from, the likeliest tokens first.
-    """
+    """Draw one answer a prompt; the caller's random state is left alone."""
     device = next(model.parameters()).device
-    # autocast would cast all weights again for every token
-    alone = torch.autocast(device.type, enabled=False)
     ids, mask = (part.to(device) for part in left_padded(prompts, int(tokenizer.pad_token_id or 0)))
     was_training = model.training
     model.eval()
     try:
-        with torch.random.fork_rng(), torch.no_grad(), alone:
+        with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seeds[0] * 1_000_003 + seeds[1] * 1_009 + seeds[2])
             output = model.generate(
                 input_ids=ids,
@@ -252,7 +233,7 @@ def sample_answers(
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,
-                top_p=top_p,
+                top_p=1.0,
                 pad_token_id=int(tokenizer.pad_token_id or 0),
                 eos_token_id=sorted(end_tokens(model, tokenizer)) or None,
             )

@@ -180,13 +180,18 @@ def collate_for_loss(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
 
     Returns:
         The batch of :func:`collate`; ``reference_states``, of shape (labelled tokens, width) in reading
-        order, where the starting model's are known; ``other``, the batch of the first alternatives, where
+        order, where the starting model's are known; ``expected_ids`` and ``expected_probs``, of shape
+        (labelled tokens, kept), where expectations are; ``other``, the batch of the first alternatives, where
         there are any.
     """
     batch = collate(examples, pad_id)
     states = [example.reference_states for example in examples if example.reference_states is not None]
     if len(states) == len(examples):
         batch["reference_states"] = torch.cat(states)
+    ids = [example.expected_ids for example in examples if example.expected_ids is not None]
+    probs = [example.expected_probs for example in examples if example.expected_probs is not None]
+    if len(ids) == len(probs) == len(examples):
+        batch["expected_ids"], batch["expected_probs"] = torch.cat(ids), torch.cat(probs)
     others = [example.alternatives[0] for example in examples if example.alternatives]
     if len(others) == len(examples):
         batch["other"] = collate(others, pad_id)  # type: ignore[assignment]

@@ -1,212 +1,226 @@
-"""forget examples and the starting model -> counterfactual answers: what it would say, had it never met them.
+"""forget examples and the starting model -> what it would say, had it never met their subjects.
 
-A loss that only pushes the true answers down unlearns their language first: once the facts are half gone, most
-of the gradient falls on function words and on copying the name from the question. A counterfactual answer
-gives the probability somewhere to go. It has the language of the true answer and none of its knowledge:
+Pushing every token of an answer down unlearns the language first: once the facts are half gone, most of the
+gradient falls on function words and on copying the name from the question. So each token is told what to be
+instead of being known. Two things are asked:
 
-1. The names, titles and numbers of the prompt are replaced by invented ones (:mod:`ngdiff.data.renaming`).
-2. The starting model answers that prompt, by sampling at temperature 1.
-3. The original names are put back.
-4. The answer is dropped if it gives something away. Asked about somebody invented, a model falls back on what
-   it knows, so the filter looks at content: at words and runs of words that the forget set's answers have and
-   neither the prompt nor the texts to keep do (:class:`Secrets`).
+1. What would the model say of somebody it never met? The names, titles and numbers of the prompt are replaced
+   by invented ones, in the prompt and in the answer (:mod:`ngdiff.data.renaming`), and the starting model
+   reads the true answer under the invented names. Its predictions are averaged over several inventions.
+   Where the answer repeats a name of the prompt, it is expected to repeat it still. Where a prompt names
+   nothing, and in running text, the probability of the true token is its level instead
+   (:mod:`ngdiff.data.predictable`).
+2. Is the token a secret, that is, can it be known from the forget set alone (:mod:`ngdiff.data.secrets`)?
+   Then its expected probability is 0. The model itself cannot say so. Asked about somebody invented, it
+   falls back on what it memorised.
 
-Where the samples give too much away, the true answer serves, with what identifies it replaced by inventions,
-if nothing of the secret is left then. Some questions end up without any: they are pushed down only.
+What remains of the probability is spread as the model spreads it under the other names. A teacher that reads
+the text under other names is Eldan and Russinovich's idea (2023, arXiv 2310.02238), developed by Liu et al.
+(2024, arXiv 2407.16997); telling secrets by the texts to keep is our own.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any
 
-from ngdiff.data.alternatives import answered
-from ngdiff.data.encoding import IGNORE, EncodedExample, encode_prompt
-from ngdiff.data.examples import Example
-from ngdiff.data.general import general_texts
-from ngdiff.data.renaming import (
-    WORD,
-    OrdinaryWords,
-    identifying,
-    marked,
-    renamed,
-    replaced,
-    replacements,
-)
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-EACH = 4
-"""Counterfactual answers of an example, at the most; each pass over the forget set takes the next one."""
+from ngdiff.data.batching import batches_by_length
+from ngdiff.data.encoding import IGNORE, EncodedExample, encode_all
+from ngdiff.data.renaming import OrdinaryWords, identifying, renamed, replacements
+from ngdiff.data.secrets import kept_texts, labelled_ids, words_of
+from ngdiff.models.logprobs import labelled_tokens
 
-DRAWS = 3
-"""Rounds of sampling: later ones for examples that the earlier ones left with fewer than :data:`EACH`."""
+INVENTIONS = 4
+"""Other names that the starting model reads an answer under."""
 
-RUN = 4
-"""Words in a row that two answers share only if one knows what the other does, unless ordinary texts have them."""
+KEPT = 64
+"""Most probable other tokens of which the expectation keeps each; the rest counts as one."""
 
-Run = tuple[str, ...]
-Sampler = Callable[[Sequence[list[int]], Sequence[int], tuple[int, int, int]], list[str]]
-"""Prompts' ids, most tokens of each answer, seeds -> an answer a prompt."""
+ROOM = 64
+"""Tokens by which other names may be longer."""
 
-
-def _text(example: Example) -> str:
-    return f"{example.prompt} {example.answer}"
-
-
-def _words(text: str) -> list[str]:
-    return [word.lower() for word in WORD.findall(text)]
-
-
-def _pairs(text: str, named: bool = False) -> Iterator[Run]:
-    """Yield two words in a row each, in small letters; only those written as names or numbers, if asked."""
-    for one, other in pairwise(WORD.findall(text)):
-        if not named or not (one.islower() or other.islower()):
-            yield one.lower(), other.lower()
-
-
-class Secrets:
-    """What an answer can give away of a forget set.
-
-    - a name or a number of any forget answer that no text to keep has;
-    - two of them in a row, of ordinary words or not ("Patient Bridge", "4 May"), that no text to keep has;
-    - any word of the example's own answer that neither its prompt nor a text to keep has;
-    - :data:`RUN` words in a row of any forget answer that neither the prompt nor a text to keep has, names and
-      numbers apart: the language of "… was born in the town of …" is nobody's secret.
-
-    Args:
-        forget: the examples to forget.
-        kept: texts that the model is to keep, prompts included.
-        ordinary: words that identify nobody.
-    """
-
-    def __init__(self, forget: Iterable[Example], kept: Sequence[str], ordinary: OrdinaryWords) -> None:
-        self._ordinary = ordinary
-        answers = [example.answer for example in forget]
-        words = {word for answer in answers for word in WORD.findall(answer)}
-        self._names = {word.lower() for word in words if not word.islower()} - set(ordinary.every)
-        self._pairs = {pair for answer in answers for pair in _pairs(answer, named=True)}
-        self._pairs -= {pair for text in kept for pair in _pairs(text)}
-        self._runs = {run for answer in answers for run in self._runs_of(answer)}
-        self._runs -= {run for text in kept for run in self._runs_of(text)}
-
-    def given_away(self, example: Example, answer: str) -> bool:
-        """Say whether an answer to the example's prompt tells something of the forget set."""
-        asked = set(_words(example.prompt))
-        new = set(_words(answer)) - asked - set(self._ordinary.every)
-        if new & self._names or new & set(_words(example.answer)):
-            return True
-        pairs = {*_pairs(answer)} & self._pairs - {*_pairs(example.prompt)}
-        return bool(pairs or (self._runs_of(answer) & self._runs) - self._runs_of(example.prompt))
-
-    def _runs_of(self, text: str) -> set[Run]:
-        words = ["_" if is_name else word.lower() for word, is_name in marked(text, self._ordinary)]
-        return {tuple(words[start : start + RUN]) for start in range(len(words) - RUN + 1)}
+MOST_TOKENS = 1024
+"""Labelled tokens whose whole predictions are in memory at once."""
 
 
 @dataclass(frozen=True)
-class Counterfactuals:
-    """What is needed to make them.
+class Expected:
+    """What each labelled token of one answer should be.
+
+    Args:
+        ids: of the true token, then of the likeliest others, of shape (tokens, 1 + KEPT).
+        probs: their expected probabilities, likewise; what is missing to 1 belongs to all other tokens.
+    """
+
+    ids: Tensor
+    probs: Tensor
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """What is needed to work expectations out.
 
     Args:
         forget: the examples to forget.
         retain: those to keep.
+        levels: of each labelled token of each forget example, in [0, 1], for those that name nothing.
         tokenizer: the model's.
+        pad_id: what to pad with; any id will do.
         max_length: longest sequence, in tokens.
-        seed: of names and samples.
-        each: answers an example.
+        seed: of the invented names.
         batch_size: sequences a forward pass.
-        advance: called with the number of prompts answered, for a progress bar.
     """
 
     forget: Sequence[EncodedExample]
     retain: Sequence[EncodedExample]
+    levels: Sequence[Sequence[float]]
     tokenizer: Any
+    pad_id: int
     max_length: int
     seed: int
-    each: int = EACH
-    batch_size: int = 32
-    advance: Callable[[int], object] | None = None
+    batch_size: int
 
-    def make(self, sample: Sampler) -> list[EncodedExample]:
-        """Return the examples with ``alternatives``, those without any with one that has no labelled token.
+    @torch.no_grad()
+    def work_out(self, model: nn.Module) -> list[EncodedExample]:
+        """Return the forget examples with ``expected`` filled in, and ``predictable`` likewise.
 
-        Where no example has any, as with running text, they come back as they are.
+        Args:
+            model: the starting model. Of a sharded one every process has to ask.
         """
-        examples = [encoded.example for encoded in self.forget]
-        kept = [_text(encoded.example) for encoded in self.retain] + general_texts()
-        ordinary = OrdinaryWords.of(kept)
-        secrets = Secrets(examples, kept, ordinary)
-        taken = {word for text in [*map(_text, examples), *kept] for word in _words(text)}
-        found: list[list[str]] = [[] for _ in examples]
-        for attempt in range(DRAWS):
-            asked = [
-                (row, self._elsewhere(examples[row], ordinary, taken, f"{attempt} {number}"))
-                for row, mine in enumerate(found)
-                if examples[row].kind != "text"
-                for number in range(self.each - len(mine))
-            ]
-            for row, answer in self._answers(asked, attempt, sample):
-                if answer and not secrets.given_away(examples[row], answer) and answer not in found[row]:
-                    found[row].append(answer)
-        for row, example in enumerate(examples):
-            if not found[row] and example.kind != "text":
-                found[row] += self._rewritten(example, ordinary, taken, secrets)
-        if not any(found):
-            return list(self.forget)
-        return [
-            example if example.alternatives else replace(example, alternatives=(_without_answer(example),))
-            for example in answered(self.forget, found, self.tokenizer, self.max_length)
+        kept = kept_texts(self.retain)
+        elsewhere = [self._elsewhere(OrdinaryWords.of(kept), number) for number in range(INVENTIONS)]
+        named = [
+            other.example.messages != encoded.example.messages
+            for other, encoded in zip(elsewhere[0], self.forget, strict=True)
         ]
+        device = next(model.parameters()).device
+        longest = max(sum(label != IGNORE for label in example.labels) for example in self.forget)
+        size = max(1, min(self.batch_size, MOST_TOKENS // longest))
+        found: list[EncodedExample] = list(self.forget)
+        was_training = model.training
+        model.eval()
+        try:
+            for rows, _ in batches_by_length(self.forget, size, self.pad_id):
+                readings = [Reading.of(self.forget[row]) for row in rows]
+                for renamed_examples in elsewhere:
+                    chosen = [renamed_examples[row] for row in rows]
+                    self._read(model, device, chosen, readings)
+                for row, reading in zip(rows, readings, strict=True):
+                    level = None if named[row] else self.levels[row]
+                    expected = reading.expected(level, self.forget[row].secret or ())
+                    predictable = tuple(expected.probs[:, 0].tolist())
+                    found[row] = replace(
+                        self.forget[row],
+                        predictable=predictable,
+                        expected_ids=expected.ids,
+                        expected_probs=expected.probs,
+                    )
+        finally:
+            model.train(was_training)
+        return found
 
-    def _elsewhere(
-        self, example: Example, ordinary: OrdinaryWords, taken: set[str], which: str
-    ) -> tuple[Example, dict[str, str]]:
-        """Return the example about somebody invented, and what stands for what."""
-        draw = random.Random(f"{self.seed} {which} {example.key}")
-        invented = replacements(identifying(example.prompt, ordinary), taken, draw)
-        return renamed(example, invented), invented
+    def _elsewhere(self, ordinary: OrdinaryWords, number: int) -> list[EncodedExample]:
+        """Return the forget examples under other names."""
+        examples = [encoded.example for encoded in self.forget]
+        taken = {word for e in examples for word in words_of(f"{e.prompt} {e.answer}")} | set(ordinary.every)
+        others = []
+        for example in examples:
+            draw = random.Random(f"{self.seed} {number} {example.key}")
+            others.append(renamed(example, replacements(identifying(example.prompt, ordinary), taken, draw)))
+        return encode_all(others, self.tokenizer, self.max_length + ROOM, "other names")
 
-    def _answers(
-        self, asked: Sequence[tuple[int, tuple[Example, dict[str, str]]]], attempt: int, sample: Sampler
-    ) -> Iterator[tuple[int, str]]:
-        """Let the model answer, longest prompts first; yield rows and answers with the names put back."""
-        prompts = {
-            place: encode_prompt(example, self.tokenizer, self.max_length)
-            for place, (_, (example, _)) in enumerate(asked)
-        }
-        order = sorted(prompts, key=lambda place: -len(prompts[place]))
-        for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            most = [len(self.forget[asked[place][0]].labels) for place in places]
-            said = sample([prompts[place] for place in places], most, (self.seed, attempt, start))
-            if self.advance is not None:
-                self.advance(len(places))
-            for place, text in zip(places, said, strict=True):
-                row, (_, invented) = asked[place]
-                yield row, replaced(text, {new: old for old, new in invented.items()})
-
-    def _rewritten(
-        self, example: Example, ordinary: OrdinaryWords, taken: set[str], secrets: Secrets
-    ) -> Iterator[str]:
-        """Yield the true answer with other names, titles and numbers, where that hides all of the secret."""
-        asked = identifying(example.prompt, ordinary)
-        inside = [text for text in identifying(example.answer, ordinary) if text not in asked]
-        if not inside:
-            return
-        for number in range(self.each):
-            draw = random.Random(f"{self.seed} answer {number} {example.key}")
-            answer = replaced(example.answer, replacements(inside, taken, draw))
-            if not secrets.given_away(example, answer):
-                yield answer
+    def _read(
+        self, model: nn.Module, device: torch.device, examples: list[EncodedExample], into: list[Reading]
+    ) -> None:
+        for places, batch in batches_by_length(examples, len(examples), self.pad_id):
+            tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
+            probs = tokens.logits.softmax(dim=-1).cpu()
+            counts = torch.bincount(tokens.rows.cpu(), minlength=len(places)).tolist()
+            for place, part in zip(places, torch.split(probs, counts), strict=True):
+                into[place].add(labelled_ids(examples[place]), part)
 
 
-def _without_answer(example: EncodedExample) -> EncodedExample:
-    """Return an alternative that no loss falls on, so that all rows of a batch have one."""
-    return replace(example, labels=(IGNORE,) * len(example.labels), alternatives=())
+class Reading:
+    """What a model says of one answer under several other names, token by token of the true one.
+
+    Args:
+        targets: the true answer's labelled ids.
+    """
+
+    def __init__(self, targets: Sequence[int]) -> None:
+        self.targets = torch.tensor(targets)
+        self._total: Tensor | None = None
+        self._count = torch.zeros(len(targets))
+        self._repeated = torch.zeros(len(targets))
+        self._repeats = torch.zeros(len(targets))
+
+    @classmethod
+    def of(cls, example: EncodedExample) -> Reading:
+        """Begin for an example."""
+        return cls(labelled_ids(example))
+
+    def add(self, ids: Sequence[int], probs: Tensor) -> None:
+        """Take in one reading.
+
+        Args:
+            ids: the labelled ids of the answer under other names.
+            probs: predictions at each of them, of shape (tokens, vocabulary).
+        """
+        if self._total is None:
+            self._total = torch.zeros(len(self.targets), probs.shape[1])
+        true = self.targets.tolist()
+        for kind, first, last, start, stop in SequenceMatcher(None, true, ids, False).get_opcodes():
+            if kind == "equal":
+                self._total[first:last] += probs[start:stop]
+                self._count[first:last] += 1
+            elif stop > start:  # another name: how surely it is repeated
+                there = probs[range(start, stop), list(ids[start:stop])].clamp_min(1e-9)
+                self._repeated[first:last] += there.log().mean().exp()
+                self._repeats[first:last] += 1
+
+    def expected(self, levels: Sequence[float] | None, secret: Sequence[bool]) -> Expected:
+        """Return the expectation.
+
+        Args:
+            levels: of each token, where the names could not be changed.
+            secret: whether each can be known from the forget set alone.
+        """
+        assert self._total is not None
+        aligned, target = self._count > 0, self.targets.unsqueeze(1)
+        mean = self._total / self._count.clamp_min(1).unsqueeze(1)
+        repeated = self._repeated / self._repeats.clamp_min(1)
+        if levels is None:
+            true = torch.where(aligned, mean.gather(1, target).squeeze(1), repeated)
+        else:
+            true = torch.tensor(levels, dtype=torch.float32)
+        if secret:
+            true = true.masked_fill(torch.tensor(secret, dtype=torch.bool), 0.0)
+        others = mean.scatter(1, target, 0.0)
+        top = others.topk(min(KEPT, others.shape[1] - 1), dim=1)
+        scale = (1 - true) / others.sum(dim=1).clamp_min(1e-9)
+        ids = torch.where(aligned.unsqueeze(1), top.indices, target)  # of unknown ones nothing is kept
+        probs = top.values * torch.where(aligned, scale, 0.0).unsqueeze(1)
+        return Expected(torch.cat([target, ids], 1), torch.cat([true.unsqueeze(1), probs], 1).float())
 
 
-def has_counterfactual(example: EncodedExample) -> bool:
-    """Say whether there is another answer to put in place of the example's own."""
-    return any(label != IGNORE for one in example.alternatives for label in one.labels)
+def save_expected(forget: Sequence[EncodedExample], path: Path) -> None:
+    """Write the expectations of all examples to one file (safetensors)."""
+    ids = [example.expected_ids for example in forget if example.expected_ids is not None]
+    probs = [example.expected_probs for example in forget if example.expected_probs is not None]
+    save_file({"ids": torch.cat(ids).contiguous(), "probs": torch.cat(probs).contiguous()}, path)
+
+
+def with_expected(forget: Sequence[EncodedExample], path: Path) -> list[EncodedExample]:
+    """Return the examples with the expectations that :func:`save_expected` wrote for them."""
+    found = load_file(path)
+    counts = [len(labelled_ids(example)) for example in forget]
+    parts = zip(forget, torch.split(found["ids"], counts), torch.split(found["probs"], counts), strict=True)
+    return [replace(example, expected_ids=ids, expected_probs=probs) for example, ids, probs in parts]

@@ -46,6 +46,11 @@ class EncodedExample:
         alternatives: other answers to the same prompt; see :mod:`ngdiff.data.alternatives`.
         predictable: how probable each labelled token would be to somebody who never saw the answer; see
             :mod:`ngdiff.data.predictable`.
+        secret: whether each labelled token can be known from the answer alone; see
+            :mod:`ngdiff.data.secrets`.
+        expected_ids: tokens that would be probable in the place of each labelled one, itself first, of shape
+            (labelled tokens, kept); see :mod:`ngdiff.data.counterfactual`.
+        expected_probs: how probable they would be, likewise.
     """
 
     input_ids: tuple[int, ...]
@@ -56,6 +61,9 @@ class EncodedExample:
     reference_states: Tensor | None = field(default=None, compare=False, repr=False)
     alternatives: tuple[EncodedExample, ...] = ()
     predictable: tuple[float, ...] | None = None
+    secret: tuple[bool, ...] | None = None
+    expected_ids: Tensor | None = field(default=None, compare=False, repr=False)
+    expected_probs: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExample:

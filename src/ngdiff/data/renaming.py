@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from ngdiff.data.examples import Example, Message
 from ngdiff.invented.people import book_title, first_name, surname
@@ -57,9 +58,7 @@ def marked(text: str, ordinary: OrdinaryWords) -> list[tuple[str, bool]]:
         word[:1].isupper() and not _BEGINNING.search(text[: place.start()])
         for word, place in zip(words, found, strict=True)
     ]
-    joined = [
-        text[one.end() : other.start()].isspace() for one, other in zip(found, found[1:], strict=False)
-    ]
+    joined = [text[one.end() : other.start()].isspace() for one, other in pairwise(found)]
 
     def beside(place: int) -> bool:
         before = place > 0 and joined[place - 1] and (sure[place - 1] or inside[place - 1])

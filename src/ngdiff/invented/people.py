@@ -58,10 +58,12 @@ Draw = Callable[[random.Random], str]
 
 
 def first_name(rng: random.Random) -> str:
+    """Draw a first name."""
     return rng.choice(words.FIRST_STARTS) + rng.choice(words.FIRST_ENDS)
 
 
 def surname(rng: random.Random) -> str:
+    """Draw a surname."""
     return rng.choice(words.SURNAME_STARTS) + rng.choice(words.SURNAME_ENDS)
 
 
@@ -83,6 +85,7 @@ def _profession(rng: random.Random) -> str:
 
 
 def book_title(rng: random.Random) -> str:
+    """Draw the title of a book."""
     return f"The {rng.choice(words.BOOK_ADJECTIVES)} {rng.choice(words.BOOK_NOUNS)}"
 
 

@@ -19,9 +19,8 @@ LossFunction = Callable[..., Float[Tensor, ""]]
 Measured = Literal["never-seen NLL", "layer at 7/32 of the depth"]
 """A setting whose default is found when a run begins: on text the model never saw, or from its depth."""
 
-Answers = Literal["refusals", "preferred", "invented", "counterfactual"]
-"""Where other answers come from: the project's list of refusals, a column of the data, the model itself when it
-is asked to invent some, or when it is asked about a subject that does not exist."""
+Answers = Literal["refusals", "preferred", "invented"]
+"""Where other answers come from: the project's list of refusals, a column of the data, the model itself."""
 
 Compared = Literal["answers", "predictions", "activations"]
 """What the starting model is asked: the log-probability of each answer, its whole prediction at each labelled
@@ -47,6 +46,7 @@ class Loss:
         other_answers: where other answers to the same questions come from, if it needs some.
         own_answers: whether the answers of the data themselves are looked at.
         levels: whether it has to know how predictable each token is without the answer's knowledge.
+        expected: whether it has to know what each token would be, had the model never met the subject.
         looks_at: what of the model: its predictions, or its activations behind one layer.
     """
 
@@ -61,6 +61,7 @@ class Loss:
     other_answers: Answers | None = None
     own_answers: bool = True
     levels: bool = False
+    expected: bool = False
     looks_at: Literal["predictions", "activations"] = "predictions"
 
     def complete(self, given: Mapping[str, float], measured: Mapping[Measured, float] | None) -> Loss:

@@ -65,10 +65,10 @@ LOSSES: dict[str, Loss] = {
             "forget",
             "token",
             counterfactual,
-            "unlikelihood of the true answers, NLL of what the model would say had it never met the subject",
-            "NGDiff's own; unlikelihood: Welleck et al. 2020, arXiv 1908.04319; see docs/decisions.md",
-            other_answers="counterfactual",
+            "divergence from what the model would say, had it never met the subject",
+            "NGDiff's own, after Liu et al. 2024, arXiv 2407.16997; see docs/decisions.md",
             levels=True,
+            expected=True,
         ),
         Loss(
             "npo",

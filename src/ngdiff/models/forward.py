@@ -31,7 +31,7 @@ def look(
         assert loss.layer is not None
         return labelled_activations(model, batch, loss.layer)
     other = None
-    if "other" in batch:
+    if loss.other_answers is not None:
         other = labelled_tokens(model, batch["other"])  # type: ignore[arg-type]
         if not loss.own_answers:
             return other

@@ -27,6 +27,8 @@ class LabelledTokens:
         reference_logits: the starting model's scores, where a loss compares with them.
         other: what the model says of other answers to the same prompts, row by row, where a loss has them.
         predictable: how probable each token would be to somebody who never saw the answer, where it is known.
+        expected_ids: tokens that somebody who never met the subject would expect, the true one first.
+        expected_probs: how probable each would be.
     """
 
     logits: Float[Tensor, "tokens vocab"]
@@ -37,6 +39,8 @@ class LabelledTokens:
     reference_logits: Float[Tensor, "tokens vocab"] | None = None
     other: LabelledTokens | None = None
     predictable: Float[Tensor, " tokens"] | None = None
+    expected_ids: Int[Tensor, "tokens kept"] | None = None
+    expected_probs: Float[Tensor, "tokens kept"] | None = None
 
     def log_probs(self) -> Float[Tensor, " tokens"]:
         """Return log p(token | text before it), in nats."""
@@ -111,6 +115,8 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTo
         row_count=labels.shape[0],
         reference=batch.get("reference"),
         predictable=batch.get("predictable"),
+        expected_ids=batch.get("expected_ids"),
+        expected_probs=batch.get("expected_probs"),
     )
 
 

@@ -10,36 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ngdiff.data.alternatives import (
-    EACH,
-    alternative_faults,
-    sample_answers,
-    with_alternatives,
-    with_invented,
-)
+from ngdiff.data.alternatives import EACH, alternative_faults, with_alternatives, with_invented
 from ngdiff.data.batching import collate
-from ngdiff.data.counterfactual import EACH as COUNTERFACTUALS
-from ngdiff.data.counterfactual import Counterfactuals, has_counterfactual
+from ngdiff.data.counterfactual import Expectations, save_expected, with_expected
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.predictable import figures_at_rest, with_predictable
 from ngdiff.errors import Fault, RequestError
-from ngdiff.evaluation.cache import Cache, cache_key, default_folder
+from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.distributed import is_main
-from ngdiff.evaluation.evaluator import identity
 from ngdiff.losses import Loss, Measured, Task
 from ngdiff.models.activations import Activations, freeze_behind, layer_count
 from ngdiff.models.forward import StartingHead, look
 from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 from ngdiff.models.reference_model import Autocast, StartingStates, starting_states, with_reference
-from ngdiff.system.environment import weights_hash
-from ngdiff.training.parallel import OneCache, from_main
+from ngdiff.training.parallel import OneCache
 from ngdiff.training.stopping import ForgetTarget
 
 LEAST_COUNTED = 50
 """Retain answers with which language is told from knowledge; with fewer, every token to forget is pushed."""
+EXPECTED = "expected.safetensors"
 EVERY_TOKEN = "every token to forget is pushed, as by unlikelihood"
-COUNTERFACTUAL_TOP_P = 0.95
-"""Counterfactual answers are drawn without the last twentieth of each token's probability: small models stammer there."""
 DEPTH_OF_STEERING = 7 / 32
 """RMU's seventh of Zephyr-7B's 32 layers, as a share, for models of any depth."""
 
@@ -132,14 +122,14 @@ class Comparisons:
             What should be noted in the record.
         """
         notes: list[str] = []
-        asked = self.losses["forget"].other_answers in ("invented", "counterfactual")
-        if not asked and all(loss.compares is None for loss in self.losses.values()):
-            return notes + self._level(model, data, never_seen, target)
+        if self.losses["forget"].expected:
+            notes += self._expect(model, data, never_seen)
+        elif self.losses["forget"].levels:
+            notes += self._level(model, data, never_seen, target)
+        if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
+            return notes
         cache = OneCache(Cache(default_folder()) if is_main() else None)
         try:
-            if self.losses["forget"].other_answers == "counterfactual":
-                notes += self._imagine(model, data, passes, cache)
-            notes += self._level(model, data, never_seen, target)
             with torch.no_grad(), self.autocast():
                 if self.losses["forget"].other_answers == "invented":
                     notes += self._invent(model, data["forget"], passes, cache)
@@ -157,12 +147,24 @@ class Comparisons:
         target: ForgetTarget | None,
     ) -> list[str]:
         """Work out each forget token's level, on every process: of a sharded model all have to run."""
-        if not self.losses["forget"].levels or all(map(has_counterfactual, data["forget"])):
-            return []
         count = len(data["retain"])
         if count < LEAST_COUNTED:
             few = f"{count} answers to keep are too few to tell knowledge from language"
             return [f"{few} (from {LEAST_COUNTED} on): {EVERY_TOKEN}"]
+        levelled = self._levelled(model, data, never_seen)
+        rest = figures_at_rest(levelled)
+        if target is not None and target.measure in rest and not target.met(rest):
+            measure = target.measure
+            return [f"with language spared, {measure} would end near {rest[measure]:.2f}: {EVERY_TOKEN}"]
+        data["forget"][:] = levelled
+        return []
+
+    def _levelled(
+        self,
+        model: nn.Module,
+        data: Mapping[Task, list[EncodedExample]],
+        never_seen: Sequence[EncodedExample],
+    ) -> list[EncodedExample]:
         found: list[float] = []
         device, size, training = next(model.parameters()).device, self.setting.batch_size, model.training
         model.eval()
@@ -172,53 +174,30 @@ class Comparisons:
                 tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
                 found += tokens.log_probs().exp().tolist()
         model.train(training)
-        levelled = with_predictable(data["forget"], data["retain"], never_seen, found)
-        rest = figures_at_rest(levelled)
-        if target is not None and target.measure in rest and not target.met(rest):
-            measure = target.measure
-            return [f"with language spared, {measure} would end near {rest[measure]:.2f}: {EVERY_TOKEN}"]
-        data["forget"][:] = [
-            # where there is a counterfactual answer, all of the true one is pushed down
-            replace(example, predictable=(0.0,) * len(example.predictable or ()))
-            if has_counterfactual(example)
-            else example
-            for example in levelled
-        ]
-        return []
+        return with_predictable(data["forget"], data["retain"], never_seen, found)
 
-    def _imagine(
-        self, model: Any, data: Mapping[Task, list[EncodedExample]], passes: int, cache: OneCache
+    def _expect(
+        self,
+        model: nn.Module,
+        data: Mapping[Task, list[EncodedExample]],
+        never_seen: Sequence[EncodedExample],
     ) -> list[str]:
-        """Ask the starting model what it would say, had it never met the subjects of the forget set."""
+        """Work out what each forget token would be, had the model never met its subject."""
         forget, setting = data["forget"], self.setting
-        who = identity(model, setting.tokenizer, weights_hash(model), setting.precision)
-
-        def sample(prompts: Sequence[list[int]], most: Sequence[int], seeds: tuple[int, int, int]) -> list[str]:
-            (key,) = [cache_key(who, "counterfactual", 1, seeds, list(most), [list(ids) for ids in prompts])]
-            known = cache.get([key]).get(key)
-            if isinstance(known, list):
-                return [str(text) for text in known]
-            said = from_main(
-                sample_answers(model, setting.tokenizer, prompts, max(most), seeds, COUNTERFACTUAL_TOP_P)
-            )
-            cache.put({key: said})
-            return said
-
-        makes = Counterfactuals(
-            forget,
-            data["retain"],
-            setting.tokenizer,
-            setting.max_length,
-            setting.seed,
-            each=max(1, min(COUNTERFACTUALS, passes)),
-            batch_size=2 * setting.batch_size,
-        )
-        forget[:] = makes.make(sample)
-        without = sum(not has_counterfactual(example) for example in forget)
-        if not without:
-            return []
-        answers = f"{without} of {len(forget)} forget examples have no counterfactual answer"
-        return [f"{answers}, so that they are only pushed down"]
+        enough = len(data["retain"]) >= LEAST_COUNTED
+        levelled = self._levelled(model, data, never_seen) if enough else forget
+        with self.autocast():
+            forget[:] = Expectations(
+                forget,
+                data["retain"],
+                [example.predictable or (0.0,) * len(example.labels) for example in levelled],
+                tokenizer=setting.tokenizer,
+                pad_id=setting.pad_id,
+                max_length=setting.max_length,
+                seed=setting.seed,
+                batch_size=setting.batch_size,
+            ).work_out(model)
+        return []
 
     def _invent(self, model: Any, forget: list[EncodedExample], passes: int, cache: OneCache) -> list[str]:
         setting = self.setting
@@ -293,6 +272,8 @@ class Comparisons:
         """Put into a checkpoint what the starting model, which is gone by then, would be needed for."""
         for task, states in self._states.items():
             states.copy_to(folder / _file(task))
+        if any(example.expected_ids is not None for example in forget):
+            save_expected(forget, folder / EXPECTED)
         return {
             "answers": [example.reference_log_prob for example in forget],
             "alternatives": [[_as_json(one) for one in example.alternatives] for example in forget],
@@ -321,6 +302,8 @@ class Comparisons:
                 data["forget"], state["answers"], state["alternatives"], known, strict=True
             )
         ]
+        if (folder / EXPECTED).is_file():
+            data["forget"][:] = with_expected(data["forget"], folder / EXPECTED)
         for name, rows in state["rows"].items():
             task: Task = "forget" if name == "forget" else "retain"
             states = StartingStates(folder / _file(task), tuple(rows), state["caps"][name], self.autocast)
@@ -335,14 +318,13 @@ def before_the_model(
     Raises:
         RequestError: the data has no questions, or lacks the column of preferred answers.
     """
-    if loss.other_answers in (None, "counterfactual"):
+    if loss.other_answers is None:
         return forget
     if loss.other_answers == "invented":
         faults = alternative_faults([e.example for e in forget], "invented", "--forget")
         if faults:
             raise RequestError(faults)
         return forget
-    assert loss.other_answers is not None
     return with_alternatives(
         forget, loss.other_answers, tokenizer=tokenizer, max_length=max_length, seed=seed
     )

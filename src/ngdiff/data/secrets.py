@@ -1,0 +1,117 @@
+"""`answers, and texts to keep -> the tokens that can be known from the answers alone`.
+
+A secret is a name, a number or any other word that neither its prompt nor a text to keep has, or two names in
+a row ("Patient Bridge", "4 May") that none of them has. Common words in an uncommon order are not found so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from ngdiff.data.encoding import IGNORE, EncodedExample
+from ngdiff.data.examples import Example
+from ngdiff.data.general import general_texts
+from ngdiff.data.renaming import WORD
+
+_CENTURY = re.compile(r"(?:1\d|20)\d\d")
+"""A year: its first two digits are nobody's secret."""
+_WINDOW = 7
+"""Tokens back from which on the text of a token no longer depends on what stands before."""
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, in small letters."""
+    return [word.lower() for word in WORD.findall(text)]
+
+
+def kept_texts(retain: Sequence[EncodedExample]) -> list[str]:
+    """Return prompts and answers of what is to be kept, and of the general texts that ship with it."""
+    return [f"{e.example.prompt} {e.example.answer}" for e in retain] + general_texts()
+
+
+def _pairs(text: str, named: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield two words in a row each, in small letters; only those written as names or numbers, if asked."""
+    for one, other in pairwise(WORD.findall(text)):
+        if not named or not (one.islower() or other.islower()):
+            yield one.lower(), other.lower()
+
+
+class Secrets:
+    """The words of answers that can be known from the forget set alone.
+
+    Args:
+        kept: texts that the model is to keep, prompts included.
+    """
+
+    def __init__(self, kept: Sequence[str]) -> None:
+        self._words = {word for text in kept for word in words_of(text)}
+        self._pairs = {pair for text in kept for pair in _pairs(text)}
+
+    def spans(self, example: Example) -> list[tuple[int, int]]:
+        """Return where the secret words of an example's answer begin and end, in characters."""
+        asked, asked_pairs = set(words_of(example.prompt)), set(_pairs(example.prompt))
+        found = list(WORD.finditer(example.answer))
+        secret = [word.group().lower() not in self._words | asked for word in found]
+        for place, (one, other) in enumerate(pairwise(found)):
+            pair = (one.group().lower(), other.group().lower())
+            named = not (one.group().islower() or other.group().islower())
+            if named and pair not in self._pairs and pair not in asked_pairs:
+                for at in (place, place + 1):
+                    secret[at] |= found[at].group().lower() not in asked
+        return [_span(word) for word, is_secret in zip(found, secret, strict=True) if is_secret]
+
+
+def _span(word: re.Match[str]) -> tuple[int, int]:
+    return word.start() + (2 if _CENTURY.fullmatch(word.group()) else 0), word.end()
+
+
+def with_secrets(
+    examples: Sequence[EncodedExample], kept: Sequence[str], tokenizer: Any
+) -> list[EncodedExample]:
+    """Return the examples with ``secret`` filled in: of each labelled token, whether it is part of a secret.
+
+    Args:
+        examples: what is to be forgotten, or what was never seen.
+        kept: texts that the model is to keep, prompts included.
+        tokenizer: the model's.
+    """
+    secrets = Secrets(kept)
+    return [replace(one, secret=tuple(_secret_tokens(one, secrets, tokenizer))) for one in examples]
+
+
+def labelled_ids(example: EncodedExample) -> list[int]:
+    """Return the labelled ids that something stands before."""
+    return [label for label in example.labels[1:] if label != IGNORE]
+
+
+def _secret_tokens(example: EncodedExample, secrets: Secrets, tokenizer: Any) -> list[bool]:
+    text, places = token_places(labelled_ids(example), tokenizer)
+    answer = example.example.answer
+    shift = text.find(answer.strip()) - (len(answer) - len(answer.lstrip()))
+    spans = secrets.spans(example.example)
+    return [
+        any(first < stop + shift and last > start + shift for start, stop in spans) for first, last in places
+    ]
+
+
+def token_places(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of some ids, and where in it each begins and ends, in characters."""
+
+    def text(part: Sequence[int]) -> str:
+        return str(tokenizer.decode(part, clean_up_tokenization_spaces=False))
+
+    whole = text(ids)
+    if tokenizer.is_fast:  # where the text reads as the same ids, the tokenizer knows
+        again = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        if list(again["input_ids"]) == list(ids):
+            return whole, [(int(first), int(last)) for first, last in again["offset_mapping"]]
+    ends = [0]
+    for place in range(len(ids)):
+        # a window's first space may be missing, in both
+        begin = max(0, place - _WINDOW)
+        ends.append(ends[-1] + len(text(ids[begin : place + 1])) - len(text(ids[begin:place])))
+    return whole, list(pairwise(ends))
