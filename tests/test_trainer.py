@@ -8,7 +8,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ngdiff.data.batching import Stream, collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.data.predictable import figures_at_rest
 from ngdiff.errors import RequestError
+from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.losses import LOSSES, Loss, nll
 from ngdiff.methods import METHODS, Method
 from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
@@ -82,6 +83,8 @@ def make(
 ) -> UnlearningTrainer:
     quiet = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "report_to": "none"}
     small = {"per_device_train_batch_size": 2, "max_steps": 6, "stop_at": "none", "max_length": 64}
+    small["keep_utility"] = 0.0  # these models know nothing at first, so there is nothing to keep
+    small["floors"] = {"general": 0.0} if settings.get("keep_utility") else {}
     small["method"] = (
         "ngdiff"  # an untrained model finds every token improbable: nothing is left below a bound
     )
@@ -555,23 +558,15 @@ Figures = Callable[[int], tuple[float, float]]
 
 def script(trainer: UnlearningTrainer, figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every check find what ``figures`` says of a step: extraction strength (nll likewise), utility."""
+    sure = math.log(-math.expm1(-7.0))  # of a token whose unlikelihood is 7
 
-    def scripted(examples: Any) -> dict[str, float]:
+    def scripted(name: str, rows: Sequence[int] | None = None) -> list[AnswerScore]:
         strength, utility = figures(trainer.state.global_step)
-        nll = 100 * (1 - strength)
-        return {
-            "extraction_strength": strength,
-            "exact_memorisation": 0.5,
-            "probability": utility,
-            "nll": nll,
-            "unlikelihood": 7.0,
-        }
+        nll = 100 * (1 - strength) if name == "forget" else -math.log(utility)
+        count = len(trainer.survey.examples(name)) if rows is None else len(rows)
+        return [AnswerScore(2 * nll, 2, strength, 0.5, (sure, 0.0))] * count
 
-    def survey() -> dict[str, Any]:
-        return {name: scripted(None) for name in ("forget", "retain", "never_seen")} | {"items": {}}
-
-    monkeypatch.setattr(trainer.survey, "figures", scripted)
-    monkeypatch.setattr(trainer.survey, "everything", survey)
+    monkeypatch.setattr(trainer.survey, "scores", scripted)
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
