@@ -676,7 +676,7 @@ def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.
         tmp_path,
         model=copy.deepcopy(memorised),
         per_device_train_batch_size=8,
-        stop_at="extraction_strength=0.2",
+        stop_at="extraction_strength=0.5",
         keep_utility=0.8,
         max_steps=80,
         check_every=4,
@@ -686,8 +686,10 @@ def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.
     assert record.before["retain"]["probability"] > 0.9
     assert record.stop["code"] == "target"
     assert record.stop["step"] == record.stop["kept_step"] < 80
-    assert record.after["forget"]["extraction_strength"] <= 0.2
+    assert record.after["forget"]["extraction_strength"] <= 0.5
+    assert max(record.after["items"]["forget"]["extraction_strength"]) <= 0.5  # and so is every item
     assert record.after["retain"]["probability"] >= record.stop["utility_floor"]
+    assert record.stop["left"] == []
     assert record.stop["utility_floor"] == pytest.approx(0.8 * record.before["retain"]["probability"])
     assert trainer.survey.figures("retain") == record.after["retain"]
     assert leftovers(tmp_path) == []
@@ -706,9 +708,22 @@ def test_the_end_is_seen_coming_whatever_the_forget_loss(
 
 def test_automatic_target_is_the_level_of_unseen_text(tmp_path: Path, memorised: nn.Module) -> None:
     trainer = run(tmp_path, model=copy.deepcopy(memorised), stop_at="auto", max_steps=1)
-    unseen = trainer.record.before["never_seen"]["extraction_strength"]
-    assert trainer.record.stop["target"] == {"measure": "extraction_strength", "value": unseen}
+    items = trainer.record.before["items"]["never_seen"]
+    strengths = items["extraction_strength"]
+    odds = [math.exp(-nll / tokens) for nll, tokens in zip(items["nll"], items["tokens"], strict=True)]
+    bounds = {bound["measure"]: bound for bound in trainer.record.stop["target"]["bounds"]}
+    for measure, values in (("extraction_strength", strengths), ("probability", odds)):
+        mean = sum(values) / 4
+        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 3)
+        assert bounds[measure]["item"] == pytest.approx(max(values))  # the 95th percentile of four
+        assert bounds[measure]["mean"] == pytest.approx(mean + 1.645 * spread * math.sqrt(1 / 4 + 1 / 8))
+    target = trainer.record.stop["target"]
+    assert (target["measure"], target["value"]) == (
+        "extraction_strength",
+        bounds["extraction_strength"]["mean"],
+    )
     assert "never saw" in trainer.record.stop["target_source"]
+    assert "the holdout that was given" in trainer.record.stop["level_source"]
 
 
 def test_a_floor_that_cannot_hold(tmp_path: Path, memorised: nn.Module) -> None:

@@ -11,7 +11,7 @@ from ngdiff.steps.stepsize import AutomaticRate, cut_rate
 from ngdiff.steps.weighting import Verdict
 from ngdiff.training.criterion import View
 from ngdiff.training.distribution import weighted_mean
-from ngdiff.training.stopping import FLOORS, Decision
+from ngdiff.training.stopping import Decision, StoppingRule, floor_title
 from ngdiff.training.survey import means
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
     if trainer._stopping.target is None:
         return False
     strengths = [value for value in (trainer._last_strength, strength) if value is not None]
-    if since < CHECKS_APART or not strengths:
+    if since < CHECKS_APART or not strengths or _items_alone_are_left(trainer._stopping):
         return False
     mean = sum(strengths) / len(strengths)
     cheap = {"extraction_strength": mean, "exact_memorisation": mean}
@@ -70,6 +70,14 @@ def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
     if nll is not None:
         cheap |= {"nll": nll, "probability": math.exp(-nll)}
     return trainer._stopping.target.within_reach(cheap)
+
+
+def _items_alone_are_left(stopping: StoppingRule) -> bool:
+    """Say whether the last check found the means where they belong: means of a batch then tell no more."""
+    target, last = stopping.target, stopping.checks[-1] if stopping.checks else None
+    if target is None or last is None:
+        return False
+    return all(bound.within(last.forget[bound.measure], bound.mean) for bound in target.bounds)
 
 
 def _check(trainer: UnlearningTrainer) -> None:
@@ -122,7 +130,7 @@ def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     _go_back(trainer)
     rate = step_size.be_careful(RETREAT)
     trainer._stopping.begin_stretch(trainer.state.global_step)
-    names = " and ".join(FLOORS.get(name, name) for name in broken)
+    names = " and ".join(floor_title(name) for name in broken)
     floors = "its floor" if len(broken) == 1 else "their floors"
     trainer.record.note(
         f"step {trainer.state.global_step}: {names} fell under {floors}, so the weights of step {best} were "

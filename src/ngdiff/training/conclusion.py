@@ -12,7 +12,7 @@ from ngdiff.steps.weighting import Verdict
 from ngdiff.training.checks import every_row, look, view_of
 from ngdiff.training.criterion import SHARE, View
 from ngdiff.training.price import further_cost
-from ngdiff.training.stopping import FLOORS, Decision, ForgetTarget
+from ngdiff.training.stopping import Decision, ForgetTarget, floor_title
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
@@ -43,6 +43,7 @@ def conclude(trainer: UnlearningTrainer) -> None:
         "step": step,
         "kept_step": kept,
         **_of_the_target(stopping.target, view),
+        "level_source": trainer.level_source,
         "left": _left(trainer, view),
         "looked_at": {"rows": len(view.rows), "of": view.of},
         "floors": {name: asdict(floor) | {"end": ends[name]} for name, floor in stopping.floors.items()},
@@ -114,7 +115,7 @@ def _note_broken(trainer: UnlearningTrainer, ends: Mapping[str, float]) -> None:
     for name, floor in stopping.floors.items():
         if not ends[name] >= floor.least:
             trainer.record.note(
-                f"{FLOORS.get(name, name)} is {ends[name]:.3f}, under its floor of {floor.least:.3f}"
+                f"{floor_title(name)} is {ends[name]:.3f}, under its floor of {floor.least:.3f}"
             )
 
 

@@ -41,6 +41,8 @@ ERRORS = 1.645
 """Standard errors that the forget set's mean may lie above that of never-seen text: one-sided 95%."""
 LEAST_TOKENS = 4
 """Answers of fewer tokens, the end of the turn not counted, may come out whole by chance."""
+ROUNDING = 1e-6
+"""Figures of the same text differ by this much with the batch that they were measured in."""
 FROM_LEFT = 0.75
 """Most of a sample that is drawn from the items that were left when last looked at."""
 
@@ -73,7 +75,7 @@ class Bound:
 
     def within(self, value: float, limit: float) -> bool:
         """Say whether a value is not beyond a limit; what is not a number is."""
-        return value >= limit if self.measure == "nll" else value <= limit
+        return value >= limit - ROUNDING if self.measure == "nll" else value <= limit + ROUNDING
 
     def excess(self, mean: float) -> float:
         """Return how far a mean is from its limit, as a share for shares and of the limit for ``nll``."""

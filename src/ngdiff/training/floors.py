@@ -27,7 +27,7 @@ from ngdiff.data.sources import Row
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.invented.people import general_knowledge_rows
-from ngdiff.training.stopping import FLOORS, Floor
+from ngdiff.training.stopping import FLOORS, Floor, floor_title
 
 if TYPE_CHECKING:
     from ngdiff.settings.config import UnlearningConfig
@@ -160,7 +160,7 @@ class KeptSets:
         for name, value in start.items():
             why = _no_floor(name, start)
             if why is not None:
-                note(f"{FLOORS.get(name, name)} has no floor: {why}")
+                note(f"{floor_title(name)} has no floor: {why}")
                 continue
             found[name] = Floor(self.shares[name], value, self._least(name, value))
         if self.shares["language"] > 0 and "language" not in start and self._levels_wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ngdiff.training.stopping import FLOORS, StoppingRule
+from ngdiff.training.stopping import StoppingRule, floor_title
 
 STEPS = 10
 """The price is named for so many further steps."""
@@ -31,6 +31,6 @@ def further_cost(stopping: StoppingRule) -> str | None:
     brought = f"bring about {down:.1f} items down" if down > 0 else "bring no item down"
     if worst is None:
         return f"each further {STEPS} steps would {brought}"
-    dear = f"cost about {100 * lost[worst]:.1f}% of {FLOORS.get(worst, worst)}"
+    dear = f"cost about {100 * lost[worst]:.1f}% of {floor_title(worst)}"
     cost = dear if lost[worst] > 0 else "cost nothing that is watched"
     return f"each further {STEPS} steps would {brought} and {cost}"

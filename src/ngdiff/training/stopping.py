@@ -321,7 +321,7 @@ class StoppingRule:
 
     def _broken_text(self, names: Sequence[str]) -> str:
         found = [
-            f"{FLOORS.get(name, name)} was under its floor of {self.floors[name].least:.3f}" for name in names
+            f"{floor_title(name)} was under its floor of {self.floors[name].least:.3f}" for name in names
         ]
         return "; ".join(found)
 
@@ -374,7 +374,7 @@ class StoppingRule:
         if not gone:
             return None
         name = gone[0]
-        text = f"{FLOORS.get(name, name)} met its floor of {self.floors[name].least:.3f}"
+        text = f"{floor_title(name)} met its floor of {self.floors[name].least:.3f}"
         if self.target is None:
             return Decision("floor", text)
         measure, value = self.target.measure, self.target.value
@@ -448,6 +448,11 @@ FLOORS = {
     "language": "the probability of the forget answers' language",
 }
 """The floors in words; those of ``--keep`` have the name of their set."""
+
+
+def floor_title(name: str) -> str:
+    """Return what a floor protects, in words."""
+    return FLOORS.get(name) or f"the set to keep {name!r}"
 
 
 def named(measure: str) -> str:

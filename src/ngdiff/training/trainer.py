@@ -28,6 +28,7 @@ from ngdiff.data.batching import (
 from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
+from ngdiff.data.overlaps import small_sets
 from ngdiff.data.sharing import loader
 from ngdiff.errors import RunError
 from ngdiff.evaluation.distributed import process_count
@@ -41,15 +42,14 @@ from ngdiff.steps.stepsize import AutomaticRate, FixedRate
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.trackers import step_figures
-from ngdiff.training import distribution, unlearning_state
+from ngdiff.training import distribution, never_seen, unlearning_state
 from ngdiff.training.checks import after_step, every_row, view_of
 from ngdiff.training.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
 from ngdiff.training.conclusion import conclude
 from ngdiff.training.criterion import Guess, ItemWatch
 from ngdiff.training.durable import DurableTrainer
 from ngdiff.training.floors import KeptSets
-from ngdiff.training.never_seen import never_seen_examples
-from ngdiff.training.parallel import looking, no_exchange, summed
+from ngdiff.training.parallel import looking, no_exchange, raise_faults, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.training.probe_loss import ProbeLoss, where_it_began
 from ngdiff.training.step_state import StepState, combined_norm
@@ -98,8 +98,8 @@ class UnlearningTrainer(DurableTrainer):
             :class:`~ngdiff.data.examples.Example` or of :class:`~ngdiff.data.encoding.EncodedExample`.
             Columns as in :mod:`ngdiff.data.examples`.
         retain_dataset: what to keep, likewise. A part of it is held out to measure utility on.
-        holdout_dataset: text of the same kind that the model never saw, likewise; without one, people are
-            invented whom no model can know. It sets the level at which ``stop_at="auto"`` stops.
+        holdout_dataset: text of the same kind that the model never saw, likewise; without one, text is
+            invented of the forget set's kinds. It sets the level at which ``stop_at="auto"`` stops.
         earlier_datasets: forget sets of earlier requests, by any names that no other set has: measured
             before and after under these names, so that it shows where something comes back.
         keep_datasets: further sets that must be kept, by any names that no other set has: nothing is trained
@@ -133,12 +133,17 @@ class UnlearningTrainer(DurableTrainer):
         )
         retain = as_encoded(retain_dataset, processing_class, args.max_length, "retain_dataset")
         self._retain, self._held_out, note = split_retain(retain, args.check_size // 2, args.seed)
-        self.level_source = "a holdout" if holdout_dataset is not None else "invented people"
-        self._never_seen = (
-            never_seen_examples(self._forget, processing_class, args.max_length)
+        unseen = (
+            never_seen.invented(self._forget, processing_class, args.max_length)
             if holdout_dataset is None
-            else as_encoded(holdout_dataset, processing_class, args.max_length, "holdout_dataset")
+            else never_seen.given(
+                as_encoded(holdout_dataset, processing_class, args.max_length, "holdout_dataset"),
+                self._forget,
+            )
         )
+        self._never_seen, self.level_source = unseen.examples, unseen.source
+        for text in [*unseen.notes, *small_sets(len(self._forget), len(retain))]:
+            self.record.note(text)
         earlier, kept = (
             {
                 name: list(as_encoded(data, processing_class, args.max_length, name))
@@ -475,6 +480,8 @@ class UnlearningTrainer(DurableTrainer):
             unlearning_state.take_up(self, *self._resumed)
             return
         scores = {name: self.survey.scores(name) for name in ("forget", "retain", "never_seen")}
+        if self._has_holdout:
+            raise_faults(never_seen.known_faults(scores["forget"], scores["never_seen"]))
         self.record.before = self.survey.everything(scores)
         if target is not None:
             target = target.measured(scores["never_seen"], len(self._forget), self.level_source, self.guesses)
