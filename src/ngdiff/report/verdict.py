@@ -108,24 +108,29 @@ def _forgotten(
 
 
 def _missed(stop: Mapping[str, Any], target: float, reached: bool) -> str:
-    left, of = rows_of(stop.get("left")), dig(stop, "looked_at", "of")
+    left, of = rows_of(stop.get("left")), _rows_there_are(stop)
     if not reached or not left:
         return f"and the target of {in_words(target)} was missed"
     return f"but {len(left)} of {of} items are left above their thresholds"
+
+
+def _rows_there_are(stop: Mapping[str, Any]) -> str:
+    of = number(dig(stop, "looked_at", "of"))
+    return "?" if of is None else f"{of:.0f}"
 
 
 def _lines_of_items(stop: Mapping[str, Any]) -> list[str]:
     """Name the items that are left by their places, which hold no text of theirs."""
     if dig(stop, "target", "bounds") is None:
         return []
-    left, of = rows_of(stop.get("left")), dig(stop, "looked_at", "of")
+    left, of = rows_of(stop.get("left")), _rows_there_are(stop)
     lines = [f"Items above their thresholds: {len(left)} of {of}."]
     if left:
         named = "; ".join(visible(str(item.get("place"))) for item in left[:MOST_NAMED])
         more = f"; and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
         lines.append(f"Left: {named}{more}.")
     if stop.get("target_met") is False and stop.get("price"):
-        lines.append(f"By the last checks, {stop['price']}.")
+        lines.append(f"By the last checks, {visible(stop['price'])}.")
     return lines
 
 
@@ -205,11 +210,16 @@ def _keep(run: Run) -> tuple[Card, str]:
     lines += (
         evaluated(run, "retain.probability") + evaluated(run, "model_utility") + evaluated(run, "utility")
     )
-    floors = dig(record, "stop", "floors") or {}
+    floors = _floors(record)
     lines += [_line_of_floor(str(name), floor) for name, floor in floors.items()]
     status, answer, sentence = _kept(before, after, floor, record)
     figure = "answer probability of the retain set"
     return Card("Did it keep the rest?", answer, status, figure, marks, 1.0, lines), sentence
+
+
+def _floors(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = dig(record, "stop", "floors")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _line_of_floor(name: str, floor: Any) -> str:
@@ -221,7 +231,7 @@ def _line_of_floor(name: str, floor: Any) -> str:
 
 def _broken(record: Mapping[str, Any]) -> list[str]:
     """Return the floors that the weights which were kept are under."""
-    floors = dig(record, "stop", "floors") or {}
+    floors = _floors(record)
     pairs = (
         (str(name), number(dig(floor, "end")), number(dig(floor, "least"))) for name, floor in floors.items()
     )
