@@ -73,7 +73,7 @@ def test_what_is_left_and_kept_is_told_without_any_name() -> None:
         "reason": "the set to keep 'john-smith' was under its floor of 0.490 for 3 checks in a row",
     }
     told.notes = [
-        "1 row repeats another in the forget set (first: john-smith.jsonl, line 1 and john-smith.jsonl, line 2)"
+        "1 row repeats another in the forget set (first: john-smith.jsonl, line 1 and john.jsonl, line 2)"
     ]
     card = model_card(told, "unlearned", adapters=False)
     assert "left above their thresholds: 2 of 200 (rows 3, 17)." in card

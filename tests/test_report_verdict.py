@@ -34,8 +34,8 @@ def test_forgotten_and_kept_but_not_audited() -> None:
 @pytest.mark.parametrize(
     ("code", "kept", "says"),
     [
-        ("floor", 6, "missed; the run ended because what must be kept met its floor" + KEPT.format(6)),
-        ("floor", 0, "missed; the run ended because what must be kept met its floor; the model is as it was."),
+        ("floor", 6, "missed; the run ended because a floor was met" + KEPT.format(6)),
+        ("floor", 0, "missed; the run ended because a floor was met; the model is as it was."),
         ("non-finite", 6, "missed; the run broke off because gradients were not finite" + KEPT.format(6)),
         ("stationary", 6, "missed; the run ended because both gradients were zero" + KEPT.format(6)),
         ("end", 12, "missed; all steps allowed were used" + KEPT.format(12)),

@@ -136,7 +136,7 @@ def _lines_of_items(stop: Mapping[str, Any]) -> list[str]:
 
 def _why(code: Any, kept: Any) -> str:
     reasons = {
-        "floor": "; the run ended because what must be kept met its floor",
+        "floor": "; the run ended because a floor was met",
         "non-finite": "; the run broke off because gradients were not finite",
         "stationary": "; the run ended because both gradients were zero",
         "end": "; all steps allowed were used",
