@@ -298,7 +298,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                     faults.append(Fault(flag_of(name), f"{value!r} is no {kind}", f"Give a {kind}"))
                     setattr(self, name, default)
         self._fill_batch()
-        for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings", "floors"):
+        if not isinstance(self.floors, dict) or not all(map(_is_number, self.floors.values())):
+            mend = "Give names and shares, such as {general: 0.95}"
+            faults.append(Fault("--floor", f"{self.floors!r} does not name shares of floors", mend))
+            self.floors = {}
+        for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
             settings = getattr(self, name)
             if not isinstance(settings, dict) or not all(map(_is_number, settings.values())):
                 mend = "Give names and numbers, such as {alpha: 2}"

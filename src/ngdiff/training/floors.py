@@ -57,7 +57,7 @@ def floor_shares(args: UnlearningConfig, kept: Sequence[str]) -> dict[str, float
     names = [*FLOORS, *kept]
     groups = {"general": [name for name in FLOORS if name.startswith("general.")]}
     faults = [
-        unknown_name("--floor", "floor", name, [*names, *groups])
+        unknown_name("--floor", "floor", str(name), [*names, *groups])
         for name in args.floors
         if name not in names and name not in groups
     ]
