@@ -85,6 +85,8 @@ def trainer_of(case: Case, folder: Path) -> UnlearningTrainer:
     settings = {
         "method": "ngdiff",
         "stop_at": "none",
+        "keep_utility": 0.0,
+        "floors": {"general": 0.0},
         "max_steps": 20,
         "num_train_epochs": 40,
         "per_device_train_batch_size": 2,

@@ -19,6 +19,7 @@ from ngdiff.settings.config import UnlearningConfig
 from several_processes import Case, trainer_of
 
 FIXED = {"method": "graddiff", "learning_rate": 0.01, "optim": "sgd", "max_steps": 4, "stop_at": "none"}
+FIXED["keep_utility"] = 0.0  # a floor would have the best weights put back
 
 
 NOT_HERE = "accelerate launch"
@@ -54,6 +55,7 @@ def test_zero_3_has_no_best_weights(zero: pytest.MonkeyPatch, tmp_path: Path) ->
     zero.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     assert list(_faults(tmp_path, **FIXED)) == [NOT_HERE]
     assert list(_faults(tmp_path, **{**FIXED, "stop_at": "auto"})) == ["--stop-at"]
+    assert list(_faults(tmp_path, **{**FIXED, "keep_utility": 0.98})) == ["--keep-utility"]
 
 
 def test_its_own_file_says_the_stage(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ngdiff.training.trainer import UnlearningTrainer
 from test_trainer import UNREACHED, assert_same_weights, breaks_at, make, run, script, start, steps, weights
 
 VERSIONS = versions()
-UNTIL_THE_END = {"learning_rate": 1e-3, "stop_at": "none"}
+UNTIL_THE_END = {"learning_rate": 1e-3, "stop_at": "none", "keep_utility": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +140,11 @@ def test_a_run_taken_up_at_its_end_does_no_more_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     common = {"save_strategy": "steps", "save_steps": 1, "max_steps": 5, "learning_rate": 1e-3}
-    common |= {"stop_at": "nll=99", "check_every": 2} if end == "decision" else {"stop_at": "none"}
+    common |= (
+        {"stop_at": "nll=99", "check_every": 2}
+        if end == "decision"
+        else {"stop_at": "none", "keep_utility": 0.0}
+    )
     both = []
     for again in (None, True):
         trainer = make(tmp_path, **common)
@@ -188,7 +192,13 @@ def test_three_broken_steps_in_a_row_cut_the_rate(
 
 
 def test_a_cut_of_a_scheduled_rate_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    common = {"learning_rate": 1e-2, "lr_scheduler_type": "linear", "max_steps": 10, "stop_at": "none"}
+    common = {
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "linear",
+        "max_steps": 10,
+        "stop_at": "none",
+        "keep_utility": 0.0,
+    }
     usual = [step.learning_rate for step in run(tmp_path / "a", **common).record.steps]
     breaks_at(monkeypatch, "nll", lambda call: call in (2, 3, 4), math.nan)
     cut = [step.learning_rate for step in run(tmp_path / "b", **common).record.steps]

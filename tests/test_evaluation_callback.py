@@ -48,7 +48,13 @@ def dropping_llama() -> Any:
 def make(folder: Path, callbacks: Any = None, **settings: Any) -> UnlearningTrainer:
     args = {
         **{"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "report_to": "none"},
-        **{"per_device_train_batch_size": 2, "max_steps": 4, "stop_at": "none", "method": "ngdiff"},
+        **{
+            "per_device_train_batch_size": 2,
+            "max_steps": 4,
+            "stop_at": "none",
+            "method": "ngdiff",
+            "keep_utility": 0.0,
+        },
     }
     return UnlearningTrainer(
         dropping_llama(),
@@ -144,7 +150,7 @@ def test_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
         "unlearn",
         *("--model", tmp_path / "model", "--output", tmp_path / "out", "--max-steps", 2, "--eval-every", 2),
         *("--forget", tmp_path / "forget.jsonl", "--retain", tmp_path / "retain.jsonl", "--eval-items", 2),
-        *("--stop-at", "none"),
+        *("--stop-at", "none", "--keep-utility", "0"),
     )
     assert answer.code == 0, answer.err
     record = json.loads((tmp_path / "out" / "record.json").read_text())

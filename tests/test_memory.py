@@ -81,6 +81,7 @@ def measured_peak(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **s
         bf16=plan.bf16,
         max_steps=2,
         stop_at="none",
+        keep_utility=0.0,
         per_device_train_batch_size=plan.batch_size,
         gradient_accumulation_steps=2,
         max_length=plan.length,

@@ -61,6 +61,28 @@ def test_the_text_says_what_happened_and_what_it_does_not_mean() -> None:
     assert "still knows the forget set" in adapter and ModelCard(adapter).data.library_name == "peft"
 
 
+def test_what_is_left_and_kept_is_told_without_any_name() -> None:
+    told = record()
+    told.stop |= {
+        "left": [{"row": n, "place": "john-smith.jsonl, line 3", "whole": True} for n in (3, 17)],
+        "looked_at": {"rows": 200, "of": 200},
+        "floors": {
+            "general.facts": {"share": 0.98, "start": 0.8, "least": 0.784, "end": 0.79},
+            "john-smith": {"share": 0.98, "start": 0.5, "least": 0.49, "end": 0.495},
+        },
+        "reason": "the set to keep 'john-smith' was under its floor of 0.490 for 3 checks in a row",
+    }
+    told.notes = [
+        "1 row repeats another in the forget set (first: john-smith.jsonl, line 1 and john.jsonl, line 2)"
+    ]
+    card = model_card(told, "unlearned", adapters=False)
+    assert "left above their thresholds: 2 of 200 (rows 3, 17)." in card
+    assert "| general facts: probability of the true answer | 0.800 | 0.784 | 0.790 |" in card
+    assert "| another set to keep, number 1 | 0.500 | 0.490 | 0.495 |" in card
+    assert "a set to keep was under its floor" in card and "1 row repeats another in the forget set." in card
+    assert "john" not in card
+
+
 @pytest.mark.parametrize("where", ["model", "name", "reason", "note", "method", "version"])
 def test_no_name_becomes_markup(where: str) -> None:
     hostile = record(HOSTILE if where == "model" else "org/base")

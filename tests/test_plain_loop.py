@@ -52,6 +52,7 @@ def test_same_trajectory_as_the_trainer(
     config = UnlearningConfig(
         output_dir=str(tmp_path),
         stop_at="none",
+        keep_utility=0.0,
         max_steps=STEPS,
         method="ngdiff",
         probe_every=10,

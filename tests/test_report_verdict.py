@@ -34,8 +34,8 @@ def test_forgotten_and_kept_but_not_audited() -> None:
 @pytest.mark.parametrize(
     ("code", "kept", "says"),
     [
-        ("floor", 6, "missed; the run ended because utility fell under its floor" + KEPT.format(6)),
-        ("floor", 0, "missed; the run ended because utility fell under its floor; the model is as it was."),
+        ("floor", 6, "missed; the run ended because a floor was met" + KEPT.format(6)),
+        ("floor", 0, "missed; the run ended because a floor was met; the model is as it was."),
         ("non-finite", 6, "missed; the run broke off because gradients were not finite" + KEPT.format(6)),
         ("stationary", 6, "missed; the run ended because both gradients were zero" + KEPT.format(6)),
         ("end", 12, "missed; all steps allowed were used" + KEPT.format(12)),
@@ -54,6 +54,49 @@ def test_target_missed(code: str, kept: int, says: str) -> None:
         "Not forgotten: extraction strength of the forget set went from 1.000 to 0.400, "
         "and the target of 0.092 was " + says in verdict.sentence
     )
+
+
+LEFT = [
+    {"row": n, "place": f"f.jsonl, line {n}", "extraction_strength": 1.0, "probability": 0.9, "whole": True}
+    for n in range(1, 15)
+]
+BOUNDS = {"measure": "extraction_strength", "value": 0.092, "bounds": [], "share": 0.05}
+
+
+def test_items_that_are_left_are_named_though_the_mean_is_met() -> None:
+    """The mean is where it should be, and 14 items are said word for word: no contradiction, and no yes."""
+    price = "each further 10 steps would bring about 2.0 items down and cost about 1.0% of general facts"
+    stop = {
+        **{"code": "end", "target_met": False, "target": BOUNDS, "left": LEFT, "price": price},
+        "looked_at": {"rows": 200, "of": 200},
+    }
+    verdict = judge(run(stop=stop))
+    assert told(verdict)[0] == "No, target missed"
+    assert "but 14 of 200 items are left above their thresholds" in verdict.sentence
+    lines = verdict.cards[0].lines
+    assert "Items above their thresholds: 14 of 200." in lines
+    assert "Left: f.jsonl, line 1; " in "".join(lines) and "f.jsonl, line 12; and 2 more." in "".join(lines)
+    assert f"By the last checks, {price}." in lines
+
+
+def test_every_floor_is_on_the_second_card() -> None:
+    floors = {
+        "retain": {"share": 0.98, "start": 0.995, "least": 0.97, "end": 0.989},
+        "general.facts": {"share": 0.98, "start": 0.8, "least": 0.784, "end": 0.7},
+    }
+    verdict = judge(run(stop={"floors": floors}))
+    lines = verdict.cards[1].lines
+    assert "retain: 0.995 → 0.989, floor 0.970." in lines
+    assert "general.facts: 0.800 → 0.700, floor 0.784 (broken)." in lines
+    assert told(verdict)[1] == "No" and "general.facts ended under the floor" in verdict.sentence
+    floors["general.facts"]["end"] = 0.79
+    assert told(judge(run(stop={"floors": floors})))[1] == "Yes"
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "x", [1], {"a": 1}, {"a": {"end": "x"}}])
+def test_a_record_of_any_form_is_read(wrong: Any) -> None:
+    stop = {"floors": wrong, "left": wrong, "looked_at": wrong, "price": wrong, "target": BOUNDS}
+    assert judge(run(stop=stop)).cards
 
 
 def test_met_at_the_start() -> None:

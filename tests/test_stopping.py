@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngdiff.errors import RequestError
-from ngdiff.training.stopping import ForgetTarget, StoppingRule, parse_stop_at, way_left
+from ngdiff.training.criterion import View
+from ngdiff.training.stopping import Floor, ForgetTarget, StoppingRule, parse_stop_at, way_left
 
 
 @pytest.mark.parametrize(
@@ -149,14 +150,22 @@ def test_unmeasured_target() -> None:
 
 
 def rule(value: float = 0.2, floor: float = 0.8, patience: int = 2) -> StoppingRule:
-    return StoppingRule(ForgetTarget("extraction_strength", value, "given"), floor, patience)
+    floors = {"retain": Floor(0.0, 0.9, floor)}
+    return StoppingRule(ForgetTarget("extraction_strength", value, "given"), floors, patience)
+
+
+def view(strength: float, certainty: float = 5.0, value: float = 0.2, *, rows: int = 10) -> View:
+    """The first rows of ten, all of one extraction strength."""
+    figures = {"extraction_strength": strength, "unlikelihood": certainty}
+    return View(range(rows), 10, figures, {"extraction_strength": float(strength > value)})
 
 
 def look(
     stopping: StoppingRule, step: int, strength: float, utility: float, certainty: float = 5.0
 ) -> str | None:
-    forget = {"extraction_strength": strength, "unlikelihood": certainty}
-    decision = stopping.judge(step, forget, {"probability": utility})
+    assert stopping.target is not None and stopping.target.value is not None
+    seen = view(strength, certainty, stopping.target.value)
+    decision = stopping.judge(step, seen, {"probability": utility}, {"retain": utility})
     return None if decision is None else decision.code
 
 
@@ -184,9 +193,8 @@ def test_target_above_floor_ends_the_run_and_is_best() -> None:
     stopping = rule()
     assert look(stopping, 0, 0.9, 0.9) is None
     assert look(stopping, 10, 0.15, 0.7) is None  # met, but under the floor
-    decision = stopping.judge(
-        20, {"extraction_strength": 0.2}, {"probability": 0.8}
-    )  # both exactly on the line
+    # both exactly on the line
+    decision = stopping.judge(20, view(0.2), {"probability": 0.8}, {"retain": 0.8})
     assert decision is not None
     assert decision.code == "target"
     assert "extraction strength" in decision.text
@@ -211,18 +219,22 @@ def test_of_equal_states_the_later_is_best() -> None:
 
 def test_overshooting_counts_as_reached() -> None:
     """Below the target nothing is gained by forgetting more."""
-    stopping = StoppingRule(ForgetTarget("nll", 3.0, "given"), 0.0, 1)
+    stopping = StoppingRule(ForgetTarget("nll", 3.0, "given"), {}, 1)
     for step, nll in ((10, 9.0), (20, 3.0), (30, 1.0)):
-        stopping.judge(step, {"nll": nll}, {"probability": 0.5})
+        seen = View(range(10), 10, {"nll": nll}, {"nll": float(nll < 3)})
+        stopping.judge(step, seen, {"probability": 0.5}, {})
     assert best_step(stopping) == 20
 
 
 def test_without_a_target_only_the_floor_counts() -> None:
-    stopping = StoppingRule(None, 0.5, 1)
-    assert look(stopping, 10, 0.0, 0.6) is None
+    stopping = StoppingRule(None, {"retain": Floor(0.5, 1.0, 0.5)}, 1)
+    seen = View(range(10), 10, {"extraction_strength": 0.0})
+    assert stopping.judge(10, seen, {"probability": 0.6}, {"retain": 0.6}) is None
     assert stopping.checks[-1].best
     assert not stopping.checks[-1].met
-    assert look(stopping, 20, 0.0, 0.4) == "floor"
+    decision = stopping.judge(20, seen, {"probability": 0.4}, {"retain": 0.4})
+    assert decision is not None and decision.code == "floor"
+    assert "the retain set's answer probability was under its floor of 0.500" in decision.text
     assert best_step(stopping) == 10
 
 
@@ -265,7 +277,7 @@ def test_pace_is_judged_by_what_the_model_is_certain_of() -> None:
     assert resumed.pace() == stopping.pace()
     look(stopping, 30, 0.9, 0.81, certainty=0)  # certain of nothing any more
     assert stopping.pace() == 1.0
-    assert StoppingRule(None, 0.5, 1).pace() == 1.0
+    assert StoppingRule(None, {}, 1).pace() == 1.0
 
 
 def test_a_price_is_measured_as_far_back_as_it_takes_to_tell_one() -> None:
@@ -284,7 +296,7 @@ def test_a_price_is_measured_as_far_back_as_it_takes_to_tell_one() -> None:
 
 def test_what_is_left_at_the_last_check() -> None:
     stopping = rule(value=0.2, floor=0.8)
-    assert stopping.left == StoppingRule(None, 0.5, 1).left == 1.0
+    assert stopping.left == StoppingRule(None, {}, 1).left == 1.0
     look(stopping, 0, 1.0, 0.9, certainty=4)
     look(stopping, 10, 1.0, 0.9, certainty=3)
     assert stopping.left == pytest.approx(0.75)
@@ -304,18 +316,6 @@ def test_a_stretch_begins_at_the_state_that_was_put_back() -> None:
     assert (resumed.pace(), resumed.since) == (stopping.pace(), 20)
 
 
-def test_a_checkpoint_of_an_early_version_has_the_target_s_measure_alone() -> None:
-    stopping = rule(value=0.2, floor=0.8)
-    look(stopping, 0, 0.8, 0.9, certainty=4)
-    look(stopping, 10, 0.5, 0.84, certainty=1)  # a quarter left by the one, half by the other
-    assert stopping.pace() == pytest.approx(0.02 / 0.02)
-    state = json.loads(json.dumps(stopping.state_dict()))
-    for check in state["checks"]:
-        del check["forget"]["unlikelihood"]
-    del state["since"]
-    assert StoppingRule.from_state(state, patience=2).pace() == pytest.approx(0.02 / 0.06)
-
-
 def test_utility_is_spent_where_the_best_state_lies_at_the_floor() -> None:
     stopping = rule(value=0.2, floor=0.8)
     assert stopping.spent() is None
@@ -324,13 +324,16 @@ def test_utility_is_spent_where_the_best_state_lies_at_the_floor() -> None:
     look(stopping, 20, 0.5, 0.79)
     assert stopping.spent() is None  # 0.006 of 0.1 left
     look(stopping, 30, 0.55, 0.804)
+    assert stopping.spent() is None  # no floor is broken
+    look(stopping, 40, 0.5, 0.79)
     decision = stopping.spent()
     assert decision is not None and decision.code == "floor"
     assert "came to 0.550, the target is 0.200" in decision.text
-    assert StoppingRule(None, 0.5, 1).spent() is None
+    assert StoppingRule(None, {}, 1).spent() is None
 
 
 def test_a_saved_rule_without_target() -> None:
-    stopping = StoppingRule.from_state(StoppingRule(None, 0.25, 3).state_dict(), patience=3)
+    floors = {"retain": Floor(0.5, 0.5, 0.25)}
+    stopping = StoppingRule.from_state(StoppingRule(None, floors, 3).state_dict(), patience=3)
     assert stopping.target is None
-    assert stopping.floor == 0.25
+    assert stopping.floors == floors

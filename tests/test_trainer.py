@@ -8,7 +8,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ngdiff.data.batching import Stream, collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.data.predictable import figures_at_rest
 from ngdiff.errors import RequestError
+from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.losses import LOSSES, Loss, nll
 from ngdiff.methods import METHODS, Method
 from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
@@ -82,6 +83,8 @@ def make(
 ) -> UnlearningTrainer:
     quiet = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "report_to": "none"}
     small = {"per_device_train_batch_size": 2, "max_steps": 6, "stop_at": "none", "max_length": 64}
+    small["keep_utility"] = 0.0  # these models know nothing at first, so there is nothing to keep
+    small["floors"] = {"general": 0.0} if settings.get("keep_utility") else {}
     small["method"] = (
         "ngdiff"  # an untrained model finds every token improbable: nothing is left below a bound
     )
@@ -555,23 +558,15 @@ Figures = Callable[[int], tuple[float, float]]
 
 def script(trainer: UnlearningTrainer, figures: Figures, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every check find what ``figures`` says of a step: extraction strength (nll likewise), utility."""
+    sure = math.log(-math.expm1(-7.0))  # of a token whose unlikelihood is 7
 
-    def scripted(examples: Any) -> dict[str, float]:
+    def scripted(name: str, rows: Sequence[int] | None = None) -> list[AnswerScore]:
         strength, utility = figures(trainer.state.global_step)
-        nll = 100 * (1 - strength)
-        return {
-            "extraction_strength": strength,
-            "exact_memorisation": 0.5,
-            "probability": utility,
-            "nll": nll,
-            "unlikelihood": 7.0,
-        }
+        nll = 100 * (1 - strength) if name == "forget" else -math.log(utility)
+        count = len(trainer.survey.examples(name)) if rows is None else len(rows)
+        return [AnswerScore(2 * nll, 2, strength, 0.5, (sure, 0.0))] * count
 
-    def survey() -> dict[str, Any]:
-        return {name: scripted(None) for name in ("forget", "retain", "never_seen")} | {"items": {}}
-
-    monkeypatch.setattr(trainer.survey, "figures", scripted)
-    monkeypatch.setattr(trainer.survey, "everything", survey)
+    monkeypatch.setattr(trainer.survey, "scores", scripted)
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
@@ -681,7 +676,7 @@ def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.
         tmp_path,
         model=copy.deepcopy(memorised),
         per_device_train_batch_size=8,
-        stop_at="extraction_strength=0.2",
+        stop_at="extraction_strength=0.5",
         keep_utility=0.8,
         max_steps=80,
         check_every=4,
@@ -691,8 +686,10 @@ def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.
     assert record.before["retain"]["probability"] > 0.9
     assert record.stop["code"] == "target"
     assert record.stop["step"] == record.stop["kept_step"] < 80
-    assert record.after["forget"]["extraction_strength"] <= 0.2
+    assert record.after["forget"]["extraction_strength"] <= 0.5
+    assert max(record.after["items"]["forget"]["extraction_strength"]) <= 0.5  # and so is every item
     assert record.after["retain"]["probability"] >= record.stop["utility_floor"]
+    assert record.stop["left"] == []
     assert record.stop["utility_floor"] == pytest.approx(0.8 * record.before["retain"]["probability"])
     assert trainer.survey.figures("retain") == record.after["retain"]
     assert leftovers(tmp_path) == []
@@ -711,9 +708,22 @@ def test_the_end_is_seen_coming_whatever_the_forget_loss(
 
 def test_automatic_target_is_the_level_of_unseen_text(tmp_path: Path, memorised: nn.Module) -> None:
     trainer = run(tmp_path, model=copy.deepcopy(memorised), stop_at="auto", max_steps=1)
-    unseen = trainer.record.before["never_seen"]["extraction_strength"]
-    assert trainer.record.stop["target"] == {"measure": "extraction_strength", "value": unseen}
+    items = trainer.record.before["items"]["never_seen"]
+    strengths = items["extraction_strength"]
+    odds = [math.exp(-nll / tokens) for nll, tokens in zip(items["nll"], items["tokens"], strict=True)]
+    bounds = {bound["measure"]: bound for bound in trainer.record.stop["target"]["bounds"]}
+    for measure, values in (("extraction_strength", strengths), ("probability", odds)):
+        mean = sum(values) / 4
+        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 3)
+        assert bounds[measure]["item"] == pytest.approx(max(values))  # the 95th percentile of four
+        assert bounds[measure]["mean"] == pytest.approx(mean + 1.645 * spread * math.sqrt(1 / 4 + 1 / 8))
+    target = trainer.record.stop["target"]
+    assert (target["measure"], target["value"]) == (
+        "extraction_strength",
+        bounds["extraction_strength"]["mean"],
+    )
     assert "never saw" in trainer.record.stop["target_source"]
+    assert "the holdout that was given" in trainer.record.stop["level_source"]
 
 
 def test_a_floor_that_cannot_hold(tmp_path: Path, memorised: nn.Module) -> None:
@@ -1197,13 +1207,13 @@ def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path, monkeypatch
 
 
 def test_what_is_measured_of_each_set(tmp_path: Path) -> None:
-    """Of the forget set as many as asked for, evenly; what is held out and what was never seen, whole."""
+    """At the start and at the end every row of every set, whatever the checks on the way look at."""
     trainer = make(tmp_path, forget=rows("F", 7, _word), check_size=3)
     survey = trainer.survey
-    assert [one.example for one in survey.examples("forget")] == trainer.forget_examples[0:5:2]
+    assert [one.example for one in survey.examples("forget")] == trainer.forget_examples
     assert [one.example for one in survey.examples("retain")] == trainer.held_out_examples
     assert len(survey.examples("never_seen")) == len(UNSEEN)
     trainer.train()
     found = survey.everything()
     assert found["forget"] == survey.figures("forget") and set(found) == {*trainer.record.before}
-    assert len(found["items"]["forget"]["nll"]) == 3 and len(found["items"]["never_seen"]["nll"]) == 4
+    assert len(found["items"]["forget"]["nll"]) == 7 and len(found["items"]["never_seen"]["nll"]) == 4

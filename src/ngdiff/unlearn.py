@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers import PrinterCallback
 from ngdiff.data.alternatives import alternative_faults
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, overlap_fault, to_examples
+from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated
 from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.data.sources import local_sources, read_rows
 from ngdiff.errors import Fault, RequestError
@@ -48,6 +51,7 @@ from ngdiff.system.trackers import tracker_callbacks, tracker_settings
 from ngdiff.training.answers import AnswerBook
 from ngdiff.training.callbacks import UnlearningProgress
 from ngdiff.training.claim import claimed, may_replace
+from ngdiff.training.floors import floor_shares, reserved_faults
 from ngdiff.training.parallel import from_main, joined, on_all
 from ngdiff.training.trainer import UnlearningTrainer
 from ngdiff.training.unfinished import Asked, Workplace
@@ -73,6 +77,7 @@ class UnlearnRequest:
         resume: True: go on with the unfinished run of this output, or fail; False: start afresh; None: go on
             where there is one of the same request.
         earlier: forget sets of earlier requests, to see that nothing of them comes back.
+        keep: further sets that must be kept, which nothing is trained on; each source has a floor of its own.
         sign: file of the private key to sign the receipt with.
         data_key: file of the key that hides the hashes of the data (see :mod:`ngdiff.receipts.data_key`).
         answers: how many questions of the forget set to answer before and after, for the report; 0 for none.
@@ -93,6 +98,7 @@ class UnlearnRequest:
     overwrite: bool = False
     resume: bool | None = None
     earlier: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     sign: Path | None = None
     data_key: Path | None = None
     answers: int = 12
@@ -115,6 +121,8 @@ class Prepared:
     holdout: list[EncodedExample]
     config: UnlearningConfig
     receipt: ReceiptPlan
+    keep: dict[str, list[EncodedExample]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def prepare(request: UnlearnRequest) -> Prepared:
@@ -146,14 +154,24 @@ def prepare(request: UnlearnRequest) -> Prepared:
     if type(request.answers) is not int or request.answers < 0:
         faults.append(Fault("--answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
     sources = {"--forget": request.forget, "--retain": request.retain, "--holdout": request.holdout}
-    sources |= {"--earlier": request.earlier}
+    sources |= {"--earlier": request.earlier, "--keep": request.keep}
     faults += holds_faults(request.output, local_sources(sources, request.tofu_dir))
     forget = _read(request.forget, "--forget", request.tofu_dir, faults)
     retain = _read(request.retain, "--retain", request.tofu_dir, faults)
     holdout = _read(request.holdout, "--holdout", request.tofu_dir, faults)
-    overlap = None if request.allow_overlap else overlap_fault(forget, retain)
-    if overlap is not None:
-        faults.append(overlap)
+    kept = {
+        name: _read((source,), "--keep", request.tofu_dir, faults)
+        for name, source in kept_names(request.keep).items()
+    }
+    found_ = [] if request.allow_overlap else [overlap_fault(forget, retain), answer_fault(forget, retain)]
+    found_.append(holdout_fault(holdout, forget, retain))
+    faults += [fault for fault in found_ if fault is not None]
+    faults += reserved_faults(list(kept))
+    if config is not None:
+        try:
+            floor_shares(config, list(kept))
+        except RequestError as error:
+            faults += error.faults
     receipt = plan_receipt(
         source,
         earlier=request.earlier,
@@ -172,6 +190,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
     encoded = {}
     sets = {"--forget": forget, "--retain": retain, "--holdout": holdout}
     sets |= {f"--earlier (request {number})": examples for number, examples in receipt.earlier.items()}
+    sets |= {f"--keep {name}": examples for name, examples in kept.items()}
     for where, examples in sets.items():
         try:
             encoded[where] = encode_all(examples, tokenizer, config.max_length, where)
@@ -184,7 +203,21 @@ def prepare(request: UnlearnRequest) -> Prepared:
     forget_, retain_, holdout_ = (encoded[where] for where in ("--forget", "--retain", "--holdout"))
     if config.examples_per_step is None:
         config.examples_per_step = examples_of_a_step(len(forget_))
-    return Prepared(source, tokenizer, forget_, retain_, holdout_, config, receipt)
+    keep = {name: encoded[f"--keep {name}"] for name in kept}
+    notes = tuple(note for note in (repeated(forget),) if note is not None)
+    return Prepared(source, tokenizer, forget_, retain_, holdout_, config, receipt, keep, notes)
+
+
+def kept_names(sources: Sequence[str]) -> dict[str, str]:
+    """Return the sources of ``--keep`` by the names of their floors: the file's, without its ending."""
+    found: dict[str, str] = {}
+    for source in sources:
+        stem = re.split(r"[/\\:]", source.rstrip("/"))[-1].partition(".")[0] or "kept"
+        name, number = stem, 2
+        while name in found:
+            name, number = f"{stem}-{number}", number + 1
+        found[name] = source
+    return found
 
 
 def room(request: UnlearnRequest, weights: int) -> int:
@@ -285,9 +318,12 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
             retain_dataset=ready.retain,
             holdout_dataset=ready.holdout or None,
             earlier_datasets={f"earlier {number}": e for number, e in ready.receipt.earlier.items()},
+            keep_datasets=ready.keep,
             processing_class=ready.tokenizer,
             callbacks=tracker_callbacks(request.settings, request.output),
         )
+        for note in ready.notes:
+            trainer.record.note(note)
         progress = UnlearningProgress(trainer)
         trainer.add_callback(progress)
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
@@ -343,6 +379,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "forget": list(request.forget),
         "retain": list(request.retain),
         "holdout": list(request.holdout),
+        "keep": list(request.keep),
         "lora": request.lora,
         "qlora": request.qlora,
         "precision": request.precision,
@@ -363,6 +400,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "seed": config.seed,
         "stop_at": config.stop_at,
         "keep_utility": config.keep_utility,
+        "floors": config.floors,
         "max_length": config.max_length,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))
@@ -371,9 +409,14 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
 
 def data_hashes(ready: Prepared) -> dict[str, str]:
     """Return the SHA-256 of each data set there is, by its role."""
-    sets = {"forget": ready.forget, "retain": ready.retain, "holdout": ready.holdout}
-    key = ready.receipt.data_key
+    key, sets = ready.receipt.data_key, data_sets(ready)
     return {name: set_hash([e.example for e in examples], key) for name, examples in sets.items() if examples}
+
+
+def data_sets(ready: Prepared) -> dict[str, list[EncodedExample]]:
+    """Return all sets of a request, by the role that record and receipt know them by."""
+    sets = {"forget": ready.forget, "retain": ready.retain, "holdout": ready.holdout}
+    return sets | {f"keep {name}": examples for name, examples in ready.keep.items()}
 
 
 def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked: Asked, after: str) -> None:
@@ -386,7 +429,7 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked
         record.note(f"{truncated} answers were cut at {config.max_length} tokens")
     record.data = {
         name: describe([e.example for e in examples], ready.receipt.data_key)
-        for name, examples in (("forget", ready.forget), ("retain", ready.retain), ("holdout", ready.holdout))
+        for name, examples in data_sets(ready).items()
         if examples
     }
     record.model = {"name": request.model, "sha256_before": asked.model, "sha256_after": after}

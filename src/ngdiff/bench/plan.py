@@ -241,6 +241,7 @@ def _trial(
         settings["num_train_epochs"] = request.epochs
     if stopping == "none":
         settings["stop_at"] = "none"
+        settings.setdefault("keep_utility", 0.0)  # all steps count, whatever they cost
     return Trial(split, method.name, stopping, label, settings, evaluate=label.startswith("seed"))
 
 

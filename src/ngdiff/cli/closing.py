@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -21,7 +22,11 @@ def close_unlearning(record: RunRecord, request: UnlearnRequest) -> None:
     """Print what a run did, where it is, and what to do next."""
     console.print(_figures(record))
     stop, cost = record.stop, record.cost
+    if stop.get("floors"):
+        console.print(_floors(stop["floors"]))
     _say(f"Ended: {stop['reason']}.")
+    for line in left_lines(stop):
+        _say(line)
     _say(
         f"{cost['steps']} steps, {cost['seconds']:.0f} s, "
         f"peak memory {max(cost['peak_memory_gib'].values()):.1f} GiB; kept: step {stop['kept_step']}."
@@ -56,6 +61,34 @@ def _figures(record: RunRecord) -> Table:
     return table
 
 
+def _floors(floors: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table("must be kept", title=None)
+    for name in ("start", "floor", "end", ""):
+        table.add_column(name, justify="right")
+    for name, floor in floors.items():
+        cells = [f"{floor[key]:.3f}" for key in ("start", "least", "end")]
+        table.add_row(escape(name), *cells, "" if floor["end"] >= floor["least"] else "broken")
+    return table
+
+
+def left_lines(stop: Mapping[str, Any], most: int = 10) -> list[str]:
+    """Say which items are left, by their places alone, and what further steps would cost."""
+    left = stop.get("left") or []
+    lines = []
+    if stop.get("target_met") is not None:
+        of = (stop.get("looked_at") or {}).get("of", "?")
+        text = f"Left above their thresholds: {len(left)} of {of} items"
+        named = "; ".join(str(item["place"]) for item in left[:most])
+        more = f"; and {len(left) - most} more, all in record.json" if len(left) > most else ""
+        lines.append(f"{text}: {named}{more}." if left else f"{text}.")
+        whole = sum(bool(item.get("whole")) for item in left)
+        if whole:
+            lines.append(f"Reproduced word for word: {whole} of them.")
+    if stop.get("target_met") is False and stop.get("price"):
+        lines.append(f"By the last checks, {stop['price']}.")
+    return lines
+
+
 def next_commands(record: RunRecord, request: UnlearnRequest) -> list[tuple[str, str]]:
     """Return the commands that make sense now, ready to be pasted, each with why."""
     output = str(request.output)
@@ -68,7 +101,8 @@ def next_commands(record: RunRecord, request: UnlearnRequest) -> list[tuple[str,
     found.append((_evaluation(request), "measure it in full"))
     found.append((["verify", output], "check what record.json says"))
     if record.stop.get("target_met") is False:
-        again = ["unlearn", *_data(request), "--model", output, "--output", f"{output}-2"]
+        kept = [word for source in request.keep for word in ("--keep", source)]
+        again = ["unlearn", *_data(request), *kept, "--model", output, "--output", f"{output}-2"]
         found.append((again, "not forgotten yet: go on from here"))
     exist = commands()
     return [(shlex.join(["ngdiff", *words]), why) for words, why in found if words[0] in exist]

@@ -19,7 +19,7 @@ Found = tuple[dict[str, Any], list[Fault]]
 """Settings under their own names, and what is wrong with the others."""
 
 # request fields that a configuration file may set beside the trainer's settings
-SOURCE_KEYS = ("forget", "retain", "holdout", "earlier")
+SOURCE_KEYS = ("forget", "retain", "holdout", "earlier", "keep")
 PATH_KEYS = ("tofu_dir", "sign", "data_key")
 NAME_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS)
 FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private", "trust_remote_code")
@@ -50,9 +50,29 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
     said = {key: value for key, value in flags.items() if value is not None and value is not False}
     given |= more
     given |= {ALIASES.get(key, key): value for key, value in said.items() if value not in ([], ())}
+    if given.get("floor"):
+        floors, bad = _floors(given.pop("floor"))
+        given["floors"] = {**given.get("floors", {}), **floors}
+        wrong += bad
     mend = "Give it as a flag or in --config; see ngdiff unlearn --help"
     missing = [Fault(f"--{name}", "is missing", mend) for name in NEEDED if not given.get(name)]
     return given, [*faults, *wrong, *missing]
+
+
+def _floors(pairs: Sequence[str]) -> Found:
+    """Read ``NAME=SHARE`` texts."""
+    found: dict[str, Any] = {}
+    faults = []
+    for pair in pairs:
+        name, equals, share = pair.rpartition("=")
+        try:
+            found[name] = float(share)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            faults.append(Fault("--floor", f"{pair!r} is no floor", "Write NAME=SHARE, such as general=0.95"))
+            found.pop(name, None)
+    return found, faults
 
 
 def to_request(
@@ -72,6 +92,7 @@ def to_request(
         qlora=bool(given.get("qlora")),
         precision=cast("Precision", str(given.get("precision", "auto"))),  # checked with all the rest
         earlier=_sources(given.get("earlier", ())),
+        keep=_sources(given.get("keep", ())),
         **{key: Path(str(given[key])) if given.get(key) else None for key in PATH_KEYS},
         allow_overlap=bool(given.get("allow_overlap")),
         overwrite=overwrite,

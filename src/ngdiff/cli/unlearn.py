@@ -108,7 +108,24 @@ def unlearn(
     keep_utility: Annotated[
         float | None,
         typer.Option(
-            help="Floor of retain answer probability, as a share. [default: 0.95]", rich_help_panel=STOPPING
+            help="Floor of each figure that must be kept, as a share of its start. [default: 0.98]",
+            rich_help_panel=STOPPING,
+        ),
+    ] = None,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One floor by name: retain, general, language or a --keep set; 0 for none.",
+            metavar="NAME=SHARE",
+            rich_help_panel=STOPPING,
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What must be kept besides, with a floor of its own; may be repeated.",
+            autocompletion=completion.sources,
+            rich_help_panel=DATA,
         ),
     ] = None,
     epochs: Annotated[

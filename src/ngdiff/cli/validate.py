@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from ngdiff.cli.app import app
 from ngdiff.cli.options import DATA, Log, Quiet, SetPairs
@@ -86,7 +87,7 @@ def _show(found: Validation) -> None:
     for title in ("examples", "tokens", "answer tokens", "longest", "cut", "repeated"):
         table.add_column(title, justify="right")
     for name, counts in found.sets.items():
-        table.add_row(ROLES[name], *(f"{value:,}" for value in asdict(counts).values()))
+        table.add_row(escape(ROLES.get(name, name)), *(f"{value:,}" for value in asdict(counts).values()))
     console.print(table)
     _say(f"Rows in both sets: {found.shared}.")
     seconds = found.seconds_a_step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -103,6 +103,9 @@ class Stream:
         return self._order[offset]
 
 
+ROUNDS = 100_003
+"""Tells the rounds of one epoch apart from the next epochs' first ones."""
+
 ABSENT = "absent"
 """Marks a batch that stands in for none: a process runs it for the others' sake; it counts for nothing."""
 
@@ -148,13 +151,26 @@ class PairedDataset(Dataset[Pair]):
 
 
 class PairSampler(Sampler[tuple[int, int]]):
-    """One epoch visits each forget example once; the retain stream goes on where the last epoch left it.
+    """One epoch visits each forget example once; the retain stream continues where the last epoch left it.
 
     Yields addresses of :class:`PairedDataset`.
+
+    Args:
+        forget_size: rows of the forget set.
+        retain_size: rows of the retain set.
+        seed: of both orders.
+        chosen: asked at the beginning of an epoch, with its number, for the forget rows that it draws from.
+            Fewer rows than there are come round as often as it takes for the epoch to keep its length.
     """
 
-    def __init__(self, forget_size: int, retain_size: int, seed: int) -> None:
-        self._forget = Stream(forget_size, seed)
+    def __init__(
+        self,
+        forget_size: int,
+        retain_size: int,
+        seed: int,
+        chosen: Callable[[int], Sequence[int]] | None = None,
+    ) -> None:
+        self._size, self._seed, self._chosen = forget_size, seed, chosen
         self._retain = Stream(retain_size, seed + 1)
         self.epoch = 0
 
@@ -163,12 +179,18 @@ class PairSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._forget.size
+        return self._size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        start = self.epoch * len(self)
-        for position in range(start, start + len(self)):
-            yield self._forget[position] + start, self._retain[position]
+        start = self.epoch * self._size
+        rows = range(self._size) if self._chosen is None else self._chosen(self.epoch)
+        # a round of its own for each time that a row comes again: it then meets its next alternative
+        order = permutation(len(rows), self._seed, self.epoch)
+        for place in range(self._size):
+            turn, offset = divmod(place, len(rows))
+            if offset == 0 and turn > 0:
+                order = permutation(len(rows), self._seed, self.epoch + turn * ROUNDS)
+            yield rows[order[offset]] + start + turn * self._size, self._retain[start + place]
 
 
 def collate_for_loss(examples: Sequence[EncodedExample], pad_id: int) -> Batch:

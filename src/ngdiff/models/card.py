@@ -24,6 +24,14 @@ MEASURES = {
     "nll": "NLL (nats per token)",
 }
 SETS = {"forget": "Forget set", "retain": "Retain set, held out", "never_seen": "Never-seen text"}
+FLOOR_NAMES = {
+    "retain": "retain set, held out: answer probability",
+    "general.facts": "general facts: probability of the true answer",
+    "general.answers": "general facts: answered rightly",
+    "general.text": "general text: answer probability",
+    "language": "language of the forget answers: probability",
+}
+MOST_ROWS = 20
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 
@@ -144,7 +152,7 @@ def _what(record: RunRecord, base: str, adapters: bool) -> str:
         f"# Unlearned {'adapter' if adapters else 'model'}\n\n"
         f"{made} {escaped(shown)} {rest}, by NGDiff {version} "
         "([normalised gradient difference](https://arxiv.org/abs/2410.22086)). "
-        f"{met} The run ended: {escaped(str(record.stop.get('reason', '')))}."
+        f"{met} The run ended: {escaped(_unnamed(str(record.stop.get('reason', '')), record))}."
     )
 
 
@@ -194,8 +202,31 @@ def _figures(record: RunRecord) -> str:
         before, after = record.before.get(part, {}), record.after.get(part, {})
         if before and after:
             rows.append((title, *(f"{_number(before, key)} → {_number(after, key)}" for key in MEASURES)))
-    text = "Before and after, as the run itself measured them on a sample of each set:"
-    return f"## Figures\n\n{text}\n\n" + _table(("set", *MEASURES.values()), rows)
+    text = "Before and after, as the run itself measured them on every row of each set:"
+    figures = f"## Figures\n\n{text}\n\n" + _table(("set", *MEASURES.values()), rows)
+    return "\n\n".join([figures, *_floors(record), *_left(record)])
+
+
+def _floors(record: RunRecord) -> list[str]:
+    """Return the table of what had to be kept; a set that was named by its file goes by a number."""
+    floors, rows, number = record.stop.get("floors") or {}, [], 0
+    for name, floor in floors.items():
+        number += name not in FLOOR_NAMES
+        title = FLOOR_NAMES.get(name, f"another set to keep, number {number}")
+        rows.append((title, *(_number(floor, key) for key in ("start", "least", "end"))))
+    text = "What had to be kept, and the floors that every state which was kept had to hold:"
+    return [f"{text}\n\n" + _table(("figure", "start", "floor", "end"), rows)] if rows else []
+
+
+def _left(record: RunRecord) -> list[str]:
+    """Name the items that are left by their row alone."""
+    left, of = record.stop.get("left"), (record.stop.get("looked_at") or {}).get("of")
+    if left is None or record.stop.get("target_met") is None:
+        return []
+    text = f"Items of the forget set that are left above their thresholds: {len(left)} of {of}"
+    rows = ", ".join(str(int(item["row"])) for item in left[:MOST_ROWS])
+    more = f" and {len(left) - MOST_ROWS} more" if len(left) > MOST_ROWS else ""
+    return [f"{text} (rows {rows}{more})." if left else f"{text}."]
 
 
 def _number(figures: Mapping[str, Any], key: str) -> str:
@@ -208,8 +239,8 @@ def _limits(record: RunRecord, adapters: bool) -> str:
         "Forgotten means that the figures above fell, not that nothing is left. Training on a little of the "
         "forgotten data, other wordings, other languages or a change of precision can bring knowledge back. "
         "No such attack is part of this card.",
-        "What was kept was measured on a part of the retain set. Abilities that the retain set does not show "
-        "were not looked at.",
+        "What was kept was measured on the sets named above. Abilities that they do not show were not looked "
+        "at.",
         "Whatever the starting model could do wrong, this one may do wrong.",
     ]
     if record.stop.get("target_met") is False:
@@ -222,8 +253,15 @@ def _limits(record: RunRecord, adapters: bool) -> str:
             "The starting model still knows the forget set. Whoever leaves the adapters off has it back; "
             "to hand on a model that has forgotten, merge them (`ngdiff merge`) and hand on the merged one.",
         )
-    lines += [f"Note of the run: {escaped(note)}." for note in record.notes]
+    lines += [f"Note of the run: {escaped(_unnamed(note, record))}." for note in record.notes]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _unnamed(text: str, record: RunRecord) -> str:
+    """Return a text of the record without names of files: a set that was named by one, and places of rows."""
+    for name in record.stop.get("floors") or {}:
+        text = text.replace(f"the set to keep {name!r}", "a set to keep")
+    return re.sub(r" \(first: .*\)$", "", text, flags=re.DOTALL)
 
 
 def _checking(record: RunRecord, adapters: bool) -> str:

@@ -12,7 +12,7 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.models.loading import weights_bytes
 from ngdiff.system.output import nearest_folder
-from ngdiff.unlearn import Prepared, UnlearnRequest, room
+from ngdiff.unlearn import Prepared, UnlearnRequest, data_sets, room
 
 if TYPE_CHECKING:
     from ngdiff.settings.config import UnlearningConfig
@@ -68,7 +68,7 @@ class Validation:
 
 def validation(request: UnlearnRequest, ready: Prepared) -> Validation:
     """Work out what a request, found in order by ``prepare``, would take."""
-    sets = {"forget": ready.forget, "retain": ready.retain, "holdout": ready.holdout}
+    sets = data_sets(ready)
     weights = weights_bytes(ready.source)
     keys = {encoded.example.key for encoded in ready.forget}
     return Validation(

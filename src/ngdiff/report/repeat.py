@@ -15,6 +15,7 @@ FLAGS = {
     "forget": "--forget",
     "retain": "--retain",
     "holdout": "--holdout",
+    "keep": "--keep",
     "method": "--method",
     "step_size": "--step-size",
     "learning_rate": "--lr",

@@ -19,8 +19,12 @@ from ngdiff.report.cards import (
     named,
     value_of,
 )
-from ngdiff.report.sources import Run, dig, number
+from ngdiff.report.sources import Run, dig, number, rows_of
+from ngdiff.report.text import visible
 from ngdiff.report.trust import judge_trust
+
+MOST_NAMED = 12
+"""Items that the first card names."""
 
 
 def judge(run: Run) -> Verdict:
@@ -60,6 +64,7 @@ def _forget(run: Run) -> tuple[Card, str]:
     )
     status, answer, sentence = _forgotten(stop, measure, before, after, target, met)
     lines = [_line_of_target(stop)] if target is not None else []
+    lines += _lines_of_items(stop)
     lines += _beyond(measure, bounds, target, met)
     lines += evaluated(run, f"forget.{measure}")
     figure = f"{named(measure)} of the forget set"
@@ -83,7 +88,9 @@ def _forgotten(
     if target is None:
         text = f"No forget target was set: {went}; whether that is enough is not for this run to say."
         return "unknown", "No target was set", text
-    if bool(met) != (after >= target if measure == "nll" else after <= target):
+    reached = after >= target if measure == "nll" else after <= target
+    items = dig(stop, "target", "bounds") is not None  # then items decide besides the mean
+    if (met and not reached) or (reached and not met and not items):
         said = f"the record says target_met={met!r}, but {went}, with the target {in_words(target)}"
         text = f"Cannot be trusted: {said}."
         return "bad", "Contradictory", text
@@ -96,13 +103,40 @@ def _forgotten(
     return (
         "bad",
         "No, target missed",
-        f"Not forgotten: {went}, and the target of {in_words(target)} was missed{_why(code, kept)}.",
+        f"Not forgotten: {went}, {_missed(stop, target, reached)}{_why(code, kept)}.",
     )
+
+
+def _missed(stop: Mapping[str, Any], target: float, reached: bool) -> str:
+    left, of = rows_of(stop.get("left")), _rows_there_are(stop)
+    if not reached or not left:
+        return f"and the target of {in_words(target)} was missed"
+    return f"but {len(left)} of {of} items are left above their thresholds"
+
+
+def _rows_there_are(stop: Mapping[str, Any]) -> str:
+    of = number(dig(stop, "looked_at", "of"))
+    return "?" if of is None else f"{of:.0f}"
+
+
+def _lines_of_items(stop: Mapping[str, Any]) -> list[str]:
+    """Name the items that are left by their places, which hold no text of theirs."""
+    if dig(stop, "target", "bounds") is None:
+        return []
+    left, of = rows_of(stop.get("left")), _rows_there_are(stop)
+    lines = [f"Items above their thresholds: {len(left)} of {of}."]
+    if left:
+        named = "; ".join(visible(str(item.get("place"))) for item in left[:MOST_NAMED])
+        more = f"; and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+        lines.append(f"Left: {named}{more}.")
+    if stop.get("target_met") is False and stop.get("price"):
+        lines.append(f"By the last checks, {visible(stop['price'])}.")
+    return lines
 
 
 def _why(code: Any, kept: Any) -> str:
     reasons = {
-        "floor": "; the run ended because utility fell under its floor",
+        "floor": "; the run ended because a floor was met",
         "non-finite": "; the run broke off because gradients were not finite",
         "stationary": "; the run ended because both gradients were zero",
         "end": "; all steps allowed were used",
@@ -176,9 +210,32 @@ def _keep(run: Run) -> tuple[Card, str]:
     lines += (
         evaluated(run, "retain.probability") + evaluated(run, "model_utility") + evaluated(run, "utility")
     )
+    floors = _floors(record)
+    lines += [_line_of_floor(str(name), floor) for name, floor in floors.items()]
     status, answer, sentence = _kept(before, after, floor, record)
     figure = "answer probability of the retain set"
     return Card("Did it keep the rest?", answer, status, figure, marks, 1.0, lines), sentence
+
+
+def _floors(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = dig(record, "stop", "floors")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _line_of_floor(name: str, floor: Any) -> str:
+    start, least, end = (number(dig(floor, key)) for key in ("start", "least", "end"))
+    fell = end is None or least is None or end < least
+    figures = f"{in_words(start)} → {in_words(end)}, floor {in_words(least)}"
+    return f"{visible(name)}: {figures}{' (broken)' if fell else ''}."
+
+
+def _broken(record: Mapping[str, Any]) -> list[str]:
+    """Return the floors that the weights which were kept are under."""
+    floors = _floors(record)
+    pairs = (
+        (str(name), number(dig(floor, "end")), number(dig(floor, "least"))) for name, floor in floors.items()
+    )
+    return [visible(name) for name, end, least in pairs if end is None or least is None or end < least]
 
 
 def _kept(
@@ -199,10 +256,13 @@ def _kept(
     lost = ""
     if unseen[0] and unseen[1] is not None and unseen[1] < 0.8 * unseen[0]:
         lost = f", though never-seen text of the same kind lost {100 * (1 - unseen[1] / unseen[0]):.0f}%"
+    broken = [name for name in _broken(record) if name != "retain"]
+    if floor and after < floor:
+        return "bad", "No", f"Not kept: {share}, under the floor of {in_words(floor)}."
+    if broken:
+        return "bad", "No", f"Not kept: {', '.join(broken)} ended under the floor; {share}{lost}."
     if not floor:
         return "unknown", "No floor was set", f"No utility floor was set; {share}{lost}."
-    if after < floor:
-        return "bad", "No", f"Not kept: {share}, under the floor of {in_words(floor)}."
     if lost:
         return "mixed", "Yes, with damage nearby", f"Kept: {share}{lost}."
     return "good", "Yes", f"Kept: {share}."

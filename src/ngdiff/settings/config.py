@@ -131,12 +131,16 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         probe_size: retain examples a probe measures on; 0 for three quarters of a step's retain batch.
         probe_tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to
             the next; the default is a tenth of what a floor of 95% leaves.
-        stop_at: when the forget set counts as forgotten: ``auto`` (extraction strength at the level of text
-            the model never saw), ``extraction_strength=0.05``, ``probability=0.1``, ``nll=3``, or ``none``.
-        keep_utility: floor of the retain set's answer probability, as a share of its value at the start.
+        stop_at: when the forget set counts as forgotten: ``auto`` (extraction strength and probability, item
+            by item, at the level of text the model never saw; see :mod:`ngdiff.training.criterion`),
+            ``extraction_strength=0.05``, ``probability=0.1``, ``nll=3``, or ``none``.
+        keep_utility: floor of each figure that must be kept (see :mod:`ngdiff.training.floors`), as a share
+            of its value at the start; 0 for no floor.
+        floors: the share of single floors, by name, such as ``{"general": 0.95}``.
         check_every: optimizer steps between two full checks of target and floor, at the most.
-        check_size: forget examples, and at most half as many retain examples, that a check looks at.
-        check_patience: checks in a row under the utility floor before the run is given up.
+        check_size: forget examples that a check on the way looks at; every one is looked at before a run
+            ends. At most half as many retain examples are held out.
+        check_patience: checks in a row under a floor before the run is given up.
         max_length: longest sequence, in tokens.
         trainable: regular expression; only parameters in whose names it is found are trained.
         log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
@@ -170,7 +174,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     probe_size: int = 0
     probe_tolerance: float = 0.005
     stop_at: str = "auto"
-    keep_utility: float = 0.95
+    keep_utility: float = 0.98
+    floors: dict[str, float] = field(default_factory=dict)
     check_every: int = 10
     check_size: int = 128
     check_patience: int = 3
@@ -293,6 +298,10 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                     faults.append(Fault(flag_of(name), f"{value!r} is no {kind}", f"Give a {kind}"))
                     setattr(self, name, default)
         self._fill_batch()
+        if not isinstance(self.floors, dict) or not all(map(_is_number, self.floors.values())):
+            mend = "Give names and shares, such as {general: 0.95}"
+            faults.append(Fault("--floor", f"{self.floors!r} does not name shares of floors", mend))
+            self.floors = {}
         for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
             settings = getattr(self, name)
             if not isinstance(settings, dict) or not all(map(_is_number, settings.values())):
@@ -305,7 +314,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     def _other_type_faults(self) -> list[Fault]:
         """Do the same for the settings that come from ``transformers.TrainingArguments``."""
         checked = {name for _, names in _KINDS.values() for name in names}
-        checked |= {"rule_settings", "forget_loss_settings", "retain_loss_settings"}
+        checked |= {"rule_settings", "forget_loss_settings", "retain_loss_settings", "floors"}
         fields = {name: one for name, one in type(self).__dataclass_fields__.items() if one.init}
         values = {name: getattr(self, name) for name in fields if name not in checked}
         found = type_faults(type(self), fields, values)
@@ -334,6 +343,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         if not 0 <= self.keep_utility <= 1:
             what = f"{self.keep_utility} is no share"
             faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
+        faults += [
+            Fault("--floor", f"{name}={share} is no share", "Give a number from 0 (no floor) to 1")
+            for name, share in self.floors.items()
+            if not 0 <= share <= 1
+        ]
         for flag, value in (
             ("--probe-every", self.probe_every),
             ("--check-every", self.check_every),

@@ -113,6 +113,9 @@ def step_figures(record: RunRecord, checks: Sequence[Check]) -> dict[str, float]
     if check is not None and check.step == step.step:
         figures |= {f"check_forget_{key}": value for key, value in check.forget.items()}
         figures |= {f"check_utility_{key}": value for key, value in check.utility.items()}
+        figures |= {f"check_kept_{key}": value for key, value in check.kept.items()}
+        if check.left is not None:
+            figures["check_left"] = check.left
         for key in ("met", "above_floor", "best"):
             figures[f"check_{key}"] = float(getattr(check, key))
     return figures

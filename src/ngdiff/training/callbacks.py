@@ -125,7 +125,9 @@ class UnlearningProgress(ProgressCallback):
         if target.measure == "extraction_strength" and strength is not None:
             value = strength
         name = SHORT.get(target.measure, target.measure)
-        return "" if value is None else f"{name} {value:.2f} → {target.value:.2f}"
+        last = stopping.checks[-1] if stopping.checks else None
+        left = "" if last is None or last.left is None else f", {last.left:.0f} of {last.of} left"
+        return "" if value is None else f"{name} {value:.2f} → {target.value:.2f}{left}"
 
 
 def _loss(task: str, value: float | None) -> str:

@@ -6,10 +6,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.steps.stepsize import AutomaticRate, cut_rate
 from ngdiff.steps.weighting import Verdict
+from ngdiff.training.criterion import View
 from ngdiff.training.distribution import weighted_mean
-from ngdiff.training.stopping import Decision
+from ngdiff.training.stopping import Decision, StoppingRule, floor_title
+from ngdiff.training.survey import means
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
@@ -51,13 +54,15 @@ def after_step(trainer: UnlearningTrainer) -> Decision | None:
 
 def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
     """Say whether a check is due, or whether the steps' own batches say that the target is near."""
-    if trainer._stopping is None or trainer._stopping.target is None:
+    if trainer._stopping is None or not trainer._stopping.checks_needed:
         return False
     since = trainer.state.global_step - trainer._last_check
     if since >= trainer.args.check_every:
         return True
+    if trainer._stopping.target is None:
+        return False
     strengths = [value for value in (trainer._last_strength, strength) if value is not None]
-    if since < CHECKS_APART or not strengths:
+    if since < CHECKS_APART or not strengths or _items_alone_are_left(trainer._stopping):
         return False
     mean = sum(strengths) / len(strengths)
     cheap = {"extraction_strength": mean, "exact_memorisation": mean}
@@ -65,6 +70,14 @@ def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
     if nll is not None:
         cheap |= {"nll": nll, "probability": math.exp(-nll)}
     return trainer._stopping.target.within_reach(cheap)
+
+
+def _items_alone_are_left(stopping: StoppingRule) -> bool:
+    """Say whether the last check found the means where they belong: means of a batch then tell no more."""
+    target, last = stopping.target, stopping.checks[-1] if stopping.checks else None
+    if target is None or last is None:
+        return False
+    return all(bound.within(last.forget[bound.measure], bound.mean) for bound in target.bounds)
 
 
 def _check(trainer: UnlearningTrainer) -> None:
@@ -79,6 +92,7 @@ def _check(trainer: UnlearningTrainer) -> None:
     check = trainer._stopping.checks[-1]
     if check.best:
         trainer._best.save()
+        trainer._items.keep()
     if isinstance(trainer._step_size, AutomaticRate):
         if not check.above_floor:
             trainer._decision = trainer._stopping.spent()
@@ -103,31 +117,37 @@ def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
         trainer._stopping.changed = trainer.state.global_step
         trainer.record.note(
             f"step {trainer.state.global_step}: at the pace so far, utility would "
-            f"{'fall under its floor before' if factor < 1 else 'last well beyond where'} the target is "
+            f"{'fall under a floor before' if factor < 1 else 'last well beyond where'} the target is "
             f"reached, so the rate went from {before:.1e} to {after:.1e}"
         )
 
 
 def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
-    """Go back to the best weights, and on with smaller steps: the last ones went under the floor."""
+    """Go back to the best weights and take smaller steps: the last ones broke a floor."""
     assert trainer._stopping is not None
-    best = trainer._stopping.best
-    trainer._best.restore()
-    trainer._last_strength = None
-    trainer._step.extraction_strength = []  # of weights that are gone
+    found, broken = trainer._stopping.best, trainer._stopping.checks[-1].broken
+    best = 0 if found is None else found.step
+    _go_back(trainer)
     rate = step_size.be_careful(RETREAT)
     trainer._stopping.begin_stretch(trainer.state.global_step)
+    names = " and ".join(floor_title(name) for name in broken)
+    floors = "its floor" if len(broken) == 1 else "their floors"
     trainer.record.note(
-        f"step {trainer.state.global_step}: utility fell under its floor, so the weights of step "
-        f"{0 if best is None else best.step} were put back, and the rate was cut to {rate:.1e}"
+        f"step {trainer.state.global_step}: {names} fell under {floors}, so the weights of step {best} were "
+        f"put back, and the rate was cut to {rate:.1e}"
     )
+
+
+def _go_back(trainer: UnlearningTrainer) -> None:
+    trainer._best.restore()
+    trainer._items.go_back()
+    trainer._last_strength = None
+    trainer._step.extraction_strength = []  # of weights that are gone
 
 
 def _recover(trainer: UnlearningTrainer) -> None:
     """After several steps that were not finite: back to good weights, where there are any, and slower."""
-    trainer._best.restore()
-    trainer._last_strength = None
-    trainer._step.extraction_strength = []  # of weights that are gone
+    _go_back(trainer)
     rate = cut_rate(trainer._step_size, trainer.optimizer, trainer.lr_scheduler, RETREAT)
     best = None if trainer._stopping is None else trainer._stopping.best
     back = "" if best is None else f", so the weights of step {best.step} were put back"
@@ -137,9 +157,40 @@ def _recover(trainer: UnlearningTrainer) -> None:
     trainer.record.note(f"step {trainer.state.global_step}: {text}{back}{slower}")
 
 
-def look(trainer: UnlearningTrainer) -> Decision | None:
-    """Measure the forget set and the held-out retain examples, and return why to stop, if so."""
-    assert trainer._stopping is not None
-    trainer._last_check = trainer.state.global_step
-    forget, utility = trainer.survey.figures("forget"), trainer.survey.figures("retain")
-    return trainer._stopping.judge(trainer.state.global_step, forget, utility)
+def look(trainer: UnlearningTrainer, whole: bool = False) -> Decision | None:
+    """Measure the forget set and what must be kept, and return why to stop, if so.
+
+    Where a sample of the forget set meets the target, every row is looked at, and that decides.
+
+    Args:
+        trainer: whose model to look at.
+        whole: look at every row at once.
+    """
+    stopping, step = trainer._stopping, trainer.state.global_step
+    assert stopping is not None
+    trainer._last_check = step
+    view, scores = forget_view(trainer, every_row(trainer) if whole else trainer._items.draw(step))
+    if stopping.target is not None and not view.complete and stopping.target.forgotten(view):
+        view, scores = forget_view(trainer, every_row(trainer))
+    retain = trainer.survey.scores("retain")
+    kept = trainer.kept.measure(view.rows, scores, retain)
+    return stopping.judge(step, view, means(retain), kept)
+
+
+def every_row(trainer: UnlearningTrainer) -> list[int]:
+    """Return all rows of the forget set."""
+    return list(range(len(trainer._forget)))
+
+
+def forget_view(trainer: UnlearningTrainer, rows: list[int]) -> tuple[View, list[AnswerScore]]:
+    """Score some rows of the forget set; return what they say of the whole set, and the scores."""
+    scores = trainer.survey.scores("forget", rows)
+    return view_of(trainer, rows, scores), scores
+
+
+def view_of(trainer: UnlearningTrainer, rows: list[int], scores: list[AnswerScore]) -> View:
+    """Return what scores of some rows of the forget set say of the whole set."""
+    target = None if trainer._stopping is None else trainer._stopping.target
+    if target is None:
+        return trainer._items.view(rows, scores, (), {})
+    return trainer._items.view(rows, scores, target.bounds, target.guesses, target.whole)

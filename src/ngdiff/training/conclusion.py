@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from ngdiff.errors import RunError
 from ngdiff.steps.weighting import Verdict
-from ngdiff.training.checks import look
-from ngdiff.training.stopping import Decision
+from ngdiff.training.checks import every_row, look, view_of
+from ngdiff.training.criterion import SHARE, View
+from ngdiff.training.price import further_cost
+from ngdiff.training.stopping import Decision, ForgetTarget, floor_title
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
@@ -24,25 +29,28 @@ def conclude(trainer: UnlearningTrainer) -> None:
     sound = _go_back_if_broken(trainer)
     # a target met at the start is found out in the loop's first step, which changes nothing
     step = 0 if trainer._step.verdict is Verdict.DONE else trainer.state.global_step
-    if sound and stopping.target is not None and trainer._last_check != step:
-        found = look(trainer)  # what is kept has been looked at
+    if sound and stopping.checks_needed and trainer._last_check != step:
+        found = look(trainer, whole=True)  # what is kept has been looked at
         if trainer._decision is None and found is not None and found.code == "target":
             trainer._decision = found
     decision = trainer._decision = trainer._decision or _at_the_end(step, trainer.state.max_steps)
     kept = _keep_the_best(trainer, step, sound)
     trainer.record.checks = [check.as_json() for check in stopping.checks]
-    trainer.record.after = trainer.survey.everything()
-    target = stopping.target
+    view, ends = _final_look(trainer)
     trainer.record.stop = {
         "code": decision.code,
         "reason": decision.text,
         "step": step,
         "kept_step": kept,
-        "target": None if target is None else {"measure": target.measure, "value": target.value},
-        "target_source": None if target is None else target.source,
-        "target_met": None if target is None else target.met(trainer.record.after["forget"]),
-        "utility_floor": stopping.floor,
+        **_of_the_target(stopping.target, view),
+        "level_source": trainer.level_source,
+        "left": _left(trainer, view),
+        "looked_at": {"rows": len(view.rows), "of": view.of},
+        "floors": {name: asdict(floor) | {"end": ends[name]} for name, floor in stopping.floors.items()},
+        "utility_floor": stopping.floors["retain"].least if "retain" in stopping.floors else 0.0,
+        "price": None if decision.code == "target" else further_cost(stopping),
     }
+    _note_broken(trainer, ends)
     _warn_of_vanishing_updates(trainer)
     trainer.record.cost = {
         "seconds": trainer.seconds,
@@ -50,6 +58,65 @@ def conclude(trainer: UnlearningTrainer) -> None:
         "skipped_steps": sum(entry.skipped == Verdict.NON_FINITE.value for entry in trainer.record.steps),
         "peak_memory_gib": trainer.peak_memory,
     }
+
+
+def _final_look(trainer: UnlearningTrainer) -> tuple[View, dict[str, float]]:
+    """Look at every row of every set under the weights that are kept."""
+    scores = {name: trainer.survey.scores(name) for name in ("forget", "retain")}
+    trainer.record.after = trainer.survey.everything(scores)
+    rows = every_row(trainer)
+    return view_of(trainer, rows, scores["forget"]), trainer.kept.measure(
+        rows, scores["forget"], scores["retain"]
+    )
+
+
+def _of_the_target(target: ForgetTarget | None, view: View) -> dict[str, Any]:
+    if target is None:
+        return {"target": None, "target_source": None, "target_met": None, "shares_left": {}}
+    return {
+        "target": {
+            "measure": target.measure,
+            "value": target.value,
+            "bounds": [asdict(bound) for bound in target.bounds],
+            "share": SHARE,
+        },
+        "target_source": target.source,
+        "target_met": target.forgotten(view),
+        "shares_left": dict(view.shares),
+    }
+
+
+def _left(trainer: UnlearningTrainer, view: View) -> list[dict[str, Any]]:
+    """Return the items that are left: place, figures and thresholds, and none of their text."""
+    stopping = trainer._stopping
+    assert stopping is not None
+    items, target = trainer.record.after["items"]["forget"], stopping.target
+    found = []
+    for row in view.left if target is not None else ():
+        assert target is not None
+        nll, tokens = items["nll"][row], items["tokens"][row]
+        found.append(
+            {
+                "row": row + 1,
+                "place": trainer._forget[row].example.place,
+                "extraction_strength": items["extraction_strength"][row],
+                "probability": math.exp(-nll / tokens),
+                "thresholds": {b.measure: b.of_item(target.guesses.get(row)) for b in target.bounds},
+                "whole": row in view.whole,
+            }
+        )
+    return found
+
+
+def _note_broken(trainer: UnlearningTrainer, ends: Mapping[str, float]) -> None:
+    """Say so where the weights that are kept are under a floor after all: no state was above it."""
+    stopping = trainer._stopping
+    assert stopping is not None
+    for name, floor in stopping.floors.items():
+        if not ends[name] >= floor.least:
+            trainer.record.note(
+                f"{floor_title(name)} is {ends[name]:.3f}, under its floor of {floor.least:.3f}"
+            )
 
 
 def _at_the_end(step: int, most: int) -> Decision:
@@ -65,7 +132,7 @@ def _keep_the_best(trainer: UnlearningTrainer, step: int, sound: bool) -> int:
     best = 0 if stopping.best is None else stopping.best.step
     if not sound:
         return best  # they are back already
-    if stopping.target is None or not stopping.checks or stopping.checks[-1].best:
+    if not stopping.checks_needed or not stopping.checks or stopping.checks[-1].best:
         return step
     trainer._best.restore()
     return best

@@ -105,9 +105,11 @@ def _deepspeed_faults(args: UnlearningConfig, stage: int) -> list[Fault]:
     if args.automatic:
         what = "DeepSpeed keeps its own copy of the weights, so a probe of the learning rate cannot move them"
         faults.append(Fault("--lr", what, f"Give a fixed rate such as --lr 1e-5. {FSDP2}"))
+    what = "ZeRO-3 leaves no whole weights on any process, so the best ones cannot be put back"
     if stage == 3 and args.stop_at != "none":
-        what = "ZeRO-3 leaves no whole weights on any process, so the best ones cannot be put back"
         faults.append(Fault("--stop-at", what, f"Give --stop-at none, or ZeRO stage 2. {FSDP2}"))
+    if stage == 3 and (args.keep_utility > 0 or any(args.floors.values())):
+        faults.append(Fault("--keep-utility", what, f"Give --keep-utility 0, or ZeRO stage 2. {FSDP2}"))
     return faults
 
 

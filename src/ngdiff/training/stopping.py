@@ -1,24 +1,23 @@
-"""figures at a check -> go on or stop, and whether this is the best state so far.
+"""figures at a check -> continue or stop, and whether this is the best state so far.
 
-The forget loss has no minimum, so a run ends at a stated target. The floor under the retain set's utility
-holds for every state that is kept.
+The forget loss has no minimum, so a run ends at a stated target. The floors under what must be kept hold for
+every state that is kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.steps.pace import NOTHING_LEFT, Standing, pace, relative_harm, tells
+from ngdiff.training.criterion import AUTO, CERTAINTY, SHARE, Bound, Guess, Measure, View, measured_bounds
 
-Measure = Literal["extraction_strength", "exact_memorisation", "probability", "nll"]
 UTILITY: Measure = "probability"
-CERTAINTY = "unlikelihood"
-"""The forget set's mean -log(1 - p): see :func:`way_left`."""
 TOP, BOTTOM = 0.95, 0.01
 """Shares between which the way to a target is measured."""
 
@@ -28,46 +27,101 @@ class ForgetTarget:
     """When the forget set counts as forgotten.
 
     Args:
-        measure: the mean figure of the forget set that decides.
-        value: its threshold (``nll`` must reach it from below, the others from above); None where it is to be
-            measured on text the model never saw.
+        measure: the figure of the forget set by which the way to the target is measured.
+        value: what its mean must come down to (``nll``: up to); None where it is to be measured on text the
+            model never saw.
         source: where the threshold comes from, in words.
+        bounds: what each figure that decides may be, for items and for the mean; see
+            :mod:`ngdiff.training.criterion`.
+        guesses: by row of the forget set, how well the item could be guessed without having been learned.
+        whole: whether no item may be reproduced whole.
     """
 
     measure: Measure
     value: float | None
     source: str
+    bounds: tuple[Bound, ...] = ()
+    guesses: Mapping[int, Guess] = field(default_factory=dict)
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        """A value that was given is the threshold of every item and of the mean."""
+        if self.value is not None and not self.bounds:
+            object.__setattr__(self, "bounds", (Bound(self.measure, self.value, self.value),))
+
+    def measured(
+        self, never_seen: Sequence[AnswerScore], size: int, source: str, guesses: Mapping[int, Guess]
+    ) -> ForgetTarget:
+        """Return the target with its thresholds measured on never-seen text; one that was given as it is.
+
+        Args:
+            never_seen: its scores under the starting model.
+            size: items of the forget set.
+            source: what the text is, in words.
+            guesses: by row, how well the item could be guessed.
+        """
+        if self.value is not None:
+            return self
+        auto = self.measure != "nll"
+        bounds = measured_bounds(AUTO if auto else ("nll",), never_seen, size, guesses)
+        text = f"{self.source}: {source}"
+        return replace(self, value=bounds[0].mean, source=text, bounds=bounds, guesses=guesses, whole=auto)
 
     def met(self, figures: Mapping[str, float]) -> bool:
-        """Say whether the figures reach the target, whose value must be known by now."""
+        """Say whether mean figures reach the target's main measure, whose value must be known by now."""
         return self.excess(figures) <= 0
 
+    def forgotten(self, view: View) -> bool:
+        """Say whether a view of the forget set meets the criterion, items and means."""
+        return not view.whole and all(
+            view.shares[bound.measure] <= SHARE + 1e-9
+            and bound.within(view.figures[bound.measure], bound.mean)
+            for bound in self.bounds
+        )
+
+    def distance(self, view: View) -> float:
+        """Return how far a view is from the criterion: 0 where it is met."""
+        apart = [
+            max(0.0, view.shares[bound.measure] - SHARE) + bound.excess(view.figures[bound.measure])
+            for bound in self.bounds
+        ]
+        return math.fsum(apart) + len(view.whole) / view.of
+
     def excess(self, figures: Mapping[str, float]) -> float:
-        """Return how far the figures are from the target; 0 or less where it is met."""
+        """Return how far the main figure is from the target; 0 or less where it is met."""
         if self.value is None:
             raise ValueError("the target's value has not been measured yet")
         gap = figures[self.measure] - self.value
         return -gap if self.measure == "nll" else gap
 
     def log_odds(self, figures: Mapping[str, float]) -> float:
-        """Return how far the figures are from the target, in log-odds.
+        """Return how far the main figure is from the target, in log-odds.
 
         From 0.95 to 0.9 and from 0.1 to 0.05 takes about as many steps as a fifth in the middle. Log-odds end
         at :data:`TOP` and :data:`BOTTOM`, beyond which a share is noise.
         """
         if self.value is None:
             raise ValueError("the target's value has not been measured yet")
-        if self.measure == "nll":
-            return _log_odds(math.exp(-figures["nll"])) - _log_odds(math.exp(-self.value))
-        return _log_odds(figures[self.measure]) - _log_odds(self.value)
+        return _gap(Bound(self.measure, self.value, self.value), figures)
 
     def within_reach(self, figures: Mapping[str, float]) -> bool:
         """Say whether cheap figures of a few examples suggest that a full check may find the target met."""
-        if self.value is None:
-            return False
-        if self.measure == "nll":
-            return figures["nll"] >= 0.8 * self.value
-        return figures[self.measure] <= 1.5 * self.value + 0.02
+        return self.value is not None and all(_near(bound, figures) for bound in self.bounds)
+
+
+def _near(bound: Bound, figures: Mapping[str, float]) -> bool:
+    if bound.measure not in figures:
+        return True
+    if bound.measure == "nll":
+        return figures["nll"] >= 0.8 * bound.mean
+    return figures[bound.measure] <= 1.5 * bound.mean + 0.02
+
+
+def _gap(bound: Bound, figures: Mapping[str, float]) -> float:
+    """Return how far a mean is from its limit, in log-odds."""
+    if bound.measure == "nll":
+        return _log_odds(math.exp(-figures["nll"])) - _log_odds(math.exp(-bound.mean))
+    return _log_odds(figures[bound.measure]) - _log_odds(bound.mean)
 
 
 def _log_odds(share: float) -> float:
@@ -78,16 +132,23 @@ def _log_odds(share: float) -> float:
 def way_left(target: ForgetTarget, start: Mapping[str, float], now: Mapping[str, float]) -> float:
     """Return what is left of the way to the target, as a share on which steps of one length tell alike.
 
-    By the target's own measure a run stands still for long, since what a model knows by heart gives way late;
-    meanwhile :data:`CERTAINTY` falls, if the forget loss takes hold of every token. Where it drives a few
-    tokens far off instead, as gradient ascent does, certainty stays, and the measure tells. So the lesser of
-    the two counts: of certainty down to 0, of the target's measure in log-odds down to the target.
+    By the target's own measures a run stands still for long, since what a model knows by heart gives way
+    late; meanwhile :data:`CERTAINTY` falls, if the forget loss takes hold of every token. Where it drives a
+    few tokens far off instead, as gradient ascent does, certainty stays, and the measures tell. So the lesser
+    of the two counts: of certainty down to 0, of the target's measures in log-odds down to the target (of the
+    measure that has the longer way left, where there are two).
     """
-    whole = target.log_odds(start)
-    left = target.log_odds(now) / whole if whole > 0 else 0.0
+    left = max(_share_left(bound, start, now) for bound in target.bounds)
     if start.get(CERTAINTY, 0.0) > 0 and CERTAINTY in now:
         left = min(left, now[CERTAINTY] / start[CERTAINTY])
     return left
+
+
+def _share_left(bound: Bound, start: Mapping[str, float], now: Mapping[str, float]) -> float:
+    if bound.measure not in start or bound.measure not in now:
+        return 0.0
+    whole = _gap(bound, start)
+    return _gap(bound, now) / whole if whole > 0 else 0.0
 
 
 def parse_stop_at(text: str) -> ForgetTarget | None:
@@ -119,16 +180,42 @@ def parse_stop_at(text: str) -> ForgetTarget | None:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """What one figure may fall to.
+
+    Args:
+        share: of the start, as asked for.
+        start: the figure before the first step.
+        least: the floor itself.
+    """
+
+    share: float
+    start: float
+    least: float
+
+    @property
+    def slack(self) -> float:
+        """What may be spent in all."""
+        return self.start - self.least
+
+
+@dataclass(frozen=True)
 class Check:
-    """One look at the forget set and at the held-out part of the retain set.
+    """One look at the forget set and at what must be kept.
 
     Args:
         step: optimizer steps done.
-        forget: mean figures of the forget set.
+        forget: mean figures of the forget set (estimates where not every row was looked at).
         utility: mean figures of the held-out retain examples.
-        met: whether the forget target is met.
-        above_floor: whether utility is at or above the floor.
-        best: whether no earlier state above the floor was closer to the target.
+        met: whether the forget target is met; only a look at every row says so.
+        above_floor: whether every figure that must be kept is at or above its floor.
+        best: whether no earlier state above the floors was closer to the target.
+        kept: by floor, the figure it holds.
+        broken: floors that were broken.
+        left: estimated number of items that are left.
+        rows: rows of the forget set looked at.
+        of: rows there are.
+        distance: from the criterion, 0 where it is met; see :meth:`ForgetTarget.distance`.
     """
 
     step: int
@@ -137,10 +224,16 @@ class Check:
     met: bool
     above_floor: bool
     best: bool
+    kept: Mapping[str, float] = field(default_factory=dict)
+    broken: Sequence[str] = ()
+    left: float | None = None
+    rows: int = 0
+    of: int = 0
+    distance: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"broken": list(self.broken)}
 
 
 @dataclass(frozen=True)
@@ -155,13 +248,13 @@ class StoppingRule:
     """Follows the checks of one run.
 
     Args:
-        target: the forget target, with its value known; None to run to the end.
-        floor: least mean answer probability of the held-out retain examples; 0 for none.
-        patience: checks in a row under the floor before the run is given up.
+        target: the forget target, with its thresholds known; None to run to the end.
+        floors: by name, what must not be undercut; none for no floor.
+        patience: checks in a row under a floor before the run is given up.
     """
 
-    def __init__(self, target: ForgetTarget | None, floor: float, patience: int) -> None:
-        self.target, self.floor, self.patience = target, floor, patience
+    def __init__(self, target: ForgetTarget | None, floors: Mapping[str, Floor], patience: int) -> None:
+        self.target, self.floors, self.patience = target, dict(floors), patience
         self.checks: list[Check] = []
         self.since = 0  # no step up to this one tells of the pace
         self.changed = 0  # the step after which the pace last changed
@@ -171,44 +264,76 @@ class StoppingRule:
     @property
     def watches_nll(self) -> bool:
         """Whether the target is one that the NLL of a few examples hints at."""
-        return self.target is not None and self.target.measure in ("nll", "probability")
+        bounds = () if self.target is None else self.target.bounds
+        return any(bound.measure in ("nll", "probability") for bound in bounds)
+
+    @property
+    def checks_needed(self) -> bool:
+        """Whether anything hangs on a check: a target or a floor."""
+        return self.target is not None or bool(self.floors)
 
     @property
     def best(self) -> Check | None:
-        """The best state so far, if any was above the floor."""
+        """The best state so far, if any was above the floors."""
         found = [check for check in self.checks if check.best]
         return found[-1] if found else None
 
-    def judge(self, step: int, forget: Mapping[str, float], utility: Mapping[str, float]) -> Decision | None:
-        """Take in one check; return why to stop, or None to go on."""
-        above = utility[UTILITY] >= self.floor
-        met = self.target is not None and self.target.met(forget)
-        check = Check(step, forget, utility, met, above, above and self._is_closest(forget))
+    def judge(
+        self, step: int, view: View, utility: Mapping[str, float], kept: Mapping[str, float]
+    ) -> Decision | None:
+        """Take in one check; return why to stop, or None to continue.
+
+        Args:
+            step: optimizer steps done.
+            view: the forget set.
+            utility: mean figures of the held-out retain examples.
+            kept: by floor, the figure it holds.
+        """
+        broken = [name for name, floor in self.floors.items() if not kept[name] >= floor.least]
+        met = self.target is not None and view.complete and self.target.forgotten(view)
+        far = 0.0 if self.target is None else self.target.distance(view)
+        best = not broken and (self.best is None or far <= self.best.distance)
+        left = max(view.shares.values()) * view.of if view.shares else None
+        forget, rows = dict(view.figures), len(view.rows)
+        check = Check(
+            step, forget, utility, met, not broken, best, dict(kept), broken, left, rows, view.of, far
+        )
         self.checks.append(check)
-        self._under_floor = 0 if above else self._under_floor + 1
-        if met and above and self.target is not None:
-            measure, value = self.target.measure, self.target.value
-            text = (
-                f"forgotten: {measure.replace('_', ' ')} of the forget set is {forget[measure]:.3f}, "
-                f"the target is {value:.3f} ({self.target.source})"
-            )
-            return Decision("target", text)
+        self._under_floor = self._under_floor + 1 if broken else 0
+        if met and not broken:
+            return Decision("target", self._met_text(view))
         if self._under_floor >= self.patience:
-            text = (
-                f"the retain set's answer probability stayed under its floor of {self.floor:.3f} "
-                f"for {self.patience} checks"
-            )
-            return Decision("floor", text)
+            told = self._broken_text(broken)
+            return Decision("floor", f"{told} for {self.patience} checks in a row")
         return None
+
+    def _met_text(self, view: View) -> str:
+        assert self.target is not None
+        figures = ", ".join(
+            f"{named(bound.measure)} of the forget set is {view.figures[bound.measure]:.3f} "
+            f"(target {bound.mean:.3f})"
+            for bound in self.target.bounds
+        )
+        return (
+            f"forgotten: {figures}, and {len(view.left)} of {view.of} items are above their thresholds "
+            f"({self.target.source})"
+        )
+
+    def _broken_text(self, names: Sequence[str]) -> str:
+        found = [
+            f"{floor_title(name)} was under its floor of {self.floors[name].least:.3f}" for name in names
+        ]
+        return "; ".join(found)
 
     def pace(
         self, rate: float = 1.0, rates: Mapping[int, float] = MappingProxyType({}), over: int = 0
     ) -> float:
-        """Return the factor of the rate with which the rest of the way costs what is left above the floor.
+        """Return the factor of the rate with which the rest of the way costs what is left above the floors.
 
         What progress costs is measured between the last check and one before it: the latest that is at least
         ``over`` steps back and tells of a price (see :func:`ngdiff.steps.pace.tells`), or the first since the
         start or a retreat. Steps that are dear once, the first ones above all, so do not slow down the rest.
+        The floor that counts is the one nearest to being broken.
 
         Args:
             rate: today's.
@@ -217,12 +342,13 @@ class StoppingRule:
         """
         if self.target is None or len(self.checks) < 2:
             return 1.0
-        start, now = self._standing(self.checks[0]), self._standing(self.checks[-1])
-        since, before = self.since, self._standing(self.checks[self._stretch])
+        name = self.tightest(self.checks[-1])
+        start, now = self._standing(self.checks[0], name), self._standing(self.checks[-1], name)
+        since, before = self.since, self._standing(self.checks[self._stretch], name)
         for check in reversed(self.checks[:-1]):
             far_enough = self.since < check.step <= self.checks[-1].step - over
-            if far_enough and tells(start, self._standing(check), now):
-                since, before = check.step, self._standing(check)
+            if far_enough and tells(start, self._standing(check, name), now):
+                since, before = check.step, self._standing(check, name)
                 break
         return pace(
             start, before, now, relative_harm(rate, [paid for step, paid in rates.items() if step > since])
@@ -236,18 +362,25 @@ class StoppingRule:
         return way_left(self.target, self.checks[0].forget, self.checks[-1].forget)
 
     def spent(self) -> Decision | None:
-        """Return why to stop where the best state's utility leaves no room for further steps."""
+        """Return why to stop where the best state leaves no room for further steps above a broken floor."""
         best = self.best
-        if self.target is None or best is None:
+        if best is None:
             return None
-        start, left = self._slack(self.checks[0]), self._slack(best)
-        if left >= NOTHING_LEFT * start:
+        gone = [
+            name
+            for name in self.checks[-1].broken
+            if self._slack(best, name) < NOTHING_LEFT * self._slack(self.checks[0], name)
+        ]
+        if not gone:
             return None
+        name = gone[0]
+        text = f"{floor_title(name)} met its floor of {self.floors[name].least:.3f}"
+        if self.target is None:
+            return Decision("floor", text)
         measure, value = self.target.measure, self.target.value
-        text = (
-            f"the retain set's answer probability met its floor of {self.floor:.3f} before the target: "
-            f"{measure.replace('_', ' ')} of the forget set came to {best.forget[measure]:.3f}, "
-            f"the target is {value:.3f}"
+        text += (
+            f" before the target: {named(measure)} of the forget set came to "
+            f"{best.forget[measure]:.3f}, the target is {value:.3f}"
         )
         return Decision("floor", text)
 
@@ -256,24 +389,33 @@ class StoppingRule:
         best = self.best
         self._stretch, self.since = 0 if best is None else self.checks.index(best), step
 
-    def _standing(self, check: Check) -> Standing:
+    @property
+    def stretch(self) -> Sequence[Check]:
+        """The last check and those before it since the start or the last retreat, oldest first."""
+        begun = [self.checks[self._stretch]] if self.checks else []
+        return begun + [check for check in self.checks[self._stretch + 1 :] if check.step > self.since]
+
+    def tightest(self, check: Check) -> str | None:
+        """Return the floor of whose slack the least share is left; None without floors."""
+        shares = {
+            name: self._slack(check, name) / max(self._slack(self.checks[0], name), 1e-9)
+            for name in self.floors
+        }
+        return min(shares, key=lambda name: shares[name]) if shares else None
+
+    def _standing(self, check: Check, name: str | None) -> Standing:
         assert self.target is not None
-        return Standing(way_left(self.target, self.checks[0].forget, check.forget), self._slack(check))
+        slack = check.utility[UTILITY] if name is None else self._slack(check, name)
+        return Standing(way_left(self.target, self.checks[0].forget, check.forget), slack)
 
-    def _slack(self, check: Check) -> float:
-        return check.utility[UTILITY] - self.floor
-
-    def _is_closest(self, forget: Mapping[str, float]) -> bool:
-        best = self.best
-        if self.target is None or best is None:
-            return True
-        return max(0.0, self.target.excess(forget)) <= max(0.0, self.target.excess(best.forget))
+    def _slack(self, check: Check, name: str) -> float:
+        return check.kept[name] - self.floors[name].least
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         return {
             "target": None if self.target is None else asdict(self.target),
-            "floor": self.floor,
+            "floors": {name: asdict(floor) for name, floor in self.floors.items()},
             "checks": [check.as_json() for check in self.checks],
             "under_floor": self._under_floor,
             "stretch": self._stretch,
@@ -283,10 +425,36 @@ class StoppingRule:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], patience: int) -> StoppingRule:
-        """Go on from a saved state."""
-        target = None if state["target"] is None else ForgetTarget(**state["target"])
-        rule = cls(target, state["floor"], patience)
+        """Continue from a saved state."""
+        target = None if state["target"] is None else _target_of(state["target"])
+        rule = cls(target, {name: Floor(**floor) for name, floor in state["floors"].items()}, patience)
         rule.checks = [Check(**check) for check in state["checks"]]
         rule._under_floor, rule._stretch = state["under_floor"], state["stretch"]
-        rule.since, rule.changed = state.get("since", 0), state.get("changed", 0)
+        rule.since, rule.changed = state["since"], state["changed"]
         return rule
+
+
+def _target_of(state: Mapping[str, Any]) -> ForgetTarget:
+    bounds = tuple(Bound(**bound) for bound in state["bounds"])
+    guesses = {int(row): (guess[0], guess[1]) for row, guess in state["guesses"].items()}
+    return ForgetTarget(**{**state, "bounds": bounds, "guesses": guesses})
+
+
+FLOORS = {
+    "retain": "the retain set's answer probability",
+    "general.facts": "the probability of general facts",
+    "general.answers": "the share of general facts that are answered rightly",
+    "general.text": "the answer probability of general text",
+    "language": "the probability of the forget answers' language",
+}
+"""The floors in words; those of ``--keep`` have the name of their set."""
+
+
+def floor_title(name: str) -> str:
+    """Return what a floor protects, in words."""
+    return FLOORS.get(name) or f"the set to keep {name!r}"
+
+
+def named(measure: str) -> str:
+    """Return a measure's name in words."""
+    return "NLL" if measure == "nll" else measure.replace("_", " ")

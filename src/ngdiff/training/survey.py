@@ -1,4 +1,4 @@
-"""an unlearning trainer's model and its sets of examples -> mean figures, measured alike throughout."""
+"""an unlearning trainer's model and its sets of examples -> scores and mean figures."""
 
 from __future__ import annotations
 
@@ -8,50 +8,52 @@ from typing import TYPE_CHECKING, Any
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.evaluation.distributed import process_count
 from ngdiff.evaluation.teacher_forced import AnswerScore, items_of, score_answers, summarise, unlikelihood
+from ngdiff.training.criterion import CERTAINTY
 from ngdiff.training.parallel import looking, shared
-from ngdiff.training.stopping import CERTAINTY
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
 
 
 class Survey:
-    """What is measured of a run's sets, and how.
+    """What is measured of a run's sets, and how. Every row of every set is looked at.
 
     Args:
         trainer: whose model is measured, where it trains.
-        sets: ``forget``, ``retain`` (the part held out), ``never_seen`` and those of earlier requests.
-        whole: names of sets that are measured whole; of the others ``check_size`` examples are.
+        sets: ``forget``, ``retain`` (the part held out), ``never_seen``, those of earlier requests and those
+            to keep besides.
     """
 
-    def __init__(
-        self,
-        trainer: UnlearningTrainer,
-        sets: Mapping[str, Sequence[EncodedExample]],
-        whole: Sequence[str] = ("retain", "never_seen"),
-    ) -> None:
+    def __init__(self, trainer: UnlearningTrainer, sets: Mapping[str, Sequence[EncodedExample]]) -> None:
         self._trainer = trainer
-        self._sets = {name: found if name in whole else self._thinned(found) for name, found in sets.items()}
+        self._sets = dict(sets)
 
     def examples(self, name: str) -> Sequence[EncodedExample]:
-        """Return the examples of a set that are measured."""
+        """Return the examples of a set."""
         return self._sets[name]
+
+    def scores(self, name: str, rows: Sequence[int] | None = None) -> list[AnswerScore]:
+        """Return the scores of a set, or of some of its rows, under the model as it is now."""
+        examples = self._sets[name]
+        return self.score(examples if rows is None else [examples[row] for row in rows])
 
     def figures(self, name: str) -> dict[str, float]:
         """Return a set's mean figures under the model as it is now."""
-        return _means(self._scores(self._sets[name]))
+        return means(self.scores(name))
 
-    def everything(self) -> dict[str, Any]:
-        """Return mean figures by the name of the set, and what they are means of under ``items``."""
-        scores = {name: self._scores(examples) for name, examples in self._sets.items()}
+    def everything(self, known: Mapping[str, Sequence[AnswerScore]] | None = None) -> dict[str, Any]:
+        """Return mean figures by the name of the set, and what they are means of under ``items``.
+
+        Args:
+            known: scores of sets that the model as it is now has been asked for already.
+        """
+        known = known or {}
+        scores = {name: known[name] if name in known else self.scores(name) for name in self._sets}
         items = {name: items_of(found) for name, found in scores.items()}
-        return {**{name: _means(found) for name, found in scores.items()}, "items": items}
+        return {**{name: means(found) for name, found in scores.items()}, "items": items}
 
-    def _thinned(self, examples: Sequence[EncodedExample]) -> Sequence[EncodedExample]:
-        most = self._trainer.args.check_size
-        return examples[:: max(1, len(examples) // most)][:most]
-
-    def _scores(self, examples: Sequence[EncodedExample]) -> list[AnswerScore]:
+    def score(self, examples: Sequence[EncodedExample]) -> list[AnswerScore]:
+        """Return the scores of any examples under the model as it is now, on every process."""
         trainer, alone = self._trainer, process_count() == 1
         with looking(trainer.model_wrapped) as model:
 
@@ -64,5 +66,6 @@ class Survey:
             return shared(examples, score)
 
 
-def _means(scores: Sequence[AnswerScore]) -> dict[str, float]:
+def means(scores: Sequence[AnswerScore]) -> dict[str, float]:
+    """Return a set's mean figures."""
     return summarise(scores) | {CERTAINTY: unlikelihood(scores)}

@@ -28,6 +28,7 @@ from ngdiff.data.batching import (
 from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
+from ngdiff.data.overlaps import small_sets
 from ngdiff.data.sharing import loader
 from ngdiff.errors import RunError
 from ngdiff.evaluation.distributed import process_count
@@ -41,17 +42,18 @@ from ngdiff.steps.stepsize import AutomaticRate, FixedRate
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.trackers import step_figures
-from ngdiff.training import distribution, unlearning_state
-from ngdiff.training.checks import after_step
+from ngdiff.training import distribution, never_seen, unlearning_state
+from ngdiff.training.checks import after_step, every_row, view_of
 from ngdiff.training.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
 from ngdiff.training.conclusion import conclude
+from ngdiff.training.criterion import Guess, ItemWatch
 from ngdiff.training.durable import DurableTrainer
-from ngdiff.training.never_seen import never_seen_examples
-from ngdiff.training.parallel import looking, no_exchange, summed
+from ngdiff.training.floors import KeptSets
+from ngdiff.training.parallel import looking, no_exchange, raise_faults, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.training.probe_loss import ProbeLoss, where_it_began
 from ngdiff.training.step_state import StepState, combined_norm
-from ngdiff.training.stopping import UTILITY, Decision, ForgetTarget, StoppingRule, parse_stop_at
+from ngdiff.training.stopping import Decision, StoppingRule, parse_stop_at
 from ngdiff.training.survey import Survey
 
 PROBE_SHARE = 0.75
@@ -96,10 +98,12 @@ class UnlearningTrainer(DurableTrainer):
             :class:`~ngdiff.data.examples.Example` or of :class:`~ngdiff.data.encoding.EncodedExample`.
             Columns as in :mod:`ngdiff.data.examples`.
         retain_dataset: what to keep, likewise. A part of it is held out to measure utility on.
-        holdout_dataset: text of the same kind that the model never saw, likewise; without one, people are
-            invented whom no model can know. It sets the level at which ``stop_at="auto"`` stops.
+        holdout_dataset: text of the same kind that the model never saw, likewise; without one, text is
+            invented of the forget set's kinds. It sets the level at which ``stop_at="auto"`` stops.
         earlier_datasets: forget sets of earlier requests, by any names that no other set has: measured
             before and after under these names, so that it shows where something comes back.
+        keep_datasets: further sets that must be kept, by any names that no other set has: nothing is trained
+            on them, and each has a floor of its own (see :mod:`ngdiff.training.floors`).
         processing_class: the tokenizer.
         peft_config: train adapters of this kind only.
         callbacks: further callbacks.
@@ -115,6 +119,7 @@ class UnlearningTrainer(DurableTrainer):
         retain_dataset: Any,
         holdout_dataset: Any = None,
         earlier_datasets: Mapping[str, Any] | None = None,
+        keep_datasets: Mapping[str, Any] | None = None,
         processing_class: Any,
         peft_config: Any = None,
         callbacks: Sequence[TrainerCallback] | None = None,
@@ -128,15 +133,24 @@ class UnlearningTrainer(DurableTrainer):
         )
         retain = as_encoded(retain_dataset, processing_class, args.max_length, "retain_dataset")
         self._retain, self._held_out, note = split_retain(retain, args.check_size // 2, args.seed)
-        self._never_seen = (
-            never_seen_examples(self._forget, processing_class, args.max_length)
+        unseen = (
+            never_seen.invented(self._forget, processing_class, args.max_length)
             if holdout_dataset is None
-            else as_encoded(holdout_dataset, processing_class, args.max_length, "holdout_dataset")
+            else never_seen.given(
+                as_encoded(holdout_dataset, processing_class, args.max_length, "holdout_dataset"),
+                self._forget,
+            )
         )
-        earlier = {
-            name: list(as_encoded(data, processing_class, args.max_length, name))
-            for name, data in (earlier_datasets or {}).items()
-        }
+        self._never_seen, self.level_source = unseen.examples, unseen.source
+        for text in [*unseen.notes, *small_sets(len(self._forget), len(retain))]:
+            self.record.note(text)
+        earlier, kept = (
+            {
+                name: list(as_encoded(data, processing_class, args.max_length, name))
+                for name, data in (datasets or {}).items()
+            }
+            for datasets in (earlier_datasets, keep_datasets)
+        )
         if note:
             self.record.note(note)
         if peft_config is not None:
@@ -164,7 +178,11 @@ class UnlearningTrainer(DurableTrainer):
         )
         hooks.trainer = self
         sets = {"forget": self._forget, "retain": self._held_out, "never_seen": self._never_seen}
-        self.survey = Survey(self, sets | earlier)
+        self.survey = Survey(self, sets | earlier | kept)
+        self.kept = KeptSets(self, kept)
+        self.guesses: Mapping[int, Guess] = {}
+        self._items = ItemWatch(len(self._forget), args.check_size, args.seed)
+        self._epoch_rows: tuple[int, list[int]] | None = None
         self.save_minutes = args.save_minutes
         self._compared: Comparisons | None = None
         self._rule = make_rule(str(args.rule), args.rule_settings)
@@ -212,7 +230,17 @@ class UnlearningTrainer(DurableTrainer):
         return [encoded.example for encoded in self._never_seen] if self._has_holdout else []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
-        return PairSampler(len(self._forget), len(self._retain), self.args.seed)
+        return PairSampler(len(self._forget), len(self._retain), self.args.seed, self._rows_of_epoch)
+
+    def _rows_of_epoch(self, epoch: int) -> list[int]:
+        """Return the forget rows that an epoch draws from: those that were left at the last check.
+
+        An epoch that a checkpoint cut in two draws from the rows that it began with.
+        """
+        if self._epoch_rows is None or self._epoch_rows[0] != epoch:
+            wanted = self._stopping is not None and self._stopping.target is not None
+            self._epoch_rows = (epoch, self._items.to_push() if wanted else every_row(self))
+        return self._epoch_rows[1]
 
     def get_train_dataloader(self) -> Any:
         """Return this process's share of every step's examples."""
@@ -432,6 +460,7 @@ class UnlearningTrainer(DurableTrainer):
         args = self.args
         self._started, self._peak_before = time.monotonic(), {}
         self._decision, self._skipped_in_a_row, self._last_check = None, 0, 0
+        self._stopping, self._epoch_rows = None, None
         model = self.accelerator.unwrap_model(self.model)
         self._meter = ChangeMeter(model)
         if args.automatic:
@@ -450,12 +479,12 @@ class UnlearningTrainer(DurableTrainer):
         if self._resumed is not None:
             unlearning_state.take_up(self, *self._resumed)
             return
-        self.record.before = self.survey.everything()
-        forget, utility, never_seen = (
-            self.record.before[name] for name in ("forget", "retain", "never_seen")
-        )
-        if target is not None and target.value is None:
-            target = ForgetTarget(target.measure, never_seen[target.measure], target.source)
+        scores = {name: self.survey.scores(name) for name in ("forget", "retain", "never_seen")}
+        if self._has_holdout:
+            raise_faults(never_seen.known_faults(scores["forget"], scores["never_seen"]))
+        self.record.before = self.survey.everything(scores)
+        if target is not None:
+            target = target.measured(scores["never_seen"], len(self._forget), self.level_source, self.guesses)
         self._complete_losses()
         assert self._compared is not None
         passes = math.ceil(args.num_train_epochs if args.max_steps < 0 else self._pairs() / len(self._forget))
@@ -467,10 +496,13 @@ class UnlearningTrainer(DurableTrainer):
             notes = self._compared.ask(looked_at, self._data, rows, passes, self._never_seen, target)
         for note in notes:
             self.record.note(note)
-        self._stopping = StoppingRule(target, args.keep_utility * utility[UTILITY], args.check_patience)
-        if target is not None:
-            self._decision = self._stopping.judge(0, forget, utility)
+        kept = self.kept.measure(every_row(self), scores["forget"], scores["retain"])
+        self._stopping = StoppingRule(target, self.kept.floors(kept), args.check_patience)
+        view = view_of(self, every_row(self), scores["forget"])
+        if self._stopping.checks_needed:
+            self._decision = self._stopping.judge(0, view, self.record.before["retain"], kept)
             self._best.save()
+            self._items.keep()
 
     def _pairs(self) -> int:
         """Return the pairs of examples that all steps together take, over all processes."""

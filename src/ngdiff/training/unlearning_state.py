@@ -1,7 +1,8 @@
 """an unlearning trainer at some step -> its state in a checkpoint's folder, and back.
 
-What transformers.Trainer keeps anyway (weights, optimizer, scheduler, random states) is not repeated here,
-and the samplers need no state: the order of examples is a function of seed and position.
+What transformers.Trainer keeps anyway (weights, optimizer, scheduler, random states) is not repeated here.
+The order of examples is a function of the seed, the position and the rows that the epoch draws from, which
+are kept.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def save(trainer: UnlearningTrainer, folder: Path) -> None:
     state = {
         "step_size": rate.state_dict() if isinstance(rate, AutomaticRate) else None,
         "stopping": None if trainer._stopping is None else trainer._stopping.state_dict(),
+        "items": trainer._items.state_dict(),
+        "epoch_rows": trainer._epoch_rows,
         "last_check": trainer._last_check,
         "last_strength": trainer._last_strength,
         "skipped_in_a_row": trainer._skipped_in_a_row,
@@ -61,10 +64,13 @@ def take_up(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> 
         trainer._step_size.load_state_dict(state["step_size"])
     if state["stopping"] is not None:
         trainer._stopping = StoppingRule.from_state(state["stopping"], trainer.args.check_patience)
+        trainer._items.load_state_dict(state["items"])
         if _is_best(trainer):
             trainer._best.save()
         else:
             trainer._best.take(folder)
+    if state["epoch_rows"] is not None:
+        trainer._epoch_rows = (int(state["epoch_rows"][0]), list(state["epoch_rows"][1]))
     trainer._last_check, trainer._last_strength = state["last_check"], state["last_strength"]
     trainer._skipped_in_a_row = state["skipped_in_a_row"]
     if isinstance(trainer._rule, StatefulRule):

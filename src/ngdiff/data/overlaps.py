@@ -1,0 +1,102 @@
+"""examples of a request's sets -> what they share and repeat, and what so few of them can promise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ngdiff.data.examples import Example
+from ngdiff.errors import Fault
+
+MOST_NAMED = 10
+"""Places that a message names."""
+LEAST_WORDS = 4
+"""Words from which on an answer that two questions share counts as the same knowledge."""
+LEAST_FORGET, LEAST_RETAIN = 8, 20
+"""Rows below which little can be promised."""
+
+
+def repeated(examples: Sequence[Example]) -> str | None:
+    """Return a note where rows repeat others of the same set (compared by ``Example.key``)."""
+    first: dict[str, Example] = {}
+    again = [(first[e.key], e) for e in examples if first.setdefault(e.key, e) is not e]
+    if not again:
+        return None
+    other, one = again[0]
+    verb = "1 row repeats another" if len(again) == 1 else f"{len(again)} rows repeat others"
+    return (
+        f"{verb} in the forget set, and each repetition is pushed and counted as an item of its own "
+        f"(first: {other.place} and {one.place})"
+    )
+
+
+def _plain(text: str) -> str:
+    """Return the words alone: punctuation, case and white space do not count."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def answer_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault | None:
+    """Return a fault where the retain set gives what is to be forgotten.
+
+    That is where it has the same question, or the same answer of four or more words, whatever the case and
+    the punctuation. Rows that are the same altogether are another fault
+    (:func:`ngdiff.data.examples.overlap_fault`).
+    """
+    keys = {example.key for example in forget}
+    questions, answers = (_first(forget, part) for part in ("prompt", "answer"))
+    found = []
+    for example in retain:
+        if example.key in keys:
+            continue
+        asked, said = _plain(example.prompt), _plain(example.answer)
+        if asked and asked in questions:
+            found.append(f"{questions[asked].place} (same question as {example.place})")
+        elif len(said.split()) >= LEAST_WORDS and said in answers:
+            found.append(f"{answers[said].place} (same answer as {example.place})")
+    if not found:
+        return None
+    named = ", ".join(found[:MOST_NAMED]) + (
+        f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    )
+    what = (
+        f"rows of the forget set cannot be forgotten and kept, since the retain set gives them too: {named}"
+    )
+    return Fault("--retain", what, "Take them out of one of the two, or pass --allow-overlap")
+
+
+def _first(examples: Sequence[Example], part: str) -> Mapping[str, Example]:
+    found: dict[str, Example] = {}
+    for example in examples:
+        found.setdefault(_plain(str(getattr(example, part))), example)
+    return found
+
+
+def holdout_fault(
+    holdout: Sequence[Example], forget: Sequence[Example], retain: Sequence[Example]
+) -> Fault | None:
+    """Return a fault where the holdout shares rows with what the model has learned."""
+    where = {example.key: f"the retain set ({example.place})" for example in retain}
+    where |= {example.key: f"the forget set ({example.place})" for example in forget}
+    shared = [example for example in holdout if example.key in where]
+    if not shared:
+        return None
+    verb = "1 row is" if len(shared) == 1 else f"{len(shared)} rows are"
+    what = f"{verb} in another set too, the first, {shared[0].place}, in {where[shared[0].key]}"
+    return Fault("--holdout", what, "Give text that the model has not seen")
+
+
+def small_sets(forget: int, retain: int) -> list[str]:
+    """Say what so few rows can promise."""
+    notes = []
+    if forget < LEAST_FORGET:
+        notes.append(
+            f"{forget} rows to forget: forgotten means that none of them is left, and means over so few rows "
+            "say little about other questions on the same matter"
+        )
+    if retain < LEAST_RETAIN:
+        notes.append(
+            f"{retain} rows to keep: what they hold is kept, as far as the floor under them says, and little "
+            "can be said of the rest; a mean over them moves a lot with every single row. Give more, such as "
+            "--retain ngdiff:general"
+        )
+    return notes
