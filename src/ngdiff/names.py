@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-DEFAULT_METHOD = "ngdiff-selective-kl"
-"""NGDiff that spares language and holds the starting model's predictions; docs/results.md compares it."""
+DEFAULT_METHOD = "ngdiff-counterfactual"
+"""NGDiff that makes the model answer as if it had never met the subject; docs/results.md compares it."""

@@ -29,6 +29,7 @@ from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.data.overlaps import small_sets
+from ngdiff.data.secrets import kept_texts, with_secrets
 from ngdiff.data.sharing import loader
 from ngdiff.errors import RunError
 from ngdiff.evaluation.distributed import process_count
@@ -49,6 +50,7 @@ from ngdiff.training.conclusion import conclude
 from ngdiff.training.criterion import Guess, ItemWatch
 from ngdiff.training.durable import DurableTrainer
 from ngdiff.training.floors import KeptSets
+from ngdiff.training.guess import guesses
 from ngdiff.training.parallel import looking, no_exchange, raise_faults, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.training.probe_loss import ProbeLoss, where_it_began
@@ -151,6 +153,9 @@ class UnlearningTrainer(DurableTrainer):
             }
             for datasets in (earlier_datasets, keep_datasets)
         )
+        kept_text = kept_texts(self._retain)
+        self._forget = with_secrets(self._forget, kept_text, processing_class)
+        self._never_seen = with_secrets(self._never_seen, kept_text, processing_class)
         if note:
             self.record.note(note)
         if peft_config is not None:
@@ -494,6 +499,11 @@ class UnlearningTrainer(DurableTrainer):
         }
         with looking(self.model_wrapped) as looked_at:
             notes = self._compared.ask(looked_at, self._data, rows, passes, self._never_seen, target)
+        self.guesses = guesses(self._forget, self._never_seen, scores["never_seen"])
+        if target is not None and self.guesses:
+            target = parse_stop_at(args.stop_at)
+            assert target is not None
+            target = target.measured(scores["never_seen"], len(self._forget), self.level_source, self.guesses)
         for note in notes:
             self.record.note(note)
         kept = self.kept.measure(every_row(self), scores["forget"], scores["retain"])
