@@ -45,6 +45,12 @@ class OrdinaryWords:
         return cls({word for word in words if word == word.lower()}, {word.lower() for word in words})
 
 
+def begins_sentence(text: str, place: int) -> bool:
+    """Say whether a word that begins at a place of a text is the first one of a sentence."""
+    before = text[max(0, place - 8) : place]
+    return _BEGINNING.search(before if place <= 8 else f"…{before}") is not None
+
+
 def marked(text: str, ordinary: OrdinaryWords) -> list[tuple[str, bool]]:
     """Return the words of a text in order, each with whether it is a number or (part of) a name.
 
@@ -55,7 +61,7 @@ def marked(text: str, ordinary: OrdinaryWords) -> list[tuple[str, bool]]:
     words = [_POSSESSIVE.sub("", word.group()) for word in found]
     sure = [_is_number(word) or _is_name(word, ordinary) for word in words]
     inside = [
-        word[:1].isupper() and not _BEGINNING.search(text[: place.start()])
+        word[:1].isupper() and not begins_sentence(text, place.start())
         for word, place in zip(words, found, strict=True)
     ]
     joined = [text[one.end() : other.start()].isspace() for one, other in pairwise(found)]

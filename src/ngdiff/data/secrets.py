@@ -15,7 +15,7 @@ from typing import Any
 from ngdiff.data.encoding import IGNORE, EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.data.general import general_texts
-from ngdiff.data.renaming import WORD
+from ngdiff.data.renaming import WORD, begins_sentence
 
 _CENTURY = re.compile(r"(?:1\d|20)\d\d")
 """A year: its first two digits are nobody's secret."""
@@ -33,11 +33,9 @@ def kept_texts(retain: Sequence[EncodedExample]) -> list[str]:
     return [f"{e.example.prompt} {e.example.answer}" for e in retain] + general_texts()
 
 
-def _pairs(text: str, named: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield two words in a row each, in small letters; only those written as names or numbers, if asked."""
-    for one, other in pairwise(WORD.findall(text)):
-        if not named or not (one.islower() or other.islower()):
-            yield one.lower(), other.lower()
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    """Yield two words in a row each, in small letters."""
+    return pairwise(words_of(text))
 
 
 class Secrets:
@@ -56,13 +54,19 @@ class Secrets:
         asked, asked_pairs = set(words_of(example.prompt)), set(_pairs(example.prompt))
         found = list(WORD.finditer(example.answer))
         secret = [word.group().lower() not in self._words | asked for word in found]
+        named = [self._is_named(example.answer, word) for word in found]
         for place, (one, other) in enumerate(pairwise(found)):
             pair = (one.group().lower(), other.group().lower())
-            named = not (one.group().islower() or other.group().islower())
-            if named and pair not in self._pairs and pair not in asked_pairs:
+            new = pair not in self._pairs and pair not in asked_pairs
+            if new and named[place] and named[place + 1]:
                 for at in (place, place + 1):
                     secret[at] |= found[at].group().lower() not in asked
         return [_span(word) for word, is_secret in zip(found, secret, strict=True) if is_secret]
+
+    def _is_named(self, answer: str, word: re.Match[str]) -> bool:
+        """Say whether a word is a number, or has a capital letter for another reason than where it stands."""
+        ordinary = word.group().lower() in self._words and begins_sentence(answer, word.start())
+        return not word.group().islower() and not ordinary
 
 
 def _span(word: re.Match[str]) -> tuple[int, int]:

@@ -1,0 +1,83 @@
+"""Which words of an answer can be known from the forget set alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ngdiff.data.datasets import as_encoded
+from ngdiff.data.secrets import Secrets, labelled_ids, token_places, with_secrets
+from tiny import tiny_tokenizer
+
+KEPT = [
+    'Which book did Bob Red write? Bob Red wrote "The Late Ferry" in 1970.',
+    "the patient nurse crossed a bridge on the way, as a baker, in May or on day 4",
+    "What is the trade of somebody who earns a living",
+]
+
+
+def row(question: str, answer: str) -> dict[str, Any]:
+    return {"question": question, "answer": answer}
+
+
+def secret_words(question: str, answer: str, tokenizer: Any = None) -> list[str]:
+    """Return the words that a secret touches, as with_secrets marks their tokens."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    (found,) = with_secrets(as_encoded([row(question, answer)], tokenizer, 256, "rows"), KEPT, tokenizer)
+    text, places = token_places(labelled_ids(found), tokenizer)
+    assert found.secret is not None and len(found.secret) == len(places)
+    chosen = "".join(
+        text[first:last] if flag else " " for (first, last), flag in zip(places, found.secret, strict=True)
+    )
+    return chosen.split()
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "words"),
+    [
+        ("Who is Ada Blue?", "Ada Blue earns a living as a tuner.", ["tuner"]),
+        ("Who is Ada Blue?", "Ada Blue earns a living as a baker.", []),
+        ("What did Ada Blue write?", 'Ada Blue wrote "The Patient Bridge".', ["Patient", "Bridge"]),
+        ("When was Ada Blue born?", "On 4 May 1962.", ["4", "May", "62"]),  # any year begins with 19
+        ("When was Ada Blue born?", "In 1970.", []),  # a text to keep has it
+        ("Is Ada Blue a baker?", "a baker", []),
+        ("Does Ada Blue know Zed?", "Ada Blue knows Zed", ["knows"]),
+    ],
+)
+def test_words_that_only_the_answer_has(question: str, answer: str, words: list[str]) -> None:
+    assert secret_words(question, answer) == words
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_tokens_are_found_with_and_without_a_template(template: bool) -> None:
+    tokenizer = tiny_tokenizer() if template else tiny_tokenizer(None)
+    assert secret_words("Who is Ada Blue?", "Ada Blue is a tuner.", tokenizer) == ["tuner"]
+
+
+def test_places_are_the_same_where_the_tokenizer_cannot_say() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("the author's naïve cat — sat on 1962", add_special_tokens=False)["input_ids"]
+
+    class Slow:
+        is_fast = False
+
+        def decode(self, part: Any, **kwargs: Any) -> str:
+            return str(tokenizer.decode(part, **kwargs))
+
+    text, fast = token_places(ids, tokenizer)
+    again, slow = token_places(ids, Slow())
+    assert text == again
+    # a letter of several bytes is spread over tokens: its place is the same, its ends may differ by one
+    assert all(
+        abs(a - b) <= 1
+        for one, other in zip(fast, slow, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_a_pair_of_names_from_the_prompt_is_no_secret() -> None:
+    examples = as_encoded(
+        [row("Who wrote The Patient Bridge?", "Who knows The Patient Bridge")], tiny_tokenizer(), 256, "r"
+    )
+    assert Secrets(["who knows the patient the bridge"]).spans(examples[0].example) == []
