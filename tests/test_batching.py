@@ -16,6 +16,7 @@ from ngdiff.data.batching import (
     PairCollator,
     PairedDataset,
     PairSampler,
+    RetainStream,
     Stream,
     batches_by_length,
     collate,
@@ -221,3 +222,15 @@ def test_little_padding() -> None:
     assert [len(batch) for batch in little_padding(even, 4)] == [4]
     assert [len(batch) for batch in little_padding(even[:1], 4)] == [1]
     assert little_padding([], 4) == []
+
+
+def test_every_fourth_retain_row_is_general_text_and_each_order_visits_all() -> None:
+    found = [RetainStream(6, 3, seed=5)[position] for position in range(24)]
+    general = [row for row in found if row >= 6]
+    own = [row for row in found if row < 6]
+    assert [place for place, row in enumerate(found) if row >= 6] == [3, 7, 11, 15, 19, 23]
+    assert sorted(general) == [6, 6, 7, 7, 8, 8] and sorted(general[:3]) == [6, 7, 8]
+    assert own == [Stream(6, 5)[position] for position in range(18)]
+    assert [RetainStream(6, 0, seed=5)[position] for position in range(9)] == [
+        Stream(6, 5)[position] for position in range(9)
+    ]

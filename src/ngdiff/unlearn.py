@@ -367,7 +367,7 @@ def _plan(trainer: UnlearningTrainer) -> str:
     args = trainer.args
     rate = "automatic learning rate" if args.automatic else f"learning rate {args.learning_rate:g}"
     return (
-        f"{args.method}: {len(trainer._forget)} to forget, {len(trainer._retain)} to keep "
+        f"{args.method}: {len(trainer._forget)} to forget, {trainer._own} to keep "
         f"({len(trainer._held_out)} more held out), rule {args.rule}, {rate}, stop at {args.stop_at}"
     )
 

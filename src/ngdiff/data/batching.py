@@ -103,6 +103,32 @@ class Stream:
         return self._order[offset]
 
 
+GENERAL_EVERY = 4
+"""Of so many retain examples of a step, one is general text, where there is any."""
+
+
+class RetainStream:
+    """An endless order of the rows to keep, in which every fourth one is general text.
+
+    Args:
+        own: rows of the retain set.
+        general: rows of general text, which stand behind those; 0 for none.
+        seed: of both orders.
+    """
+
+    def __init__(self, own: int, general: int, seed: int) -> None:
+        self._own, self._first = Stream(own, seed), own
+        self._general = Stream(general, seed) if general else None
+
+    def __getitem__(self, position: int) -> int:
+        if self._general is None:
+            return self._own[position]
+        turn, place = divmod(position, GENERAL_EVERY)
+        if place == GENERAL_EVERY - 1:
+            return self._first + self._general[turn]
+        return self._own[turn * (GENERAL_EVERY - 1) + place]
+
+
 ROUNDS = 100_003
 """Tells the rounds of one epoch apart from the next epochs' first ones."""
 
@@ -159,6 +185,7 @@ class PairSampler(Sampler[tuple[int, int]]):
         forget_size: rows of the forget set.
         retain_size: rows of the retain set.
         seed: of both orders.
+        general: rows of general text behind those of the retain set; see :class:`RetainStream`.
         chosen: asked at the beginning of an epoch, with its number, for the forget rows that it draws from.
             Fewer rows than there are come round as often as it takes for the epoch to keep its length.
     """
@@ -169,9 +196,10 @@ class PairSampler(Sampler[tuple[int, int]]):
         retain_size: int,
         seed: int,
         chosen: Callable[[int], Sequence[int]] | None = None,
+        general: int = 0,
     ) -> None:
         self._size, self._seed, self._chosen = forget_size, seed, chosen
-        self._retain = Stream(retain_size, seed + 1)
+        self._retain = RetainStream(retain_size, general, seed + 1)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

@@ -137,6 +137,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         keep_utility: floor of each figure that must be kept (see :mod:`ngdiff.training.floors`), as a share
             of its value at the start; 0 for no floor.
         floors: the share of single floors, by name, such as ``{"general": 0.95}``.
+        hold_general: take a quarter of each step's retain examples from general text that ships with the
+            project, where the retain loss holds the starting model's predictions.
         check_every: optimizer steps between two full checks of target and floor, at the most.
         check_size: forget examples that a check on the way looks at; every one is looked at before a run
             ends. At most half as many retain examples are held out.
@@ -176,6 +178,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     stop_at: str = "auto"
     keep_utility: float = 0.98
     floors: dict[str, float] = field(default_factory=dict)
+    hold_general: bool = True
     check_every: int = 10
     check_size: int = 128
     check_patience: int = 3

@@ -15,6 +15,7 @@ from ngdiff.data.batching import collate
 from ngdiff.data.counterfactual import Expectations, save_expected, with_expected
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.predictable import figures_at_rest, with_predictable
+from ngdiff.data.secrets import labelled_ids
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.distributed import is_main
@@ -107,6 +108,7 @@ class Comparisons:
         passes: int,
         never_seen: Sequence[EncodedExample] = (),
         target: ForgetTarget | None = None,
+        own: int | None = None,
     ) -> list[str]:
         """Fill the data in, in place, from the model as it is before the first step, on every process.
 
@@ -117,15 +119,16 @@ class Comparisons:
             passes: over the forget set, at the most: no more alternatives are needed.
             never_seen: text the model never saw, for losses that need the tokens' levels.
             target: what the forget set is to come down to; levels that would keep it above are not used.
+            own: rows of the retain set that are the caller's; general text stands behind them.
 
         Returns:
             What should be noted in the record.
         """
         notes: list[str] = []
         if self.losses["forget"].expected:
-            notes += self._expect(model, data, never_seen)
+            notes += self._expect(model, data["forget"], data["retain"][:own], never_seen)
         elif self.losses["forget"].levels:
-            notes += self._level(model, data, never_seen, target)
+            notes += self._level(model, data["forget"], data["retain"][:own], never_seen, target)
         if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
             return notes
         cache = OneCache(Cache(default_folder()) if is_main() else None)
@@ -142,27 +145,29 @@ class Comparisons:
     def _level(
         self,
         model: nn.Module,
-        data: Mapping[Task, list[EncodedExample]],
+        forget: list[EncodedExample],
+        retain: Sequence[EncodedExample],
         never_seen: Sequence[EncodedExample],
         target: ForgetTarget | None,
     ) -> list[str]:
         """Work out each forget token's level, on every process: of a sharded model all have to run."""
-        count = len(data["retain"])
+        count = len(retain)
         if count < LEAST_COUNTED:
             few = f"{count} answers to keep are too few to tell knowledge from language"
             return [f"{few} (from {LEAST_COUNTED} on): {EVERY_TOKEN}"]
-        levelled = self._levelled(model, data, never_seen)
+        levelled = self._levelled(model, forget, retain, never_seen)
         rest = figures_at_rest(levelled)
         if target is not None and target.measure in rest and not target.met(rest):
             measure = target.measure
             return [f"with language spared, {measure} would end near {rest[measure]:.2f}: {EVERY_TOKEN}"]
-        data["forget"][:] = levelled
+        forget[:] = levelled
         return []
 
     def _levelled(
         self,
         model: nn.Module,
-        data: Mapping[Task, list[EncodedExample]],
+        forget: list[EncodedExample],
+        retain: Sequence[EncodedExample],
         never_seen: Sequence[EncodedExample],
     ) -> list[EncodedExample]:
         found: list[float] = []
@@ -174,23 +179,24 @@ class Comparisons:
                 tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
                 found += tokens.log_probs().exp().tolist()
         model.train(training)
-        return with_predictable(data["forget"], data["retain"], never_seen, found)
+        return with_predictable(forget, retain, never_seen, found)
 
     def _expect(
         self,
         model: nn.Module,
-        data: Mapping[Task, list[EncodedExample]],
+        forget: list[EncodedExample],
+        retain: Sequence[EncodedExample],
         never_seen: Sequence[EncodedExample],
     ) -> list[str]:
         """Work out what each forget token would be, had the model never met its subject."""
-        forget, setting = data["forget"], self.setting
-        enough = len(data["retain"]) >= LEAST_COUNTED
-        levelled = self._levelled(model, data, never_seen) if enough else forget
+        setting = self.setting
+        enough = len(retain) >= LEAST_COUNTED
+        levelled = self._levelled(model, forget, retain, never_seen) if enough else forget
         with self.autocast():
             forget[:] = Expectations(
                 forget,
-                data["retain"],
-                [example.predictable or (0.0,) * len(example.labels) for example in levelled],
+                retain,
+                [example.predictable or (0.0,) * len(labelled_ids(example)) for example in levelled],
                 tokenizer=setting.tokenizer,
                 pad_id=setting.pad_id,
                 max_length=setting.max_length,

@@ -42,11 +42,11 @@ class ProbeLoss:
 
     def _draw(self) -> list[Batch]:
         trainer = self.trainer
-        stream = Stream(len(trainer._retain), trainer.args.seed + 2)
+        stream = Stream(trainer._own, trainer.args.seed + 2)
         position = trainer.state.global_step * self.size
         used = trainer._step.retain_rows
         rows: list[int] = []
-        for offset in range(2 * len(trainer._retain)):
+        for offset in range(2 * trainer._own):
             row = stream[position + offset]
             if row not in used and row not in rows:
                 rows.append(row)

@@ -19,15 +19,17 @@ from transformers import TrainerCallback, set_seed
 
 from ngdiff.data.batching import (
     ABSENT,
+    GENERAL_EVERY,
     Batch,
     PairCollator,
     PairedDataset,
     PairSampler,
-    Stream,
+    RetainStream,
 )
 from ngdiff.data.datasets import as_encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
+from ngdiff.data.general import general_split
 from ngdiff.data.overlaps import small_sets
 from ngdiff.data.secrets import kept_texts, with_secrets
 from ngdiff.data.sharing import loader
@@ -49,7 +51,7 @@ from ngdiff.training.comparisons import Comparisons, Setting, before_the_model, 
 from ngdiff.training.conclusion import conclude
 from ngdiff.training.criterion import Guess, ItemWatch
 from ngdiff.training.durable import DurableTrainer
-from ngdiff.training.floors import KeptSets
+from ngdiff.training.floors import ROOM, KeptSets
 from ngdiff.training.guess import guesses
 from ngdiff.training.parallel import looking, no_exchange, raise_faults, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
@@ -154,6 +156,8 @@ class UnlearningTrainer(DurableTrainer):
             for datasets in (earlier_datasets, keep_datasets)
         )
         kept_text = kept_texts(self._retain)
+        self._own = len(self._retain)
+        self._retain = [*self._retain, *general_to_hold(args, processing_class)]
         self._forget = with_secrets(self._forget, kept_text, processing_class)
         self._never_seen = with_secrets(self._never_seen, kept_text, processing_class)
         if note:
@@ -235,7 +239,8 @@ class UnlearningTrainer(DurableTrainer):
         return [encoded.example for encoded in self._never_seen] if self._has_holdout else []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
-        return PairSampler(len(self._forget), len(self._retain), self.args.seed, self._rows_of_epoch)
+        own, general = self._own, len(self._retain) - self._own
+        return PairSampler(len(self._forget), own, self.args.seed, self._rows_of_epoch, general)
 
     def _rows_of_epoch(self, epoch: int) -> list[int]:
         """Return the forget rows that an epoch draws from: those that were left at the last check.
@@ -271,7 +276,7 @@ class UnlearningTrainer(DurableTrainer):
         """Return the retain rows of the step to come, over all processes."""
         each, size = self._shares.examples, len(self._forget)
         epoch, place = divmod(self.state.global_step, -(-size // each))
-        stream = Stream(len(self._retain), self.args.seed + 1)
+        stream = self._retain_stream
         first, last = place * each, min(size, (place + 1) * each)
         return {stream[epoch * size + position] for position in range(first, last)}
 
@@ -498,7 +503,9 @@ class UnlearningTrainer(DurableTrainer):
             "retain": self._retain_rows_needed(),
         }
         with looking(self.model_wrapped) as looked_at:
-            notes = self._compared.ask(looked_at, self._data, rows, passes, self._never_seen, target)
+            notes = self._compared.ask(
+                looked_at, self._data, rows, passes, self._never_seen, target, own=self._own
+            )
         self.guesses = guesses(self._forget, self._never_seen, scores["never_seen"])
         if target is not None and self.guesses:
             target = parse_stop_at(args.stop_at)
@@ -520,11 +527,17 @@ class UnlearningTrainer(DurableTrainer):
 
     def _retain_rows_needed(self) -> Sequence[int]:
         """Return the rows of the retain set that a step or a probe may look at."""
-        rows = len(self._retain)
-        if self.args.automatic or self._pairs() >= rows:
-            return range(rows)
-        stream = Stream(rows, self.args.seed + 1)
-        return sorted({stream[position] for position in range(self._pairs())})
+        stream, positions = self._retain_stream, range(self._pairs())
+        if len(positions) < GENERAL_EVERY * len(self._retain):
+            met = {stream[position] for position in positions}
+        else:
+            met = set(range(len(self._retain)))
+        return sorted(met | set(range(self._own))) if self.args.automatic else sorted(met)
+
+    @property
+    def _retain_stream(self) -> RetainStream:
+        """The order in which steps meet what is to be kept."""
+        return RetainStream(self._own, len(self._retain) - self._own, self.args.seed + 1)
 
     def _complete_losses(self) -> None:
         """Fill in the losses' settings, now that the level of never-seen text is known."""
@@ -588,6 +601,16 @@ class UnlearningTrainer(DurableTrainer):
     def note(self, text: str) -> None:
         """Write a fallback to the record."""
         self.record.note(text)
+
+
+def general_to_hold(args: UnlearningConfig, tokenizer: Any) -> list[EncodedExample]:
+    """Return general text on which the model is held where it began, for retain losses that do so.
+
+    A likelihood would teach it this text instead.
+    """
+    if not args.hold_general or LOSSES[str(args.retain_loss)].compares != "predictions":
+        return []
+    return as_encoded(general_split()[0], tokenizer, max(args.max_length, ROOM), "general")
 
 
 def _pad_id(tokenizer: Any) -> int:
