@@ -31,12 +31,9 @@ def guesses(
         never_seen: with ``secret`` filled in.
         scores: of never-seen text, under the starting model.
     """
-    level = secret_level(never_seen, scores)
-    return {
-        row: _guess(example.expected_probs, example.secret or (), level)
-        for row, example in enumerate(forget)
-        if example.expected_probs is not None
-    }
+    known = {row: example for row, example in enumerate(forget) if example.expected_probs is not None}
+    level = secret_level(never_seen, scores) if known else 0.0
+    return {row: _guess(example, level) for row, example in known.items()}
 
 
 def secret_level(never_seen: Sequence[EncodedExample], scores: Sequence[AnswerScore]) -> float:
@@ -54,9 +51,11 @@ def secret_level(never_seen: Sequence[EncodedExample], scores: Sequence[AnswerSc
     return float(np.quantile(means, PERCENTILE, method="higher"))
 
 
-def _guess(probs: torch.Tensor, secret: Sequence[bool], level: float) -> Guess:
+def _guess(example: EncodedExample, level: float) -> Guess:
+    probs = example.expected_probs
+    assert probs is not None
     logs = probs[:, 0].clamp_min(LEAST).log()
-    if secret:
-        logs = logs.masked_fill(torch.tensor(secret, dtype=torch.bool), level)
+    if example.secret:
+        logs = logs.masked_fill(torch.tensor(example.secret, dtype=torch.bool), level)
     likeliest = probs[:, 0] > probs[:, 1:].amax(dim=1) if probs.shape[1] > 1 else probs[:, 0] > 0.5
     return extraction_strength(likeliest), math.exp(float(logs.mean()))
