@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ PRICED_OVER = 2
 """Intervals between checks over which the price of progress is measured, at the least."""
 RAISED_FROM = 2 / 3
 """Share of the way left from which the rate may rise above the first: the first steps are dear enough."""
-RETREAT = 4.0
-"""By what the rate is divided when a check finds utility under its floor."""
+RETREAT = 2.0
+"""By what the rate is divided when a check finds a floor broken, and again when the next one does."""
 
 
 def after_step(trainer: UnlearningTrainer) -> Decision | None:
@@ -95,6 +96,9 @@ def _check(trainer: UnlearningTrainer) -> None:
         trainer._items.keep()
     if isinstance(trainer._step_size, AutomaticRate):
         if not check.above_floor:
+            if trainer._stopping.first_below:  # the steps to come may heal it, at half the rate
+                _slow_down(trainer, trainer._step_size)
+                return
             trainer._decision = trainer._stopping.spent()
             if trainer._decision is None:
                 _retreat(trainer, trainer._step_size)
@@ -130,12 +134,23 @@ def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     _go_back(trainer)
     rate = step_size.be_careful(RETREAT)
     trainer._stopping.begin_stretch(trainer.state.global_step)
-    names = " and ".join(floor_title(name) for name in broken)
-    floors = "its floor" if len(broken) == 1 else "their floors"
     trainer.record.note(
-        f"step {trainer.state.global_step}: {names} fell under {floors}, so the weights of step {best} were "
-        f"put back, and the rate was cut to {rate:.1e}"
+        f"step {trainer.state.global_step}: {_fell(broken)} in two checks in a row, so the weights of step "
+        f"{best} were put back, and the rate was cut to {rate:.1e}"
     )
+
+
+def _slow_down(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
+    """Go on from where the run is with smaller steps: the retain task may bring back what a floor misses."""
+    assert trainer._stopping is not None
+    rate = step_size.be_careful(RETREAT)
+    fell = _fell(trainer._stopping.checks[-1].broken)
+    trainer.record.note(f"step {trainer.state.global_step}: {fell}, so the rate was cut to {rate:.1e}")
+
+
+def _fell(broken: Sequence[str]) -> str:
+    names = " and ".join(floor_title(name) for name in broken)
+    return f"{names} fell under {'its floor' if len(broken) == 1 else 'their floors'}"
 
 
 def _go_back(trainer: UnlearningTrainer) -> None:

@@ -278,6 +278,11 @@ class StoppingRule:
         found = [check for check in self.checks if check.best]
         return found[-1] if found else None
 
+    @property
+    def first_below(self) -> bool:
+        """Whether the last check is the first in a row that found a floor broken."""
+        return self._under_floor == 1
+
     def judge(
         self, step: int, view: View, utility: Mapping[str, float], kept: Mapping[str, float]
     ) -> Decision | None:
