@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ngdiff.steps.line import Probe
 from ngdiff.steps.parabola import Parabola
-from ngdiff.steps.stepsize import Probe
 
 FORMAT = 1
 
