@@ -476,10 +476,16 @@ def test_no_probe_raises_a_rate_that_was_cut() -> None:
     assert resumed.ceiling == ceiling and resumed.state_dict() == rate.state_dict()
 
 
-def test_cuts_are_taken_back_and_the_rate_raised_up_to_a_limit() -> None:
+def found_at(value: float) -> AutomaticRate:
+    """An automatic rate whose first probe found this rate."""
     rate = AutomaticRate(Bowl("sgd").optimizer)
-    rate.rate = 0.8
-    assert rate.scale(1.0) == 0.8 and rate.ceiling == math.inf and rate.limit is None
+    rate.rate = rate.first = value
+    return rate
+
+
+def test_cuts_are_taken_back_and_the_rate_raised_up_to_a_limit() -> None:
+    rate = found_at(0.8)
+    assert rate.scale(1.0) == 0.8 and rate.ceiling == math.inf
     assert rate.scale(0.75) == rate.ceiling == pytest.approx(0.6)
     assert rate.scale(0.25) == rate.ceiling == 0.4  # no less than half of it
     assert rate.scale(1.25) == rate.ceiling == 0.5
@@ -491,9 +497,28 @@ def test_cuts_are_taken_back_and_the_rate_raised_up_to_a_limit() -> None:
     assert rate.scale(2.0) == rate.ceiling == 0.8  # a rate that broke the floor does not come back
 
 
+def test_half_and_four_times_are_of_the_first_rate_whatever_probes_made_of_it() -> None:
+    bowl = Bowl("sgd")
+    rate = AutomaticRate(bowl.optimizer, every=1)
+    bowl.fill()
+    probe = rate.step(bowl.pair, bowl.loss)
+    assert probe is not None and rate.first == probe.after
+    first = probe.after
+    rate.rate = 0.6 * first  # by a later probe, before anybody scales
+    assert rate.scale(0.1) == pytest.approx(0.5 * first)
+    assert rate.scale(100.0) == pytest.approx(4 * first)
+    higher = found_at(0.8)
+    higher.rate = 1.6
+    assert higher.scale(0.1) == 0.4
+    assert higher.scale(100.0, raise_it=False) == 0.8
+    assert higher.scale(100.0) == 3.2
+    beyond = found_at(0.8)
+    beyond.rate = 4.0  # where probes took it stays: to raise is never to cut
+    assert beyond.scale(1.25) == beyond.scale(1.25, raise_it=False) == 4.0
+
+
 def test_a_rate_is_raised_above_the_first_only_where_that_is_allowed() -> None:
-    rate = AutomaticRate(Bowl("sgd").optimizer)
-    rate.rate = 0.8
+    rate = found_at(0.8)
     assert rate.scale(2.0, raise_it=False) == 0.8 and rate.ceiling == math.inf
     assert rate.scale(0.5) == 0.4
     assert rate.scale(100.0, raise_it=False) == 0.8  # the cut is taken back
@@ -504,16 +529,27 @@ def test_a_rate_is_raised_above_the_first_only_where_that_is_allowed() -> None:
 
 
 def test_a_raised_rate_stays_with_the_probes() -> None:
-    rate = AutomaticRate(Bowl("sgd").optimizer)
-    rate.rate = 0.8
+    rate = found_at(0.8)
     assert rate.scale(1.25) == 1.0 and rate.ceiling == math.inf
-    assert rate.scale(1.25) == 1.25 and rate.limit == 4 * 0.8
+    assert rate.scale(1.25) == 1.25
     resumed = AutomaticRate(Bowl("sgd").optimizer)
     resumed.load_state_dict(rate.state_dict())
-    assert resumed.limit == rate.limit and resumed.rate == 1.25
-    early = {**rate.state_dict(), "uncut": 0.9}
-    del early["limit"]
-    resumed.load_state_dict(early)
+    assert resumed.scale(100.0) == 4 * 0.8
+    rate.be_careful(4.0)
+    resumed.load_state_dict(rate.state_dict())
+    assert resumed.first == 0.8 and resumed.scale(100.0) == 1.25 / 4
+
+
+def test_a_checkpoint_from_before_the_first_rate_was_kept_still_resumes() -> None:
+    state = found_at(0.8).state_dict()
+    del state["first"]
+    resumed = AutomaticRate(Bowl("sgd").optimizer)
+    resumed.load_state_dict({**state, "limit": 3.2})  # four times the rate at the first call
+    assert resumed.first == 0.8
+    resumed.load_state_dict({**state, "limit": None})
+    assert resumed.first == 0.8 and resumed.scale(100.0) == 4 * 0.8
+    del state["limit"]  # still earlier: the rate from before the first cut, which was the limit
+    resumed.load_state_dict({**state, "rate": 0.6, "uncut": 0.9})
     assert resumed.scale(4.0) == 0.9
 
 

@@ -22,7 +22,7 @@ from ngdiff.training.parallel import Sums, local
 LossAtWeights = Callable[[], float]
 """Evaluates the retain loss, in nats per token, at the model's present weights; always on the same text."""
 
-Outcome = Literal["accepted", "widened", "kept", "halved", "bounded"]
+Outcome = Literal["accepted", "clamped", "widened", "kept", "halved", "bounded"]
 
 SHORT_STEPS = (1.0, -1.0, 0.5, -0.5)
 """Multiples of a step too short to matter, at which rounding noise is looked for."""

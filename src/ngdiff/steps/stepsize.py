@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ngdiff.steps.gen import GenRate
 from ngdiff.steps.gradients import GradientPair
 from ngdiff.steps.line import Line, LossAtWeights, Measure, Outcome, Probe, keep_weights, set_rate
 from ngdiff.steps.parabola import Shape
@@ -69,8 +70,8 @@ class AutomaticRate:
         self.resolution, self.tolerance = resolution, tolerance
         self.start = start
         self.rate: float | None = None
-        self.ceiling = math.inf
-        self.limit: float | None = None
+        self.first: float | None = None
+        self.ceiling = self.limit = math.inf
         self.grain = 0.0
         self.steps = 0
         self._before: list[Tensor] | None = None
@@ -107,6 +108,7 @@ class AutomaticRate:
             probe = replace(probe, after=self.ceiling, applied=min(probe.applied, self.ceiling), reason=why)
         line.go_to(probe.applied)
         self.rate = probe.after
+        self.first = self.rate if self.first is None else self.first
         set_rate(self.optimizer, self.rate)
         self._before = None
         return probe
@@ -120,16 +122,15 @@ class AutomaticRate:
     def scale(self, factor: float, raise_it: bool = True) -> float | None:
         """Multiply the rate by ``factor``; return the new rate.
 
-        After a cut no probe raises the rate above that. A factor above 1 takes back earlier cuts, and where
-        ``raise_it`` allows may go on to :data:`MOST_RAISED` times the rate that the first call found; one
-        below 1 ends at :data:`LEAST_KEPT` of it.
+        After a cut no probe raises the rate above that. A factor above 1 takes back earlier cuts, up to the
+        first rate, or where ``raise_it`` allows to :data:`MOST_RAISED` times that; one below 1 ends at
+        :data:`LEAST_KEPT` of it. A rate that is beyond these bounds already stays where it is.
         """
-        if self.rate is None or factor == 1:
+        if self.rate is None or self.first is None or factor == 1:
             return self.rate
-        self.limit = self.MOST_RAISED * self.rate if self.limit is None else self.limit
-        first = self.limit / self.MOST_RAISED
-        most = self.limit if raise_it else max(self.rate, first)
-        least = min(self.rate, self.LEAST_KEPT * first)
+        highest = self.MOST_RAISED * self.first if raise_it else self.first
+        most = max(self.rate, min(highest, self.limit))
+        least = min(self.rate, self.LEAST_KEPT * self.first)
         self.rate = min(max(self.rate * factor, least), most)
         self.ceiling = self.rate if factor <= 1 else max(self.ceiling, self.rate)
         return self.rate
@@ -142,19 +143,21 @@ class AutomaticRate:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        ceiling = None if self.ceiling == math.inf else self.ceiling
+        bounds = {"ceiling": self.ceiling, "limit": self.limit}
         return {
-            **{"rate": self.rate, "steps": self.steps, "ceiling": ceiling, "limit": self.limit},
-            "grain": self.grain,
+            **{"rate": self.rate, "first": self.first, "steps": self.steps, "grain": self.grain},
+            **{name: None if bound == math.inf else bound for name, bound in bounds.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.rate, self.steps = state["rate"], state["steps"]
-        ceiling = state.get("ceiling")
-        self.ceiling = math.inf if ceiling is None else float(ceiling)
         # a checkpoint of an early version has the rate from before the first cut, which was the limit
-        self.limit = state.get("limit", state.get("uncut"))
+        ceiling, limit = state.get("ceiling"), state.get("limit", state.get("uncut"))
+        self.ceiling = math.inf if ceiling is None else float(ceiling)
+        self.limit = math.inf if limit is None else float(limit)
+        # a later one has four times the rate at the first change of pace
+        self.first = state.get("first", self.rate if limit is None else limit / self.MOST_RAISED)
         self.grain = float(state.get("grain", 0.0))
 
     def _search(self, measure: Measure) -> Probe:
@@ -260,15 +263,16 @@ class AutomaticRate:
         return Probe(self.steps, outcome, reason, before, after, applied, tuple(measure.points), noise)
 
 
-def cut_rate(
-    step_size: AutomaticRate | FixedRate, optimizer: Any, scheduler: Any, factor: float
-) -> float | None:
+StepSize = AutomaticRate | GenRate | FixedRate
+
+
+def cut_rate(step_size: StepSize, optimizer: Any, scheduler: Any, factor: float) -> float | None:
     """Divide the learning rate by ``factor``, whoever sets it, for the rest of the run.
 
     Returns:
         The new rate; None where the automatic one has not been found yet.
     """
-    if isinstance(step_size, AutomaticRate):
+    if not isinstance(step_size, FixedRate):
         return step_size.be_careful(factor)
     if hasattr(scheduler, "base_lrs"):
         scheduler.base_lrs = [rate / factor for rate in scheduler.base_lrs]
