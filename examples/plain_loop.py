@@ -1,4 +1,4 @@
-"""Unlearning in a plain PyTorch loop: a gradient pair, a rule and an automatic rate; no Trainer.
+"""Unlearning in a plain PyTorch loop: a gradient pair, a rule and GeN's learning rate; no Trainer.
 
 Run it: ``python examples/plain_loop.py``. It makes a tiny random Llama on the spot and needs no downloads.
 """
@@ -15,13 +15,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ngdiff.losses import LossFunction, negated_nll, nll
 from ngdiff.models.logprobs import count_labelled, labelled_tokens
+from ngdiff.steps.gen import GenRate
 from ngdiff.steps.gradients import GradientPair
-from ngdiff.steps.stepsize import AutomaticRate
 from ngdiff.steps.weighting import make_rule
 
 Batch = dict[str, Tensor]  # input_ids, attention_mask and labels, each of shape (rows, length)
 Batches = Sequence[Batch]  # the micro-batches of one optimizer step
 Report = Callable[[int, float, float, float], object]
+RATE = 0.01  # to begin with; a model of useful size needs about 1e-5
 
 
 def backpropagate(model: nn.Module, batches: Batches, loss_of: LossFunction) -> float:
@@ -54,12 +55,13 @@ def unlearn(
 ) -> None:
     """Forget one set and keep another; each iterator yields what one optimizer step needs.
 
-    The probe measures the retain loss at several learning rates, on examples the step itself did not use.
+    Every tenth step the retain loss is measured at -1, 0 and +1 times the learning rate, on examples that the
+    step itself did not use, and the rate moves towards the minimum of the parabola through the three.
     """
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     pair = GradientPair(model.parameters())
     rule = make_rule("ngdiff")
-    rate = AutomaticRate(optimizer)
+    rate = GenRate(optimizer, start=RATE)
     model.train()
     for step in range(1, steps + 1):
         pair.clear()

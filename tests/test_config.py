@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from ngdiff.errors import RequestError
-from ngdiff.methods import METHODS
+from ngdiff.methods import METHODS, RUN
 from ngdiff.settings.config import UnlearningConfig
+from ngdiff.settings.origins import sources
+from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES
 
 
@@ -49,8 +51,10 @@ def test_every_method_builds(tmp_path: Path, method: Any) -> None:
     assert settings.retain_loss == method.retain_loss
     assert settings.rule == method.rule
     assert settings.rule_settings == own_settings(method.name)
-    assert settings.automatic == (method.step_size == "auto")
+    assert settings.step_size == method.step_size and settings.automatic == (method.step_size != "fixed")
     assert settings.learning_rate == method.learning_rate
+    found = {name: getattr(settings, name) for name in RUN}
+    assert found == {**RUN, **method.run}
     # a fixed step size without a rate would leave nothing to step with
     assert settings.automatic or settings.learning_rate
 
@@ -61,7 +65,7 @@ def test_any_rule_with_any_method(tmp_path: Path, method: str, rule: str) -> Non
     settings = config(tmp_path, method=method, rule=rule)
     assert settings.rule == rule
     assert settings.forget_loss == METHODS[method].forget_loss
-    assert settings.automatic == (METHODS[method].step_size == "auto")
+    assert settings.step_size == METHODS[method].step_size
     if rule == METHODS[method].rule:
         assert settings.rule_settings == own_settings(method)
 
@@ -76,14 +80,71 @@ def test_a_learning_rate_fixes_the_step_size(tmp_path: Path, method: str) -> Non
 @pytest.mark.parametrize("method", METHODS)
 def test_a_start_makes_it_automatic(tmp_path: Path, method: str) -> None:
     settings = config(tmp_path, method=method, lr_start=1e-6)
-    assert settings.automatic
-    assert settings.learning_rate is None
+    assert settings.step_size == ("gen" if METHODS[method].step_size == "gen" else "auto")
+    assert settings.learning_rate is None and settings.lr_start == 1e-6
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_takes_an_automatic_rate(tmp_path: Path, method: str) -> None:
     settings = config(tmp_path, method=method, step_size="auto")
-    assert settings.automatic and settings.learning_rate is None and settings.lr_start is None
+    assert settings.step_size == "auto" and settings.learning_rate is None and settings.lr_start is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_takes_gens_rate_from_its_usual_one(tmp_path: Path, method: str) -> None:
+    settings = config(tmp_path, method=method, step_size="gen")
+    assert settings.step_size == "gen" and settings.learning_rate is None
+    assert settings.lr_start == (METHODS[method].learning_rate or START)
+    assert config(tmp_path, method=method, step_size="gen", lr_start=3e-6).lr_start == 3e-6
+
+
+PAPER = {
+    "forget_loss": "negated-nll",
+    "retain_loss": "nll",
+    "rule": "ngdiff",
+    "step_size": "gen",
+    "lr_start": 1e-5,
+    "stop_at": "none",
+    "keep_utility": 0.0,
+    "num_train_epochs": 5.0,
+    "probe_every": 10,
+}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"stop_at": "auto"},
+        {"keep_utility": 0.95},
+        {"num_train_epochs": 20.0},
+        {"step_size": "auto"},
+        {"lr_start": 1e-6},
+        {"retain_loss": "kl"},
+        {"stop_at": "auto", "step_size": "auto", "keep_utility": 0.9},
+    ],
+)
+def test_ngdiff_is_the_papers_and_each_part_of_ours_can_be_switched_on(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    settings = config(tmp_path, method="ngdiff", **given)
+    without = {"lr_start": None} if given.get("step_size") == "auto" else {}
+    expected = {**PAPER, **without, **given}
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_the_sources_say_what_is_of_a_paper_and_what_is_ours(tmp_path: Path) -> None:
+    papers = sources(config(tmp_path, method="ngdiff"))
+    assert set(papers) == {"forget_loss", "retain_loss", "rule", "step_size"}
+    assert not any("own" in source for source in papers.values())
+    assert "2410.22086" in papers["rule"] and "2407.02772" in papers["step_size"]
+    ours = sources(config(tmp_path, method="ngdiff", step_size="auto", stop_at="auto", keep_utility=0.9))
+    assert {name for name, source in ours.items() if "own" in source} == {
+        *("step_size", "stop_at", "keep_utility", "pace")
+    }
+    # an automatic rate is held to a pace by the way to a target: no target, no pace
+    assert "pace" not in sources(config(tmp_path, method="ngdiff", step_size="auto"))
+    assert "pace" not in sources(config(tmp_path, method="ngdiff", stop_at="auto"))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -101,6 +162,7 @@ def test_a_fixed_step_size_needs_a_rate(tmp_path: Path, method: str) -> None:
     [
         {"step_size": "auto", "learning_rate": 1e-5},
         {"step_size": "fixed", "lr_start": 1e-5},
+        {"step_size": "gen", "learning_rate": 1e-5},
         {"step_size": "automatic"},
         {"step_size": 3},
     ],

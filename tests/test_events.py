@@ -16,7 +16,7 @@ import pytest
 
 from commandline import Cli, make_cli, parse, questions, save_model, write_jsonl
 from ngdiff.record import StepRecord
-from ngdiff.steps.stepsize import Probe
+from ngdiff.steps.line import Probe
 from ngdiff.system.events import EVENTS, SCHEMA, EventLog
 from ngdiff.training.stopping import Check
 

@@ -51,10 +51,9 @@ def test_same_trajectory_as_the_trainer(
     model = tiny_llama(layers=1, hidden=16)
     config = UnlearningConfig(
         output_dir=str(tmp_path),
-        stop_at="none",
-        keep_utility=0.0,
         max_steps=STEPS,
         method="ngdiff",
+        lr_start=example.RATE,
         probe_every=10,
         optim="adamw_torch",
         per_device_train_batch_size=2,
@@ -74,7 +73,7 @@ def test_same_trajectory_as_the_trainer(
     )
     taken, probed = watch(trainer, monkeypatch)
     trainer.train()
-    assert list(probed) == [0, 10]
+    assert list(probed) == [9]
     assert [len(batches) for batches in taken] == [accumulation] * STEPS
 
     plain = tiny_llama(layers=1, hidden=16)

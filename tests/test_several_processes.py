@@ -151,6 +151,7 @@ def commands(inputs: Path) -> dict[str, Case]:
         "per_device_train_batch_size": 4,
         "stop_at": "none",
         "method": "ngdiff",
+        "step_size": "auto",
         "optim": "sgd",
     }
     unlearn: dict[str, Any] = {

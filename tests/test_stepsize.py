@@ -11,104 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
 
-from ngdiff.steps.gradients import GradientPair, Weights
-from ngdiff.steps.stepsize import SHORT_STEPS, AutomaticRate, FixedRate, Probe
-
-Line = Callable[[float], float]
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
-    "sgd": lambda parameters: SGD(parameters, lr=123.0),
-    "momentum": lambda parameters: SGD(parameters, lr=123.0, momentum=0.9),
-    "adamw": lambda parameters: AdamW(parameters, lr=123.0, weight_decay=0.1),
-}
-EVERY_OPTIMIZER = pytest.mark.parametrize("kind", list(OPTIMIZERS))
-
-
-class Bowl:
-    """A retain loss ``(w - t)A(w - t)/2 + level`` over two parameters, and a linear forget loss.
-
-    Both gradients are taken in two micro-batches, so whatever happens once a backward pass would show.
-    """
-
-    def __init__(self, kind: str = "adamw", seed: int = 0, scale: float = 1.0, level: float = 0.0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(7, generator=generator)
-        self.target = (start + torch.randn(7, generator=generator)).double()
-        root = torch.randn(7, 7, generator=generator, dtype=torch.float64)
-        self.matrix = scale * (root @ root.T / 7 + 0.3 * torch.eye(7, dtype=torch.float64))
-        self.forget = 0.1 * torch.randn(7, generator=generator)
-        self.level = level
-        self.weights = [nn.Parameter(start[:4].reshape(2, 2).clone()), nn.Parameter(start[4:].clone())]
-        self.optimizer = OPTIMIZERS[kind](self.weights)
-        self.pair = GradientPair(self.weights)
-        self.calls = 0
-
-    def flat(self) -> Tensor:
-        return torch.cat([p.detach().flatten() for p in self.weights])
-
-    def exact(self, weights: Tensor) -> float:
-        """The retain loss in float64."""
-        away = weights.double() - self.target
-        return float(away @ self.matrix @ away / 2) + self.level
-
-    def loss(self) -> float:
-        self.calls += 1
-        return self.exact(self.flat())
-
-    def fill(self) -> None:
-        """Both gradients, from two micro-batches a task, combined."""
-        self.pair.clear()
-        for share in (0.25, 0.75):
-            live = torch.cat([p.flatten() for p in self.weights])
-            with self.pair.task("forget"):
-                (share * (self.forget * live).sum()).backward()
-            live = torch.cat([p.flatten() for p in self.weights])
-            away = live - self.target.float()
-            with self.pair.task("retain"):
-                (share * (away @ self.matrix.float() @ away) / 2).backward()
-        self.pair.combine(Weights(1.0, 1.0))
-
-    def twin(self, rate: float) -> tuple[Tensor, dict[str, Any]]:
-        """Weights and optimizer state after one plain step at ``rate`` from here; changes nothing here."""
-        weights = [nn.Parameter(p.detach().clone()) for p in self.weights]
-        for ours, other in zip(self.weights, weights, strict=True):
-            other.grad = None if ours.grad is None else ours.grad.clone()
-        optimizer = type(self.optimizer)(weights, lr=1.0)
-        optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        return torch.cat([p.detach().flatten() for p in weights]), optimizer.state_dict()["state"]
-
-    def update(self) -> Tensor:
-        """The update per unit of learning rate at the present weights and gradients, in float64."""
-        return self.flat().double() - self.twin(1.0)[0].double()
-
-    def line(self) -> Line:
-        """The retain loss along the present update."""
-        weights, update = self.flat().double(), self.update()
-        return lambda rate: self.exact(weights - rate * update)
-
-
-def best_rate(line: Line) -> float:
-    """The lowest point of the line, found by looking: over powers of ten, then ever finer around the best."""
-    rates = [10 ** (exponent / 20) for exponent in range(-160, 80)]
-    best = min(rates, key=line)
-    for width in (0.12, 0.01, 0.001):
-        rates = [best * (1 + width * step / 50) for step in range(-50, 51)]
-        best = min(rates, key=line)
-    return best
-
-
-def assert_same_state(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Bit for bit."""
-    assert found.keys() == expected.keys()
-    for index in expected:
-        assert found[index].keys() == expected[index].keys()
-        for name, value in expected[index].items():
-            assert torch.equal(torch.as_tensor(found[index][name]), torch.as_tensor(value)), (index, name)
-
+from bowl import EVERY_OPTIMIZER, Bowl, assert_same_state, best_rate
+from ngdiff.steps.gradients import GradientPair
+from ngdiff.steps.line import SHORT_STEPS, Probe
+from ngdiff.steps.stepsize import AutomaticRate, FixedRate
 
 # --- finding a rate from nothing -------------------------------------------------------------------------
 
@@ -569,10 +476,16 @@ def test_no_probe_raises_a_rate_that_was_cut() -> None:
     assert resumed.ceiling == ceiling and resumed.state_dict() == rate.state_dict()
 
 
-def test_cuts_are_taken_back_and_the_rate_raised_up_to_a_limit() -> None:
+def found_at(value: float) -> AutomaticRate:
+    """An automatic rate whose first probe found this rate."""
     rate = AutomaticRate(Bowl("sgd").optimizer)
-    rate.rate = 0.8
-    assert rate.scale(1.0) == 0.8 and rate.ceiling == math.inf and rate.limit is None
+    rate.rate = rate.first = value
+    return rate
+
+
+def test_cuts_are_taken_back_and_the_rate_raised_up_to_a_limit() -> None:
+    rate = found_at(0.8)
+    assert rate.scale(1.0) == 0.8 and rate.ceiling == math.inf
     assert rate.scale(0.75) == rate.ceiling == pytest.approx(0.6)
     assert rate.scale(0.25) == rate.ceiling == 0.4  # no less than half of it
     assert rate.scale(1.25) == rate.ceiling == 0.5
@@ -584,9 +497,28 @@ def test_cuts_are_taken_back_and_the_rate_raised_up_to_a_limit() -> None:
     assert rate.scale(2.0) == rate.ceiling == 0.8  # a rate that broke the floor does not come back
 
 
+def test_half_and_four_times_are_of_the_first_rate_whatever_probes_made_of_it() -> None:
+    bowl = Bowl("sgd")
+    rate = AutomaticRate(bowl.optimizer, every=1)
+    bowl.fill()
+    probe = rate.step(bowl.pair, bowl.loss)
+    assert probe is not None and rate.first == probe.after
+    first = probe.after
+    rate.rate = 0.6 * first  # by a later probe, before anybody scales
+    assert rate.scale(0.1) == pytest.approx(0.5 * first)
+    assert rate.scale(100.0) == pytest.approx(4 * first)
+    higher = found_at(0.8)
+    higher.rate = 1.6
+    assert higher.scale(0.1) == 0.4
+    assert higher.scale(100.0, raise_it=False) == 0.8
+    assert higher.scale(100.0) == 3.2
+    beyond = found_at(0.8)
+    beyond.rate = 4.0  # where probes took it stays: to raise is never to cut
+    assert beyond.scale(1.25) == beyond.scale(1.25, raise_it=False) == 4.0
+
+
 def test_a_rate_is_raised_above_the_first_only_where_that_is_allowed() -> None:
-    rate = AutomaticRate(Bowl("sgd").optimizer)
-    rate.rate = 0.8
+    rate = found_at(0.8)
     assert rate.scale(2.0, raise_it=False) == 0.8 and rate.ceiling == math.inf
     assert rate.scale(0.5) == 0.4
     assert rate.scale(100.0, raise_it=False) == 0.8  # the cut is taken back
@@ -597,16 +529,27 @@ def test_a_rate_is_raised_above_the_first_only_where_that_is_allowed() -> None:
 
 
 def test_a_raised_rate_stays_with_the_probes() -> None:
-    rate = AutomaticRate(Bowl("sgd").optimizer)
-    rate.rate = 0.8
+    rate = found_at(0.8)
     assert rate.scale(1.25) == 1.0 and rate.ceiling == math.inf
-    assert rate.scale(1.25) == 1.25 and rate.limit == 4 * 0.8
+    assert rate.scale(1.25) == 1.25
     resumed = AutomaticRate(Bowl("sgd").optimizer)
     resumed.load_state_dict(rate.state_dict())
-    assert resumed.limit == rate.limit and resumed.rate == 1.25
-    early = {**rate.state_dict(), "uncut": 0.9}
-    del early["limit"]
-    resumed.load_state_dict(early)
+    assert resumed.scale(100.0) == 4 * 0.8
+    rate.be_careful(4.0)
+    resumed.load_state_dict(rate.state_dict())
+    assert resumed.first == 0.8 and resumed.scale(100.0) == 1.25 / 4
+
+
+def test_a_checkpoint_from_before_the_first_rate_was_kept_still_resumes() -> None:
+    state = found_at(0.8).state_dict()
+    del state["first"]
+    resumed = AutomaticRate(Bowl("sgd").optimizer)
+    resumed.load_state_dict({**state, "limit": 3.2})  # four times the rate at the first call
+    assert resumed.first == 0.8
+    resumed.load_state_dict({**state, "limit": None})
+    assert resumed.first == 0.8 and resumed.scale(100.0) == 4 * 0.8
+    del state["limit"]  # still earlier: the rate from before the first cut, which was the limit
+    resumed.load_state_dict({**state, "rate": 0.6, "uncut": 0.9})
     assert resumed.scale(4.0) == 0.9
 
 

@@ -32,6 +32,7 @@ class Story:
         files = ("--forget", self.folder / "forget.jsonl", "--retain", self.folder / "retain.jsonl")
         words = ("unlearn", "--model", self.folder / "model", *files, "--output", self.folder / output)
         settings = ("--max-steps", 8, "--save-steps", 2, "--batch-size", 2, "--method", "ngdiff")
+        settings += ("--step-size", "auto")
         target = ("--stop-at", "nll=99", "--keep-utility", 0)
         self.add(name, [*words, *settings, *target, *more], **spoilt)
 

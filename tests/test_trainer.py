@@ -82,12 +82,14 @@ def make(
     **settings: Any,
 ) -> UnlearningTrainer:
     quiet = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "report_to": "none"}
-    small = {"per_device_train_batch_size": 2, "max_steps": 6, "stop_at": "none", "max_length": 64}
+    small: dict[str, Any] = {"stop_at": "none", "max_length": 64}
+    small |= {"per_device_train_batch_size": 2, "max_steps": 6}
     small["keep_utility"] = 0.0  # these models know nothing at first, so there is nothing to keep
     small["floors"] = {"general": 0.0} if settings.get("keep_utility") else {}
-    small["method"] = (
-        "ngdiff"  # an untrained model finds every token improbable: nothing is left below a bound
-    )
+    if "method" not in settings:
+        small["method"] = "ngdiff"  # an untrained model finds every token improbable: a bound leaves nothing
+        if "learning_rate" not in settings:
+            small["step_size"] = "auto"
     return UnlearningTrainer(
         tiny_llama(layers=1, hidden=16) if model is None else model,
         UnlearningConfig(output_dir=str(folder), **{**quiet, **small, **settings}),
@@ -310,6 +312,19 @@ def test_automatic_rate_probes_every_so_often(tmp_path: Path) -> None:
     assert trainer.args.learning_rate is None
 
 
+def test_the_papers_method_begins_at_its_rate_and_probes_at_every_tenth_step(tmp_path: Path) -> None:
+    trainer = run(tmp_path, method="ngdiff", max_steps=21, lr_start=1e-3)
+    probes = trainer.record.probes
+    assert [probe.step for probe in probes] == [10, 20]
+    rates = [step.learning_rate for step in trainer.record.steps]
+    assert rates[:9] == [1e-3] * 9 and probes[0].before == 1e-3
+    assert rates[9:19] == [probes[0].after] * 10 and rates[19:] == [probes[1].after] * 2
+    assert all(0.95 <= probe.after / probe.before <= 1.1 for probe in probes if probe.before)
+    assert trainer.record.sources["step_size"].startswith("Bu & Xu")
+    assert trainer.record.checks == [] or {check["step"] for check in trainer.record.checks} == {0}
+    assert trainer.record.stop["code"] == "end" and trainer.record.stop["utility_floor"] == 0
+
+
 def test_search_begins_where_told(tmp_path: Path) -> None:
     trainer = run(tmp_path, lr_start=1e-3, max_steps=2)
     (probe,) = trainer.record.probes
@@ -492,12 +507,13 @@ UNREACHED = {"stop_at": "nll=1e6", "keep_utility": 0.0, "check_every": 3}
     ("settings", "how"),
     [
         ({}, "path"),
+        ({"step_size": "gen", "lr_start": 1e-2, "probe_every": 4}, "path"),
         (UNREACHED, "latest"),
         ({"learning_rate": 1e-3}, "path"),
         ({"learning_rate": 1e-3, "rule": "pdu"}, "path"),
         ({"learning_rate": 1e-3, "rule": "rlw"}, "path"),
     ],
-    ids=["auto", "stopping", "fixed", "multiplier", "draws"],
+    ids=["auto", "gen", "stopping", "fixed", "multiplier", "draws"],
 )
 def test_a_resumed_run_goes_on_as_it_was(tmp_path: Path, settings: dict[str, Any], how: str) -> None:
     common = {"save_strategy": "steps", "save_steps": 7, "max_steps": 13, "probe_every": 5, **settings}

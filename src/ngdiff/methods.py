@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ngdiff.errors import RequestError, unknown_name
 from ngdiff.losses import LOSSES
 from ngdiff.steps.weighting import RULES
 
-StepSizeName = Literal["auto", "fixed"]
+StepSizeName = Literal["auto", "gen", "fixed"]
+STEP_SIZES: dict[StepSizeName, str] = {
+    "auto": "NGDiff's own, after Bu & Xu 2025, arXiv 2407.02772",
+    "gen": "Bu & Xu 2025, arXiv 2407.02772, as in gen-optim 0.1.1",
+    "fixed": "given, or the method's usual rate",
+}
+"""Step sizes, and where each comes from."""
+RUN: Mapping[str, Any] = {"stop_at": "auto", "keep_utility": 0.98, "num_train_epochs": 20.0}
+"""How a run ends, where neither the user nor the method says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,13 @@ class Method:
         forget_loss: name in :data:`ngdiff.losses.LOSSES`.
         retain_loss: name in :data:`ngdiff.losses.LOSSES`.
         rule: name in :data:`ngdiff.steps.weighting.RULES`.
-        step_size: ``auto``, or ``fixed`` with the rate in ``learning_rate``.
+        step_size: ``auto`` (probes find the rate, :class:`ngdiff.steps.stepsize.AutomaticRate`), ``gen``
+            (:class:`ngdiff.steps.gen.GenRate`) or ``fixed``.
         summary: one line for ``ngdiff ls methods``.
         paper: where it comes from.
-        learning_rate: the usual fixed rate, per optimizer step.
+        learning_rate: the usual fixed rate, per optimizer step; ``gen``, if asked for, begins there.
         rule_settings: settings of the rule that differ from its defaults.
+        run: settings of the run that differ from :data:`RUN`.
         search: values worth trying when the method is tuned, by setting: ``learning_rate``, or a setting of
             ``rule_settings``, ``forget_loss_settings`` or ``retain_loss_settings``, with a dot between.
     """
@@ -43,9 +53,12 @@ class Method:
     paper: str
     learning_rate: float | None = None
     rule_settings: Mapping[str, float] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
+TOFU_EPOCHS = 5.0
+"""Passes over the forget set in TOFU's own unlearning runs (locuslab/tofu, ``config/forget.yaml``)."""
 RATES = (1e-5, 2e-5, 5e-5)
 WEIGHTS = (1.0, 2.0, 5.0)
 """Learning rates and weights of the retain loss that OpenUnlearning's paper (Dorna et al. 2025, arXiv
@@ -110,9 +123,10 @@ METHODS: dict[str, Method] = {
             "negated-nll",
             "nll",
             "ngdiff",
-            "auto",
-            "normalised gradient difference, learning rate from a parabola",
+            "gen",
+            "the paper's method, nothing added: normalised gradient difference at GeN's learning rate",
             "Jin et al. 2025, arXiv 2410.22086",
+            run={"stop_at": "none", "keep_utility": 0.0, "num_train_epochs": TOFU_EPOCHS},
         ),
         Method(
             "ngdiff-unlikelihood",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ngdiff.steps.line import Probe
 from ngdiff.steps.parabola import Parabola
-from ngdiff.steps.stepsize import Probe
 
 FORMAT = 1
 
@@ -60,8 +60,9 @@ class RunRecord:
     """One unlearning run; every fallback taken on the way is in ``notes``.
 
     ``request_sha256`` is :func:`ngdiff.settings.identity.request_hash` of settings, data and starting model,
-    where the run came from ``ngdiff unlearn``. ``losses`` holds the settings of both losses as they were
-    used, those measured at the beginning included. ``before`` and ``after`` hold the mean figures of every
+    where the run came from ``ngdiff unlearn``. ``sources`` names the paper, or this software, that each part
+    of the method comes from. ``losses`` holds the settings of both losses as they were used, those measured
+    at the beginning included. ``before`` and ``after`` hold the mean figures of every
     set that was looked at and, under ``items``, what they are means of; ``earlier`` what became of earlier
     requests; ``finished`` when the run ended, in UTC.
     """
@@ -72,6 +73,7 @@ class RunRecord:
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
     steps: list[StepRecord] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)

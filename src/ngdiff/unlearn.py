@@ -365,7 +365,11 @@ def _settled(place: Workplace, request: UnlearnRequest) -> RunRecord | None:
 
 def _plan(trainer: UnlearningTrainer) -> str:
     args = trainer.args
-    rate = "automatic learning rate" if args.automatic else f"learning rate {args.learning_rate:g}"
+    rate = {
+        "auto": "automatic learning rate",
+        "gen": f"GeN's learning rate from {args.lr_start}",
+        "fixed": f"learning rate {args.learning_rate}",
+    }[str(args.step_size)]
     return (
         f"{args.method}: {len(trainer._forget)} to forget, {trainer._own} to keep "
         f"({len(trainer._held_out)} more held out), rule {args.rule}, {rate}, stop at {args.stop_at}"
@@ -393,6 +397,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "rule_settings": config.rule_settings,
         "step_size": config.step_size,
         "learning_rate": config.learning_rate,
+        "lr_start": config.lr_start,
         "optimizer": str(getattr(config.optim, "value", config.optim)),
         "batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
@@ -401,6 +406,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "stop_at": config.stop_at,
         "keep_utility": config.keep_utility,
         "floors": config.floors,
+        "num_train_epochs": config.num_train_epochs,
         "max_length": config.max_length,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))

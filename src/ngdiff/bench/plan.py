@@ -139,6 +139,7 @@ def recipe(method: Method) -> dict[str, Any]:
         "losses": [[loss.name, dict(loss.settings)] for loss in losses],
         "rule": [method.rule, rule],
         "step_size": [method.step_size, method.learning_rate],
+        "run": dict(method.run),
     }
 
 

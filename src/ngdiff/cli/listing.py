@@ -28,13 +28,16 @@ def _range(name: str, values: Sequence[float]) -> str:
 def methods() -> Listing:
     """List the named recipes, each with its four parts, its defaults and its search range."""
     from ngdiff.methods import METHODS
+    from ngdiff.steps.gen import START
 
     rows: list[tuple[str, ...]] = []
     for method in METHODS.values():
         parts = (method.forget_loss, method.retain_loss, method.rule, method.step_size)
         rate = {} if method.learning_rate is None else {"lr": method.learning_rate}
+        if method.step_size == "gen":
+            rate = {"lr_start": START}
         search = "; ".join(_range(name, values) for name, values in method.search.items())
-        defaults = _settings({**rate, **method.rule_settings})
+        defaults = _settings({**rate, **method.rule_settings, **method.run})
         cells = (" × ".join(parts), defaults, search or "-", method.summary, method.paper)
         rows.append((method.name, *cells))
     parts_title = "forget loss × retain loss × rule × step size"

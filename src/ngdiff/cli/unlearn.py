@@ -70,7 +70,7 @@ def unlearn(
     step_size: Annotated[
         str | None,
         typer.Option(
-            help="auto: the rate is found by probes, for any method; fixed. [default: the method's]",
+            help="auto: probes find the rate; gen: as GeN's authors do; fixed. [default: the method's]",
             rich_help_panel=METHOD,
         ),
     ] = None,
@@ -79,7 +79,8 @@ def unlearn(
         typer.Option(help="Fixed learning rate, instead of the method's own.", rich_help_panel=METHOD),
     ] = None,
     lr_start: Annotated[
-        float | None, typer.Option(help="Automatic rate, searched from here.", rich_help_panel=METHOD)
+        float | None,
+        typer.Option(help="auto: search the rate from here; gen: begin here.", rich_help_panel=METHOD),
     ] = None,
     forget_loss: Annotated[
         str | None,
@@ -100,7 +101,8 @@ def unlearn(
     stop_at: Annotated[
         str | None,
         typer.Option(
-            help="auto, never-seen-loss, none, or e.g. extraction_strength=0.05. [default: auto]",
+            help="auto, never-seen-loss, none, or e.g. extraction_strength=0.05. "
+            "[default: auto, or the method's]",
             autocompletion=completion.forget_targets,
             rich_help_panel=STOPPING,
         ),
@@ -108,7 +110,7 @@ def unlearn(
     keep_utility: Annotated[
         float | None,
         typer.Option(
-            help="Floor of each figure that must be kept, as a share of its start. [default: 0.98]",
+            help="Floor of each figure that must be kept, as a share of its start. [default: 0.98, or the method's]",
             rich_help_panel=STOPPING,
         ),
     ] = None,
@@ -130,7 +132,9 @@ def unlearn(
     ] = None,
     epochs: Annotated[
         float | None,
-        typer.Option(help="Most passes over the forget set. [default: 20]", rich_help_panel=STOPPING),
+        typer.Option(
+            help="Most passes over the forget set. [default: 20, or the method's]", rich_help_panel=STOPPING
+        ),
     ] = None,
     max_steps: Annotated[
         int | None, typer.Option(help="Most optimizer steps.", rich_help_panel=STOPPING)

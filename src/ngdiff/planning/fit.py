@@ -48,7 +48,7 @@ def with_method(plan: Plan, name: str) -> Plan:
     return replace(
         plan,
         two_gradients=not RULES[method.rule].fixed,
-        automatic=method.step_size == "auto",
+        automatic=method.step_size != "fixed",
         forget_loss=method.forget_loss,
         retain_loss=method.retain_loss,
     )

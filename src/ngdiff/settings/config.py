@@ -11,10 +11,11 @@ from transformers import TrainingArguments
 
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.losses import LOSSES, find_loss
-from ngdiff.methods import Method, StepSizeName, find_method
+from ngdiff.methods import RUN, Method, StepSizeName, find_method
 from ngdiff.names import DEFAULT_METHOD
 from ngdiff.settings.types import type_faults
 from ngdiff.steps.forget_buffer import Keep
+from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES, make_rule
 from ngdiff.training.distribution import launch_faults
 from ngdiff.training.stopping import parse_stop_at
@@ -123,11 +124,13 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         rule_settings: settings of the rule, such as ``{"alpha": 2}``.
         forget_loss_settings: settings of the forget loss, such as ``{"ceiling": 3}``.
         retain_loss_settings: settings of the retain loss.
-        step_size: ``auto`` (the rate is found by probes, whatever the method) or ``fixed``; None for the
-            method's own, or what the next two imply.
+        step_size: ``auto`` (the rate is found by probes, whatever the method), ``gen`` (as in GeN's released
+            code, :class:`ngdiff.steps.gen.GenRate`) or ``fixed``; None for the method's own, or what the next
+            two imply.
         learning_rate: a fixed learning rate per optimizer step; None for the method's usual one.
-        lr_start: automatic rate, but begin the search here instead of at a tiny step.
-        probe_every: optimizer steps from one probe of the automatic rate to the next.
+        lr_start: ``auto`` begins its search here instead of at a tiny step; ``gen`` begins here, by default
+            at the method's usual rate, or at 1e-5.
+        probe_every: optimizer steps from one probe of the rate to the next.
         probe_size: retain examples a probe measures on; 0 for three quarters of a step's retain batch.
         probe_tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to
             the next; the default is a tenth of what a floor of 95% leaves.
@@ -175,8 +178,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     probe_every: int = 10
     probe_size: int = 0
     probe_tolerance: float = 0.005
-    stop_at: str = "auto"
-    keep_utility: float = 0.98
+    stop_at: str = None  # type: ignore[assignment]  # this, keep_utility and epochs: see methods.RUN
+    keep_utility: float = None  # type: ignore[assignment]
     floors: dict[str, float] = field(default_factory=dict)
     hold_general: bool = True
     check_every: int = 10
@@ -194,7 +197,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     evaluate_items: int = 64
     save_minutes: float = 0.0
 
-    num_train_epochs: float = 20.0
+    num_train_epochs: float = None  # type: ignore[assignment]
     max_grad_norm: float = 0.0
     lr_scheduler_type: str = "constant"
     remove_unused_columns: bool = False
@@ -223,8 +226,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
 
     @property
     def automatic(self) -> bool:
-        """Whether the learning rate is found by probes."""
-        return self.step_size == "auto"
+        """Whether probes move the learning rate."""
+        return self.step_size != "fixed"
 
     def _complete(self) -> list[Fault]:
         """Fill in the method's parts; return what is wrong with the settings."""
@@ -238,6 +241,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 return None
 
         method = attempt(find_method, self.method)
+        for name, value in {**RUN, **(method.run if method else {})}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         if method is not None:
             if self.rule in (None, method.rule):
                 self.rule_settings = {**method.rule_settings, **self.rule_settings}
@@ -262,11 +268,14 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         if asked is not None and asked not in known:
             self.step_size = None
             return [unknown_name("--step-size", "step size", asked, known)]
-        implied = "fixed" if self.learning_rate is not None else "auto" if self.lr_start is not None else None
-        if asked is not None and implied is not None and asked != implied:
+        moving = "gen" if method.step_size == "gen" else "auto"
+        implied = "fixed" if self.learning_rate is not None else moving if self.lr_start is not None else None
+        if asked is not None and implied is not None and (asked == "fixed") != (implied == "fixed"):
             flag = "--lr" if implied == "fixed" else "--lr-start"
             return [Fault("--step-size", f"{asked!r} and {flag} exclude each other", "Give either")]
         self.step_size = asked or implied or method.step_size
+        if self.step_size == "gen" and self.lr_start is None:
+            self.lr_start = method.learning_rate or START
         if self.step_size == "fixed" and self.learning_rate is None:
             self.learning_rate = method.learning_rate
             if self.learning_rate is None:

@@ -1,101 +1,18 @@
-"""retain loss at probe points -> learning rate.
-
-The optimizer steps once; a probe only moves the parameters along that step, measures, and puts them where the
-chosen rate says. Restoring is by copy, never by arithmetic, and the optimizer's state is not touched.
-"""
+"""retain loss at probe points -> learning rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from ngdiff.steps.gen import GenRate
 from ngdiff.steps.gradients import GradientPair
-from ngdiff.steps.parabola import SIGNAL, Parabola, Shape
-from ngdiff.training.parallel import Sums, local
-
-LossAtWeights = Callable[[], float]
-"""Evaluates the retain loss, in nats per token, at the model's present weights; always on the same text."""
-
-Outcome = Literal["accepted", "widened", "kept", "halved", "bounded"]
-
-SHORT_STEPS = (1.0, -1.0, 0.5, -0.5)
-"""Multiples of a step too short to matter, at which rounding noise is looked for."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What one probe measured and decided.
-
-    Args:
-        step: optimizer step, counted from 1.
-        outcome: what became of the rate.
-        reason: why, in words.
-        before: the rate it started from; None where there was none.
-        after: the rate from here on.
-        applied: the rate this step itself was given: ``after``, or 0 where no loss along it was finite.
-        points: every parabola measured, in order.
-        noise: rounding noise of one loss value that was assumed, in nats per token.
-    """
-
-    step: int
-    outcome: Outcome
-    reason: str
-    before: float | None
-    after: float
-    applied: float
-    points: tuple[Parabola, ...]
-    noise: float
-
-
-class _Line:
-    """The line through the weights before and after one optimizer step, this process's part of it."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], before: Sequence[Tensor], rate: float) -> None:
-        self.parameters, self.before, self.rate = parameters, before, rate
-        self.after = [_reuse_gradient(parameter) for parameter in parameters]
-
-    @torch.no_grad()
-    def go_to(self, width: float) -> None:
-        """Put the weights at w - width * u; exactly the optimizer's own where ``width`` is its rate."""
-        for parameter, before, after in zip(self.parameters, self.before, self.after, strict=True):
-            place = local(parameter)
-            if width == self.rate:
-                place.copy_(after)
-            elif width == 0:
-                place.copy_(before)
-            else:
-                start = before.to(place.device)
-                place.copy_(after).sub_(start).mul_(width / self.rate).add_(start)
-
-    @torch.no_grad()
-    def tiny_width(self, relative: float) -> float:
-        """Return the width whose step is ``relative`` times as long as the weights are; 0 for no step."""
-        squares = Sums(self.parameters, 2)
-        for parameter, before, after in zip(self.parameters, self.before, self.after, strict=True):
-            start = before.to(after.device)
-            for place, part in enumerate((start, after - start)):
-                squares.add(parameter, place, torch.linalg.vector_norm(part, dtype=torch.float64).square())
-        weights, step = squares.total().sqrt().tolist()
-        return float(relative * weights * self.rate / step) if step > 0 else 0.0
-
-
-def _reuse_gradient(parameter: nn.Parameter) -> Tensor:
-    """Copy the parameter into its gradient's storage, which nobody needs after the optimizer has stepped."""
-    place, gradient = local(parameter), parameter.grad
-    storage = None if gradient is None else local(gradient)
-    if storage is None or storage.dtype != place.dtype or storage.shape != place.shape:
-        return place.clone()
-    return storage.copy_(place)
-
-
-FLOAT32 = 2.0**-24
-"""Half the distance between neighbouring float32 numbers around 1."""
+from ngdiff.steps.line import Line, LossAtWeights, Measure, Outcome, Probe, keep_weights, set_rate
+from ngdiff.steps.parabola import Shape
 
 
 @dataclass
@@ -153,8 +70,8 @@ class AutomaticRate:
         self.resolution, self.tolerance = resolution, tolerance
         self.start = start
         self.rate: float | None = None
-        self.ceiling = math.inf
-        self.limit: float | None = None
+        self.first: float | None = None
+        self.ceiling = self.limit = math.inf
         self.grain = 0.0
         self.steps = 0
         self._before: list[Tensor] | None = None
@@ -167,12 +84,9 @@ class AutomaticRate:
         self._pair = pair
         self._before = None
         if self.rate is None or self.steps % self.every == 0:
-            self._before = pair.spare()
-            with torch.no_grad():
-                for scratch, parameter in zip(self._before, pair.parameters, strict=True):
-                    scratch.copy_(local(parameter))
+            self._before = keep_weights(pair)
         # the first update is taken at rate 1, where it stands clear of the weights' own rounding
-        self._set(1.0 if self.rate is None else self.rate)
+        set_rate(self.optimizer, 1.0 if self.rate is None else self.rate)
 
     def after_step(self, loss: LossAtWeights) -> Probe | None:
         """Probe if it is due, and put the weights where the chosen rate says.
@@ -186,15 +100,16 @@ class AutomaticRate:
         self.steps += 1
         if self._before is None:
             return None
-        line = _Line(self._pair.parameters, self._before, 1.0 if self.rate is None else self.rate)
-        measure = _Measure(line, loss)
+        line = Line(self._pair.parameters, self._before, 1.0 if self.rate is None else self.rate)
+        measure = Measure(line, loss)
         probe = self._search(measure) if self.rate is None else self._adapt(measure, self.rate)
         if probe.after > self.ceiling:
             why = f"{probe.reason}; held at the rate to which it was cut"
             probe = replace(probe, after=self.ceiling, applied=min(probe.applied, self.ceiling), reason=why)
         line.go_to(probe.applied)
         self.rate = probe.after
-        self._set(self.rate)
+        self.first = self.rate if self.first is None else self.first
+        set_rate(self.optimizer, self.rate)
         self._before = None
         return probe
 
@@ -207,16 +122,15 @@ class AutomaticRate:
     def scale(self, factor: float, raise_it: bool = True) -> float | None:
         """Multiply the rate by ``factor``; return the new rate.
 
-        After a cut no probe raises the rate above that. A factor above 1 takes back earlier cuts, and where
-        ``raise_it`` allows may go on to :data:`MOST_RAISED` times the rate that the first call found; one
-        below 1 ends at :data:`LEAST_KEPT` of it.
+        After a cut no probe raises the rate above that. A factor above 1 takes back earlier cuts, up to the
+        first rate, or where ``raise_it`` allows to :data:`MOST_RAISED` times that; one below 1 ends at
+        :data:`LEAST_KEPT` of it. A rate that is beyond these bounds already stays where it is.
         """
-        if self.rate is None or factor == 1:
+        if self.rate is None or self.first is None or factor == 1:
             return self.rate
-        self.limit = self.MOST_RAISED * self.rate if self.limit is None else self.limit
-        first = self.limit / self.MOST_RAISED
-        most = self.limit if raise_it else max(self.rate, first)
-        least = min(self.rate, self.LEAST_KEPT * first)
+        highest = self.MOST_RAISED * self.first if raise_it else self.first
+        most = max(self.rate, min(highest, self.limit))
+        least = min(self.rate, self.LEAST_KEPT * self.first)
         self.rate = min(max(self.rate * factor, least), most)
         self.ceiling = self.rate if factor <= 1 else max(self.ceiling, self.rate)
         return self.rate
@@ -229,26 +143,24 @@ class AutomaticRate:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        ceiling = None if self.ceiling == math.inf else self.ceiling
+        bounds = {"ceiling": self.ceiling, "limit": self.limit}
         return {
-            **{"rate": self.rate, "steps": self.steps, "ceiling": ceiling, "limit": self.limit},
-            "grain": self.grain,
+            **{"rate": self.rate, "first": self.first, "steps": self.steps, "grain": self.grain},
+            **{name: None if bound == math.inf else bound for name, bound in bounds.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.rate, self.steps = state["rate"], state["steps"]
-        ceiling = state.get("ceiling")
-        self.ceiling = math.inf if ceiling is None else float(ceiling)
         # a checkpoint of an early version has the rate from before the first cut, which was the limit
-        self.limit = state.get("limit", state.get("uncut"))
+        ceiling, limit = state.get("ceiling"), state.get("limit", state.get("uncut"))
+        self.ceiling = math.inf if ceiling is None else float(ceiling)
+        self.limit = math.inf if limit is None else float(limit)
+        # a later one has four times the rate at the first change of pace
+        self.first = state.get("first", self.rate if limit is None else limit / self.MOST_RAISED)
         self.grain = float(state.get("grain", 0.0))
 
-    def _set(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def _search(self, measure: _Measure) -> Probe:
+    def _search(self, measure: Measure) -> Probe:
         """Find a first rate: widen until the parabola shows, then close in on its minimum."""
         tiny = measure.line.tiny_width(self.START_RELATIVE)
         noise = measure.noise(tiny, self.resolution)
@@ -304,12 +216,12 @@ class AutomaticRate:
         applied = None if math.isfinite(measure.loss(chosen)) else 0.0
         return self._done("bounded", reason, chosen, measure, noise, applied=applied)
 
-    def _costing(self, width: float, measure: _Measure, noise: float) -> Probe:
+    def _costing(self, width: float, measure: Measure, noise: float) -> Probe:
         """Settle on the rate with which the way to the next probe is as long as ``width``."""
         reason = f"no descent along the first update: {self.every} such steps cost {self.tolerance:g} nats"
         return self._done("bounded", reason, width / self.every, measure, noise)
 
-    def _adapt(self, measure: _Measure, rate: float) -> Probe:
+    def _adapt(self, measure: Measure, rate: float) -> Probe:
         """Fit around the present rate; move it to the minimum, by at most a factor of four."""
         noise = measure.noise(0.0, max(self.resolution, self.grain))
         parabola = measure.at(rate)
@@ -341,7 +253,7 @@ class AutomaticRate:
         outcome: Outcome,
         reason: str,
         after: float,
-        measure: _Measure,
+        measure: Measure,
         noise: float,
         before: float | None = None,
         applied: float | None = None,
@@ -351,15 +263,16 @@ class AutomaticRate:
         return Probe(self.steps, outcome, reason, before, after, applied, tuple(measure.points), noise)
 
 
-def cut_rate(
-    step_size: AutomaticRate | FixedRate, optimizer: Any, scheduler: Any, factor: float
-) -> float | None:
+StepSize = AutomaticRate | GenRate | FixedRate
+
+
+def cut_rate(step_size: StepSize, optimizer: Any, scheduler: Any, factor: float) -> float | None:
     """Divide the learning rate by ``factor``, whoever sets it, for the rest of the run.
 
     Returns:
         The new rate; None where the automatic one has not been found yet.
     """
-    if isinstance(step_size, AutomaticRate):
+    if not isinstance(step_size, FixedRate):
         return step_size.be_careful(factor)
     if hasattr(scheduler, "base_lrs"):
         scheduler.base_lrs = [rate / factor for rate in scheduler.base_lrs]
@@ -368,83 +281,3 @@ def cut_rate(
         if "initial_lr" in group:
             group["initial_lr"] /= factor
     return float(optimizer.param_groups[0]["lr"])
-
-
-class _Measure:
-    """Losses along a line, each point measured once."""
-
-    def __init__(self, line: _Line, loss: LossAtWeights) -> None:
-        self.line = line
-        self._loss = loss
-        self._known: dict[float, float] = {}
-        self.points: list[Parabola] = []
-
-    def loss(self, width: float) -> float:
-        """Return phi(width)."""
-        if width not in self._known:
-            self.line.go_to(width)
-            self._known[width] = self._loss()
-        return self._known[width]
-
-    def at(self, width: float) -> Parabola:
-        """Measure the parabola of one width."""
-        plus = self.loss(width)
-        parabola = Parabola(width, self.loss(-width), self.loss(0.0), plus)
-        self.points.append(parabola)
-        return parabola
-
-    def is_still(self, width: float, noise: float) -> bool:
-        """Say whether a step of this width leaves the loss where it was, as far as its noise can tell."""
-        return abs(self.loss(width) - self.loss(0.0)) <= noise
-
-    def noise(self, tiny: float, resolution: float) -> float:
-        """Estimate rounding noise: what steps too short to matter change, and what the numbers resolve.
-
-        A rounded logit moves a token's loss by 1 - p of what it was rounded by, so the noise of a small loss
-        is in proportion to it, down to what the logarithm itself resolves in float32. Any step, however
-        short, rounds some weights to other bf16 numbers; one such step may hit the same loss by chance, so
-        several are looked at.
-        """
-        zero = self.loss(0.0)
-        floor = max(FLOAT32, resolution * min(1.0, abs(zero)))
-        short = [tiny * factor for factor in SHORT_STEPS] if tiny > 0 else []
-        seen = max((abs(self.loss(width) - zero) for width in short), default=0.0)
-        return max(seen, floor) if math.isfinite(seen) else resolution
-
-    def lowest(self, noise: float) -> float | None:
-        """Return the width measured ahead whose loss is the least, if it lies clearly below the start's."""
-        ahead = {width: value for width, value in self._known.items() if width > 0 and math.isfinite(value)}
-        best = min(ahead, key=lambda width: (ahead[width], width), default=None)
-        return best if best is not None and self.loss(0.0) - ahead[best] > SIGNAL * noise else None
-
-    def between(self, width: float, tolerance: float, agreement: float) -> tuple[float, bool]:
-        """Keep a guess of the width that costs ``tolerance`` between those known to cost less and more.
-
-        Where the loss is no parabola, guess and measurement could go round in circles for ever.
-
-        Returns:
-            The guess, or the geometric mean of the two where it lies outside; and whether the two agree
-            within the factor ``agreement``, the guess then being the lesser.
-        """
-        rise = {w: value - self.loss(0.0) for w, value in self._known.items() if w > 0}
-        dear = min((w for w, cost in rise.items() if not cost <= tolerance), default=math.inf)
-        cheap = max((w for w, cost in rise.items() if cost <= tolerance and w < dear), default=0.0)
-        if cheap > 0 and dear <= cheap * agreement:
-            return cheap, True
-        inside = cheap < width < dear
-        return (width if inside or cheap == 0 or math.isinf(dear) else math.sqrt(cheap * dear)), False
-
-    def widest_harmless(self, tolerance: float) -> float:
-        """Return the widest step measured that raised the loss by no more than ``tolerance``."""
-        zero = self.loss(0.0)
-        ahead = {width: value for width, value in self._known.items() if width > 0}
-        fine = [width for width, value in ahead.items() if value - zero <= tolerance]
-        return max(fine, default=min(ahead))
-
-    def finite_width(self, width: float) -> float:
-        """Halve ``width`` until the loss there is finite, ten times at the most."""
-        for _ in range(10):
-            if math.isfinite(self.loss(width)):
-                break
-            width /= 2
-        return width

@@ -1,8 +1,8 @@
 """Gramian -> two weights; one function a rule, and the table of them.
 
 A rule sees the 2x2 Gramian of the retain and the forget gradient and, for a few, the two loss values; it sees
-no model and no gradients. What TorchJD has is taken from there (``torchjd.aggregation``); see
-:mod:`ngdiff.steps.torchjd_rules`. The one rule that no Gramian decides, SAGO, picks for every coordinate of
+no model and no gradients. Those made for any number of tasks have closed forms for two
+(:mod:`ngdiff.steps.two_tasks`). The one rule that no Gramian decides, SAGO, picks for every coordinate of
 the parameters: its row names a function of the two gradients instead.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.steps.gradients import FORGET, RETAIN, Gramian, Weights
-from ngdiff.steps.torchjd_rules import torchjd_weights
+from ngdiff.steps.two_tasks import cagrad, dualproj, imtlg, mgda, pcgrad, upgrad
 
 _OPPOSED = 1e-12
 """1 + cosine below which two gradients are opposed: any step that helps one task harms the other."""
@@ -152,33 +152,42 @@ class PrimalDual:
         bound: highest retain loss allowed, in nats per token.
         rate: step of the multiplier per nat.
         start: its value at the beginning.
+        warmup: optimizer steps at the beginning that leave it there. OpenUnlearning waits 5 epochs
+            (``dual_warmup_epochs``); a rule knows no epochs, so give 5 times the steps of one. The default is
+            0, since a run here often meets its target before its fifth epoch is over.
     """
 
-    def __init__(self, bound: float = 0.1, rate: float = 1.0, start: float = 1.0) -> None:
+    def __init__(self, bound: float = 0.1, rate: float = 1.0, start: float = 1.0, warmup: float = 0) -> None:
         self.bound, self.rate, self.multiplier = bound, rate, start
+        self.warmup, self.steps = warmup, 0
 
     def __call__(self, gramian: Gramian, losses: Losses | None = None) -> Weights:
         """Weigh by the multiplier, then move it."""
         retain, _ = _needed(losses)
         weights = Weights(self.multiplier, 1.0)
-        self.multiplier = max(0.0, self.multiplier + self.rate * (retain - self.bound))
+        self.steps += 1
+        if self.steps > self.warmup:
+            self.multiplier = max(0.0, self.multiplier + self.rate * (retain - self.bound))
         return weights
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``load_state_dict`` needs to go on."""
-        return {"multiplier": self.multiplier}
+        return {"multiplier": self.multiplier, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
-        self.multiplier = float(state["multiplier"])
+        self.multiplier, self.steps = float(state["multiplier"]), int(state.get("steps", 0))
 
 
 def agreeing_signs(retain: Tensor, forget: Tensor) -> Tensor:
-    """Take the forget gradient where the two have the same sign, the retain gradient elsewhere.
+    """Take the retain gradient where the two have opposite signs, the forget gradient elsewhere.
 
+    A zero is in conflict with nothing, as in the authors' code (github sustech-nlp/SAGO), so the forget
+    gradient is taken there too. Each coordinate of the result has the retain gradient's sign or is free of
+    it, so the retain loss does not rise to first order.
     Source: SAGO, arXiv 2604.14808: sign-aligned gradients, a coordinate at a time.
     """
-    return torch.where(retain.sign() == forget.sign(), forget, retain)
+    return torch.where(retain.sign() * forget.sign() < 0, retain, forget)
 
 
 @dataclass(frozen=True)
@@ -223,13 +232,10 @@ def _constant(alpha: float = 1.0, gamma: float = 1.0) -> Rule:
     return _always(alpha, gamma)
 
 
-def _from_torchjd(name: str, **settings: float) -> Rule:
-    weigh = torchjd_weights(name, **settings)
-
-    def rule(gramian: Gramian, losses: Losses | None = None) -> Weights:
-        return weigh(gramian)
-
-    return rule
+def _cagrad(c: float = 0.5) -> Rule:
+    if not c >= 0:
+        raise RequestError(Fault("--rule", f"cagrad's c = {c:g} is negative", "Give 0 or more, such as 0.5"))
+    return partial(cagrad, c=c)
 
 
 RULES: dict[str, RuleRow] = {
@@ -276,36 +282,47 @@ RULES: dict[str, RuleRow] = {
             settings={"seed": 0},
             reads_gramian=False,
         ),
-        *(
-            RuleRow(name, partial(_from_torchjd, name), summary, paper, settings)
-            for name, summary, paper, settings in (
-                (
-                    "pcgrad",
-                    "each gradient without what conflicts with the other",
-                    "Yu et al. 2020, arXiv 2001.06782",
-                    {},
-                ),
-                ("mgda", "the shortest convex combination", "Sener & Koltun 2018, arXiv 1810.04650", {}),
-                ("imtlg", "equal projections on both gradients", "Liu et al. 2021, ICLR", {}),
-                (
-                    "cagrad",
-                    "near the mean, and good for the worse-off task",
-                    "Liu et al. 2021, arXiv 2110.14048",
-                    {"c": 0.5},
-                ),
-                (
-                    "upgrad",
-                    "each gradient projected so that it harms neither task",
-                    "Quinton & Rey 2024, arXiv 2406.16232",
-                    {},
-                ),
-                (
-                    "dualproj",
-                    "the mean projected so that it harms neither task",
-                    "Lopez-Paz & Ranzato 2017, arXiv 1706.08840",
-                    {},
-                ),
-            )
+        RuleRow(
+            "pcgrad",
+            lambda: pcgrad,
+            "each gradient without what conflicts with the other",
+            "Yu et al. 2020, arXiv 2001.06782",
+            conflict_free=True,
+        ),
+        RuleRow(
+            "mgda",
+            lambda: mgda,
+            "the shortest convex combination",
+            "Sener & Koltun 2018, arXiv 1810.04650",
+            conflict_free=True,
+        ),
+        RuleRow(
+            "imtlg",
+            lambda: imtlg,
+            "equal projections on both gradients",
+            "Liu et al. 2021, ICLR",
+            conflict_free=True,
+        ),
+        RuleRow(
+            "cagrad",
+            _cagrad,
+            "near the mean, and good for the worse-off task",
+            "Liu et al. 2021, arXiv 2110.14048",
+            settings={"c": 0.5},
+        ),
+        RuleRow(
+            "upgrad",
+            lambda: upgrad,
+            "each gradient projected so that it harms neither task",
+            "Quinton & Rey 2024, arXiv 2406.16232",
+            conflict_free=True,
+        ),
+        RuleRow(
+            "dualproj",
+            lambda: dualproj,
+            "the mean projected so that it harms neither task",
+            "Lopez-Paz & Ranzato 2017, arXiv 1706.08840",
+            conflict_free=True,
         ),
         RuleRow(
             "nashmtl",
@@ -326,14 +343,14 @@ RULES: dict[str, RuleRow] = {
             PrimalDual,
             "the forget gradient, and the retain gradient as far as its loss exceeds a bound",
             "Entesari et al. 2025, arXiv 2506.05314",
-            settings={"bound": 0.1, "rate": 1.0, "start": 1.0},
+            settings={"bound": 0.1, "rate": 1.0, "start": 1.0, "warmup": 0},
             uses_losses=True,
             reads_gramian=False,
         ),
         RuleRow(
             "sago",
             lambda: _always(1.0, 1.0),
-            "per coordinate: the forget gradient where the signs agree, else the retain gradient",
+            "per coordinate: the retain gradient where the signs are opposite, else the forget gradient",
             "arXiv 2604.14808",
             reads_gramian=False,
             per_coordinate=agreeing_signs,

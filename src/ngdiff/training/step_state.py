@@ -11,7 +11,7 @@ from torch import Tensor
 from ngdiff.evaluation.distributed import process_count
 from ngdiff.record import StepRecord
 from ngdiff.steps.gradients import FORGET, RETAIN, Gramian, Task, Weights, cosine
-from ngdiff.steps.stepsize import Probe
+from ngdiff.steps.line import Probe
 from ngdiff.steps.weighting import Verdict
 from ngdiff.training.distribution import Weighted, completed, weighted_mean
 

@@ -40,8 +40,10 @@ from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.logprobs import LabelledTokens
 from ngdiff.record import RunRecord
 from ngdiff.settings.config import UnlearningConfig
+from ngdiff.settings.origins import sources
+from ngdiff.steps.gen import GenRate
 from ngdiff.steps.gradients import GradientPair, Task, Weights
-from ngdiff.steps.stepsize import AutomaticRate, FixedRate
+from ngdiff.steps.stepsize import AutomaticRate, FixedRate, StepSize
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.trackers import step_figures
@@ -199,7 +201,7 @@ class UnlearningTrainer(DurableTrainer):
         self._apart = args.log_gramian or not self._rule_row.fixed
         distribution.check(self)
         self._pair: GradientPair | None = None
-        self._step_size: AutomaticRate | FixedRate = FixedRate()
+        self._step_size: StepSize = FixedRate()
         self._step = StepState({"forget": 0, "retain": 0}, set())
         self._stopping: StoppingRule | None = None
         self._decision: Decision | None = None
@@ -473,7 +475,9 @@ class UnlearningTrainer(DurableTrainer):
         self._stopping, self._epoch_rows = None, None
         model = self.accelerator.unwrap_model(self.model)
         self._meter = ChangeMeter(model)
-        if args.automatic:
+        if args.step_size == "gen":
+            self._step_size = GenRate(self.optimizer, start=float(args.lr_start), every=args.probe_every)
+        elif args.step_size == "auto":
             # 2**-9 and 2**-24: half the distance between neighbouring bf16 and float32 numbers around 1
             resolution = 2.0**-9 if args.bf16 or _has_low_precision(model) else 2.0**-24
             self._step_size = AutomaticRate(
@@ -484,6 +488,7 @@ class UnlearningTrainer(DurableTrainer):
                 tolerance=args.probe_tolerance,
             )
         self.record.versions, self.record.machine = versions(), machine()
+        self.record.sources = sources(args)
         target = parse_stop_at(args.stop_at)
         self._best = BestWeights(model, Path(args.output_dir))
         if self._resumed is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngdiff.record import RunRecord
-from ngdiff.steps.stepsize import AutomaticRate
+from ngdiff.steps.stepsize import FixedRate
 from ngdiff.steps.weighting import StatefulRule
 from ngdiff.training.stopping import Decision, StoppingRule
 
@@ -29,7 +29,7 @@ def save(trainer: UnlearningTrainer, folder: Path) -> None:
         return
     rate, rule, compared = trainer._step_size, trainer._rule, trainer._compared
     state = {
-        "step_size": rate.state_dict() if isinstance(rate, AutomaticRate) else None,
+        "step_size": None if isinstance(rate, FixedRate) else rate.state_dict(),
         "stopping": None if trainer._stopping is None else trainer._stopping.state_dict(),
         "items": trainer._items.state_dict(),
         "epoch_rows": trainer._epoch_rows,
@@ -60,7 +60,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def take_up(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> None:
     """Put a trainer that is about to begin where the checkpoint's was."""
-    if state["step_size"] is not None and isinstance(trainer._step_size, AutomaticRate):
+    if state["step_size"] is not None and not isinstance(trainer._step_size, FixedRate):
         trainer._step_size.load_state_dict(state["step_size"])
     if state["stopping"] is not None:
         trainer._stopping = StoppingRule.from_state(state["stopping"], trainer.args.check_patience)
