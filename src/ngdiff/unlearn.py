@@ -308,14 +308,13 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
             write_receipt(folder, ready.receipt)
 
         write_result(place, final, ready.tokenizer, trainer.record.as_json(), write_papers)
-        if is_main():
-            place.finish()
+        on_all(lambda: place.finish() if is_main() else None)
     return trainer.record
 
 
 def _settled(place: Workplace, request: UnlearnRequest) -> RunRecord | None:
     """Put a finished result in its place; return its record, if it is this request's and nothing is left."""
-    if not place.settle():
+    if not place.settle(request.overwrite):
         return None
     kept = json.loads((request.output / RECORD).read_text(encoding="utf-8"))
     ready = prepare(replace(request, overwrite=True))

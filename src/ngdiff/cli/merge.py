@@ -83,7 +83,7 @@ def run(request: MergeRequest) -> dict[str, Any]:
     """
     from ngdiff.models.loading import fold_in, load_model
     from ngdiff.system.environment import machine, versions, weights_hash
-    from ngdiff.system.output import RECORD, staged_folder, write_json
+    from ngdiff.system.output import RECORD, names_below, staged_folder, write_json
     from ngdiff.system.progress import working
 
     source, base, tokenizer = _prepare(request)
@@ -91,7 +91,7 @@ def run(request: MergeRequest) -> dict[str, Any]:
         model = load_model(base)
         before = weights_hash(model)
         model = fold_in(model, source)
-    with staged_folder(request.output) as folder:
+    with staged_folder(request.output, request.overwrite) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         record = {
@@ -102,6 +102,7 @@ def run(request: MergeRequest) -> dict[str, Any]:
             "versions": versions(),
             "machine": machine(),
             "notes": _other_base(Path(source.location) / RECORD, before),
+            "files": names_below(folder),
         }
         write_json(record, folder / RECORD)
     return record
