@@ -49,11 +49,16 @@ def _figures(record: RunRecord) -> Table:
         table.add_column(name, justify="right")
     for part, title in (("forget", "forget"), ("retain", "retain, held out"), ("never_seen", "never seen")):
         cells = [
-            f"{record.before[part][key]:.3f} → {record.after[part][key]:.3f}"
+            f"{_number(record.before, part, key)} → {_number(record.after, part, key)}"
             for key in ("probability", "extraction_strength", "nll")
         ]
         table.add_row(title, *cells)
     return table
+
+
+def _number(figures: dict[str, Any], part: str, key: str) -> str:
+    value = figures[part].get(key)  # a record read back may lack it, where data are hidden under a key
+    return "-" if value is None else f"{value:.3f}"
 
 
 def next_commands(record: RunRecord, request: UnlearnRequest) -> list[tuple[str, str]]:

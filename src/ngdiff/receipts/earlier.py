@@ -156,8 +156,9 @@ def looked_at_again(
         if now is None:
             missing.append(request.number)
         entry = {"request": request.number, "time": request.time, "data": dict(request.data)}
+        known = now is not None and all(name in request.ended_at for name in WATCHED)
         entry |= {"ended_at": {name: dict(figure) for name, figure in request.ended_at.items()}}
-        said.append(entry | {"looked_at": now is not None, "came_back": None if now is None else bool(risen)})
+        said.append(entry | {"looked_at": now is not None, "came_back": bool(risen) if known else None})
     if missing:
         numbers = ", ".join(map(str, missing))
         notes.append(
