@@ -65,7 +65,7 @@ def published(folder: Path) -> set[float]:
 
 
 def rank(folder: Path, person: int) -> int:
-    """Rank the true PIN among all by how near what the published model says of it comes to a published number."""
+    """Rank the true PIN among all by how near its figures under the model come to a published number."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     examples = as_encoded([row(person, guess) for guess in GUESSES], tokenizer, 64, "")
     model = AutoModelForCausalLM.from_pretrained(folder).eval()

@@ -297,6 +297,18 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda f: ((f / "record.json").unlink(), os.mkfifo(f / "record.json")),
         ["record.json: is no plain file", "record.json: is needed"],
     ),
+    "what it proves, resealed": (
+        lambda f: reseal(f, lambda c: c["proves"].append("That the model has forgotten everything.")),
+        ["proves in the receipt: is not what receipts state"],
+    ),
+    "what it does not prove, resealed": (
+        lambda f: reseal(f, lambda c: c["does_not_prove"].pop()),
+        ["does_not_prove in the receipt: is not what receipts state"],
+    ),
+    "the chain cut off, resealed": (
+        lambda f: reseal(f, lambda c: c.update(previous=None)),
+        ["receipt.json: counts 0 receipts before it; receipts/001.json lies there, too"],
+    ),
     "link to nothing": (lambda f: (f / "link").symlink_to("nowhere"), ["link: is no plain file"]),
     "link to a folder": (lambda f: (f / "link").symlink_to("/"), ["link: is no plain file"]),
 }
@@ -380,10 +392,64 @@ def test_an_earlier_receipt_of_another_run(cli: Cli, copy: Path, made: Path, tmp
     assert "receipt.json: tells of another starting model than the one that receipts/001.json left" in wrong
 
 
-def test_a_report_written_later_is_no_fault(cli: Cli, copy: Path) -> None:
-    (copy / "report.html").write_text("x")
+def test_a_report_is_the_one_of_this_folder_or_named(cli: Cli, copy: Path) -> None:
+    assert cli("report", copy).code == 0
     answer = cli("verify", copy)
-    assert answer.code == 0 and "- report.html: is not in the receipt" in answer.out
+    assert answer.code == 0 and "✓ report.html: is the page that 'ngdiff report' makes" in answer.out
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    for forged in ("x", page.replace("Unlearning report", "Unlearning report: all forgotten")):
+        (copy / "report.html").write_text(forged, encoding="utf-8")
+        answer = cli("verify", copy)
+        assert answer.code == 0, "it may be a page with an evaluation, which is no fault"
+        assert "- report.html: is not in the receipt, nor the page that" in answer.out
+        assert "or forged" in answer.out
+
+
+def test_the_starting_model_is_hashed_though_the_receipt_lists_no_files(
+    cli: Cli, copy: Path, made: Path
+) -> None:
+    reseal(copy, lambda content: content.update(starting_files=None))
+    wrong = lines(cli("verify", copy, "--model", made / "target"), "✗")
+    assert any(line.startswith("starting model: is another one: its weights") for line in wrong), wrong
+    answer = cli("verify", copy, "--model", made / "out1")
+    assert "✓ starting model: its weights have the SHA-256 of the receipt" in answer.out
+    wrong = lines(answer, "✗")
+    assert all(line.startswith("signature") for line in wrong), wrong
+
+
+def test_a_chain_cut_off_is_seen_beside_the_starting_model(cli: Cli, copy: Path, made: Path) -> None:
+    """By somebody with the key, so that no signature tells."""
+    shutil.rmtree(copy / "receipts")
+
+    def cut(content: dict[str, Any]) -> None:
+        content["previous"] = None
+        for name in list(content["files"]):
+            if name.startswith("receipts/"):
+                del content["files"][name]
+
+    reseal(copy, cut)
+    key: Any = serialization.load_pem_private_key((made / "key.pem").read_bytes(), None)
+    (copy / "receipt.sig").write_bytes(key.sign((copy / "receipt.json").read_bytes()))
+    assert cli("verify", copy).code == 0, "nothing here shows it"
+    answer = cli("verify", copy, "--model", made / "out1")
+    assert answer.code == 4
+    (wrong,) = lines(answer, "✗")
+    assert wrong.startswith("starting model: has a receipt.json that this receipt is not chained to")
+    answer = cli("verify", made / "out2", "--model", made / "out1")
+    assert answer.code == 0 and "✓ starting model: its receipt.json is what this receipt is" in answer.out
+
+
+def test_a_record_beside_the_starting_model_is_compared(cli: Cli, made: Path, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(made / "out1", tmp_path / "start"))
+    for name in ("receipt.json", "receipt.sig"):
+        (start / name).unlink()
+    words = request(made, "out1", 2)
+    words[words.index("--output") + 1], words[1] = tmp_path / "out", start
+    assert cli("unlearn", *words).code == 0
+    answer = cli("verify", tmp_path / "out", "--model", start)
+    assert answer.code == 0 and "✓ starting model: its record.json is what this receipt is" in answer.out
+    (start / "record.json").write_text((start / "record.json").read_text() + " ")
+    assert cli("verify", tmp_path / "out", "--model", start).code == 4
 
 
 def test_no_receipt_at_all(cli: Cli, made: Path) -> None:

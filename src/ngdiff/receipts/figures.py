@@ -61,7 +61,8 @@ def figures_of(items: Items, bootstrap: Bootstrap | None = None) -> dict[str, di
 def figures_of_sets(part: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of every set in a record's ``before`` or ``after``.
 
-    Where the record keeps no items (see :mod:`ngdiff.receipts.hidden`), they are its means, without intervals.
+    Where the record keeps no items (see :mod:`ngdiff.receipts.hidden`), they are its means, without
+    intervals.
     """
     items = part.get("items")
     if items is None:

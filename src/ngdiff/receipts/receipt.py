@@ -137,7 +137,7 @@ def write_receipt(folder: Path, plan: ReceiptPlan) -> None:
         "signer": None
         if plan.key is None
         else {"algorithm": ALGORITHM, "public_key": public_hex(plan.key.public_key())},
-        "proves": proves(record),
+        "proves": proves(is_hidden(record)),
         "does_not_prove": list(DOES_NOT_PROVE),
     }
     text = sealed(content)
@@ -148,9 +148,13 @@ def write_receipt(folder: Path, plan: ReceiptPlan) -> None:
             staging.write_bytes(plan.key.sign(text))
 
 
-def proves(record: Mapping[str, Any]) -> list[str]:
-    """Return what the receipt of a run says that it proves."""
-    return [HIDDEN_ITEMS if text is PROVES[2] and is_hidden(record) else text for text in PROVES]
+def proves(without_items: bool) -> list[str]:
+    """Return what the receipt of a run says that it proves.
+
+    Args:
+        without_items: whether the record leaves out the values of single items.
+    """
+    return [HIDDEN_ITEMS if without_items and text is PROVES[2] else text for text in PROVES]
 
 
 def _previous(plan: ReceiptPlan) -> dict[str, Any] | None:

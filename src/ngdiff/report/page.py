@@ -64,6 +64,14 @@ def write_report(
     return _write(run_page(run, rest), output)
 
 
+def is_page_of(place: Path) -> bool:
+    """Say whether the page in the folder of a run is the one that :func:`write_report` makes of it."""
+    try:
+        return (place / REPORT).read_text(encoding="utf-8") == run_page(read_run(place))
+    except (OSError, ValueError):  # RequestError is a ValueError, and so is text that is not UTF-8
+        return False
+
+
 def write_comparison(places: Sequence[Path], output: Path) -> Path:
     """Write the page that compares runs, or evaluations, with one another.
 
