@@ -19,7 +19,6 @@ _REASONS = {
     "target": "the forget target was reached",
     "floor": "the retain set's answer probability met its floor",
 }
-_EVALUATED = ("forget", "retain", "holdout")
 
 
 def hidden(record: RunRecord) -> RunRecord:
@@ -40,7 +39,7 @@ def hidden(record: RunRecord) -> RunRecord:
             for step in record.steps
         ],
         checks=[_check(check, few) for check in record.checks],
-        evaluations=[] if few.intersection(_EVALUATED) else record.evaluations,
+        evaluations=[],  # of a few items each
         stop=record.stop | ({"reason": reason} if few else {}),
         notes=list(record.notes),
     )

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,23 +222,48 @@ def staged_folder(path: Path, overwrite: bool | None = None) -> Iterator[Path]:
             shutil.rmtree(staging)
 
 
-def write_json(value: Any, path: Path) -> None:
+def write_json(value: Any, path: Path, mode: int = 0o644) -> None:
     """Write JSON whole or not at all; NaN and infinities become null, since JSON has neither."""
-    with staged_file(path) as staging, staging.open("w", encoding="utf-8") as file:
+    with staged_file(path, mode) as staging, staging.open("w", encoding="utf-8") as file:
         json.dump(finite(value), file, indent=1, allow_nan=False, ensure_ascii=False)
         file.write("\n")
 
 
+def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
+    """Write files that are not there yet, each with its mode: all of them, or none.
+
+    Raises:
+        FileExistsError: one is there; it is left as it is.
+        OSError: one cannot be written.
+    """
+    made = []
+    try:
+        for path, (content, mode) in files.items():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            made.append(path)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a file to write beside ``path``; it becomes ``path`` when the block ends well, else it goes."""
+def staged_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a file to write beside ``path``; it becomes ``path`` when the block ends well, else it goes.
+
+    Until then its owner alone may read it; then whoever ``mode`` lets.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(descriptor)
     staging = Path(name)
     try:
         yield staging
-        staging.chmod(0o644)
+        staging.chmod(mode)
         staging.replace(path)
     except BaseException:
         staging.unlink(missing_ok=True)
