@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
@@ -309,6 +310,18 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda f: reseal(f, lambda c: c.update(previous=None)),
         ["receipt.json: counts 0 receipts before it; receipts/001.json lies there, too"],
     ),
+    "a number of 4,000 digits": (
+        edit("receipt.json", '"seed": 0', f'"seed": {"7" * 4000}'),
+        ["receipt.json: is no JSON that can be read"],
+    ),
+    "a record's number of 4,000 digits": (
+        edit("record.json", '"seed": 0', f'"seed": {"7" * 4000}'),
+        ["record.json: is no whole record"],
+    ),
+    "a number of 400 digits for a figure": (
+        edit("record.json", '"nll": [', f'"nll": [{"7" * 299}, '),
+        ["record.json: was changed", "figures in"],
+    ),
     "link to nothing": (lambda f: (f / "link").symlink_to("nowhere"), ["link: is no plain file"]),
     "link to a folder": (lambda f: (f / "link").symlink_to("/"), ["link: is no plain file"]),
 }
@@ -495,6 +508,32 @@ def test_keygen_replaces_nothing(cli: Cli, tmp_path: Path) -> None:
     assert cli("keygen", "--data", tmp_path / "data.key").code == 0
     assert cli("keygen", "--data", tmp_path / "data.key").code == 2
     assert cli("keygen", tmp_path / "none" / "key.pem").code == 2
+
+
+@pytest.mark.parametrize("words", [("key.pem",), ("--data", "data.key")])
+def test_keygen_on_a_full_disk_leaves_nothing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    files = []
+
+    def full(descriptor: int) -> None:
+        files.append(descriptor)
+        if len(files) == (2 if words[0] == "key.pem" else 1):  # of a pair, the public one
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        answer = cli("keygen", *words)
+    assert answer.code == 2 and "No space left" in answer.err and len(answer.faults) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert cli("keygen", *words).code == 0
+
+
+def test_a_pipe_for_a_data_key_does_not_hang(cli: Cli, made: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data.key")
+    answer = cli("verify", made / "out1", "--data-key", tmp_path / "data.key")
+    assert answer.code == 2 and "is a pipe" in answer.faults[0][0]
 
 
 # ---- hashes of data under a key ----

@@ -30,6 +30,7 @@ from ngdiff.receipts.starting import starting_findings
 from ngdiff.receipts.weights import recomputed_weights_hash
 from ngdiff.system.environment import code_hash
 from ngdiff.system.output import ANSWERS, RECORD
+from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
 REPORT = "report.html"
@@ -39,6 +40,7 @@ KEPT_AT_HOME = frozenset({ANSWERS})
 OF_THE_HUB = (".gitattributes", ".git/", ".cache/huggingface/")
 """What the hub and its client put beside a model that was pushed and fetched; no part of the model."""
 _SHOWN = 300
+_NO_RECORD = (Unreadable, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,10 @@ def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
     if not (folder / RECORD).is_file():
         return [Finding(RECORD, False, "is needed to check the receipt, and is no file here")]
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = load_json(read_within(folder / RECORD, MOST_JSON))
         said = _statement_as(receipt, record)
         followed = [] if is_hidden(record) else figures_follow(record)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except _NO_RECORD as error:
         return [Finding(RECORD, False, f"is no whole record of a run ({type(error).__name__})")]
     found = [
         Finding(f"{part} in the receipt", same(receipt[part], value), _agreement(receipt[part], value))
