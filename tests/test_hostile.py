@@ -86,7 +86,7 @@ def box(
     monkeypatch.delenv("NGDIFF_TOFU_DIR", raising=False)
     monkeypatch.setattr(ngdiff.data.templates, "MOST_SECONDS", 0.3)
     monkeypatch.setattr(ngdiff.models.adapter_config, "MATCH_SECONDS", 0.3)
-    monkeypatch.setattr("socket.socket.connect", pytest.fail)  # nothing here is to ask the network
+    monkeypatch.setattr("socket.getaddrinfo", pytest.fail)  # nothing here is to ask the network
     yield Box(tmp_path, make_cli(capsys))
 
 

@@ -318,8 +318,8 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         edit("record.json", '"seed": 0', f'"seed": {"7" * 4000}'),
         ["record.json: is no whole record"],
     ),
-    "a number of 400 digits for a figure": (
-        edit("record.json", '"nll": [', f'"nll": [{"7" * 299}, '),
+    "a figure of 299 digits": (
+        edit("record.json", '"exact_memorisation": ', f'"exact_memorisation": {"7" * 299}, "x": '),
         ["record.json: was changed", "figures in"],
     ),
     "link to nothing": (lambda f: (f / "link").symlink_to("nowhere"), ["link: is no plain file"]),
