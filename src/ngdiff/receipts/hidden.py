@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ngdiff.record import RunRecord
+if TYPE_CHECKING:
+    from ngdiff.record import RunRecord
 
 FEWEST = 20
 """Fewest rows whose mean is written."""

@@ -182,7 +182,7 @@ def load_json(raw: bytes | str, **how: Any) -> Any:
 def _whole_number(text: str) -> int:
     """Parse a whole number that a float can hold: what is worked out from a larger one would fail."""
     if len(text) > MOST_DIGITS:
-        raise Unreadable(f"holds a number of {len(text)} digits", "Write it anew")
+        raise Unreadable(f"is JSON that cannot be read (a number of {len(text)} digits)", "Write it anew")
     return int(text)
 
 
