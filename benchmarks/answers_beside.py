@@ -7,10 +7,10 @@ python -m benchmarks.answers_beside docs/study/bench/forget05/trials/forget05 \\
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from benchmarks.pages import put
+from ngdiff.evaluation.result import read_result
 from ngdiff.system.outside import markdown_cell
 
 MOST = 160
@@ -26,10 +26,9 @@ def main() -> None:
     parser.add_argument("--title", help="of the table in the documentation; only printed without")
     args = parser.parse_args()
     said = {
-        name: json.loads((args.trials / name / "seed-0" / "evaluation.json").read_text(encoding="utf-8"))
-        for name in args.methods
+        name: read_result(args.trials / name / "seed-0" / "evaluation.json").texts for name in args.methods
     }
-    texts = {name: content["texts"]["forget"] for name, content in said.items()}
+    texts = {name: content["forget"] for name, content in said.items()}
     lines = [f"| question | true answer | {' | '.join(args.methods)} |", "|---" * (len(texts) + 2) + "|"]
     first = texts[args.methods[0]]
     for place in range(args.every // 2, len(first), args.every):

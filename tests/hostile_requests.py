@@ -120,6 +120,27 @@ def endless_header(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + raw[8:])
 
 
+def pipe_for(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return spoil
+
+
+def device_for(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).symlink_to("/dev/zero")
+
+
+def not_finite(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][5, 3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+ADAPTER = "adapter_config.json"
+
+
 def both(*spoils: Callable[[Path], None]) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         for one in spoils:
@@ -223,6 +244,31 @@ MODELS: list[tuple[Any, ...]] = [
      put(TEMPLATE, "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
      ("chat template does not end", "s")),
     ("a template that leaves it out", put(TEMPLATE, "hello"), ("chat template does not show",)),
+    ("a template that puts out a book", put(TEMPLATE, "{{ 'x' * 2000000 }}"), ("chat template puts out 2000000",)),
+    ("a pipe for weights", pipe_for("model.safetensors"), ("model.safetensors is a pipe", "Take it out")),
+    ("a pipe for a tokenizer", pipe_for("tokenizer_config.json"), ("tokenizer_config.json is a pipe",)),
+    ("a device for a card", device_for("README.md"), ("README.md is a device",)),
+    ("quantised weights", edit("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+     ("holds quantised weights (quantization_config, gptq)", "--qlora")),
+    ("weights that are not finite", not_finite, ("weights that are not finite", "lm_head.weight"), LOADS),
+    ("an adapter with a regex bomb", both(adapter(), edit(ADAPTER, target_modules="([a-z_.0-9]+)+!")),
+     ("pattern for names of modules whose matching does not end",), LOADS),
+    ("an adapter with a bomb for layers", both(adapter(), edit(ADAPTER, layers_pattern=["([a-z_.0-9]+)+!"])),
+     ("whose matching does not end",), LOADS),
+    ("an adapter with a bomb for ranks", both(adapter(), edit(ADAPTER, rank_pattern={"([a-z_.0-9]+)+!": 2})),
+     ("whose matching does not end",), LOADS),
+    ("an adapter with half a pattern", both(adapter(), edit(ADAPTER, target_modules="(")), ("pattern that is none",), LOADS),
+    ("an adapter that iterates", both(adapter(), edit(ADAPTER, init_lora_weights="pissa_niter_99999999")),
+     ("99999999 iterations",)),
+    ("an adapter that quantises for ever", both(adapter(), edit(ADAPTER, loftq_config={"loftq_iter": 10**9})),
+     ("1000000000 iterations",)),
+    ("an adapter of a huge rank", both(adapter(), edit(ADAPTER, r=10**9)), ("rank 1000000000",)),
+    ("an adapter of many layers", both(adapter(), edit(ADAPTER, layer_replication=[[0, 10**9]])),
+     ("layer_replication",)),
+    ("an adapter with a book for a name", both(adapter(), edit(ADAPTER, target_modules=["q" * 2**21])),
+     ("larger than any such file",)),
+    ("an adapter on a model of the hub", adapter("org/name"),
+     ("'org/name' on the hub, which is not on this machine", "hf download org/name")),
     ("an adapter of a lost base", adapter("gone"), ("base model", "'gone'")),
     ("an adapter of nothing", adapter(None), ("base model", "not named", "base_model_name_or_path")),
     ("an adapter of a number", adapter(5), ("base_model_name_or_path", "'5'")),

@@ -393,7 +393,8 @@ def test_too_little_room_is_seen_before_the_weights_are_loaded(
 
 def test_the_model_itself_is_never_overwritten(setting: Setting) -> None:
     folder = setting.copy_model()
-    (folder / "record.json").write_text("{}", encoding="utf-8")
+    record = {"kind": "finetune", "files": sorted(tree(folder))}
+    (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
     assert "the model itself" in setting.one_fault("--overwrite", model=folder, output=folder)
     before = tree(folder)
     for command in (["finetune", "--data", setting.folder / "forget.jsonl"], ["merge", folder]):

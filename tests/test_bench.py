@@ -41,6 +41,7 @@ from ngdiff.bench.summary import (
     shares_of,
     summarise,
 )
+from ngdiff.bench.tables import as_csv, table, tuning_table
 from ngdiff.bench.worker import SPEC
 from ngdiff.bench.worker import main as work
 from ngdiff.evaluation.metrics import METRICS
@@ -265,6 +266,22 @@ def test_intervals_over_runs() -> None:
 def row(name: str, *shares: float) -> Row:
     cells = zip(("forgotten", "kept", "collateral"), map(Cell, shares), strict=False)
     return Row("forget01", name, dict(cells))
+
+
+def test_how_a_run_ended_is_text_in_every_table() -> None:
+    """``stop.code`` comes from a record, which anybody may have edited."""
+    for code in ("=HYPERLINK('http://x')", "+1", "-1", "@x", "\t=1"):
+        found = row("a", 1.0)
+        found.ended[code] = 1
+        line = next(csv.DictReader(as_csv([found]).splitlines()))
+        assert not line["ended"].startswith(("=", "+", "-", "@", "\t"))
+    found = row("a", 1.0)
+    found.ended["<b>x</b> | [l](http://x) |"] = 1
+    lines = table([found]).splitlines()
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert "<b>" not in lines[2] and "[l](" not in lines[2]
+    tried = {"split": "forget01", "method": "a", "settings": {}, "chosen": False, "ended": "<b>x</b> |"}
+    assert "<b>" not in tuning_table([tried])
 
 
 def test_intervals_stay_where_the_figure_can_be() -> None:

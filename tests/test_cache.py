@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ngdiff.evaluation.cache import FILE, Cache, cache_key, default_folder
+from ngdiff.evaluation.cache import FILE, Cache, _digest, cache_key, default_folder
 
 KEYS = {cache_key("a"): [1.5, None], cache_key("b"): {"nll": 0.1, "text": "ä\x00\U0001f600"}}
 
@@ -49,6 +49,27 @@ def test_a_value_changed_on_disk_is_not_returned(tmp_path: Path) -> None:
         connection.execute("UPDATE items SET value = '[9.5, null]' WHERE value LIKE '[1.5%'")
     connection.close()
     assert list(Cache(tmp_path).get(list(KEYS))) == [cache_key("b")]
+
+
+def test_a_value_that_is_no_json_is_not_returned(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    key = cache_key("a")
+    with sqlite3.connect(path) as connection:
+        for text in ("[9.5", "[" * 100_000):
+            connection.execute(
+                "UPDATE items SET value = ?, digest = ? WHERE key = ?", (text, _digest(key, text), key)
+            )
+            connection.commit()
+            assert list(Cache(tmp_path).get(list(KEYS))) == [cache_key("b")]
+    connection.close()
+
+
+def test_its_owner_alone_reads_it(tmp_path: Path) -> None:
+    path = filled(tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)  # as earlier versions left it
+    Cache(tmp_path).close()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("content", [b"no database at all", b"SQLite format 3\x00" + b"\xff" * 5000])

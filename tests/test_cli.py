@@ -448,9 +448,11 @@ def test_a_used_folder_is_refused_then_overwritten(
     assert answer.code == 2 and "--overwrite" in answer.err
     assert tree(tmp_path) == before
     (output / "left-over").touch()
+    answer = cli(*words, "--overwrite", "--seed", "9")
+    assert answer.code == 2 and "holds left-over" in answer.err and (output / "left-over").exists()
+    (output / "left-over").unlink()
     assert cli(*words, "--overwrite", "--seed", "9").code == 0
     assert record_of(output)["settings"]["seed"] == 9
-    assert not (output / "left-over").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -462,6 +464,46 @@ def test_a_foreign_folder_is_never_overwritten(
     answer = cli(*request(model, data, tmp_path / "thesis"), *TO_THE_END, "--overwrite")
     assert answer.code == 2 and "record.json" in answer.err
     assert tree(tmp_path) == {"thesis/chapter1.tex": b"words"}
+
+
+def test_a_folder_that_appears_during_a_run_stays(
+    cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ngdiff.unlearn
+    from ngdiff.models.card import model_card
+
+    output = tmp_path / "out"
+
+    def meanwhile(*given: Any) -> str:
+        output.mkdir()
+        (output / "thesis.tex").write_text("words", encoding="utf-8")
+        return model_card(*given)
+
+    words = [*request(model, data, output), *TO_THE_END, "--max-steps", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ngdiff.unlearn, "model_card", meanwhile)
+        answer = cli(*words)
+    assert answer.code == 1 and str(tmp_path / ".out.unfinished" / "result") in answer.err
+    assert tree(output) == {"thesis.tex": b"words"}
+    answer = cli(*words)
+    assert answer.code == 1 and tree(output) == {"thesis.tex": b"words"}
+    output.rename(tmp_path / "mine")
+    assert cli(*words).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+    assert cli("verify", output).code == 0
+
+
+def test_a_linked_output_folder_stays_a_link(
+    cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "big" / "o").mkdir(parents=True)
+    link = tmp_path / "out"
+    link.symlink_to(tmp_path / "big" / "o")
+    words = ("finetune", "--model", model, "--data", data["forget"], "--output", link, "--epochs", "1")
+    for more in ((), ("--overwrite",)):
+        assert cli(*words, *more).code == 0
+        assert link.is_symlink() and (tmp_path / "big" / "o" / "model.safetensors").is_file()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["big", "o", "out"]
 
 
 # ---- adapters and fine-tuning ----
@@ -508,6 +550,31 @@ def test_a_merged_adapter_answers_as_the_adapter_does(
     assert record["kind"] == "merge" and record["adapter"]["path"] == str(adapter)
     assert record["model"]["sha256_before"] == record_of(adapter)["model"]["sha256_before"]
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+
+
+def test_merge_keeps_what_appears_meanwhile_and_replaces_its_own_results(
+    cli: Cli, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ngdiff.models.loading
+    from ngdiff.models.loading import fold_in
+
+    output = tmp_path / "merged"
+    words = ("merge", adapter, "--output", output)
+    assert cli(*words).code == 0
+    assert cli(*words).code == 2
+    assert cli(*words, "--overwrite").code == 0
+    shutil.rmtree(output)
+
+    def meanwhile(*given: Any) -> Any:
+        output.mkdir()
+        (output / "thesis.tex").write_text("words", encoding="utf-8")
+        return fold_in(*given)
+
+    monkeypatch.setattr(ngdiff.models.loading, "fold_in", meanwhile)
+    answer = cli(*words)
+    (kept,) = tmp_path.glob(".merged.*")
+    assert answer.code == 1 and str(kept) in answer.err and (kept / "model.safetensors").is_file()
+    assert tree(output) == {"thesis.tex": b"words"}
 
 
 def test_merge_into_another_base_says_so(cli: Cli, adapter: Path, tmp_path: Path) -> None:

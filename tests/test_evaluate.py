@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ import torch
 import slow_tofu
 from commandline import Cli, make_cli, save_model
 from ngdiff.errors import EvaluationError, RequestError
+from ngdiff.evaluation.cache import FILE, _digest
 from ngdiff.evaluation.evaluate import evaluate
+from ngdiff.evaluation.openunlearning import read_log
 from ngdiff.evaluation.request import EvaluateRequest
-from ngdiff.evaluation.result import EvaluationResult, read_result
+from ngdiff.evaluation.result import EvaluationResult, Figure, read_result, write_result
 from ngdiff.system.environment import weights_hash
+from published_logs import tofu_log
 from tiny import tiny_llama
 from tofu_folder import make_tofu
 
@@ -31,8 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "retrained", 1)
     save_model(folder / "broken", 0)
     broken = tiny_llama()
-    with torch.no_grad():
-        broken.lm_head.weight[5] = float("nan")
+    with torch.no_grad():  # finite, as every weight must be, but what follows from it is not
+        broken.lm_head.weight[5] = 3e38
     broken.save_pretrained(folder / "broken")
     tofu = make_tofu(folder / "tofu")
     for name, file in (
@@ -297,6 +302,66 @@ def test_on_the_command_line(cli: Cli, place: Path, tmp_path: Path) -> None:
     shown = answer.out + answer.err
     assert "forget.probability" in shown and "utility" in shown and "95%" in shown
     assert read_result(tmp_path / "eval.json").figures["utility"].value is not None
+
+
+def test_figures_are_shown_although_the_disk_is_full(
+    cli: Cli, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "eval.json")
+
+    monkeypatch.setattr("ngdiff.evaluation.evaluate.write_result", full)
+    answer = cli(*words(place, tmp_path / "eval.json"))
+    assert answer.code == 2 and len(answer.faults) == 1 and "No space left" in answer.err
+    assert "forget.probability" in answer.out + answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_in_the_cache_that_do_not_fit_are_measured_again(place: Path, tmp_path: Path) -> None:
+    request = own_request(place, tmp_path / "first.json", cache=True, cache_dir=tmp_path / "cache")
+    first = evaluate(request)
+    with sqlite3.connect(tmp_path / "cache" / FILE) as connection:
+        rows = connection.execute("SELECT key FROM items").fetchall()
+        for number, (key,) in enumerate(rows):
+            text = ("7", '"x"', "[1]", "{}", '{"nll": "x"}')[number % 5]
+            values = (text, _digest(key, text), key)
+            connection.execute("UPDATE items SET value = ?, digest = ? WHERE key = ?", values)
+    connection.close()
+    again = evaluate(replace(request, output=tmp_path / "again.json"))
+    for key, figure in first.figures.items():
+        if not key.endswith("rouge"):  # a text edited to another text is not noticed
+            assert figure.value is None or again.figures[key].value == pytest.approx(figure.value)
+
+
+def test_nothing_that_was_to_be_forgotten_is_quoted(place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "eval.json"
+    result = evaluate(own_request(place, output))
+    shared = output.read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (place / "forget.jsonl").read_text().splitlines()]
+    assert rows and result.texts["forget"]
+    for row in rows:
+        assert row["question"] not in shared and row["answer"] not in shared
+    assert all(row["answer"] not in shared for row in result.texts["forget"] if len(row["answer"]) > 8)
+    assert read_result(output).texts == result.texts
+    (tmp_path / "other.texts.json").write_text("mine")
+    with pytest.raises(RequestError, match=r"other\.texts\.json is there"):
+        evaluate(own_request(place, tmp_path / "other.json"))
+
+
+@pytest.mark.parametrize(("metric", "value"), [("auc", -5), ("probability", -5), ("nll", -5), ("auc", 1.5)])
+def test_a_reference_with_impossible_figures_is_refused(
+    cli: Cli, place: Path, tmp_path: Path, metric: str, value: float
+) -> None:
+    write_result(EvaluationResult("own", {"x": Figure(metric, value)}, {}), tmp_path / "reference.json")
+    answer = cli(*words(place, tmp_path / "eval.json"), "--reference", tmp_path / "reference.json")
+    assert answer.code == 2 and len(answer.faults) == 1 and f"{value} is no value" in answer.err
+
+
+def test_a_log_with_an_impossible_auc_is_refused(tmp_path: Path) -> None:
+    log = tofu_log(0) | {"mia_min_k": {"agg_value": -5}}
+    (tmp_path / "TOFU_EVAL.json").write_text(json.dumps(log))
+    with pytest.raises(RequestError, match=r"mia_min_k: is -5.*ROC"):
+        read_log(tmp_path / "TOFU_EVAL.json")
 
 
 def test_faults_on_the_command_line(cli: Cli, place: Path, tmp_path: Path) -> None:

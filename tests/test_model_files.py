@@ -102,6 +102,51 @@ def test_an_adapter_that_fits_is_folded_in(tmp_path: Path) -> None:
     assert not torch.allclose(merged, tiny_llama().model.layers[0].self_attn.q_proj.weight)
 
 
+def test_an_adapter_on_a_model_in_the_hubs_cache_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_model(tmp_path / "base")
+    wrapped = get_peft_model(
+        load_model(resolve_model(str(base))),
+        LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    wrapped.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "org/name"
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    asked = []
+
+    def cached(name: str, local_files_only: bool = False) -> str:
+        asked.append((name, local_files_only))
+        return str(base)
+
+    monkeypatch.setattr("socket.getaddrinfo", pytest.fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
+    source = resolve_model(str(tmp_path / "adapter"))
+    assert check_causal(source) == []
+    assert torch.equal(load_model(source).lm_head.weight, tiny_llama().lm_head.weight)
+    assert asked and set(asked) == {("org/name", True)}
+
+
+def test_honest_adapters_are_within_the_bounds(tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base")
+    for number, settings in enumerate(
+        (
+            {
+                "target_modules": r".*\.(q|v)_proj",
+                "rank_pattern": {r"layers\.0\.self_attn\.q_proj": 4},
+                "exclude_modules": ".*1.*",
+            },
+            {"target_modules": "all-linear", "init_lora_weights": "pissa_niter_4"},
+            {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": "layers"},
+        )
+    ):
+        config = LoraConfig(r=2, task_type="CAUSAL_LM", **settings)
+        wrapped = get_peft_model(load_model(resolve_model(str(base))), config)
+        wrapped.save_pretrained(tmp_path / f"adapter{number}")
+        load_model(resolve_model(str(tmp_path / f"adapter{number}")))
+
+
 SOURCES = sorted((Path(__file__).parent.parent / "src").rglob("*.py"))
 UNSAFE = {
     "torch.load", "pickle.load", "pickle.loads", "yaml.unsafe_load", "yaml.full_load", "joblib.load",

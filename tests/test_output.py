@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from ngdiff.errors import RunError
 from ngdiff.system.environment import weights_hash
 from ngdiff.system.output import RECORD, check_output, staged_folder, write_json
 
@@ -25,9 +26,12 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
+OURS = '{"kind": "finetune", "files": ["old"]}'
+
+
 def earlier_result(folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / RECORD).write_text("{}")
+    (folder / RECORD).write_text(OURS)
     (folder / "old").write_text("old")
 
 
@@ -86,8 +90,20 @@ def test_a_failing_move_puts_the_old_folder_back(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Path, "rename", fails_into_place)
     with pytest.raises(OSError, match="no"), staged_folder(target) as folder:
         (folder / "new").write_text("new")
-    assert contents(tmp_path) == {f"result/{RECORD}": "{}", "result/old": "old"}
+    assert contents(tmp_path) == {f"result/{RECORD}": OURS, "result/old": "old"}
     assert names(tmp_path) == ["result"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path, overwrite: bool) -> None:
+    target = tmp_path / "result"
+    with pytest.raises(RunError) as error, staged_folder(target, overwrite) as folder:
+        (folder / "new").write_text("new")
+        target.mkdir()
+        (target / "thesis").write_text("mine")
+    (kept,) = tmp_path.glob(".result.*")
+    assert contents(tmp_path) == {"result/thesis": "mine", f"{kept.name}/new": "new"}
+    assert str(kept) in str(error.value)
 
 
 # --- faults found beforehand -----------------------------------------------------------------------------
@@ -124,6 +140,41 @@ def test_a_folder_in_use_is_refused_and_overwrite_replaces_our_own_only(tmp_path
     assert whats(foreign) == [f"{foreign} is not empty"]
     (what,) = whats(foreign, overwrite=True)
     assert f"{foreign} holds no {RECORD}" in what
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"kind": "finetune"}', '{"kind": "x", "files": []}'])
+def test_a_record_that_is_none_lets_nothing_be_deleted(tmp_path: Path, content: str) -> None:
+    earlier_result(tmp_path / "ours")
+    (tmp_path / "ours" / RECORD).write_text(content)
+    (what,) = whats(tmp_path / "ours", overwrite=True)
+    assert RECORD in what and "may not delete" in what
+
+
+@pytest.mark.parametrize("kind", ["unlearn", "finetune", "merge"])
+def test_foreign_files_in_a_result_are_named(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "ours"
+    papers = ["README.md", "answers.json", "receipt.json", "receipt.sig", "receipts/001.json"]
+    known = ["model.safetensors", RECORD, "report.html", *(papers if kind == "unlearn" else [])]
+    for name in known:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    (folder / RECORD).write_text(json.dumps({"kind": kind, "files": ["model.safetensors"]}))
+    assert whats(folder, overwrite=True) == []
+    (folder / "notes").mkdir()
+    assert whats(folder, overwrite=True) == [f"{folder} holds notes, which no result of ngdiff has"]
+    for name in ("notes/thesis.tex", "receipts.json", "z.safetensors"):
+        (folder / name).write_text("x")
+    if kind != "unlearn":
+        (folder / "README.md").write_text("mine")
+    (what,) = whats(folder, overwrite=True)
+    assert all(name in what for name in ("notes/thesis.tex", "receipts.json", "z.safetensors"))
+    assert ("README.md" in what) == (kind != "unlearn") and "model.safetensors" not in what
+
+
+def test_a_pipe_for_a_record_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / RECORD)
+    (what,) = whats(tmp_path, overwrite=True)
+    assert "may not delete" in what
 
 
 def test_too_small_a_disk(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import json
@@ -297,6 +298,30 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda f: ((f / "record.json").unlink(), os.mkfifo(f / "record.json")),
         ["record.json: is no plain file", "record.json: is needed"],
     ),
+    "what it proves, resealed": (
+        lambda f: reseal(f, lambda c: c["proves"].append("That the model has forgotten everything.")),
+        ["proves in the receipt: is not what receipts state"],
+    ),
+    "what it does not prove, resealed": (
+        lambda f: reseal(f, lambda c: c["does_not_prove"].pop()),
+        ["does_not_prove in the receipt: is not what receipts state"],
+    ),
+    "the chain cut off, resealed": (
+        lambda f: reseal(f, lambda c: c.update(previous=None)),
+        ["receipt.json: counts 0 receipts before it; receipts/001.json lies there, too"],
+    ),
+    "a number of 4,000 digits": (
+        edit("receipt.json", '"seed": 0', f'"seed": {"7" * 4000}'),
+        ["receipt.json: is no JSON that can be read"],
+    ),
+    "a record's number of 4,000 digits": (
+        edit("record.json", '"seed": 0', f'"seed": {"7" * 4000}'),
+        ["record.json: is no whole record"],
+    ),
+    "a figure of 299 digits": (
+        edit("record.json", '"exact_memorisation": ', f'"exact_memorisation": {"7" * 299}, "x": '),
+        ["record.json: was changed", "figures in"],
+    ),
     "link to nothing": (lambda f: (f / "link").symlink_to("nowhere"), ["link: is no plain file"]),
     "link to a folder": (lambda f: (f / "link").symlink_to("/"), ["link: is no plain file"]),
 }
@@ -380,10 +405,64 @@ def test_an_earlier_receipt_of_another_run(cli: Cli, copy: Path, made: Path, tmp
     assert "receipt.json: tells of another starting model than the one that receipts/001.json left" in wrong
 
 
-def test_a_report_written_later_is_no_fault(cli: Cli, copy: Path) -> None:
-    (copy / "report.html").write_text("x")
+def test_a_report_is_the_one_of_this_folder_or_named(cli: Cli, copy: Path) -> None:
+    assert cli("report", copy).code == 0
     answer = cli("verify", copy)
-    assert answer.code == 0 and "- report.html: is not in the receipt" in answer.out
+    assert answer.code == 0 and "✓ report.html: is the page that 'ngdiff report' makes" in answer.out
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    for forged in ("x", page.replace("Unlearning report", "Unlearning report: all forgotten")):
+        (copy / "report.html").write_text(forged, encoding="utf-8")
+        answer = cli("verify", copy)
+        assert answer.code == 0, "it may be a page with an evaluation, which is no fault"
+        assert "- report.html: is not in the receipt, nor the page that" in answer.out
+        assert "or forged" in answer.out
+
+
+def test_the_starting_model_is_hashed_though_the_receipt_lists_no_files(
+    cli: Cli, copy: Path, made: Path
+) -> None:
+    reseal(copy, lambda content: content.update(starting_files=None))
+    wrong = lines(cli("verify", copy, "--model", made / "target"), "✗")
+    assert any(line.startswith("starting model: is another one: its weights") for line in wrong), wrong
+    answer = cli("verify", copy, "--model", made / "out1")
+    assert "✓ starting model: its weights have the SHA-256 of the receipt" in answer.out
+    wrong = lines(answer, "✗")
+    assert all(line.startswith("signature") for line in wrong), wrong
+
+
+def test_a_chain_cut_off_is_seen_beside_the_starting_model(cli: Cli, copy: Path, made: Path) -> None:
+    """By somebody with the key, so that no signature tells."""
+    shutil.rmtree(copy / "receipts")
+
+    def cut(content: dict[str, Any]) -> None:
+        content["previous"] = None
+        for name in list(content["files"]):
+            if name.startswith("receipts/"):
+                del content["files"][name]
+
+    reseal(copy, cut)
+    key: Any = serialization.load_pem_private_key((made / "key.pem").read_bytes(), None)
+    (copy / "receipt.sig").write_bytes(key.sign((copy / "receipt.json").read_bytes()))
+    assert cli("verify", copy).code == 0, "nothing here shows it"
+    answer = cli("verify", copy, "--model", made / "out1")
+    assert answer.code == 4
+    (wrong,) = lines(answer, "✗")
+    assert wrong.startswith("starting model: has a receipt.json that this receipt is not chained to")
+    answer = cli("verify", made / "out2", "--model", made / "out1")
+    assert answer.code == 0 and "✓ starting model: its receipt.json is what this receipt is" in answer.out
+
+
+def test_a_record_beside_the_starting_model_is_compared(cli: Cli, made: Path, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(made / "out1", tmp_path / "start"))
+    for name in ("receipt.json", "receipt.sig"):
+        (start / name).unlink()
+    words = request(made, "out1", 2)
+    words[words.index("--output") + 1], words[1] = tmp_path / "out", start
+    assert cli("unlearn", *words).code == 0
+    answer = cli("verify", tmp_path / "out", "--model", start)
+    assert answer.code == 0 and "✓ starting model: its record.json is what this receipt is" in answer.out
+    (start / "record.json").write_text((start / "record.json").read_text() + " ")
+    assert cli("verify", tmp_path / "out", "--model", start).code == 4
 
 
 def test_no_receipt_at_all(cli: Cli, made: Path) -> None:
@@ -429,6 +508,32 @@ def test_keygen_replaces_nothing(cli: Cli, tmp_path: Path) -> None:
     assert cli("keygen", "--data", tmp_path / "data.key").code == 0
     assert cli("keygen", "--data", tmp_path / "data.key").code == 2
     assert cli("keygen", tmp_path / "none" / "key.pem").code == 2
+
+
+@pytest.mark.parametrize("words", [("key.pem",), ("--data", "data.key")])
+def test_keygen_on_a_full_disk_leaves_nothing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    files = []
+
+    def full(descriptor: int) -> None:
+        files.append(descriptor)
+        if len(files) == (2 if words[0] == "key.pem" else 1):  # of a pair, the public one
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        answer = cli("keygen", *words)
+    assert answer.code == 2 and "No space left" in answer.err and len(answer.faults) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert cli("keygen", *words).code == 0
+
+
+def test_a_pipe_for_a_data_key_does_not_hang(cli: Cli, made: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data.key")
+    answer = cli("verify", made / "out1", "--data-key", tmp_path / "data.key")
+    assert answer.code == 2 and "is a pipe" in answer.faults[0][0]
 
 
 # ---- hashes of data under a key ----

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
+import os
 import re
 import shlex
 from html.parser import HTMLParser
@@ -130,11 +132,68 @@ def test_evaluations_in_the_folder_are_found(tmp_path: Path) -> None:
 def test_an_evaluation_keeps_its_texts(tmp_path: Path) -> None:
     said = {"forget": [{"place": "p", "question": "q", "truth": "t", "answer": "a"}]}
     write_result(evaluation(texts=said), tmp_path / "eval.json")
-    assert read_result(tmp_path / "eval.json").texts == said
-    older = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))
-    del older["texts"]
-    (tmp_path / "eval.json").write_text(json.dumps(older), encoding="utf-8")
-    assert read_result(tmp_path / "eval.json").texts == {}
+    path, beside = tmp_path / "eval.json", tmp_path / "eval.texts.json"
+    assert read_result(path).texts == said
+    assert "texts" not in json.loads(path.read_text(encoding="utf-8"))
+    assert beside.stat().st_mode & 0o777 == 0o600
+    whole = beside.read_text(encoding="utf-8")
+    for damaged in ("{", "[]", whole.replace('"of": "', '"of": "0'), whole.replace("[\n", "3, [\n")):
+        beside.write_text(damaged, encoding="utf-8")
+        assert read_result(path).texts == {}
+    beside.unlink()
+    os.mkfifo(beside)
+    assert read_result(path).texts == {}
+    older = json.loads(path.read_text(encoding="utf-8")) | {"texts": said}  # as earlier versions wrote it
+    path.write_text(json.dumps(older), encoding="utf-8")
+    assert read_result(path).texts == said
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"settings": [1]},
+        {"cost": {"seconds": "x", "steps": {}}},
+        {"cost": "x"},
+        {"model": 5},
+        {"data": {"forget": "x"}},
+        {"stop": {"target": {"measure": {}, "value": 1}}},
+        {"notes": 7},
+        {"versions": 3.5},
+        {"losses": [[]]},
+    ],
+    ids=str,
+)
+def test_records_of_wrong_types_end_in_one_message_or_a_page(
+    cli: Cli, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    write_run(tmp_path / "out", record() | changed)
+    answer = cli("report", tmp_path / "out")
+    assert answer.code in (0, 2), answer.err
+    assert answer.code == 0 or len(answer.faults) == 1
+
+
+@pytest.mark.parametrize("name", ["record.json", "answers.json", "receipt.json", "eval.json", "report.html"])
+def test_pipes_and_devices_do_not_hang(cli: Cli, tmp_path: Path, name: str) -> None:
+    out = write_run(tmp_path / "out", record())
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (out / name).unlink(missing_ok=True)
+        make(out / name)
+        answer = cli("report", out)
+        required = name in ("record.json", "report.html")
+        assert answer.code == (2 if required else 0), answer.err
+        assert not required or name in answer.err
+
+
+def test_a_full_disk_under_a_report(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = write_run(tmp_path / "out", record())
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "report.html")
+
+    monkeypatch.setattr(Path, "replace", full)
+    answer = cli("report", out)
+    assert answer.code == 2 and len(answer.faults) == 1 and "No space left" in answer.err
+    assert [path.name for path in out.iterdir()] == ["record.json"]
 
 
 def test_comparison_of_runs(tmp_path: Path, cli: Cli) -> None:

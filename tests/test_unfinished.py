@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ngdiff.errors import RequestError
+from ngdiff.errors import RequestError, RunError
 from ngdiff.system.output import RECORD
 from ngdiff.training.unfinished import ASKED_FILE, FINISHED_FILE, Asked, Workplace
 
@@ -114,10 +114,16 @@ def test_two_processes_do_not_share_it(place: Workplace) -> None:
         assert (place.folder / ASKED_FILE).exists()
 
 
-def finished(place: Workplace, overwrite: bool = False) -> None:
+OLD = '{"kind": "finetune", "files": ["old"]}'
+
+
+def finished(place: Workplace, overwrite: bool = False, meanwhile: Path | None = None) -> None:
     with place.claimed(ASKED, resume=None, overwrite=overwrite):
         place.result.mkdir()
         (place.result / RECORD).write_text("new")
+        if meanwhile is not None:
+            meanwhile.mkdir()
+            (meanwhile / "thesis").write_text("mine")
         place.finish()
 
 
@@ -126,20 +132,58 @@ def test_the_result_takes_its_place(place: Workplace, existed: bool) -> None:
     if existed:
         place.output.mkdir()
         (place.output / "old").write_text("old")
+        (place.output / RECORD).write_text(OLD)
     finished(place, overwrite=existed)
     assert [path.name for path in place.output.parent.iterdir()] == ["out"]
     assert [path.name for path in place.output.iterdir()] == [RECORD]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_appeared_during_the_run_is_not_replaced(place: Workplace, overwrite: bool) -> None:
+    with pytest.raises(RunError) as error:
+        finished(place, overwrite, meanwhile=place.output)
+    assert str(place.result) in str(error.value) and "again" in str(error.value)
+    for settle in (place.settle, lambda: place.settle(overwrite=True)):  # it is no result of ours
+        with pytest.raises(RunError):
+            settle()
+    assert [path.name for path in place.output.iterdir()] == ["thesis"]
+    place.output.rename(place.output.with_name("theirs"))
+    assert place.settle() and not place.settle()
+    assert [path.name for path in place.output.iterdir()] == [RECORD]
+    assert sorted(path.name for path in place.output.parent.iterdir()) == ["out", "theirs"]
+
+
+def test_a_result_of_ours_that_appeared_goes_with_overwrite_only(place: Workplace) -> None:
+    place.output.mkdir()
+    (place.output / RECORD).write_text(OLD)
+    with pytest.raises(RunError, match="not empty"):
+        finished(place)
+    assert (place.output / RECORD).read_text() == OLD
+    assert place.settle(overwrite=True)
+    assert (place.output / RECORD).read_text() == "new"
+
+
+def test_a_linked_output_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "big" / "o").mkdir(parents=True)
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "out").symlink_to(tmp_path / "big" / "o")
+    place = Workplace(tmp_path / "small" / "out")
+    assert place.folder.parent == tmp_path / "big", "on the disk whose room is checked"
+    finished(place)
+    assert (tmp_path / "small" / "out").is_symlink()
+    assert [path.name for path in (tmp_path / "big").iterdir()] == ["o"]
+    assert (tmp_path / "big" / "o" / RECORD).read_text() == "new"
+
+
 def test_a_kill_between_the_renames_is_made_good(place: Workplace) -> None:
     place.output.mkdir()
-    (place.output / RECORD).write_text("old")
+    (place.output / RECORD).write_text(OLD)
     begin(place, overwrite=True)
     place.result.mkdir()
     (place.result / RECORD).write_text("new")
     place.output.rename(place.folder / "old")  # killed here, before the run was marked as finished
     with pytest.raises(Crash), place.claimed(ASKED, resume=None, overwrite=False):
-        assert (place.output / RECORD).read_text() == "old" and not place.result.exists()
+        assert (place.output / RECORD).read_text() == OLD and not place.result.exists()
         place.result.mkdir()
         (place.result / RECORD).write_text("new")
         raise Crash

@@ -100,7 +100,7 @@ def finetune(request: FinetuneRequest) -> Path:
 
 def _finetune(request: FinetuneRequest) -> Path:
     place = Workplace(request.output)
-    on_all(lambda: place.settle() if is_main() else None)
+    on_all(lambda: place.settle(request.overwrite) if is_main() else None)
     source, tokenizer, examples = on_all(lambda: _prepare(request))
     asked = Asked(_settings(request), {"data": data_hash([e.example for e in examples])}, None)
     on_all(lambda: place.goes_on(asked, resume=request.resume, overwrite=request.overwrite))
@@ -117,8 +117,7 @@ def _finetune(request: FinetuneRequest) -> Path:
         record = _record(request, examples, summarise(scores), len(scores), seconds)
         record |= {"request_sha256": claim.asked.sha256, "notes": trainer.notes}
         write_result(place, trainer.accelerator.unwrap_model(trainer.model), tokenizer, record)
-        if is_main():
-            place.finish()
+        on_all(lambda: place.finish() if is_main() else None)
     return request.output
 
 

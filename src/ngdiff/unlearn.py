@@ -39,6 +39,7 @@ from ngdiff.models.loading import (
 )
 from ngdiff.models.saving import when_to_save, write_result
 from ngdiff.receipts.data_key import describe, set_hash
+from ngdiff.receipts.hidden import hidden
 from ngdiff.receipts.prepare import plan_receipt
 from ngdiff.receipts.receipt import ReceiptPlan, complete_record, write_receipt
 from ngdiff.record import RunRecord
@@ -335,7 +336,8 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
         answers = book.compare()
         final = trainer.accelerator.unwrap_model(trainer.model)
         _complete(trainer.record, request, ready, claim.asked, weights_hash(final))
-        card = model_card(trainer.record, request.output.name, request.adapters)
+        shown = trainer.record if ready.receipt.data_key is None else hidden(trainer.record)
+        card = model_card(shown, request.output.name, request.adapters)
 
         def write_papers(folder: Path) -> None:
             (folder / CARD).write_text(card, encoding="utf-8")
@@ -343,15 +345,14 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
                 write_json(answers, folder / ANSWERS)
             write_receipt(folder, ready.receipt)
 
-        write_result(place, final, ready.tokenizer, trainer.record.as_json(), write_papers)
-        if is_main():
-            place.finish()
+        write_result(place, final, ready.tokenizer, shown.as_json(), write_papers)
+        on_all(lambda: place.finish() if is_main() else None)
     return trainer.record
 
 
 def _settled(place: Workplace, request: UnlearnRequest) -> RunRecord | None:
     """Put a finished result in its place; return its record, if it is this request's and nothing is left."""
-    if not place.settle():
+    if not place.settle(request.overwrite):
         return None
     kept = json.loads((request.output / RECORD).read_text(encoding="utf-8"))
     ready = prepare(replace(request, overwrite=True))

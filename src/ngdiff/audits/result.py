@@ -80,6 +80,8 @@ def write_audit(result: AuditResult, path: Path) -> None:
 def is_audit(path: Path) -> bool:
     """Say whether a file gives itself out as an ``audit.json``, whole or cut short."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open(encoding="utf-8") as file:
             head = file.read(200)
     except (OSError, UnicodeDecodeError):

@@ -58,7 +58,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         name = f"**{row.name}**" if row.on_front else row.name
         cells = [_cell(row.cells.get(column.key)) for column in shown]
-        lines.append(f"| {' | '.join([name, *cells, _settings(row), _ended(row)])} |")
+        lines.append(f"| {' | '.join([name, *cells, _settings(row), markdown_cell(_ended(row))])} |")
     return "\n".join(lines)
 
 
@@ -157,7 +157,7 @@ def tuning_table(rows: Sequence[Mapping[str, Any]]) -> str:
         settings = _written(row["settings"])
         cells = ["" if row.get(key) is None else number(float(row[key])) for key in figures]
         tried = f"**{settings}**" if row["chosen"] else settings
-        ended = row.get("ended", "failed")
+        ended = markdown_cell(str(row.get("ended", "failed")))
         lines.append(f"| {' | '.join([row['split'], row['method'], tried, *cells, ended])} |")
     return "\n".join(lines)
 
@@ -185,9 +185,15 @@ def as_csv(rows: Sequence[Row]) -> str:
         for key in keys:
             cell = row.cells.get(key)
             cells += ["", "", ""] if cell is None else [cell.value, cell.low, cell.high]
-        facts = [row.on_front, row.runs, row.failed, _ended(row), _written(row.settings), row.tried]
+        ended = _no_formula(_ended(row))
+        facts = [row.on_front, row.runs, row.failed, ended, _written(row.settings), row.tried]
         writer.writerow([row.split, row.name, *facts, *cells])
     return file.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """Put a space before what a spreadsheet would take for a formula: the text comes from a record."""
+    return f" {text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def as_json(result: BenchResult, rows: Sequence[Row]) -> dict[str, Any]:

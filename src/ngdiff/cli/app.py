@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -24,6 +25,9 @@ from ngdiff.cli.exits import (
 from ngdiff.errors import EvaluationError, Fault, Interrupted, RequestError, RunError, inert
 from ngdiff.system.events import log
 from ngdiff.system.terminal import always, open_streams, print_last_line, settings
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""What the system says where a disk takes nothing more."""
 
 __all__ = [
     "EXIT_BAD_REQUEST",
@@ -108,6 +112,13 @@ def _run() -> None:
     except RequestError as error:
         stop_bars()
         show_faults(error.faults)
+        sys.exit(EXIT_BAD_REQUEST)
+    except OSError as error:
+        stop_bars()
+        if error.errno not in NO_ROOM:
+            raise
+        where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+        show_faults((Fault("disk", f"{where} ({error.strerror})", "Free some room, or write elsewhere"),))
         sys.exit(EXIT_BAD_REQUEST)
     except EvaluationError as error:
         stop_bars()

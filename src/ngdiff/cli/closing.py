@@ -54,7 +54,7 @@ def _figures(record: RunRecord) -> Table:
         table.add_column(name, justify="right")
     for part, title in (("forget", "forget"), ("retain", "retain, held out"), ("never_seen", "never seen")):
         cells = [
-            f"{record.before[part][key]:.3f} → {record.after[part][key]:.3f}"
+            f"{_number(record.before, part, key)} → {_number(record.after, part, key)}"
             for key in ("probability", "extraction_strength", "nll")
         ]
         table.add_row(title, *cells)
@@ -87,6 +87,11 @@ def left_lines(stop: Mapping[str, Any], most: int = 10) -> list[str]:
     if stop.get("target_met") is False and stop.get("price"):
         lines.append(f"By the last checks, {stop['price']}.")
     return lines
+
+
+def _number(figures: dict[str, Any], part: str, key: str) -> str:
+    value = figures[part].get(key)  # a record read back may lack it, where data are hidden under a key
+    return "-" if value is None else f"{value:.3f}"
 
 
 def next_commands(record: RunRecord, request: UnlearnRequest) -> list[tuple[str, str]]:

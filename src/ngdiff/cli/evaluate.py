@@ -168,13 +168,13 @@ def evaluate(
         trust_remote_code=trust_remote_code,
         openunlearning=openunlearning,
     )
-    result = run(request)
+    result = run(request, show)
     if is_first_process():
         report_after(output, report)
-        show(result, output)
+        close(result, output)
 
 
-def show(result: EvaluationResult, output: Path) -> None:
+def show(result: EvaluationResult) -> None:
     """Print the figures with their intervals and directions, and the notes."""
     from rich.markup import escape
 
@@ -188,7 +188,19 @@ def show(result: EvaluationResult, output: Path) -> None:
         log.note(note)
         console.print(f"Note: {escape(note)}.", highlight=False)
     console.print("↑ higher is better, ↓ lower; 95% bootstrap intervals over items.", highlight=False)
+
+
+def close(result: EvaluationResult, output: Path) -> None:
+    """Say where the result is."""
+    from rich.markup import escape
+
+    from ngdiff.evaluation.result import texts_file
+    from ngdiff.system.progress import console
+
     log.conclude(output=str(output))
+    if result.texts:
+        beside = escape(str(texts_file(output)))
+        console.print(f"Questions and answers are in {beside}: keep it as you keep the data.", soft_wrap=True)
     last_line(f"The result is in {escape(str(output))}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,7 +82,7 @@ def run(request: MergeRequest) -> dict[str, Any]:
     """
     from ngdiff.models.loading import fold_in, load_model
     from ngdiff.system.environment import machine, versions, weights_hash
-    from ngdiff.system.output import RECORD, staged_folder, write_json
+    from ngdiff.system.output import RECORD, names_below, staged_folder, write_json
     from ngdiff.system.progress import working
 
     source, base, tokenizer = _prepare(request)
@@ -91,7 +90,7 @@ def run(request: MergeRequest) -> dict[str, Any]:
         model = load_model(base)
         before = weights_hash(model)
         model = fold_in(model, source)
-    with staged_folder(request.output) as folder:
+    with staged_folder(request.output, request.overwrite) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         record = {
@@ -102,6 +101,7 @@ def run(request: MergeRequest) -> dict[str, Any]:
             "versions": versions(),
             "machine": machine(),
             "notes": _other_base(Path(source.location) / RECORD, before),
+            "files": names_below(folder),
         }
         write_json(record, folder / RECORD)
     return record
@@ -109,7 +109,13 @@ def run(request: MergeRequest) -> dict[str, Any]:
 
 def _prepare(request: MergeRequest) -> tuple[ModelSource, ModelSource, Any]:
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.models.loading import check_causal, load_tokenizer, resolve_model, weights_bytes
+    from ngdiff.models.loading import (
+        check_causal,
+        load_tokenizer,
+        on_this_machine,
+        resolve_model,
+        weights_bytes,
+    )
     from ngdiff.system.output import check_output, same_folder
 
     faults: list[Fault] = []
@@ -128,6 +134,7 @@ def _prepare(request: MergeRequest) -> tuple[ModelSource, ModelSource, Any]:
         try:
             where = "--model" if request.model else "--model (as the adapter names it)"
             base = resolve_model(base_name, where, request.trust_remote_code)
+            base = base if request.model else on_this_machine(base, where)
             faults += check_causal(base)
         except RequestError as error:
             faults += error.faults
@@ -155,9 +162,11 @@ def _file_hashes(adapter: Path) -> dict[str, str]:
 
 def _other_base(record: Path, before: str) -> list[str]:
     """Say so where the adapter's own record names another base than the one it was merged into."""
+    from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+
     try:
-        trained_on = json.loads(record.read_text(encoding="utf-8"))["model"]["sha256_before"]
-    except (OSError, ValueError, KeyError, TypeError):
+        trained_on = load_json(read_within(record, MOST_JSON))["model"]["sha256_before"]
+    except (Unreadable, LookupError, TypeError):
         return []
     if trained_on in (None, before):  # None: it was made on quantised weights
         return []

@@ -9,6 +9,7 @@ import typer
 
 from ngdiff.cli.app import app
 from ngdiff.cli.options import Log, Quiet
+from ngdiff.errors import RequestError, inert
 from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
@@ -65,8 +66,9 @@ def report_after(out: Path, wanted: bool) -> None:
     if wanted and is_first_process():
         try:
             written = write_report(out)
-        except OSError as error:  # the result stands; a page can be made at any time
-            text = f"No report: {error.strerror or error}. Make one later: ngdiff report {out}"
+        except (OSError, RequestError) as error:  # the result stands; a page can be made at any time
+            why = getattr(error, "strerror", None) or inert(str(error))
+            text = f"No report: {why}. Make one later: ngdiff report {out}"
             console.print(escape(text), highlight=False, soft_wrap=True)
             return
         console.print(f"The report is {escape(str(written))}", highlight=False, soft_wrap=True)

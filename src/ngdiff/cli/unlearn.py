@@ -110,7 +110,7 @@ def unlearn(
     keep_utility: Annotated[
         float | None,
         typer.Option(
-            help="Floor of each figure that must be kept, as a share of its start. [default: 0.98, or the method's]",
+            help="Floor of each figure to keep, as a share of its start. [default: 0.98, or the method's]",
             rich_help_panel=STOPPING,
         ),
     ] = None,

@@ -94,7 +94,8 @@ class Cache:
                 break
             for key, value, digest in rows:
                 if isinstance(value, str) and digest == _digest(key, value):
-                    found[key] = json.loads(value)
+                    with contextlib.suppress(ValueError, RecursionError):  # no JSON: it is measured again
+                        found[key] = json.loads(value)
         return found
 
     def put(self, values: Mapping[str, Any]) -> None:
@@ -125,6 +126,9 @@ def _digest(key: str, value: str) -> str:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    with contextlib.suppress(OSError):  # what is wrong with the file, SQLite says
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        path.chmod(0o600)  # it holds answers
     connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False)
     try:
         with connection:

@@ -30,7 +30,9 @@ from ngdiff.evaluation.result import (
     EvaluationResult,
     Figure,
     is_result,
+    is_texts,
     seconds_by_figure,
+    texts_file,
     write_result,
 )
 from ngdiff.evaluation.suites import Suite, SuiteData, suites
@@ -103,6 +105,9 @@ def prepare(request: EvaluateRequest) -> Prepared:
     faults = _Faults()
     faults.attempt(lambda: check_precision(request.precision))
     faults.found += _setting_faults(request) + check_output_file(request.output, request.overwrite)
+    if not faults.found:
+        beside = texts_file(request.output)
+        faults.found += check_output_file(beside, overwrite=True, ours=is_texts, example=beside.name)
     if request.openunlearning is not None:
         faults.found += _log_folder_faults(request)
     trusted = request.trust_remote_code
@@ -244,10 +249,17 @@ def _require_faults(
     return faults
 
 
-def evaluate(request: EvaluateRequest) -> EvaluationResult:
+def evaluate(
+    request: EvaluateRequest, tell: Callable[[EvaluationResult], None] | None = None
+) -> EvaluationResult:
     """Evaluate a model and write the result.
 
     Started by ``torchrun``, all processes share the rows, and the first one writes.
+
+    Args:
+        request: what to evaluate.
+        tell: called with the result in the first process before anything is written, so that the figures are
+            known although the disk may be full.
 
     Raises:
         RequestError: something in the request is wrong; nothing was written.
@@ -278,6 +290,8 @@ def evaluate(request: EvaluateRequest) -> EvaluationResult:
         if cache is not None:
             cache.close()
         if is_main():
+            if tell is not None:
+                tell(result)
             write_result(result, request.output)
             if request.openunlearning is not None:
                 write_log(request.openunlearning, result.suite, figures, _truth_ratios(figures))

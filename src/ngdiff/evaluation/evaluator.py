@@ -139,7 +139,8 @@ class Evaluator:
         units = [*(list(group.rows) for group in groups), *([row] for row in alone)]
         units = [[row for row in unit if row not in known] for unit in units]
         order = _longest_first([unit for unit in units if unit], [len(e.input_ids) for e in encoded])
-        return [_score_from(value) for value in self._all(name, keys, order, measure, known)]
+        found = self._all(name, keys, order, measure, known, fits=_is_score)
+        return [_score_from(value) for value in found]
 
     def generate(
         self,
@@ -191,7 +192,7 @@ class Evaluator:
                 known[row] = answer_text(self.tokenizer, said, stop_strings), False
         open_rows = [row for row in range(len(prompts)) if row not in known]
         units = _longest_first([[row] for row in open_rows], [len(prompt) for prompt in prompts])
-        found = self._all(name, keys, units, measure, known, PROMPTS_A_SEQUENCE)
+        found = self._all(name, keys, units, measure, known, PROMPTS_A_SEQUENCE, fits=_is_text)
         texts = [str(text) for text in found]
         self._keep_said(name, examples, texts)
         return texts
@@ -258,7 +259,9 @@ class Evaluator:
 
         units = _longest_first([[row] for row in range(len(encoded))], [len(e.input_ids) for e in encoded])
         norms = []
-        for e, (norm, score) in zip(encoded, self._all(name, keys, units, measure), strict=True):
+        for e, (norm, score) in zip(
+            encoded, self._all(name, keys, units, measure, fits=_is_norm), strict=True
+        ):
             self._shown[e.input_ids, e.labels] = _score_from(score)
             norms.append(float(norm))
         return norms
@@ -278,14 +281,17 @@ class Evaluator:
         measure: Callable[[Sequence[int]], list[Any]],
         known: dict[int, tuple[Any, bool]] | None = None,
         rows_a_sequence: int = 1,
+        *,
+        fits: Callable[[Any], bool],
     ) -> list[Any]:
-        """Return one JSON value a row: known, in the cache, or measured, unit after unit."""
+        """Return one JSON value a row: known, in the cache (where it ``fits``), or measured."""
         chunk = BATCHES_A_CHUNK * self.batch_size * rows_a_sequence
         my_units = [units[place] for place in my_share(range(len(units)))]
         mine = [row for unit in my_units for row in unit]
 
         def work() -> dict[int, tuple[Any, bool]]:
             stored = self.cache.get([keys[row] for row in mine]) if self.cache is not None else {}
+            stored = {key: value for key, value in stored.items() if fits(value)}
             found = {row: (stored[keys[row]], True) for row in mine if keys[row] in stored}
             missing = [[row for row in unit if row not in found] for unit in my_units]
             with self._meter(name, len(mine)) as advance:
@@ -339,6 +345,30 @@ def _check_finite(name: str, example: Example, score: AnswerScore) -> None:
 def _score_from(value: dict[str, Any]) -> AnswerScore:
     tuples = {key: tuple(value[key]) for key in ("log_probs", "z_scores", "greedy")}
     return AnswerScore(**(value | tuples))
+
+
+def _is_score(value: Any) -> bool:
+    """Say whether a value from the cache can be what was put there: the file may have been edited."""
+    try:
+        score = _score_from(value)
+        numbers = (score.nll, score.tokens, score.extraction_strength, score.exact_memorisation)
+        return all(
+            _is_number(number) for number in (*numbers, *score.log_probs, *score.z_scores, *score.greedy)
+        )
+    except (LookupError, TypeError):
+        return False
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_norm(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_number(value[0]) and _is_score(value[1])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _generation_settings(model: Any) -> dict[str, str]:

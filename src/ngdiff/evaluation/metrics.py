@@ -184,6 +184,22 @@ def changed_definitions() -> dict[str, int]:
     return {name: metric.version for name, metric in METRICS.items() if metric.version > 1}
 
 
+_ROUNDING = 1e-6
+_UNBOUNDED = frozenset({"log_truth_ratio", "privleak"})
+
+
+def possible(metric: str, value: float) -> bool:
+    """Say whether a metric can have a value at all; all but a few lie between 0 and 1.
+
+    Args:
+        metric: its name; of one that is defined elsewhere nothing is known.
+        value: a mean, or the bound of an interval.
+    """
+    if metric not in METRICS or metric in _UNBOUNDED:
+        return True
+    return value >= -_ROUNDING and (metric == "nll" or value <= 1 + _ROUNDING)
+
+
 def higher_is_better(key: str, metric: str) -> bool | None:
     """Say which way a figure should go.
 

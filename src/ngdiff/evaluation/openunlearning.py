@@ -156,6 +156,11 @@ def read_log(path: Path, where: str = "--reference") -> Log:
         metrics = {
             name: _logged(value, f"{where} {path.name}, {name}", faults) for name, value in found.items()
         }
+    for name in set(ATTACKS) & set(metrics):
+        stated = metrics[name].stated
+        if stated is not None and not 0 <= stated <= 1:
+            what = f"is {stated}, and an area under a ROC curve lies in [0, 1]"
+            faults.append(Fault(f"{where} {path.name}, {name}", what, "Run that evaluation anew"))
     if faults:
         raise RequestError(faults[:20])
     if not metrics:

@@ -1,4 +1,8 @@
-"""figures, their items and where they come from -> eval.json, and back."""
+"""figures, their items and where they come from -> eval.json, and back.
+
+What was asked and answered lies in a file beside it, for its owner alone: ``eval.json`` is meant to be
+shared, and quotes nothing that was to be forgotten.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ngdiff.errors import Fault, RequestError
-from ngdiff.evaluation.metrics import higher_is_better, metric_named
+from ngdiff.errors import Fault, RequestError, inert
+from ngdiff.evaluation.metrics import higher_is_better, metric_named, possible
 from ngdiff.evaluation.statistics import interval
+from ngdiff.system.hashes import sha256_file
 from ngdiff.system.output import write_json
 from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
-KIND = "evaluation"
+KIND, TEXTS_KIND = "evaluation", "texts of an evaluation"
 FORMAT = 1
 
 
@@ -106,7 +111,6 @@ class EvaluationResult:
             "figures": {key: _figure_json(key, found) for key, found in self.figures.items()},
             "notes": self.notes,
             "places": self.places,
-            "texts": self.texts,
             "provenance": self.provenance,
         }
 
@@ -118,10 +122,7 @@ class EvaluationResult:
             KeyError, TypeError, ValueError: where it is not that; :func:`read_result` says it politely.
         """
         figures = {str(key): _figure_from(value) for key, value in content["figures"].items()}
-        texts = {
-            str(name): [{str(key): str(text) for key, text in row.items()} for row in rows]
-            for name, rows in content.get("texts", {}).items()  # results of earlier versions have none
-        }
+        texts = _as_texts(content.get("texts", {}))  # those of earlier versions quote them
         places = {str(name): [str(place) for place in found] for name, found in content["places"].items()}
         return cls(
             suite=str(content["suite"]),
@@ -157,14 +158,18 @@ def _figure_from(value: dict[str, Any]) -> Figure:
     bounds, version = value["interval"], int(value["metric_version"])
     if bounds is not None and len(bounds) != 2:
         raise ValueError("an interval has two ends")
+    metric = str(value["metric"])
+    for stated in (value["value"], *(bounds or ())):
+        if stated is not None and not possible(metric, _number(stated)):
+            raise ValueError(f"{str(stated)[:40]} is no value that {inert(metric)} can have")
     return Figure(
-        metric=str(value["metric"]),
+        metric=metric,
         value=None if value["value"] is None else _number(value["value"]),
         interval=None if bounds is None else (_number(bounds[0]), _number(bounds[1])),
         items=tuple(None if item is None else _number(item) for item in value["items"]),
         note=None if value["note"] is None else str(value["note"]),
         sets=tuple(str(name) for name in value["sets"]),
-        outdated=None if version == metric_named(str(value["metric"])).version else version,
+        outdated=None if version == metric_named(metric).version else version,
     )
 
 
@@ -192,20 +197,54 @@ def seconds_by_figure(figures: Mapping[str, Figure], passes: Mapping[str, float]
 
 
 def write_result(result: EvaluationResult, path: Path) -> None:
-    """Write ``eval.json`` whole or not at all."""
+    """Write ``eval.json``, and the texts beside it (:func:`texts_file`), each whole or not at all."""
     write_json(result.as_json(), path)
+    if result.texts:
+        content = {"kind": TEXTS_KIND, "of": sha256_file(path), "texts": result.texts}
+        write_json(content, texts_file(path), mode=0o600)
+
+
+def texts_file(path: Path) -> Path:
+    """Return where the texts of an ``eval.json`` lie."""
+    return path.with_suffix(f".texts{path.suffix}")
+
+
+def is_texts(path: Path) -> bool:
+    """Say whether a file gives itself out as the texts of an ``eval.json``."""
+    return _begins_with(path, f'"kind": "{TEXTS_KIND}"')
+
+
+def _read_texts(path: Path) -> dict[str, list[dict[str, str]]]:
+    """Return the texts beside an ``eval.json``; none where they are missing, damaged or of another one."""
+    try:
+        content = load_json(read_within(texts_file(path), MOST_JSON))
+        if content["kind"] != TEXTS_KIND or content["of"] != sha256_file(path):
+            return {}
+        return _as_texts(content["texts"])
+    except (Unreadable, OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _as_texts(found: Any) -> dict[str, list[dict[str, str]]]:
+    return {
+        str(name): [{str(key): str(text) for key, text in row.items()} for row in rows]
+        for name, rows in found.items()
+    }
 
 
 def is_result(path: Path) -> bool:
     """Say whether a file gives itself out as an ``eval.json``, whole or cut short."""
+    return _begins_with(path, f'"kind": "{KIND}"')
+
+
+def _begins_with(path: Path, words: str) -> bool:
     try:
         if not path.is_file():  # a pipe would be waited for
             return False
         with path.open(encoding="utf-8") as file:
-            head = file.read(200)
+            return words in file.read(200)
     except (OSError, ValueError):
         return False
-    return f'"kind": "{KIND}"' in head
 
 
 def read_result(path: Path, where: str = "--reference") -> EvaluationResult:
@@ -231,10 +270,12 @@ def read_result(path: Path, where: str = "--reference") -> EvaluationResult:
         what = f"{path.name} has format {str(content.get('format'))[:20]!r}; this version reads {FORMAT}"
         raise RequestError(Fault(where, what, again))
     try:
-        return EvaluationResult.from_json(content)
+        result = EvaluationResult.from_json(content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"{path.name} is damaged or incomplete ({type(error).__name__}: {error})"
         raise RequestError(Fault(where, what, again)) from None
+    result.texts = result.texts or _read_texts(path)
+    return result
 
 
 def _refuse(text: str) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngdiff.errors import inert
+from ngdiff.system.outside import MIB, Unreadable, read_within
 
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord
@@ -99,8 +100,8 @@ def _front_matter(folder: Path | None, name: str) -> Mapping[str, Any]:
     if card is None:
         return {}
     try:
-        text = Path(card).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_within(Path(card), MIB).decode("utf-8")
+    except (Unreadable, UnicodeDecodeError):
         return {}
     matter = re.match(r"---\r?\n(.{0,20000}?)\r?\n---", text, re.DOTALL)
     try:

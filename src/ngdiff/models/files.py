@@ -15,8 +15,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ngdiff.errors import Fault, RequestError
-from ngdiff.system.outside import first_line, load_object
+from ngdiff.errors import Fault, RequestError, inert
+from ngdiff.models.adapter_config import MOST_BYTES, config_faults
+from ngdiff.system.outside import Unreadable, check_ordinary, first_line, load_object
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -33,6 +34,9 @@ def folder_faults(path: Path, where: str, trust_remote_code: bool = False) -> li
         where: the setting that named it.
         trust_remote_code: whether code that comes with the model may be run.
     """
+    if strange := _strange(path):
+        mend = "Take it out of the folder, or copy the model again"
+        return [Fault(where, f"{path / name} {what}", mend) for name, what in strange]
     adapter = (path / ADAPTER_CONFIG).is_file()
     config = path / (ADAPTER_CONFIG if adapter else "config.json")
     if not config.is_file():
@@ -41,9 +45,10 @@ def folder_faults(path: Path, where: str, trust_remote_code: bool = False) -> li
         content = load_object(config, where, _AGAIN)
     except RequestError as error:
         return list(error.faults)
-    faults = _adapter_faults(path, where) if adapter else _weight_faults(path, where)
+    faults = _adapter_faults(path, content, where) if adapter else _weight_faults(path, where)
     if not adapter:
         faults += _code_faults(path, content, where, trust_remote_code)
+        faults += quantised_faults(str(path), content.get("quantization_config"), where)
         faults += _generation_faults(path, where)
     if not faults and not adapter:
         faults += _size_faults(path, content, where)
@@ -53,11 +58,28 @@ def folder_faults(path: Path, where: str, trust_remote_code: bool = False) -> li
 # ---- weights ----
 
 
-def _adapter_faults(path: Path, where: str) -> list[Fault]:
+def _strange(folder: Path) -> list[tuple[str, str]]:
+    """Name what in a folder is neither a file nor a folder: a pipe keeps its reader waiting for ever."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_dir():
+            try:
+                check_ordinary(path)
+            except Unreadable as error:
+                found.append((path.name, error.what))
+    return found
+
+
+def _adapter_faults(path: Path, content: Mapping[str, Any], where: str) -> list[Fault]:
     # peft takes adapter_model.bin, a pickle, where this one file is missing
     if not (path / ADAPTER_WEIGHTS).is_file():
         return _no_weights(path, where, ADAPTER_WEIGHTS)
-    return _header_faults([path / ADAPTER_WEIGHTS], where)
+    if faults := _header_faults([path / ADAPTER_WEIGHTS], where):
+        return faults
+    config = path / ADAPTER_CONFIG
+    if config.stat().st_size > MOST_BYTES:
+        return [Fault(where, f"{config} is larger than any such file", _AGAIN)]
+    return config_faults(config, content, shapes(path / ADAPTER_WEIGHTS), where)
 
 
 def _weight_faults(path: Path, where: str) -> list[Fault]:
@@ -135,6 +157,17 @@ def _code_faults(path: Path, config: Mapping[str, Any], where: str, trusted: boo
         what = f"{path} comes with code of its own (auto_map in config.json), which is not run"
         faults.append(Fault(where, what, ASK))
     return faults
+
+
+def quantised_faults(name: str, settings: object, where: str) -> list[Fault]:
+    """Say so where a model's weights were stored quantised: they can be neither trained nor compared."""
+    if not settings:
+        return []
+    how = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    what = (
+        f"{name!r} holds quantised weights (quantization_config{f', {inert(str(how))[:40]}' if how else ''})"
+    )
+    return [Fault(where, what, "Give the model that it was made from; --qlora quantises it for the training")]
 
 
 def known_type(model_type: object) -> bool:

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.distributed import is_first_process
+from ngdiff.models.adapter_config import pattern_fault
 from ngdiff.models.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -27,10 +28,11 @@ from ngdiff.models.files import (
     count_numbers,
     folder_faults,
     missing_weights,
+    quantised_faults,
     shapes,
 )
 from ngdiff.system.output import staged_folder
-from ngdiff.system.outside import first_line
+from ngdiff.system.outside import first_line, load_object
 
 SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -142,10 +144,33 @@ def _base(source: ModelSource) -> ModelSource:
         raise RequestError(
             Fault(where, "is not named in adapter_config.json", "Name base_model_name_or_path there")
         )
-    base = resolve_model(source.base, where, source.trust_remote_code)
+    base = on_this_machine(resolve_model(source.base, where, source.trust_remote_code), where)
     if base.is_local and Path(base.location).samefile(source.location):
         raise RequestError(Fault(where, "is the adapter itself", "Correct base_model_name_or_path"))
     return base
+
+
+def on_this_machine(base: ModelSource, where: str) -> ModelSource:
+    """Return the base model that a local adapter names as it lies in the hub's cache; no network is asked.
+
+    The adapter's files name it, not the user, so nothing is fetched for it.
+
+    Raises:
+        RequestError: it is a hub name, and is not there.
+    """
+    if base.is_local:
+        return base
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(base.location, local_files_only=True)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        what = f"is {base.location!r} on the hub, which is not on this machine, and nobody asked to fetch it"
+        mend = f"Fetch it: hf download {base.location}; or name a folder as base_model_name_or_path"
+        raise RequestError(Fault(where, what, mend)) from error
+    found = resolve_model(folder, where, base.trust_remote_code)
+    return replace(found, name=base.name)
 
 
 def weights_bytes(source: ModelSource) -> int | None:
@@ -173,6 +198,8 @@ def check_causal(source: ModelSource, where: str = "--model") -> list[Fault]:
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=source.trust_remote_code)
     except Exception as error:  # each model type checks its own settings, and raises what it likes
         return [_unopened(error, f"{source.name!r} cannot be opened", where)]
+    if stored := quantised_faults(source.name, getattr(config, "quantization_config", None), where):
+        return stored
     wanted = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     architectures = _names(config.architectures)
     if wanted is None and "AutoModelForCausalLM" in _names(getattr(config, "auto_map", None)):
@@ -298,9 +325,22 @@ def load_model(source: ModelSource, dtype: torch.dtype = torch.float32) -> PreTr
     wrong = missing_weights(info, getattr(model.config.get_text_config(), "num_hidden_layers", None))
     if wrong is not None:
         raise RequestError(Fault("--model", f"{source.name!r} is not whole: {wrong}", _WHOLE))
+    _check_finite(model, source)
     model.config._name_or_path = source.name
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_finite(model: PreTrainedModel, source: ModelSource) -> None:
+    """Refuse a model that is broken already: nothing that it says would be a number.
+
+    Raises:
+        RequestError: a weight is NaN or infinite.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+            what = f"{source.name!r} has weights that are not finite, the first in {name}"
+            raise RequestError(Fault("--model", what, "Give the model from before it broke"))
 
 
 _WHOLE = "Check that every file of the model is there and whole"
@@ -408,6 +448,10 @@ def fold_in(base: PreTrainedModel, adapter: ModelSource) -> PreTrainedModel:
     """
     from peft import PeftModel
 
+    content = load_object(Path(adapter.location) / ADAPTER_CONFIG, "--model", _OTHER_BASE)
+    modules = (name for name, _ in base.named_modules())
+    if endless := pattern_fault(adapter.name, content, modules, "--model"):
+        raise RequestError(endless)
     try:
         wrapped = PeftModel.from_pretrained(base, adapter.location)
         strangers = _strangers(wrapped, adapter)
@@ -419,6 +463,7 @@ def fold_in(base: PreTrainedModel, adapter: ModelSource) -> PreTrainedModel:
     if strangers:
         what = f"{adapter.name!r} does not fit its base model: {strangers[0]} is in one of the two only"
         raise RequestError(Fault("--model", what, _OTHER_BASE))
+    _check_finite(merged, adapter)
     merged.requires_grad_(True)  # PEFT froze the base model, and it is one like any other again
     merged.config._name_or_path = adapter.name
     return merged

@@ -13,7 +13,7 @@ from torch import Tensor
 from ngdiff.errors import RunError
 from ngdiff.evaluation.distributed import is_main
 from ngdiff.system.disk import disk_reason, is_disk_error
-from ngdiff.system.output import RECORD, write_json
+from ngdiff.system.output import RECORD, names_below, write_json
 from ngdiff.training.checkpoints import forget_older
 from ngdiff.training.parallel import any_process, is_sharded, on_all, whole
 from ngdiff.training.parameters import all_finite
@@ -48,7 +48,8 @@ def write_result(
         place: where.
         model: what was trained.
         tokenizer: its own.
-        record: plain JSON values.
+        record: plain JSON values; the names of the files of model and tokenizer are added, so that
+            ``--overwrite`` knows them.
         also: writes what goes beside them into the folder it is given.
 
     Raises:
@@ -62,7 +63,7 @@ def write_result(
     def write(folder: Path) -> None:
         model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
-        write_json(record, folder / RECORD)
+        write_json({**record, "files": names_below(folder)}, folder / RECORD)
         if also is not None:
             also(folder)
 

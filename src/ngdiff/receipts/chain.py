@@ -7,6 +7,7 @@ numbered from 001; each receipt names the SHA-256 of the one before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ngdiff.receipts.files import EARLIER, RECEIPT, SIGNATURE
@@ -32,7 +33,18 @@ def read_chain(folder: Path) -> list[Read]:
     last = read_receipt(newest, RECEIPT, folder / SIGNATURE)
     previous = last.content.get("previous")
     count = previous["count"] if previous and previous["sha256"] else 0
+    uncounted = _uncounted(folder, count)
+    if uncounted and last.content:
+        fault = f"counts {count} receipts before it; {', '.join(uncounted)} lies there, too"
+        last = replace(last, faults=(*last.faults, fault))
     return [*_copies(folder, min(count, _most(folder))), last]
+
+
+def _uncounted(folder: Path, count: int) -> list[str]:
+    """Name copies of receipts that the newest receipt does not count."""
+    counted = {earlier_name(number) for number in range(1, min(count, _most(folder)) + 1)}
+    copies = sorted(f"{EARLIER}/{path.name}" for path in (folder / EARLIER).glob("*.json"))
+    return [name for name in copies if name not in counted]
 
 
 def _most(folder: Path) -> int:

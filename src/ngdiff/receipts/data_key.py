@@ -16,7 +16,6 @@ rows.
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ from typing import Any
 
 from ngdiff.data.examples import Example, data_hash
 from ngdiff.errors import Fault, RequestError
+from ngdiff.system.output import write_new
+from ngdiff.system.outside import Unreadable, read_within
 
 KEY_BYTES = 32
 
@@ -36,13 +37,13 @@ def read_data_key(path: Path, where: str = "--data-key") -> bytes:
     """
     mend = "Make one: ngdiff keygen --data FILE"
     try:
-        if path.stat().st_size > 4 * KEY_BYTES:
-            raise ValueError("it is too big")
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(read_within(path, 4 * KEY_BYTES).decode("ascii").strip())
         if len(key) != KEY_BYTES:
             raise ValueError(f"it has {len(key)} bytes")
-    except OSError as error:
-        raise RequestError(Fault(where, f"{path} cannot be read: {error.strerror}", mend)) from error
+    except Unreadable as error:
+        too_big = path.is_file() and path.stat().st_size > 4 * KEY_BYTES
+        what = f"holds no key of {2 * KEY_BYTES} hex digits" if too_big else error.what
+        raise RequestError(Fault(where, f"{path} {what}", mend)) from error
     except ValueError as error:  # UnicodeDecodeError and what fromhex raises are ValueErrors too
         what = f"{path} holds no key of {2 * KEY_BYTES} hex digits"
         raise RequestError(Fault(where, what, mend)) from error
@@ -56,8 +57,7 @@ def write_data_key(path: Path) -> None:
         RequestError: the file exists, or cannot be written.
     """
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(secrets.token_hex(KEY_BYTES) + "\n")
+        write_new({path: (f"{secrets.token_hex(KEY_BYTES)}\n".encode(), 0o600)})
     except FileExistsError as error:
         raise RequestError(
             Fault("KEY", f"{path} exists", "Give another name: keys are never replaced")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ngdiff.receipts.data_key import matches
 from ngdiff.receipts.figures import MEASURES
 from ngdiff.receipts.schema import Read
 from ngdiff.system.output import RECORD
+from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 WATCHED = ("extraction_strength", "probability")
 _ROUNDING = 1e-6
@@ -69,12 +69,12 @@ def _of_record(record: Mapping[str, Any]) -> EarlierRequest:
 def record_of(folder: Path) -> tuple[dict[str, Any], str] | None:
     """Read the record of an unlearning run and its SHA-256, where a model's folder has one."""
     try:
-        text = (folder / RECORD).read_bytes()
-        record = json.loads(text)
+        text = read_within(folder / RECORD, MOST_JSON)
+        record = load_json(text)
         if record["kind"] != "unlearn":
             return None
         _of_record(record)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (Unreadable, ValueError, LookupError, TypeError):
         return None
     return record, sha256(text)
 
@@ -156,8 +156,9 @@ def looked_at_again(
         if now is None:
             missing.append(request.number)
         entry = {"request": request.number, "time": request.time, "data": dict(request.data)}
+        known = now is not None and all(name in request.ended_at for name in WATCHED)
         entry |= {"ended_at": {name: dict(figure) for name, figure in request.ended_at.items()}}
-        said.append(entry | {"looked_at": now is not None, "came_back": None if now is None else bool(risen)})
+        said.append(entry | {"looked_at": now is not None, "came_back": bool(risen) if known else None})
     if missing:
         numbers = ", ".join(map(str, missing))
         notes.append(

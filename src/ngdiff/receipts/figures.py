@@ -59,8 +59,19 @@ def figures_of(items: Items, bootstrap: Bootstrap | None = None) -> dict[str, di
 
 
 def figures_of_sets(part: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of every set in a record's ``before`` or ``after``."""
+    """Return the figures of every set in a record's ``before`` or ``after``.
+
+    Where the record keeps no items (see :mod:`ngdiff.receipts.hidden`), they are its means, without
+    intervals.
+    """
     items = part.get("items")
+    if items is None:
+        return {name: _without_interval(means) for name, means in part.items()}
     if not isinstance(items, Mapping):
         return {}
     return {name: figures_of(columns) for name, columns in items.items()}
+
+
+def _without_interval(means: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: means[name] for name in MEASURES if name in means}
+    return {name: {"value": value, "low": None, "high": None} for name, value in known.items()}

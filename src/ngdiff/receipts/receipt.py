@@ -18,6 +18,7 @@ from ngdiff.receipts.chain import copy_chain
 from ngdiff.receipts.earlier import EarlierRequest, looked_at_again
 from ngdiff.receipts.figures import figures_of_sets
 from ngdiff.receipts.files import RECEIPT, SIGNATURE, hash_files
+from ngdiff.receipts.hidden import is_hidden
 from ngdiff.receipts.schema import FORMAT, Read
 from ngdiff.receipts.signature import ALGORITHM, public_hex
 from ngdiff.record import RunRecord
@@ -34,6 +35,10 @@ PROVES = (
     "The figures follow from the values of the single items in record.json; 'ngdiff verify' recomputes them.",
     "A chained receipt cannot be changed or left out without changing every receipt after it.",
     "A signature shows that the holder of the private key signed exactly this text.",
+)
+HIDDEN_ITEMS = (
+    "The figures are those of record.json, which leaves out the values of single items, since the data are "
+    "hidden under a key: they cannot be recomputed."
 )
 DOES_NOT_PROVE = (
     "That the model has forgotten: only what was run, and what this software measured by the tests named "
@@ -118,7 +123,8 @@ def complete_record(record: RunRecord, plan: ReceiptPlan) -> None:
 def write_receipt(folder: Path, plan: ReceiptPlan) -> None:
     """Write the receipt of a run whose folder is complete but for it; the record is read from there."""
     copy_chain(plan.chain, folder)
-    said = statement(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    said = statement(record)
     versions = said["versions"]
     content = {
         "kind": "receipt",
@@ -131,7 +137,7 @@ def write_receipt(folder: Path, plan: ReceiptPlan) -> None:
         "signer": None
         if plan.key is None
         else {"algorithm": ALGORITHM, "public_key": public_hex(plan.key.public_key())},
-        "proves": list(PROVES),
+        "proves": proves(is_hidden(record)),
         "does_not_prove": list(DOES_NOT_PROVE),
     }
     text = sealed(content)
@@ -140,6 +146,15 @@ def write_receipt(folder: Path, plan: ReceiptPlan) -> None:
     if plan.key is not None:
         with staged_file(folder / SIGNATURE) as staging:
             staging.write_bytes(plan.key.sign(text))
+
+
+def proves(without_items: bool) -> list[str]:
+    """Return what the receipt of a run says that it proves.
+
+    Args:
+        without_items: whether the record leaves out the values of single items.
+    """
+    return [HIDDEN_ITEMS if without_items and text is PROVES[2] else text for text in PROVES]
 
 
 def _previous(plan: ReceiptPlan) -> dict[str, Any] | None:

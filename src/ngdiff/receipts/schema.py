@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ngdiff.receipts.canonical import canonical, seal_holds, sha256
+from ngdiff.system.outside import Unreadable, read_within
 
 FORMAT = 1
 MOST_BYTES = 2**26
 MOST_LEVELS = 64
+MOST_DIGITS = 19
+"""Of a whole number: sizes in bytes and counts, and seeds, have fewer."""
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Figures = dict[str, dict[str, "Interval"]]
@@ -164,7 +167,10 @@ def read_receipt(path: Path, name: str, signature: Path | None = None) -> Read:
     """
     if path.stat().st_size > MOST_BYTES:
         return Read(name, b"", {}, ("is far too big for a receipt",))
-    text = path.read_bytes()
+    try:
+        text = read_within(path, MOST_BYTES)
+    except Unreadable as error:
+        return Read(name, b"", {}, (error.what,))
     signed = None
     if signature is not None and signature.is_file():
         with signature.open("rb") as file:
@@ -186,10 +192,16 @@ def _deeper(value: Any, levels: int) -> bool:
     return bool(here)
 
 
+def _whole_number(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError("a number has too many digits")
+    return int(text)
+
+
 def check_text(text: bytes) -> tuple[dict[str, Any], list[str]]:
     """Return a receipt's content and what is wrong with it."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_int=_whole_number)
         if _deeper(content, MOST_LEVELS):
             return {}, ["is nested deeper than any receipt"]
         checked = Receipt.model_validate_json(text)

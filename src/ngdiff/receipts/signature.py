@@ -10,7 +10,6 @@ checks it without this package.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from ngdiff.errors import Fault, RequestError
+from ngdiff.system.output import write_new
 
 ALGORITHM = "Ed25519"
 _MOST_BYTES = 2**16
@@ -131,9 +131,7 @@ def write_keys(path: Path) -> Path:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     try:
-        for file, content, mode in ((path, secret, 0o600), (public, shown, 0o644)):
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
-                stream.write(content)
+        write_new({path: (secret, 0o600), public: (shown, 0o644)})
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror}"
         raise RequestError(Fault("KEY", what, "Choose a folder that exists and may be written to")) from error

@@ -21,22 +21,26 @@ from ngdiff.models.loading import ModelSource
 from ngdiff.receipts.chain import link_faults, read_chain
 from ngdiff.receipts.data_key import matches, rows_found
 from ngdiff.receipts.figures import MEASURES
-from ngdiff.receipts.files import NOT_HASHED, RECEIPT, hash_file, hash_model_files, list_files
-from ngdiff.receipts.receipt import statement
+from ngdiff.receipts.files import NOT_HASHED, RECEIPT, hash_file, list_files
+from ngdiff.receipts.hidden import is_hidden
+from ngdiff.receipts.receipt import DOES_NOT_PROVE, proves, statement
 from ngdiff.receipts.schema import Read
 from ngdiff.receipts.signature import holds, public_from_hex, public_hex
+from ngdiff.receipts.starting import starting_findings
 from ngdiff.receipts.weights import recomputed_weights_hash
 from ngdiff.system.environment import code_hash
 from ngdiff.system.output import ANSWERS, RECORD
+from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
-WRITTEN_LATER = frozenset({"report.html"})
-"""What the project's own commands put beside a model later on: no fault, but not vouched for either."""
+REPORT = "report.html"
+"""What 'ngdiff report' puts beside a model later on."""
 KEPT_AT_HOME = frozenset({ANSWERS})
 """What a run writes and 'ngdiff push' leaves out, since it holds the text that was to be forgotten."""
 OF_THE_HUB = (".gitattributes", ".git/", ".cache/huggingface/")
 """What the hub and its client put beside a model that was pushed and fetched; no part of the model."""
 _SHOWN = 300
+_NO_RECORD = (Unreadable, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def verify(folder: Path, evidence: Evidence) -> list[Finding]:
         return found
     if not found:
         found.append(Finding(RECEIPT, True, f"whole and in its canonical form (SHA-256 {receipt.sha256})"))
+    found += wording_findings(receipt.content)
     found += signature_findings(receipt, evidence.public_key)
     files = file_findings(folder, receipt.content["files"])
     found += files
@@ -94,9 +99,21 @@ def verify(folder: Path, evidence: Evidence) -> list[Finding]:
     found.append(weights_finding(folder, receipt.content["model"]["sha256_after"], unchanged))
     found += _code_findings(receipt.content)
     found += data_findings(receipt.content["data"], evidence)
-    found += starting_findings(receipt.content, evidence.starting_model)
+    found += [
+        Finding("starting model", agrees, text)
+        for agrees, text in starting_findings(receipt.content, evidence.starting_model)
+    ]
     found += chain_findings(folder, chain, evidence)
     return found
+
+
+def wording_findings(receipt: Mapping[str, Any]) -> list[Finding]:
+    """Compare what a receipt says that it proves with what receipts say."""
+    keyed = any(entry.get("keyed") for entry in receipt["data"].values())
+    known = [proves(False), proves(True)] if keyed else [proves(False)]
+    wrong = [] if receipt["proves"] in known else ["proves"]
+    wrong += [] if receipt["does_not_prove"] == list(DOES_NOT_PROVE) else ["does_not_prove"]
+    return [Finding(f"{part} in the receipt", False, "is not what receipts state") for part in wrong]
 
 
 def signature_findings(receipt: Read, trusted: Ed25519PublicKey | None) -> list[Finding]:
@@ -130,12 +147,27 @@ def file_findings(folder: Path, stated: Mapping[str, Mapping[str, Any]]) -> list
         if name not in plain:
             found += [] if name in strange else [_missing(name)]
         elif name not in stated:
-            harmless = name in WRITTEN_LATER or name.startswith(OF_THE_HUB)
-            text = "is not in the receipt: it was added afterwards"
-            found.append(Finding(name, None if harmless else False, text))
+            found.append(_added(folder, name))
         else:
             found.append(_file_finding(folder, name, stated[name]))
     return found
+
+
+def _added(folder: Path, name: str) -> Finding:
+    if name == REPORT:
+        return Finding(name, *_page_finding(folder))
+    harmless = name.startswith(OF_THE_HUB)
+    return Finding(name, None if harmless else False, "is not in the receipt: it was added afterwards")
+
+
+def _page_finding(folder: Path) -> tuple[bool | None, str]:
+    """Say whether the page in a folder is the one that its other files give."""
+    from ngdiff.report.page import is_page_of  # which reads receipts itself
+
+    if is_page_of(folder):
+        return True, "is the page that 'ngdiff report' makes of this folder"
+    why = "it was made with other files or by another version, or forged; to rely on it, make it again"
+    return None, f"is not in the receipt, nor the page that 'ngdiff report' makes of this folder: {why}"
 
 
 def _missing(name: str) -> Finding:
@@ -162,10 +194,10 @@ def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
     if not (folder / RECORD).is_file():
         return [Finding(RECORD, False, "is needed to check the receipt, and is no file here")]
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = load_json(read_within(folder / RECORD, MOST_JSON))
         said = _statement_as(receipt, record)
-        followed = figures_follow(record)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        followed = [] if is_hidden(record) else figures_follow(record)
+    except _NO_RECORD as error:
         return [Finding(RECORD, False, f"is no whole record of a run ({type(error).__name__})")]
     found = [
         Finding(f"{part} in the receipt", same(receipt[part], value), _agreement(receipt[part], value))
@@ -175,6 +207,9 @@ def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
     if stated not in (None, said["request"]["sha256"]):
         text = "is not the hash of its settings, data and starting model"
         found.append(Finding(f"request_sha256 in {RECORD}", False, text))
+    if is_hidden(record):
+        text = "not checked: the values of single items were left out, since the data are hidden under a key"
+        return [*found, Finding(f"figures in {RECORD}", None, text)]
     wrong = [f"{when} {name}" for when, name, follows in followed if not follows]
     text = f"do not follow from the items: {', '.join(wrong)}" if wrong else "follow from the items"
     found.append(Finding(f"figures in {RECORD}", not wrong, text))
@@ -292,20 +327,6 @@ def _set_finding(
             )
         text += f"; {len(known)} of these are in it"
     return Finding(what, False, text)
-
-
-def starting_findings(receipt: Mapping[str, Any], source: ModelSource | None) -> list[Finding]:
-    """Compare the starting model's files, where it was given."""
-    what, stated = "starting model", receipt["starting_files"]
-    if source is None:
-        return [Finding(what, None, "not checked: --model was not given")]
-    now = hash_model_files(source)
-    if stated is None or now is None:
-        return [Finding(what, None, "its files were not on this machine")]
-    wrong = sorted(name for name in {*stated, *now} if stated.get(name) != now.get(name))
-    if wrong:
-        return [Finding(what, False, f"is another one: {', '.join(wrong)} differ")]
-    return [Finding(what, True, f"its {len(now)} files are those of the receipt")]
 
 
 def chain_findings(folder: Path, chain: Sequence[Read], evidence: Evidence) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata, resources
@@ -27,6 +27,7 @@ from ngdiff.report.text import embedded, visible
 from ngdiff.report.tradeoff import evaluated_tradeoff, tradeoff
 from ngdiff.report.verdict import judge
 from ngdiff.system.output import staged_file
+from ngdiff.system.outside import MOST_JSON, Unreadable, read_within
 
 REPORT = "report.html"
 GENERATOR = '<meta name="generator" content="ngdiff'
@@ -58,10 +59,21 @@ def write_report(
         output = place / REPORT if place.is_dir() else place.with_suffix(".html")
     check_page(output)
     if is_bench(place):
-        return _write(bench_page(read_bench(place)), output)
+        bench = read_bench(place)
+        return _write(_made(lambda: bench_page(bench), place), output)
     run = read_run(place, given)
     rest = [read_run(other, where="--other") for other in others]
-    return _write(run_page(run, rest), output)
+    return _write(_made(lambda: run_page(run, rest), place), output)
+
+
+def is_page_of(place: Path) -> bool:
+    """Say whether the page in the folder of a run is the one that :func:`write_report` makes of it."""
+    try:
+        page = read_within(place / REPORT, MOST_JSON).decode("utf-8")
+        run = read_run(place)
+        return page == _made(lambda: run_page(run), place)
+    except (Unreadable, ValueError):  # RequestError is a ValueError, and so is text that is not UTF-8
+        return False
 
 
 def write_comparison(places: Sequence[Path], output: Path) -> Path:
@@ -75,7 +87,22 @@ def write_comparison(places: Sequence[Path], output: Path) -> Path:
     parents = [f"{place.absolute().parent.name}/{place.absolute().name}" for place in places]
     unique = names if len(set(names)) == len(names) else parents
     runs = [read_run(place, where="RUN", name=name) for place, name in zip(places, unique, strict=True)]
-    return _write(compare_page("Comparison", runs), output)
+    return _write(_made(lambda: compare_page("Comparison", runs), *places), output)
+
+
+def _made(page: Callable[[], str], *places: Path) -> str:
+    """Return a page.
+
+    Raises:
+        RequestError: a record or an evaluation has the right keys, but values that no page can be made of.
+    """
+    try:
+        return page()
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        what = (
+            f"{', '.join(map(str, places))} holds values of the wrong kind ({type(error).__name__}: {error})"
+        )
+        raise RequestError(Fault("OUT", what, "Give a folder as ngdiff wrote it")) from error
 
 
 def check_page(path: Path, where: str = "--output") -> None:
@@ -90,6 +117,8 @@ def check_page(path: Path, where: str = "--output") -> None:
         raise RequestError(Fault(where, f"{path} is a folder", "Give the name of a file"))
     if not path.exists():
         return
+    if not path.is_file():  # a pipe would be waited for
+        raise RequestError(Fault(where, f"{path} is no ordinary file", "Give another name"))
     with path.open(encoding="utf-8", errors="replace") as file:
         ours = GENERATOR in file.read(4000)
     if not ours:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.result import EvaluationResult, is_result, read_result
 from ngdiff.system.output import ANSWERS, RECORD
+from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 RECEIPT, DEMO, BENCH = "receipt.json", "demo.json", "results.json"
 OWN_NAMES = ("evaluation.json", "eval.json")
@@ -96,14 +96,9 @@ def read_json(path: Path, where: str) -> Mapping[str, Any]:
         RequestError: the file cannot be read, is no JSON, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(
-            Fault(where, f"{path} cannot be read: {error.strerror}", "Check the path")
-        ) from None
-    except (ValueError, RecursionError) as error:
-        what = f"{path} is truncated or no JSON ({error})"
-        raise RequestError(Fault(where, what, "Give a file that ngdiff wrote")) from None
+        content = load_json(read_within(path, MOST_JSON))
+    except Unreadable as error:
+        raise RequestError(Fault(where, f"{path} {error.what}", "Give a file that ngdiff wrote")) from None
     if not isinstance(content, dict):
         raise RequestError(Fault(where, f"{path} holds no JSON object", "Give a file that ngdiff wrote"))
     return content
@@ -175,8 +170,8 @@ def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: 
 def is_bench(place: Path) -> bool:
     """Say whether a folder is that of ``ngdiff bench``."""
     try:
-        return bool(dig(json.loads((place / BENCH).read_text(encoding="utf-8")), "kind") == "bench")
-    except (OSError, ValueError, RecursionError):
+        return bool(dig(load_json(read_within(place / BENCH, MOST_JSON)), "kind") == "bench")
+    except Unreadable:
         return False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ngdiff.receipts.hidden import is_hidden
 from ngdiff.report.cards import (
     Card,
     Interval,
@@ -62,13 +63,23 @@ def _forget(run: Run) -> tuple[Card, str]:
         ("retrained", "retrained model", value_of(run.reference, f"forget.{measure}"), None),
         ("unseen", "text never seen", number(dig(record, "before", "never_seen", measure)), None),
     )
-    status, answer, sentence = _forgotten(stop, measure, before, after, target, met)
+    if after is None and is_hidden(record):
+        status, answer, sentence = _not_shown("forget", met)
+    else:
+        status, answer, sentence = _forgotten(stop, measure, before, after, target, met)
     lines = [_line_of_target(stop)] if target is not None else []
     lines += _lines_of_items(stop)
     lines += _beyond(measure, bounds, target, met)
     lines += evaluated(run, f"forget.{measure}")
     figure = f"{named(measure)} of the forget set"
     return Card("Did it forget?", answer, status, figure, marks, limit_of(measure, marks), lines), sentence
+
+
+def _not_shown(name: str, met: Any) -> tuple[Status, str, str]:
+    """Return status, answer and sentence of figures that the record leaves out on purpose."""
+    said = {True: ", and the run says that the target was met", False: ", and the run missed its target"}
+    text = f"The {name} set's figures are left out, since the data are hidden under a key{said.get(met, '')}."
+    return ("bad" if met is False else "unknown"), "Not shown", text
 
 
 def _forgotten(
@@ -212,7 +223,10 @@ def _keep(run: Run) -> tuple[Card, str]:
     )
     floors = _floors(record)
     lines += [_line_of_floor(str(name), floor) for name, floor in floors.items()]
-    status, answer, sentence = _kept(before, after, floor, record)
+    if after is None and is_hidden(record):
+        status, answer, sentence = _not_shown("retain", None)
+    else:
+        status, answer, sentence = _kept(before, after, floor, record)
     figure = "answer probability of the retain set"
     return Card("Did it keep the rest?", answer, status, figure, marks, 1.0, lines), sentence
 

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ngdiff.errors import Fault
+from ngdiff.errors import Fault, RunError
+from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 RECORD, ANSWERS = "record.json", "answers.json"
 GIB = 2**30
+_BESIDE = {
+    "unlearn": re.compile(
+        r"README\.md|answers\.json|receipt\.(json|sig)|receipts/\d+\.(json|sig)|report\.html"
+    ),
+    "finetune": re.compile(r"report\.html"),
+    "merge": re.compile(r"report\.html"),
+}
+"""What a result holds beside its record and the files that the record lists, by the record's kind."""
+_SHOWN = 5
 
 
 def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str = "--output") -> list[Fault]:
@@ -22,8 +33,7 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
 
     Args:
         path: the folder to make.
-        overwrite: whether an earlier result of ours may be replaced. A folder that holds no ``record.json``
-            is never replaced: it is not ours to delete.
+        overwrite: whether an earlier result of ours may be replaced (see :func:`in_the_way`).
         needed_bytes: room the result will take, while it is written.
         where: the setting to name in errors.
     """
@@ -35,16 +45,11 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
         return [Fault(where, what, "Give another name")]
     if path.is_symlink() and not path.exists():
         return [Fault(where, f"{path} is a link that leads nowhere", "Mend the link or give another name")]
-    in_the_way = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
-    if in_the_way:
-        faults.append(Fault(where, f"{in_the_way[0]} is a file", "Give the name of a folder"))
-    elif path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            mend = "Give another folder, or --overwrite to replace an earlier result"
-            faults.append(Fault(where, f"{path} is not empty", mend))
-        elif not (path / RECORD).is_file():
-            what = f"{path} holds no {RECORD}, so it is not a result that --overwrite may delete"
-            faults.append(Fault(where, what, "Give another folder, or empty this one yourself"))
+    files = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
+    if files:
+        faults.append(Fault(where, f"{files[0]} is a file", "Give the name of a folder"))
+    else:
+        faults += in_the_way(path, overwrite, where)
     parent = nearest_folder(path.resolve().parent)  # where it is staged
     if not os.access(parent, os.W_OK):
         faults.append(Fault(where, f"{parent} cannot be written to", "Choose a folder that you may write to"))
@@ -53,6 +58,60 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
         what = f"{free / GIB:.1f} GiB are free at {parent}, the result takes {needed_bytes / GIB:.1f} GiB"
         faults.append(Fault(where, what, "Free some room or choose another disk"))
     return faults
+
+
+def in_the_way(path: Path, overwrite: bool, where: str = "--output") -> list[Fault]:
+    """Say why what lies at ``path`` may not be replaced by a result, if it may not.
+
+    An empty folder may. With ``overwrite`` a result of ours may, as long as it holds nothing but what its
+    command wrote: the files that its record lists and, of an unlearning run, what goes with those.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return []
+    if not path.is_dir():
+        return [Fault(where, f"{path} is a file", "Give the name of a folder")]
+    names = names_below(path)
+    if not names:
+        return []
+    if not overwrite:
+        mend = "Give another folder, or --overwrite to replace an earlier result"
+        return [Fault(where, f"{path} is not empty", mend)]
+    mend = "Give another folder, or empty this one yourself"
+    if RECORD not in names:
+        what = f"{path} holds no {RECORD}, so it is not a result that --overwrite may delete"
+        return [Fault(where, what, mend)]
+    kind, listed = _kind_and_files(path / RECORD)
+    if kind is None:
+        what = f"{path / RECORD} is no record with a list of files, so --overwrite may not delete the folder"
+        return [Fault(where, what, mend)]
+    foreign = [name for name in names if name not in listed and not _BESIDE[kind].fullmatch(name)]
+    if foreign:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+        what = f"{path} holds {', '.join(foreign[:_SHOWN])}{more}, which no result of ngdiff has"
+        return [Fault(where, what, "Move that away, or give another folder")]
+    return []
+
+
+def names_below(folder: Path) -> list[str]:
+    """Name everything below a folder: files, links and empty folders, relative to it, with ``/``."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        links = [name for name in folders if (here / name).is_symlink()]
+        found += [(here / name).relative_to(folder).as_posix() for name in [*files, *links]]
+        if here != folder and not folders and not files:
+            found.append(here.relative_to(folder).as_posix())
+    return sorted(found)
+
+
+def _kind_and_files(record: Path) -> tuple[str | None, set[str]]:
+    """Return a record's kind and the files that it lists; no kind where it is no record of ours."""
+    try:
+        content = load_json(read_within(record, MOST_JSON))
+        kind, listed = content["kind"], {RECORD, *content["files"]}
+        return (kind if kind in _BESIDE else None), listed
+    except (Unreadable, LookupError, TypeError):
+        return None, set()
 
 
 def check_new_file(path: Path, where: str = "--output") -> list[Fault]:
@@ -122,11 +181,19 @@ def nearest_folder(path: Path) -> Path:
 
 
 @contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
+def staged_folder(path: Path, overwrite: bool | None = None) -> Iterator[Path]:
     """Yield a folder beside ``path`` to write in; it becomes ``path`` when the block ends well.
 
     What was at ``path`` before is deleted only after the new folder stands in its place. On an error the
     staging folder is removed and ``path`` is left as it was. A link is followed, and stays.
+
+    Args:
+        path: the folder to make.
+        overwrite: see :func:`in_the_way`, which is asked again at the end, since the folder may have
+            appeared meanwhile; None replaces whatever is there.
+
+    Raises:
+        RunError: ``path`` may not be replaced; the new folder is kept beside it, and named.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +201,9 @@ def staged_folder(path: Path) -> Iterator[Path]:
     staging.chmod(0o755)
     try:
         yield staging
+        if overwrite is not None and (faults := in_the_way(path, overwrite)):
+            kept = staging.rename(staging.with_suffix(".finished"))
+            raise RunError(f"{faults[0].what}, so it was not replaced; the result is in {kept}")
         old = None
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
@@ -152,23 +222,48 @@ def staged_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(staging)
 
 
-def write_json(value: Any, path: Path) -> None:
+def write_json(value: Any, path: Path, mode: int = 0o644) -> None:
     """Write JSON whole or not at all; NaN and infinities become null, since JSON has neither."""
-    with staged_file(path) as staging, staging.open("w", encoding="utf-8") as file:
+    with staged_file(path, mode) as staging, staging.open("w", encoding="utf-8") as file:
         json.dump(finite(value), file, indent=1, allow_nan=False, ensure_ascii=False)
         file.write("\n")
 
 
+def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
+    """Write files that are not there yet, each with its mode: all of them, or none.
+
+    Raises:
+        FileExistsError: one is there; it is left as it is.
+        OSError: one cannot be written.
+    """
+    made = []
+    try:
+        for path, (content, mode) in files.items():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            made.append(path)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a file to write beside ``path``; it becomes ``path`` when the block ends well, else it goes."""
+def staged_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a file to write beside ``path``; it becomes ``path`` when the block ends well, else it goes.
+
+    Until then its owner alone may read it; then whoever ``mode`` lets.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(descriptor)
     staging = Path(name)
     try:
         yield staging
-        staging.chmod(0o644)
+        staging.chmod(mode)
         staging.replace(path)
     except BaseException:
         staging.unlink(missing_ok=True)

@@ -23,6 +23,8 @@ MOST_SETTINGS = MIB
 """Largest file of settings, in bytes."""
 MOST_JSON = 512 * MIB
 """Largest configuration, index, log or result, in bytes."""
+MOST_DIGITS = 300
+"""Longest whole number in JSON; a float ends at 308 digits."""
 DEEPEST = 100
 """Most levels of lists and objects inside one another; beyond, Python's own functions fail on a value."""
 
@@ -80,6 +82,16 @@ def read_within(path: Path, most: int) -> bytes:
         what = f"is larger than the {most / MIB:.0f} MiB that are read of such a file"
         raise Unreadable(what, "Cut it into parts, or give the right file")
     return raw
+
+
+def check_ordinary(path: Path) -> None:
+    """Make sure that a path is that of an ordinary file, or of a link to one.
+
+    Raises:
+        Unreadable: it is something else; ``what`` says what.
+        OSError: it cannot be looked at.
+    """
+    _ordinary(path.stat().st_mode)
 
 
 def _ordinary(mode: int) -> None:
@@ -151,6 +163,7 @@ def load_json(raw: bytes | str, **how: Any) -> Any:
         Unreadable: it is no JSON, has numbers of thousands of digits, or is deeper than :data:`DEEPEST`.
     """
     text = decode(raw) if isinstance(raw, bytes) else raw
+    how.setdefault("parse_int", _whole_number)
     try:
         value = json.loads(text, **how)
     except json.JSONDecodeError as error:
@@ -164,6 +177,13 @@ def load_json(raw: bytes | str, **how: Any) -> Any:
     if deeper_than(value, DEEPEST):
         raise Unreadable(*_TOO_DEEP)
     return value
+
+
+def _whole_number(text: str) -> int:
+    """Parse a whole number that a float can hold: what is worked out from a larger one would fail."""
+    if len(text) > MOST_DIGITS:
+        raise Unreadable(f"is JSON that cannot be read (a number of {len(text)} digits)", "Write it anew")
+    return int(text)
 
 
 _TOO_DEEP = ("is JSON nested too deeply", "Write plain rows, or the right file")

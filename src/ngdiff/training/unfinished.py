@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Fault, RequestError, RunError
 from ngdiff.settings.identity import NOT_COUNTED, request_hash
 from ngdiff.system.lock import LOCK_FILE, take, unwritable
-from ngdiff.system.output import write_json
+from ngdiff.system.output import in_the_way, write_json
 from ngdiff.system.progress import console
 from ngdiff.training.checkpoints import checkpoints, sync_file, sync_folder, tidy
 
@@ -73,7 +73,7 @@ class Workplace:
     """The folder in which the run for one output folder works."""
 
     def __init__(self, output: Path) -> None:
-        self.output = output.absolute()
+        self.output = _followed(output)
         self.folder = self.output.parent / f".{self.output.name}.unfinished"
         self.run, self.result, self._old = (self.folder / name for name in ("run", "result", "old"))
 
@@ -101,8 +101,11 @@ class Workplace:
     @property
     def may_replace(self) -> bool:
         """Whether the unfinished run that lies here was allowed to replace an earlier result."""
+        return self._said_overwrite(ASKED_FILE)
+
+    def _said_overwrite(self, name: str) -> bool:
         try:
-            kept = json.loads((self.folder / ASKED_FILE).read_text(encoding="utf-8"))
+            kept = json.loads((self.folder / name).read_text(encoding="utf-8"))
             return bool(kept["overwrite"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
@@ -155,10 +158,12 @@ class Workplace:
                 console.print("The run begun here had no checkpoint yet: it starts from the beginning.")
             yield going_on and bool(checkpoints(self.run))
         except BaseException:
-            if checkpoints(self.run):
+            if (self.folder / FINISHED_FILE).exists():
+                pass  # the result waits to be put in its place
+            elif checkpoints(self.run):
                 text = f"The unfinished run is kept in {self.folder}: the same command goes on with it."
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
-            elif not (self.folder / FINISHED_FILE).exists():
+            else:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
         finally:
@@ -194,16 +199,28 @@ class Workplace:
         sync_folder(self.folder)
         self.settle()
 
-    def settle(self) -> bool:
+    def settle(self, overwrite: bool = False) -> bool:
         """Put a finished result in its place where a killed process did not get to it.
+
+        Args:
+            overwrite: whether an earlier result may be replaced although the run was not asked to.
 
         Returns:
             Whether there was one.
+
+        Raises:
+            RunError: something is in the way that may not be replaced, such as a folder that appeared during
+                the run; the result waits where it is.
         """
         if not os.path.exists(self.folder / FINISHED_FILE):  # noqa: PTH110 (also False for a name too long)
             return False
         if self.result.exists():
-            if self.output.exists():
+            there = self.output.exists()  # what appears after this makes the last rename fail
+            faults = in_the_way(self.output, overwrite or self._said_overwrite(FINISHED_FILE))
+            if faults:
+                what = f"{faults[0].what}, so it was not replaced; the finished result is in {self.result}"
+                raise RunError(f"{what}. Move what is in the way, and give the same command again")
+            if there:
                 shutil.rmtree(self._old, ignore_errors=True)
                 self.output.rename(self._old)
             try:
@@ -221,6 +238,14 @@ class Workplace:
     def _put_back(self) -> None:
         if self._old.exists() and not self.output.exists():
             self._old.rename(self.output)
+
+
+def _followed(output: Path) -> Path:
+    """Return where a folder really lies: a link is followed, so that the result goes where it leads."""
+    try:
+        return output.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop, or no name for a folder: said elsewhere
+        return output.absolute()
 
 
 def _as_json(asked: Asked) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""a run's record under a data key -> the record as it is written, without what tells of single rows.
+
+The negative log-likelihood of one row, with the model that is handed on, ranks guesses of that row: among ten
+thousand PINs the true one came first. So nothing is written that is worked out from a few rows: not the
+items, not the losses of a step's batch, and no mean over a set of fewer than :data:`FEWEST`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ngdiff.record import RunRecord
+
+FEWEST = 20
+"""Fewest rows whose mean is written."""
+_REASONS = {
+    "target": "the forget target was reached",
+    "floor": "the retain set's answer probability met its floor",
+}
+
+
+def hidden(record: RunRecord) -> RunRecord:
+    """Return a copy of a complete record that holds no figure of fewer than :data:`FEWEST` rows."""
+    few = {
+        name
+        for part in (record.before, record.after)
+        for name, columns in part.get("items", {}).items()
+        if len(columns["nll"]) < FEWEST and name != "never_seen"
+    }
+    reason = _REASONS.get(record.stop["code"], record.stop["reason"])
+    record = replace(
+        record,
+        before=_means(record.before, few),
+        after=_means(record.after, few),
+        steps=[
+            replace(step, forget_loss=None, retain_loss=None, forget_extraction_strength=None)
+            for step in record.steps
+        ],
+        checks=[_check(check, few) for check in record.checks],
+        evaluations=[],  # of a few items each
+        stop=record.stop | ({"reason": reason} if few else {}),
+        notes=list(record.notes),
+    )
+    record.note("figures of single rows and of batches were left out, since the data are hidden under a key")
+    if few:
+        names = ", ".join(sorted(few))
+        record.note(f"figures of sets with fewer than {FEWEST} rows were left out, too: {names}")
+    return record
+
+
+def _means(part: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
+    return {name: {} if name in few else means for name, means in part.items() if name != "items"}
+
+
+def _check(check: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
+    empty: dict[str, float] = {}
+    found = dict(check)
+    found |= {"forget": empty} if "forget" in few else {}
+    return found | ({"utility": empty} if "retain" in few else {})
+
+
+def is_hidden(record: Mapping[str, Any]) -> bool:
+    """Say whether a record's items were left out because its data are hidden under a key."""
+    data, parts = record.get("data"), [record.get(when) for when in ("before", "after")]
+    entries = list(data.values()) if isinstance(data, Mapping) else []
+    keyed = any(isinstance(entry, Mapping) and entry.get("keyed") for entry in entries)
+    return keyed and all(isinstance(part, Mapping) and "items" not in part for part in parts)
