@@ -13,10 +13,13 @@ the code, and the others are killed. ``rank`` says whose functions send signals.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -29,11 +32,14 @@ from typing import Any
 # what a command imports as it goes
 LOADED = ("ngdiff.cli.commands", "ngdiff.unlearn", "ngdiff.finetune", "ngdiff.models.saving", "torch._dynamo")
 
-LONGEST, HUNG = 200, 98
+LONGEST, HUNG = 400, 98
 
 
-def signal_at(where: str, call: int, signals: list[int]) -> None:
-    """Send this process signals when a function, ``module:name.name``, is called for the ``call``-th time."""
+def signal_at(where: str, call: int, signals: list[int | str]) -> None:
+    """Send this process signals when a function, ``module:name.name``, is called for the ``call``-th time.
+
+    A path among the signals is a folder that somebody removes at that moment.
+    """
     module, _, path = where.partition(":")
     owner: Any = importlib.import_module(module)
     *parents, name = path.split(".")
@@ -45,7 +51,10 @@ def signal_at(where: str, call: int, signals: list[int]) -> None:
     def spoilt(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call:
             for signum in signals:
-                os.kill(os.getpid(), signum)
+                if isinstance(signum, str):
+                    shutil.rmtree(signum)
+                else:
+                    os.kill(os.getpid(), signum)
         return whole(*args, **kwargs)
 
     setattr(owner, name, spoilt)
@@ -60,6 +69,10 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     else:
         path.unlink()
+
+
+def no_locks(*_: Any) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
 
 
 def attempt(plan: dict[str, Any], printed: Path) -> int:
@@ -90,6 +103,7 @@ def join(rank: int, count: int, port: int) -> None:
     """Set what torchrun tells a process."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "survival"}
 
 
 def watch(children: list[int]) -> int:
@@ -125,6 +139,8 @@ def run(plan: dict[str, Any], printed: Path, rank: int) -> None:
             signal_at(plan["where"], plan["call"], plan["signals"])
         if "largest_file" in plan:
             resource.setrlimit(resource.RLIMIT_FSIZE, (plan["largest_file"], resource.RLIM_INFINITY))
+        if "no_locks" in plan:
+            fcntl.flock = no_locks
         sys.argv = ["ngdiff", *plan["words"]]
         from ngdiff.cli import main
 

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ngdiff.errors import Fault, RequestError, RunError
 from ngdiff.system.disk import disk_reason, is_disk_error, is_no_room
 from ngdiff.system.hashes import sha256_file
+from ngdiff.system.output import sync_file, sync_folder
 from ngdiff.training.parallel import from_each
 
 MANIFEST = "manifest.json"
@@ -237,20 +238,3 @@ def forget_older(run: Path, keep: int | None) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-
-
-def sync_file(path: Path) -> None:
-    """Have the system bring a file's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Have the system bring a folder's list of names to the disk, where it can."""
-    try:
-        sync_file(path)
-    except OSError:  # some network file systems know no fsync of folders
-        return
