@@ -384,6 +384,13 @@ def test_a_report_written_later_is_no_fault(cli: Cli, copy: Path) -> None:
     (copy / "report.html").write_text("x")
     answer = cli("verify", copy)
     assert answer.code == 0 and "- report.html: is not in the receipt" in answer.out
+    (copy / ".report.html.abc123_x").write_text("half a pa")  # killed while it was written
+    answer = cli("verify", copy)
+    assert answer.code == 0 and "- .report.html.abc123_x: was left by a command that was killed" in answer.out
+    assert cli("report", copy).code == 0 and not (copy / ".report.html.abc123_x").exists()
+    (copy / ".report.html.abc").write_text("something else")
+    assert cli("verify", copy).code == 4
+    (copy / ".report.html.abc").unlink()
 
 
 def test_no_receipt_at_all(cli: Cli, made: Path) -> None:

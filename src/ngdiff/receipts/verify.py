@@ -27,7 +27,7 @@ from ngdiff.receipts.schema import Read
 from ngdiff.receipts.signature import holds, public_from_hex, public_hex
 from ngdiff.receipts.weights import recomputed_weights_hash
 from ngdiff.system.environment import code_hash
-from ngdiff.system.output import ANSWERS, RECORD
+from ngdiff.system.output import ANSWERS, RECORD, is_left_over
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
 WRITTEN_LATER = frozenset({"report.html"})
@@ -130,8 +130,10 @@ def file_findings(folder: Path, stated: Mapping[str, Mapping[str, Any]]) -> list
         if name not in plain:
             found += [] if name in strange else [_missing(name)]
         elif name not in stated:
-            harmless = name in WRITTEN_LATER or name.startswith(OF_THE_HUB)
+            part = any(is_left_over(name, of) for of in WRITTEN_LATER)
+            harmless = part or name in WRITTEN_LATER or name.startswith(OF_THE_HUB)
             text = "is not in the receipt: it was added afterwards"
+            text = "was left by a command that was killed, and can be deleted" if part else text
             found.append(Finding(name, None if harmless else False, text))
         else:
             found.append(_file_finding(folder, name, stated[name]))
