@@ -3,17 +3,27 @@
     python tests/survival.py plan.json
 
 The plan is a list of attempts; the answer, on standard output, a list of exit codes (minus the signal, where
-one ended the process) and of what was printed. All attempts are forked off one process that has imported
-everything, so that a run costs no more than its own work.
+one ended the process), of what was printed and of seconds. All attempts are forked off one process that has
+imported everything, so that a run costs no more than its own work.
+
+``processes`` runs one command on several processes, as torchrun would: the first of them that fails decides
+the code, and the others are killed. ``rank`` says whose functions send signals. Where a process stops
+(SIGSTOP), as if its machine had frozen, the first one is interrupted twice.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import importlib
 import json
 import os
 import resource
+import shutil
+import signal
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +32,14 @@ from typing import Any
 # what a command imports as it goes
 LOADED = ("ngdiff.cli.commands", "ngdiff.unlearn", "ngdiff.finetune", "ngdiff.models.saving", "torch._dynamo")
 
+LONGEST, HUNG = 400, 98
 
-def signal_at(where: str, call: int, signals: list[int]) -> None:
-    """Send this process signals when a function, ``module:name.name``, is called for the ``call``-th time."""
+
+def signal_at(where: str, call: int, signals: list[int | str]) -> None:
+    """Send this process signals when a function, ``module:name.name``, is called for the ``call``-th time.
+
+    A path among the signals is a folder that somebody removes at that moment.
+    """
     module, _, path = where.partition(":")
     owner: Any = importlib.import_module(module)
     *parents, name = path.split(".")
@@ -36,7 +51,10 @@ def signal_at(where: str, call: int, signals: list[int]) -> None:
     def spoilt(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == call:
             for signum in signals:
-                os.kill(os.getpid(), signum)
+                if isinstance(signum, str):
+                    shutil.rmtree(signum)
+                else:
+                    os.kill(os.getpid(), signum)
         return whole(*args, **kwargs)
 
     setattr(owner, name, spoilt)
@@ -53,23 +71,76 @@ def damage(path: Path, how: str) -> None:
         path.unlink()
 
 
+def no_locks(*_: Any) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
 def attempt(plan: dict[str, Any], printed: Path) -> int:
     """Fork, run one command, and return how it ended."""
     for path, how in plan.get("damage", {}).items():
         damage(Path(path), how)
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        return os.waitstatus_to_exitcode(status)
+    count = plan.get("processes", 1)
+    printed.write_text("")
+    port = _free_port() if count > 1 else 0
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            if count > 1:
+                join(rank, count, port)
+            run(plan, printed, rank)
+        children.append(child)
+    return watch(children)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def join(rank: int, count: int, port: int) -> None:
+    """Set what torchrun tells a process."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "survival"}
+
+
+def watch(children: list[int]) -> int:
+    """Wait for all; when one fails, or all stand still, kill the others; return how the first one ended."""
+    left, until = set(children), time.monotonic() + LONGEST
+    code = 0
+    while left and code == 0:
+        child, status = os.waitpid(-1, os.WUNTRACED | os.WNOHANG)
+        if child == 0:
+            time.sleep(0.05)
+            code = HUNG if time.monotonic() > until else 0
+        elif os.WIFSTOPPED(status):
+            for _ in range(2):
+                time.sleep(1)
+                os.kill(children[0], signal.SIGINT)
+        else:
+            left.discard(child)
+            code = os.waitstatus_to_exitcode(status)
+    for other in left:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    return code
+
+
+def run(plan: dict[str, Any], printed: Path, rank: int) -> None:
+    """Run one command in this process, and end it."""
     code = 99
     try:
-        file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        file = os.open(printed, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        if "where" in plan:
+        if "where" in plan and rank == plan.get("rank", 0):
             signal_at(plan["where"], plan["call"], plan["signals"])
         if "largest_file" in plan:
             resource.setrlimit(resource.RLIMIT_FSIZE, (plan["largest_file"], resource.RLIM_INFINITY))
+        if "no_locks" in plan:
+            fcntl.flock = no_locks
         sys.argv = ["ngdiff", *plan["words"]]
         from ngdiff.cli import main
 
@@ -84,7 +155,6 @@ def attempt(plan: dict[str, Any], printed: Path) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    raise AssertionError
 
 
 def main() -> None:
@@ -92,7 +162,12 @@ def main() -> None:
         importlib.import_module(name)
     plan = json.loads(Path(sys.argv[1]).read_text())
     printed = Path(sys.argv[1]).with_suffix(".printed")
-    answers = [{"code": attempt(one, printed), "printed": printed.read_text()} for one in plan]
+    answers = []
+    for one in plan:
+        began = time.monotonic()
+        code = attempt(one, printed)
+        seconds = time.monotonic() - began
+        answers.append({"code": code, "printed": printed.read_text(), "seconds": seconds})
     print(json.dumps(answers))
 
 

@@ -6,8 +6,11 @@ import csv
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -657,6 +660,70 @@ def test_a_worker_is_a_process_of_its_own(cli: Cli, tmp_path: Path, monkeypatch:
     assert json.loads((folder / "trial.json").read_text())["error"] is None
     assert json.loads((folder / SPEC).read_text())["unlearn"]["settings"]["method"] == "ngdiff"
     assert (folder / "evaluation.json").is_file() and (folder / "general.json").is_file()
+
+
+PRETENDS = """
+import os, pathlib, signal, stat, sys, time
+folder = pathlib.Path(sys.argv[1])
+def end(*_):
+    (folder / "ended").write_text("")
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+own = os.getsid(0) == os.getpid() and stat.S_ISFIFO(os.fstat(0).st_mode)
+(folder / ("began" if own else "shares a session, or has no pipe")).write_text("")
+time.sleep(100)
+"""
+
+
+def test_a_benchmark_that_is_asked_to_end_ends_its_workers_and_can_be_resumed(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = words(tmp_path, "--methods", "ngdiff", "--seeds", 1, "--items", 2)
+    folder = tmp_path / "out" / "models" / "forget01" / "retrained"
+
+    def ask() -> None:
+        until = time.monotonic() + 60
+        while not (folder / "began").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        pretends = [sys.executable, "-c", PRETENDS]
+        patch.setattr(ngdiff.bench.run, "_command", lambda folder: [*pretends, str(folder)])
+        threading.Thread(target=ask).start()
+        answer = cli(*asked)
+    assert answer.code == 128 + signal.SIGTERM
+    assert "Stopped." in answer.err and f"Resume with:\n  ngdiff bench tofu --model {tmp_path}" in answer.err
+    assert (folder / "ended").exists()
+    assert json.loads((folder / "trial.json").read_text())["error"] == "it was interrupted"
+    assert not (tmp_path / "out" / "results.md").exists()
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / SPEC)  # which the worker waits to read
+    start = "import subprocess, sys; p = subprocess.Popen(sys.argv[1:], stdin=-1, start_new_session=True)"
+    start += "; print(p.pid, flush=True); p.wait()"
+    command = [sys.executable, "-c", start, *ngdiff.bench.run._command(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        writer = os.open(tmp_path / SPEC, os.O_WRONLY)  # returns once the worker reads, which waits as long
+        parent.kill()
+    until = time.monotonic() + 60
+    while _runs(worker) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _runs(worker)
+    os.close(writer)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{process}/stat")  # a zombie whom nobody has waited for runs no more
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_an_unfinished_trial_with_other_settings_makes_room(

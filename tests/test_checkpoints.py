@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from ngdiff.errors import RequestError
-from ngdiff.system.disk import disk_reason, is_disk_error
+from ngdiff.system.disk import disk_reason, is_disk_error, is_no_room
 from ngdiff.training.checkpoints import (
     MANIFEST,
+    NotWritten,
     checkpoints,
     damage,
     forget_older,
     good_or_refused,
     last_good,
+    on_each,
     staged_checkpoint,
     tidy,
 )
@@ -123,3 +125,24 @@ def test_errors_of_the_disk_are_told_from_others() -> None:
     assert disk_reason(full) == "No space left on device" and disk_reason(own) == "Read-only file system"
     others = (RuntimeError("CUDA out of memory"), SafetensorError("invalid header"), ValueError("I/O"))
     assert [is_disk_error(error) for error in others] == [False] * 3
+    missing = SafetensorError("Error while serializing: I/O error: No such file or directory (os error 2)")
+    quota, gone = (
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        FileNotFoundError(errno.ENOENT, "No such file"),
+    )
+    assert [is_no_room(error) for error in (full, torchs, quota)] == [True] * 3
+    assert [is_no_room(error) for error in (own, missing, gone, *others)] == [False] * 6
+
+
+def test_a_part_that_fails_says_why_and_whether_room_was_missing() -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    for error, why, no_room in (
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "No space left on device", True),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied: x", False),
+        (KeyError("rows"), "KeyError: 'rows'", False),
+    ):
+        with pytest.raises(NotWritten) as found:
+            on_each(lambda error=error: on_each(lambda: fail(error)))
+        assert (found.value.why, found.value.no_room, found.value.__cause__) == (why, no_room, error)

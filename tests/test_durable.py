@@ -126,6 +126,39 @@ def test_an_error_that_is_not_the_disks_is_not_hidden(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_fails_otherwise_ends_the_run_with_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(thing: Any, file: Any, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(torch, "save", refuses)
+    with pytest.raises(
+        RunError, match=r"^step 2: the checkpoint .* \(Permission denied: .*training_args\.bin\)$"
+    ):
+        run(tmp_path, save_strategy="steps", save_steps=2, **UNTIL_THE_END)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_fails_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    class Reads(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            said.append(capsys.readouterr().err)
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    run(tmp_path, callbacks=[Reads()], save_strategy="steps", save_steps=2, **UNTIL_THE_END)
+    told = "Note: step 2: the checkpoint could not be written (No space left on device)."
+    assert [told in text for text in said[:4]] == [False, False, True, False]
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_all_random_states_come_back(tmp_path: Path) -> None:
     common = {"save_strategy": "steps", "save_steps": 3, "max_steps": 5, **UNTIL_THE_END}
     left, right = Draws(), Draws()

@@ -13,7 +13,7 @@ from torch import nn
 
 from ngdiff.errors import RunError
 from ngdiff.system.environment import weights_hash
-from ngdiff.system.output import RECORD, check_output, staged_folder, write_json
+from ngdiff.system.output import RECORD, check_output, staged_file, staged_folder, write_json
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -274,3 +274,24 @@ def test_the_hash_does_not_depend_on_memory_layout() -> None:
     plain.register_parameter("a", nn.Parameter(values))
     strided.register_parameter("a", nn.Parameter(values.T.contiguous().T))
     assert weights_hash(plain) == weights_hash(strided)
+
+
+def test_a_file_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file))[1])
+    monkeypatch.setattr(Path, "replace", lambda *paths: (done.append("rename"), replace(*paths))[1])
+    write_json({"a": 1}, tmp_path / "a.json")
+    assert done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    for name in (".a.json.abc123_x", ".a.json.abc", ".b.json.abc123_x", ".a.json.abc123_x.txt"):
+        (tmp_path / name).write_text("left")
+    os.mkfifo(tmp_path / ".a.json.aaaaaaaa")
+    (tmp_path / ".a.json.bbbbbbbb").symlink_to(tmp_path / ".b.json.abc123_x")
+    with staged_file(tmp_path / "a.json") as first, staged_file(tmp_path / "a.json") as second:
+        assert first.exists() and second.exists()  # what is being written stays
+        assert not (tmp_path / ".a.json.abc123_x").exists()
+    others = [".a.json.aaaaaaaa", ".a.json.abc", ".a.json.abc123_x.txt", ".a.json.bbbbbbbb"]
+    assert names(tmp_path) == [*others, ".b.json.abc123_x", "a.json"]

@@ -416,6 +416,13 @@ def test_a_report_is_the_one_of_this_folder_or_named(cli: Cli, copy: Path) -> No
         assert answer.code == 0, "it may be a page with an evaluation, which is no fault"
         assert "- report.html: is not in the receipt, nor the page that" in answer.out
         assert "or forged" in answer.out
+    (copy / ".report.html.abc123_x").write_text("half a pa")  # killed while it was written
+    answer = cli("verify", copy)
+    assert answer.code == 0 and "- .report.html.abc123_x: was left by a command that was killed" in answer.out
+    assert cli("report", copy).code == 0 and not (copy / ".report.html.abc123_x").exists()
+    (copy / ".report.html.abc").write_text("something else")
+    assert cli("verify", copy).code == 4
+    (copy / ".report.html.abc").unlink()
 
 
 def test_the_starting_model_is_hashed_though_the_receipt_lists_no_files(

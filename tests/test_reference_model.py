@@ -25,7 +25,7 @@ from transformers import (
 import ngdiff.models.reference_model
 from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.data.datasets import as_encoded
-from ngdiff.errors import RequestError
+from ngdiff.errors import RequestError, RunError
 from ngdiff.models.logprobs import labelled_tokens
 from ngdiff.models.reference_model import FOLDER, StartingStates, starting_states
 from tiny import tiny_llama, tiny_tokenizer
@@ -143,7 +143,7 @@ def test_another_folder_serves_where_the_cache_cannot(
         states = ask(model, tmp_path / "file", [0], layer, otherwise=run)
         assert states.path.parent == run and states.attach(EXAMPLES)[0].reference_states is not None
     assert other.exists()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(RunError, match=r"could not be kept in .* \(Not a directory\)"):
         ask(model, tmp_path / "file", [0])
     # room: what the file takes, and no byte less
     size = ask(model, tmp_path / "a", [0]).path.stat().st_size
@@ -174,6 +174,41 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes) -> None:
     before = states.path.read_bytes()
     states.path.write_bytes(damage)
     assert ask(model, tmp_path, [0, 1]).path.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["zeroed", "one bit", "cut", "no digest"])
+def test_a_file_with_other_numbers_in_it_is_made_again(tmp_path: Path, how: str) -> None:
+    model = tiny_llama()
+    path = ask(model, tmp_path, [0, 1]).path
+    before = path.read_bytes()
+    header = 8 + int.from_bytes(before[:8], "little")
+    spoilt = {
+        "zeroed": before[:header] + bytes(len(before) - header),
+        "one bit": before[:-1] + bytes([before[-1] ^ 1]),
+        "cut": before[: len(before) // 2],
+        "no digest": before.replace(b"sha256", b"sha257"),
+    }[how]
+    path.unlink()  # not in place: what has been mapped stays as it was
+    path.write_bytes(spoilt)
+    assert ask(model, tmp_path, [0, 1]).path.read_bytes() == before
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file))[1])
+    monkeypatch.setattr(Path, "replace", lambda *paths: (done.append("rename"), replace(*paths))[1])
+    ask(tiny_llama(), tmp_path, [0, 1])
+    assert done == ["fsync", "rename", "fsync"]
+
+
+def test_a_copy_outlives_the_file(tmp_path: Path) -> None:
+    states = ask(tiny_llama(), tmp_path, [0, 1])
+    content, known = states.path.read_bytes(), states.read()
+    states.path.unlink()
+    assert states.copy_to(tmp_path / "copy", known).path.read_bytes() == content
+    with pytest.raises(FileNotFoundError):
+        states.copy_to(tmp_path / "other")
 
 
 def test_it_is_small_beside_the_predictions_and_a_second_model(tmp_path: Path) -> None:

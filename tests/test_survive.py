@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from commandline import questions, save_model, write_jsonl
+from ngdiff.names import DEFAULT_METHOD
 
 STEP = "ngdiff.training.trainer:UnlearningTrainer.training_step"
+DEFAULT = ("--method", DEFAULT_METHOD, "--max-steps", 12)
 MISSED = 3  # the forget target is out of reach, so that every run goes on to its last step
 
 
@@ -63,9 +65,10 @@ class Story:
         """Carry the plan out."""
         (self.folder / "plan.json").write_text(json.dumps(self.plan))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        environment |= {"XDG_CACHE_HOME": str(self.folder / "cache")}
         script = Path(__file__).with_name("survival.py")
         words = [sys.executable, "-W", "ignore", str(script), str(self.folder / "plan.json")]
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=1500)
         assert done.returncode == 0, done.stderr
         answers = json.loads(done.stdout.splitlines()[-1])
         self.answers = dict(zip(self.names, answers, strict=True))
@@ -104,11 +107,18 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     s.run("altered", "altered", damage={str(file): "altered" for file in both})
     s.run("afresh", "altered", "--no-resume")
 
-    s.run("no room for a checkpoint", "room", "--no-report", largest_file=200_000)
+    s.run("no room for a checkpoint", "room", "--no-report", largest_file=200_000, no_locks=True)
     s.run("no room for the best weights", "full", largest_file=50_000)
     s.run("no room for the model", "full", "--stop-at", "none", "--max-steps", 1, largest_file=50_000)
 
-    s.finetune("tuned", "tuned")
+    s.run("default", "default", *DEFAULT)
+    s.run("default killed", "default-killed", *DEFAULT, where=STEP, call=6, **killed)
+    s.run("default killed again", "default-killed", *DEFAULT, where=STEP, call=8, **killed)
+    s.run("default resumed", "default-killed", *DEFAULT)
+    cache = str(folder / "cache" / "ngdiff")
+    s.run("default without cache", "default-cache", *DEFAULT, where=STEP, call=4, signals=[cache])
+
+    s.finetune("tuned", "tuned", no_locks=True)
     s.finetune("tuning killed", "tuned-again", where="ngdiff.training.checkpoints:seal", call=2, **killed)
     s.finetune("tuned again", "tuned-again")
     s.tell()
@@ -123,7 +133,8 @@ def comparable(record: dict[str, Any]) -> dict[str, Any]:
     if "steps" in kept:
         kept["steps"] = [{k: v for k, v in step.items() if k != "seconds"} for step in kept["steps"]]
         kept["cost"] = {k: v for k, v in kept["cost"].items() if k not in ("seconds", "peak_memory_gib")}
-    kept["notes"] = [note for note in kept["notes"] if not note.startswith("resumed at step")]
+    told = ("resumed at step", "the file system of")
+    kept["notes"] = [note for note in kept["notes"] if not note.startswith(told)]
     return kept
 
 
@@ -154,9 +165,24 @@ def test_killed_anywhere_it_ends_as_if_left_alone(story: Story) -> None:
     assert_same(story, "killed")
     # checkpoints at 2; 2 and 4; then the third attempt got to 4, and the fourth saved the last, 8
     assert resumed(story, "killed") == [f"resumed at step {step}" for step in (2, 4, 8)]
+    last = story.answers["whole"]["printed"].splitlines()[-1]
+    assert last.startswith("The forget target was not reached. The model, record.json")
     record = story.record("killed")
     assert [step["step"] for step in record["steps"]] == list(range(1, 9))
     assert len(record["request_sha256"]) == 64
+
+
+def test_the_default_killed_and_killed_again_after_a_resume_ends_as_if_left_alone(story: Story) -> None:
+    assert [story.code(f"default killed{again}") for again in ("", " again")] == [-SIGKILL] * 2
+    assert [story.code(name) for name in ("default", "default resumed")] == [MISSED] * 2
+    assert_same(story, "default-killed", "default")
+    # the checkpoint that was resumed from is gone by step 8, and those after it are whole
+    assert resumed(story, "default-killed") == [f"resumed at step {step}" for step in (4, 10)]
+
+
+def test_a_cache_that_is_emptied_during_a_run_costs_nothing(story: Story) -> None:
+    assert story.code("default without cache") == MISSED
+    assert_same(story, "default-cache", "default")
 
 
 def test_a_signal_ends_the_run_after_a_checkpoint_and_names_the_command(story: Story) -> None:
@@ -209,6 +235,12 @@ def test_a_checkpoint_that_finds_no_room_is_noted_and_the_run_goes_on(story: Sto
     assert len(notes) == 4
     files = [(story.folder / out / "model.safetensors").read_bytes() for out in ("room", "whole")]
     assert files[0] == files[1]
+
+
+def test_a_file_system_without_locks_is_noted_in_the_record(story: Story) -> None:
+    for output in ("room", "tuned"):
+        notes = [note for note in story.record(output)["notes"] if "two runs" in note]
+        assert len(notes) == 1 and notes[0].endswith("are not kept apart: start one at a time")
 
 
 def test_a_model_that_finds_no_room_leaves_nothing(story: Story) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ngdiff.errors import RequestError, RunError
+from ngdiff.system.lock import alone_in
 from ngdiff.system.output import RECORD
 from ngdiff.training.unfinished import ASKED_FILE, FINISHED_FILE, Asked, Workplace
 
@@ -93,15 +95,41 @@ def test_a_model_not_known_yet_is_not_compared(place: Workplace) -> None:
     assert goes_on(place, replace(ASKED, model=None))
 
 
-def test_checkpoints_of_nobody_knows_what_are_not_gone_on_with(place: Workplace) -> None:
+def test_checkpoints_of_a_damaged_request_are_not_resumed(place: Workplace) -> None:
     begin(place)
-    for content in (None, "{", "[]", '{"settings": 1, "data": {}, "model": null}'):
-        (place.folder / ASKED_FILE).unlink(missing_ok=True)
-        if content is not None:
-            (place.folder / ASKED_FILE).write_text(content)
-        with pytest.raises(RequestError, match="nobody knows its request"):
+    for content in ("", "{", "[]", '{"settings": 1, "data": {}, "model": null}'):
+        (place.folder / ASKED_FILE).write_text(content)
+        with pytest.raises(RequestError, match=r"is damaged .* so the request of the run there is unknown"):
             goes_on(place)
         assert not goes_on(place, resume=False)
+
+
+def test_a_folder_without_a_request_is_taken_over(
+    place: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(place)
+    (place.folder / ASKED_FILE).unlink()
+    with pytest.raises(RequestError, match="no unfinished run"):
+        goes_on(place, resume=True)
+    with place.claimed(ASKED, resume=None, overwrite=False) as going_on:
+        assert not going_on and place.begun == ASKED
+        assert list(place.run.iterdir()) == []
+    assert "belong to no request and are deleted" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_kill_while_an_earlier_run_is_dropped_leaves_nothing_to_resume(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(place)
+
+    def killed(*_: object, **__: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ngdiff.training.unfinished.shutil.rmtree", killed)
+        with pytest.raises(Crash), place.claimed(ASKED, resume=False, overwrite=False):
+            pass
+    assert (place.run / "checkpoint-2").exists() and not goes_on(place)
 
 
 def test_two_processes_do_not_share_it(place: Workplace) -> None:
@@ -115,6 +143,22 @@ def test_two_processes_do_not_share_it(place: Workplace) -> None:
 
 
 OLD = '{"kind": "finetune", "files": ["old"]}'
+
+
+def test_a_file_system_without_locks_is_noted(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with place.claimed(ASKED, resume=None, overwrite=False):
+        assert place.unguarded is None
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with place.claimed(ASKED, resume=None, overwrite=False), alone_in(place.output.parent):
+        assert place.unguarded is not None and "has no locks (No locks available)" in place.unguarded
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("two runs with the same output are not kept apart") == 2
 
 
 def finished(place: Workplace, overwrite: bool = False, meanwhile: Path | None = None) -> None:

@@ -57,15 +57,15 @@ class RunError(RuntimeError):
 
 
 class Interrupted(RunError):
-    """A run that was asked to stop, and did after a step.
+    """A run that was asked to stop, and did.
 
     Args:
         signum: the signal that asked.
-        step: optimizer steps done.
+        step: optimizer steps done; None where several runs were stopped.
         checkpoint: the step of the newest checkpoint; None where there is none.
     """
 
-    def __init__(self, signum: int, step: int, checkpoint: int | None) -> None:
+    def __init__(self, signum: int, step: int | None = None, checkpoint: int | None = None) -> None:
         self.signum, self.step, self.checkpoint = signum, step, checkpoint
         kept = "no checkpoint could be written" if checkpoint is None else f"checkpoint at step {checkpoint}"
         super().__init__(f"stopped after step {step}; {kept}")

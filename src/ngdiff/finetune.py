@@ -115,7 +115,8 @@ def _finetune(request: FinetuneRequest) -> Path:
         seconds = trainer.seconds
         scores = _scores(trainer, examples, tokenizer.pad_token_id)
         record = _record(request, examples, summarise(scores), len(scores), seconds)
-        record |= {"request_sha256": claim.asked.sha256, "notes": trainer.notes}
+        notes = [*trainer.notes, *([] if place.unguarded is None else [place.unguarded])]
+        record |= {"request_sha256": claim.asked.sha256, "notes": notes}
         write_result(place, trainer.accelerator.unwrap_model(trainer.model), tokenizer, record)
         on_all(lambda: place.finish() if is_main() else None)
     return request.output

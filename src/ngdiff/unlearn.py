@@ -332,6 +332,8 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
         console.print(_plan(trainer), highlight=False)
         book = AnswerBook(trainer, request.answers)
         trainer.train(resume_from_checkpoint=claim.going_on or None)
+        if place.unguarded is not None:
+            trainer.record.note(place.unguarded)
         progress.catch_up()
         answers = book.compare()
         final = trainer.accelerator.unwrap_model(trainer.model)

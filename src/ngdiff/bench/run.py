@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from ngdiff.bench.plan import (
     tuning,
 )
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
+from ngdiff.errors import Interrupted
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.methods import find_method
@@ -40,10 +42,13 @@ from ngdiff.system.lock import alone_in
 from ngdiff.system.output import write_json
 from ngdiff.system.outside import first_line
 from ngdiff.system.progress import Meter
+from ngdiff.training.signals import StopWish, wish_to_stop
 from ngdiff.training.unfinished import Workplace
 
 STATUS, LOG = "trial.json", "log.txt"
 _LAST_WORDS = 2000
+_LOOK_SECONDS = 0.5
+"""From one look for a signal to the next."""
 
 
 @dataclass
@@ -101,15 +106,16 @@ def run(request: BenchRequest) -> BenchResult:
 
     Raises:
         RequestError: something in the request is wrong.
+        Interrupted: a signal asked for the end; trials that are under way were saved.
     """
     check(request)
-    with alone_in(request.output):
-        return _run(request)
+    with alone_in(request.output), wish_to_stop() as wish:
+        return _run(request, wish)
 
 
-def _run(request: BenchRequest) -> BenchResult:
+def _run(request: BenchRequest, wish: StopWish) -> BenchResult:
     result = BenchResult(request)
-    workers = _Workers(request, Inputs(request))
+    workers = _Workers(request, Inputs(request), wish)
     retrained = workers.do(workers.compared("retrained"), "Retrained model")
     workers.failed = {outcome.split for outcome in retrained if outcome.error}
     result.compared = [*_given(request), *retrained, *workers.do(workers.compared("target"), "Target")]
@@ -205,10 +211,10 @@ def _given(request: BenchRequest) -> list[Outcome]:
 
 
 class _Workers:
-    """Runs jobs in processes of their own, a GPU or a share of the cores each."""
+    """Runs jobs in processes of their own, a GPU or a share of the cores each; they end with this process."""
 
-    def __init__(self, request: BenchRequest, inputs: Inputs) -> None:
-        self.request, self.inputs = request, inputs
+    def __init__(self, request: BenchRequest, inputs: Inputs, wish: StopWish) -> None:
+        self.request, self.inputs, self._wish = request, inputs, wish
         self.failed: set[str] = set()
         """Splits whose retrained model could not be evaluated: nothing is compared with it."""
         gpus = torch.cuda.device_count()
@@ -218,6 +224,7 @@ class _Workers:
             self.gpus.put(place % gpus if gpus else -1)
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
+        self._ending = False
 
     def compared(self, name: str) -> list[_Job]:
         """Return the evaluations of the target, or of the retrained models that were given as models."""
@@ -325,14 +332,30 @@ class _Workers:
             try:
                 begin(jobs)
                 while running:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    if self._wish.signum is not None:
+                        raise Interrupted(self._wish.signum)
+                    done, running = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
                     for future in done:
                         over(future.result())
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self._stop()
+                self._end(pool)
                 raise
         return found
+
+    def _end(self, pool: ThreadPoolExecutor) -> None:
+        """Have the workers save what they do and end, and nothing more begin; a second signal kills them."""
+        self._send(signal.SIGTERM)
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        except BaseException:
+            self._send(signal.SIGKILL)
+            raise
+
+    def _send(self, signum: int) -> None:
+        with self._lock:
+            self._ending = True
+            for process in self._running:
+                process.send_signal(signum)
 
     def _one(self, job: _Job) -> _Job:
         try:
@@ -353,6 +376,8 @@ class _Workers:
             code = self._process(folder, gpu)
         finally:
             self.gpus.put(gpu)
+        if self._ending and code != 0:
+            return  # its status says that it was interrupted
         error = None if code == 0 else _last_words(folder, code)
         write_json({"key": job.key, "seconds": time.monotonic() - started, "error": error}, folder / STATUS)
 
@@ -364,25 +389,24 @@ class _Workers:
             seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
             environment["CUDA_VISIBLE_DEVICES"] = seen[gpu] if seen else str(gpu)
         with (folder / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                _command(folder),
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
             with self._lock:
+                if self._ending:
+                    return -signal.SIGTERM
+                process = subprocess.Popen(
+                    _command(folder),
+                    stdin=subprocess.PIPE,  # which closes when this process is gone, however it ended
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C is for this process, which tells the worker once
+                )
                 self._running.add(process)
             try:
-                return process.wait()
+                with process:
+                    return process.wait()
             finally:
                 with self._lock:
                     self._running.discard(process)
-
-    def _stop(self) -> None:
-        """End what is running, and have nothing more begin: the next run goes on from here."""
-        with self._lock:
-            for process in self._running:
-                process.terminate()
 
 
 def _command(folder: Path) -> list[str]:

@@ -1,16 +1,23 @@
 """one trial's specification (JSON) -> its record and evaluation; a process of its own.
 
 python -m ngdiff.bench.worker TRIAL_FOLDER
+
+It ends with the process that started it: its standard input is a pipe from there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import stat
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+from ngdiff.errors import Interrupted
 from ngdiff.system.output import write_json
 
 SPEC, RECORD, EVALUATION, GENERAL = "spec.json", "record.json", "evaluation.json", "general.json"
@@ -102,5 +109,22 @@ def _general(model: str, spec: dict[str, Any], folder: Path) -> None:
     write_json(summarise(scores), folder / GENERAL)
 
 
+def _end_with_parent() -> None:
+    """End this process when the pipe on standard input closes: the process at its other end is gone."""
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return  # started by hand
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(128 + signal.SIGTERM)  # as after a kill: what was saved is resumed from
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
-    main()
+    _end_with_parent()
+    try:
+        main()
+    except Interrupted as ending:
+        sys.exit(128 + ending.signum)

@@ -126,9 +126,7 @@ def _run() -> None:
         sys.exit(EXIT_FAILED)
     except Interrupted as ending:
         stop_bars()
-        always.print(f"Stopped after step {ending.step}.", highlight=False)
-        if ending.checkpoint is not None:
-            text = f"Go on from step {ending.checkpoint} with:\n  {resume_command(sys.argv[1:])}"
+        for text in _stopped(ending):
             always.print(text, highlight=False, markup=False, soft_wrap=True)
         sys.exit(128 + ending.signum)
     except RunError as error:
@@ -141,6 +139,16 @@ def _run() -> None:
             stop_bars()
             always.print("Interrupted; no half-written result was left behind.")
         raise
+
+
+def _stopped(ending: Interrupted) -> list[str]:
+    """Say how far a command got, and what resumes it."""
+    if ending.step is None:
+        return ["Stopped.", f"Resume with:\n  {shlex.join(['ngdiff', *sys.argv[1:]])}"]
+    said = [f"Stopped after step {ending.step}."]
+    if ending.checkpoint is not None:
+        said.append(f"Go on from step {ending.checkpoint} with:\n  {resume_command(sys.argv[1:])}")
+    return said
 
 
 def resume_command(words: list[str]) -> str:

@@ -41,7 +41,8 @@ def close_unlearning(record: RunRecord, request: UnlearnRequest) -> None:
         console.print(f"  {escape(words)}  [dim]# {escape(why)}[/dim]", highlight=False, soft_wrap=True)
     log.conclude(output=str(request.output), stop=stop, next=[words for words, _ in following])
     kind = "adapter" if request.adapters else "model"
-    last_line(f"The {kind}, record.json and receipt.json are in {escape(str(request.output))}")
+    missed = "The forget target was not reached. " if stop["target_met"] is False else ""
+    last_line(f"{missed}The {kind}, record.json and receipt.json are in {escape(str(request.output))}")
 
 
 def _say(text: str) -> None:

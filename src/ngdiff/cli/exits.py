@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_REQUEST = 2
@@ -20,6 +22,15 @@ EXIT_CODES: dict[int, str] = {
     EXIT_TERMINATED: "asked to end (SIGTERM)",
 }
 """Every exit code there is, with its meaning."""
+
+
+def of_a_missed_target() -> int:
+    """Return the exit code of a run that ended well without reaching its forget target.
+
+    torchrun, and accelerate launch through it, turn every code but 0 into 1 and report a crash. There the
+    code is 0; the command's last line and the record's ``stop.target_met`` tell.
+    """
+    return EXIT_DONE if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_TARGET_MISSED
 
 
 def as_sentence() -> str:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ngdiff.cli import completion
-from ngdiff.cli.app import EXIT_TARGET_MISSED, app
+from ngdiff.cli.app import app
+from ngdiff.cli.exits import of_a_missed_target
 from ngdiff.cli.options import (
     DATA,
     LOGS,
@@ -272,7 +273,8 @@ def unlearn(
 
     Interrupted, it goes on where it was when the same command is given again.
 
-    Exit code 0: forgotten. 3: saved, but the forget target was not reached. 2: the request was wrong.
+    Exit code 0: forgotten. 3: saved, but the forget target was not reached (0 under torchrun and accelerate
+    launch, whose last line then says so). 2: the request was wrong.
     """
     from ngdiff.cli.closing import close_unlearning
 
@@ -291,7 +293,7 @@ def unlearn(
     if name is not None:
         upload(Path(str(given["output"])), name, hidden, after_a_run=True)
     if record.stop["target_met"] is False:
-        raise typer.Exit(EXIT_TARGET_MISSED)
+        raise typer.Exit(of_a_missed_target())
 
 
 def _further_faults(given: dict[str, Any], overwrite: bool) -> list[Fault]:

@@ -12,6 +12,7 @@ the prediction is worked out again, exactly, when it is needed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -29,16 +30,17 @@ from torch import Tensor, nn
 
 from ngdiff.data.batching import batches_by_length
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Fault, RequestError, RunError
 from ngdiff.evaluation.cache import Cache, cache_key
 from ngdiff.evaluation.distributed import process_count
 from ngdiff.evaluation.evaluator import identity
 from ngdiff.evaluation.teacher_forced import score_answers
 from ngdiff.models.activations import labelled_activations
 from ngdiff.models.logprobs import IGNORED, head_sees_only, output_head, predicting_positions
-from ngdiff.system.environment import weights_hash
+from ngdiff.system.disk import disk_reason, is_disk_error
+from ngdiff.system.environment import update_with, weights_hash
 from ngdiff.system.output import staged_file
-from ngdiff.training.parallel import OneCache, any_process, barrier, is_first_here, shared, whole
+from ngdiff.training.parallel import OneCache, any_process, is_first_here, on_all, shared, whole
 
 VERSION = 1
 MOST_KEPT = 16 * 2**30
@@ -48,6 +50,7 @@ UNSCALED = 0.01
 """A factor behind the head that is this near to 1 is bf16's rounding."""
 FOLDER, PATTERN = "starting-model", "*.safetensors"
 _HEAD, _STATES = "head.", "states"
+_DIGEST = "sha256"
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -111,10 +114,14 @@ class StartingStates:
     cap: float | None = None
     autocast: Autocast = nullcontext
 
+    def read(self) -> dict[str, Tensor]:
+        """Return what the file holds; the mapping outlives the file's name."""
+        with safe_open(str(self.path), framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+
     def attach(self, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
         """Return the data set with ``reference_states`` on those rows that have some."""
-        with safe_open(str(self.path), framework="pt") as tensors:
-            states = tensors.get_tensor(_STATES)
+        states = self.read()[_STATES]
         counts = [_labelled(examples[row]) for row in self.rows]
         parts = dict(zip(self.rows, torch.split(states, counts), strict=True))
         return [
@@ -124,9 +131,8 @@ class StartingStates:
 
     def head(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return the starting model's output head, on a device."""
-        with safe_open(str(self.path), framework="pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(_HEAD)]  # noqa: SIM118
-            return self.head_of({name: tensors.get_tensor(name).to(device) for name in names})
+        found = self.read().items()
+        return self.head_of({name: value.to(device) for name, value in found if name.startswith(_HEAD)})
 
     def head_of(self, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
         """Return the output head whose weights, as the file holds them, these are."""
@@ -139,13 +145,24 @@ class StartingStates:
 
         return logits
 
-    def copy_to(self, path: Path) -> StartingStates:
-        """Put the file at ``path`` too, for a checkpoint that has to stand alone."""
+    def copy_to(self, path: Path, known: Mapping[str, Tensor] | None = None) -> StartingStates:
+        """Put the file at ``path`` too; from memory, where it is gone.
+
+        Args:
+            path: where; what lies there is replaced.
+            known: what :meth:`read` returned.
+
+        Raises:
+            FileNotFoundError: the file is gone, and nothing is ``known``.
+        """
         path.unlink(missing_ok=True)
         try:
             os.link(self.path, path)
-        except OSError:  # another disk
-            shutil.copyfile(self.path, path)
+        except OSError:  # another disk, or it is gone
+            if known is not None and not self.path.exists():
+                _write(known, path)
+            else:
+                shutil.copyfile(self.path, path)
         return replace(self, path=path)
 
 
@@ -237,9 +254,27 @@ def _labelled(example: EncodedExample) -> int:
 def _is_whole(path: Path, tokens: int) -> bool:
     try:
         with safe_open(str(path), framework="pt") as tensors:
-            return bool(tensors.get_slice(_STATES).get_shape()[0] == tokens)
-    except (OSError, SafetensorError):
+            stated = (tensors.metadata() or {}).get(_DIGEST)
+            if stated is None or tensors.get_slice(_STATES).get_shape()[0] != tokens:
+                return False
+            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            return _digest(found) == str(stated)
+    except (OSError, SafetensorError, RuntimeError):  # torch's own, of a file that is cut
         return False
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        update_with(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a file whole or not at all, with a digest of what it holds."""
+    with staged_file(path) as staging:
+        save_file(dict(tensors), staging, metadata={_DIGEST: _digest(tensors)})
 
 
 def _work_out(
@@ -267,10 +302,18 @@ def _work_out(
                     parts[place] = part
     finally:
         model.train(was_training)
-    if is_first_here():
-        with staged_file(kept.path) as staging:
-            save_file({_STATES: torch.cat(parts), **tensors}, staging)
-    barrier()
+    on_all(lambda: _put({_STATES: torch.cat(parts), **tensors}, kept.path) if is_first_here() else None)
+
+
+def _put(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        _write(tensors, path)
+    except (OSError, SafetensorError) as error:
+        if not is_disk_error(error):
+            raise
+        raise RunError(
+            f"what the starting model says could not be kept in {path} ({disk_reason(error)})"
+        ) from error
 
 
 def _states(model: Any, batch: dict[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor | None]:

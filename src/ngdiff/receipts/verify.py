@@ -29,7 +29,7 @@ from ngdiff.receipts.signature import holds, public_from_hex, public_hex
 from ngdiff.receipts.starting import starting_findings
 from ngdiff.receipts.weights import recomputed_weights_hash
 from ngdiff.system.environment import code_hash
-from ngdiff.system.output import ANSWERS, RECORD
+from ngdiff.system.output import ANSWERS, RECORD, is_left_over
 from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
@@ -156,6 +156,8 @@ def file_findings(folder: Path, stated: Mapping[str, Mapping[str, Any]]) -> list
 def _added(folder: Path, name: str) -> Finding:
     if name == REPORT:
         return Finding(name, *_page_finding(folder))
+    if is_left_over(name, REPORT):
+        return Finding(name, None, "was left by a command that was killed, and can be deleted")
     harmless = name.startswith(OF_THE_HUB)
     return Finding(name, None if harmless else False, "is not in the receipt: it was added afterwards")
 

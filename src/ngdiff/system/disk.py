@@ -6,10 +6,13 @@ a disk is full, notices only that its file is shorter than it ought to be.
 
 from __future__ import annotations
 
+import errno
 import re
 
 from safetensors import SafetensorError
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""A full disk, a quota, and a limit on the size of a file."""
 _TORCH = re.compile(r"PytorchStreamWriter|inline_container\.cc")
 
 
@@ -19,6 +22,16 @@ def is_disk_error(error: BaseException) -> bool:
     if isinstance(error, SafetensorError):
         return "I/O" in text or "IoError" in text or "os error" in text
     return isinstance(error, OSError) or (isinstance(error, RuntimeError) and bool(_TORCH.search(text)))
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Say whether something could not be written for want of room: a smaller file might have fitted."""
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    if isinstance(error, SafetensorError):
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        return found is not None and int(found[1]) in NO_ROOM
+    return is_disk_error(error)  # torch does not say why its file is short
 
 
 def disk_reason(error: BaseException) -> str:

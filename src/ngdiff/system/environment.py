@@ -112,7 +112,7 @@ def update_with(digest: hashlib._Hash, name: str, parameter: torch.Tensor) -> No
     """Add one parameter to a hash of weights."""
     tensor = parameter.detach().cpu().contiguous()
     digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-    digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def code_hash() -> str:

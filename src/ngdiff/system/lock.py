@@ -9,17 +9,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ngdiff.errors import Fault, RequestError
+from ngdiff.system.events import log
+from ngdiff.system.terminal import console
 
 LOCK_FILE = "lock"
 
 
-def take(folder: Path, output: Path, name: str = LOCK_FILE) -> int:
-    """Make a folder where it is missing, and lock it for this process until ``os.close`` of what is returned.
+def take(folder: Path, output: Path, name: str = LOCK_FILE) -> tuple[int, str | None]:
+    """Make a folder where it is missing, and lock it for this process.
 
     Args:
         folder: where the lock file lies.
         output: what an error calls it.
         name: of the lock file.
+
+    Returns:
+        What to ``os.close`` at the end; and, where the file system has no locks, a note that says so, which
+        has been printed.
 
     Raises:
         RequestError: another process has it, or it cannot be written to.
@@ -35,9 +41,13 @@ def take(folder: Path, output: Path, name: str = LOCK_FILE) -> int:
         os.close(lock)
         what = f"another process is at work on {output}"
         raise RequestError(Fault("--output", what, "Wait for it, or give another folder")) from None
-    except OSError:  # a file system without locks: there is nothing to ask
-        return lock
-    return lock
+    except OSError as error:  # such as a network file system without locks
+        note = f"the file system of {output} has no locks ({error.strerror or error})"
+        note += ", so two runs with the same output are not kept apart: start one at a time"
+        log.note(note)
+        console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
+        return lock, note
+    return lock, None
 
 
 @contextmanager
@@ -47,7 +57,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         RequestError: another process is at work in it, or it cannot be written to.
     """
-    lock = take(folder, folder, f".{LOCK_FILE}")
+    lock, _ = take(folder, folder, f".{LOCK_FILE}")
     try:
         yield
     finally:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -255,19 +257,62 @@ def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
 def staged_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Yield a file to write beside ``path``; it becomes ``path`` when the block ends well, else it goes.
 
-    Until then its owner alone may read it; then whoever ``mode`` lets.
+    Until then its owner alone may read it; then whoever ``mode`` lets. The content is on the disk before it
+    carries the name: after a power cut ``path`` is the old file or the new one. What a process that was
+    killed left of the same file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(path)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
     staging = Path(name)
     try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield staging
         staging.chmod(mode)
+        sync_file(staging)
         staging.replace(path)
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
+def is_left_over(name: str, of: str) -> bool:
+    """Say whether a file is called like the parts that :func:`staged_file` writes of a file called ``of``."""
+    return re.fullmatch(rf"\.{re.escape(of)}\.[a-z0-9_]{{8}}", name) is not None
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove parts of a file that nobody writes: who writes one holds a lock on it."""
+    for part in [part for part in path.parent.iterdir() if is_left_over(part.name, path.name)]:
+        with suppress(OSError):
+            descriptor = os.open(part, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    part.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Have the system bring a file's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the system bring a folder's list of names to the disk, where it can."""
+    try:
+        sync_file(path)
+    except OSError:  # some network file systems know no fsync of folders
+        return
 
 
 def finite(value: Any) -> Any:

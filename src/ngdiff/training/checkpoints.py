@@ -16,8 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ngdiff.errors import Fault, RequestError
+from torch.distributed.checkpoint.api import CheckpointException
+
+from ngdiff.errors import Fault, RequestError, RunError
+from ngdiff.system.disk import disk_reason, is_disk_error, is_no_room
 from ngdiff.system.hashes import sha256_file
+from ngdiff.system.output import sync_file, sync_folder
+from ngdiff.training.parallel import from_each
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -51,9 +56,58 @@ def checkpoints(run: Path) -> list[Path]:
     return [folder for _, folder in sorted(numbered)]
 
 
+class NotWritten(RunError):
+    """A checkpoint that could not be written.
+
+    Args:
+        why: in words.
+        no_room: whether room was all that was missing, so that the run may continue without the checkpoint.
+    """
+
+    def __init__(self, why: str, no_room: bool) -> None:
+        self.why, self.no_room = why, no_room
+        super().__init__(f"the checkpoint could not be written ({why})")
+
+
+def on_each(work: Callable[[], object]) -> None:
+    """Do a part of the writing on every process; where it fails on one, it fails on all.
+
+    Parts may hold parts. What one process does alone has to be a part of its own if an exchange between the
+    processes follows it: otherwise the others would wait in that exchange for ever.
+
+    Raises:
+        NotWritten: on every process; its cause is the error, on the process where that happened.
+    """
+    failed: BaseException | None = None
+    try:
+        work()
+    except NotWritten:
+        raise  # on all of them
+    except Exception as error:
+        failed = error
+    except CheckpointException as error:  # of torch's sharded checkpoints; no Exception
+        failed = next(iter(error.failures.values()))[0]
+    told = from_each(None if failed is None else (_reason(failed), is_no_room(failed)))
+    found = [one for one in told if one is not None]
+    if found:
+        why = next((text for text, no_room in found if not no_room), found[0][0])
+        raise NotWritten(why, all(no_room for _, no_room in found)) from failed
+
+
+def _reason(error: BaseException) -> str:
+    if not is_disk_error(error):
+        return f"{type(error).__name__}: {error}"
+    place = getattr(error, "filename", None)
+    return disk_reason(error) if place is None or is_no_room(error) else f"{disk_reason(error)}: {place}"
+
+
 @contextmanager
 def staged_checkpoint(
-    run: Path, step: int, *, main: bool = True, wait: Callable[[], None] = lambda: None
+    run: Path,
+    step: int,
+    *,
+    main: bool = True,
+    part: Callable[[Callable[[], object]], object] = lambda work: work(),
 ) -> Iterator[Path]:
     """Yield a folder to fill; it becomes ``run/checkpoint-STEP`` when the block ends well, else it goes.
 
@@ -61,22 +115,26 @@ def staged_checkpoint(
         run: the run's folder.
         step: optimizer steps done.
         main: whether this process seals and renames; the others only fill.
-        wait: returns once all processes have called it.
+        part: does a part of the work; for several processes :func:`on_each`, which the block has to use too.
     """
     final = run / f"checkpoint-{step}"
     outer = run / f".{final.name}.partial"
     staging = outer / final.name
-    try:
+
+    def begin() -> None:
         if main:
             shutil.rmtree(outer, ignore_errors=True)
             staging.mkdir(parents=True)
-        wait()
-        yield staging
-        wait()
+
+    def end() -> None:
         if main:
             seal(staging, step)
             _put(staging, final)
-        wait()
+
+    try:
+        part(begin)
+        yield staging
+        part(end)
     finally:
         if main:
             shutil.rmtree(outer, ignore_errors=True)
@@ -180,20 +238,3 @@ def forget_older(run: Path, keep: int | None) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-
-
-def sync_file(path: Path) -> None:
-    """Have the system bring a file's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Have the system bring a folder's list of names to the disk, where it can."""
-    try:
-        sync_file(path)
-    except OSError:  # some network file systems know no fsync of folders
-        return

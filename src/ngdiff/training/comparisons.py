@@ -95,6 +95,7 @@ class Comparisons:
         self.losses, self.setting, self.autocast = losses, setting, autocast
         self._states: dict[Task, StartingStates] = {}
         self._heads: dict[Task, StartingHead] = {}
+        self._known: dict[Task, dict[str, Tensor]] = {}  # what the files hold, mapped into memory
 
     def look(self, task: Task, model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTokens | Activations:
         """Run the model on a micro-batch of a task as its loss asks for."""
@@ -267,7 +268,7 @@ class Comparisons:
     def _attach(
         self, task: Task, states: StartingStates, examples: list[EncodedExample], device: torch.device
     ) -> None:
-        self._states[task] = states
+        self._states[task], self._known[task] = states, states.read()
         examples[:] = states.attach(examples)
         if self.losses[task].compares == "predictions":
             self._heads[task] = states.head(device)
@@ -275,9 +276,16 @@ class Comparisons:
     # ---- checkpoints ----
 
     def save(self, folder: Path, forget: Sequence[EncodedExample]) -> dict[str, Any]:
-        """Put into a checkpoint what the starting model, which is gone by then, would be needed for."""
+        """Put into a checkpoint what the starting model, which is gone by then, would be needed for.
+
+        The files come from the run's own folder: another run may tidy the cache up, and the checkpoint that
+        this run was resumed from is deleted in time.
+        """
         for task, states in self._states.items():
-            states.copy_to(folder / _file(task))
+            mine = self._own(task)
+            if states.path != mine or not mine.exists():
+                self._states[task] = states.copy_to(mine, self._known[task])
+            self._states[task].copy_to(folder / _file(task))
         if any(example.expected_ids is not None for example in forget):
             save_expected(forget, folder / EXPECTED)
         return {
@@ -287,6 +295,15 @@ class Comparisons:
             "rows": {task: list(states.rows) for task, states in self._states.items()},
             "caps": {task: states.cap for task, states in self._states.items()},
         }
+
+    def _own(self, task: Task) -> Path:
+        return self.setting.folder / f".{_file(task)}"
+
+    def discard(self) -> None:
+        """Delete the run's own files; checkpoints and cache keep theirs."""
+        for task, states in self._states.items():
+            if states.path == self._own(task):
+                states.path.unlink(missing_ok=True)
 
     def take_up(
         self,

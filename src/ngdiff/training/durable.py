@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from ngdiff.errors import Fault, Interrupted, RequestError
-from ngdiff.system.disk import disk_reason, is_disk_error
+from ngdiff.errors import Fault, Interrupted, RequestError, RunError
+from ngdiff.system.disk import is_disk_error
+from ngdiff.system.events import log
+from ngdiff.system.progress import console
 from ngdiff.training.checkpoints import (
     MANIFEST,
+    NotWritten,
     checkpoints,
     damage,
     forget_older,
     good_or_refused,
+    on_each,
     staged_checkpoint,
     step_of,
     tidy,
@@ -104,34 +107,52 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Do what transformers does; a failure of one process to write a checkpoint is one of all."""
+        self._write(lambda: super(DurableTrainer, self).save_model(output_dir, _internal_call))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self._write(lambda: super(DurableTrainer, self)._save_optimizer_and_scheduler(output_dir))
+
+    def _write(self, work: Callable[[], None]) -> None:
+        on_each(work) if self._staging is not None else work()
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint whole or not at all; a run does not end because one could not be written."""
+        """Write a checkpoint whole or not at all; a run does not end because there was no room for one.
+
+        Raises:
+            RunError: it could not be written for another reason, on whichever process.
+        """
         step = self.state.global_step
         if self.weights_are_finite():
             try:
                 with staged_checkpoint(
-                    self.run_folder,
-                    step,
-                    main=self.args.should_save,
-                    wait=self.accelerator.wait_for_everyone,
+                    self.run_folder, step, main=self.args.should_save, part=on_each
                 ) as folder:
                     self._staging = folder.parent
-                    super()._save_checkpoint(model, trial)
-                    self.save_more(folder)
-            except (OSError, SafetensorError, RuntimeError) as error:
-                if not is_disk_error(error):
-                    raise
-                self.note(f"step {step}: the checkpoint could not be written ({disk_reason(error)})")
+                    on_each(lambda: super(DurableTrainer, self)._save_checkpoint(model, trial))
+                    on_each(lambda: self.save_more(folder))
+            except NotWritten as error:
+                if not error.no_room:
+                    _end(step, error)
+                self._say(f"step {step}: {error}")
             finally:
                 self._staging = None
         else:
-            self.note(f"step {step}: no checkpoint was written, since a weight was not finite")
+            self._say(f"step {step}: no checkpoint was written, since a weight was not finite")
         if self.args.should_save:
             keep = self.args.save_total_limit
             forget_older(self.run_folder, max(FEWEST_KEPT, keep) if keep else None)
         self._saved_at = time.monotonic()
         if self._stops_here:  # not earlier, or what looks at the last step would take this for it
             self.control.should_training_stop = True
+
+    def _say(self, text: str) -> None:
+        """Write a fallback down, and say it at once."""
+        self.note(text)
+        if self.args.should_save:
+            log.note(text)
+            console.print(f"Note: {text}.", highlight=False, markup=False, soft_wrap=True)
 
     # ---- going on ----
 
@@ -180,3 +201,15 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
             if self.args.should_save:
                 shutil.rmtree(one.folder, ignore_errors=True)
         return str(good)
+
+
+def _end(step: int, error: NotWritten) -> NoReturn:
+    """End the run with a sentence, or with the error itself where that is not the disk's.
+
+    Raises:
+        RunError: the sentence.
+    """
+    cause = error.__cause__
+    if cause is not None and not is_disk_error(cause):
+        raise cause
+    raise RunError(f"step {step}: {error}") from cause

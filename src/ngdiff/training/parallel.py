@@ -212,13 +212,18 @@ def from_main(value: T) -> T:
     return result
 
 
+def from_each(value: T) -> list[T]:
+    """Return every process's value (any that pickles), by rank, on all; all of them have to ask."""
+    if process_count() == 1:
+        return [value]
+    found: list[Any] = [None] * process_count()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def any_process(flag: bool) -> bool:
     """Say whether the flag is up on any process; all of them have to ask."""
-    if process_count() == 1:
-        return flag
-    flags: list[Any] = [None] * process_count()
-    dist.all_gather_object(flags, flag)
-    return any(flags)
+    return any(from_each(flag))
 
 
 @contextmanager
@@ -248,25 +253,30 @@ def raise_faults(faults: Sequence[Fault]) -> None:
 
 
 def on_all(work: Callable[[], T]) -> T:
-    """Do something on every process and return its own result; a fault of one ends all of them.
+    """Do something on every process and return its own result; an error of one ends all of them.
 
     Raises:
         RequestError: a process found its request wrong.
         RunError: a process could not go on.
+        Exception: whatever else went wrong here; the other processes raise a RunError that names it.
     """
     if process_count() == 1:
         return work()
     result: T | None = None
     faults: tuple[Fault, ...] = ()
     broken = ""
+    unexpected: Exception | None = None
     try:
         result = work()
     except RequestError as error:
         faults = error.faults
     except RunError as error:
         broken = str(error)
-    everywhere: list[Any] = [None] * process_count()
-    dist.all_gather_object(everywhere, (faults, broken))
+    except Exception as error:
+        unexpected, broken = error, f"another process failed ({type(error).__name__}: {error})"
+    everywhere = from_each((faults, broken))
+    if unexpected is not None:
+        raise unexpected
     for found, text in everywhere:
         raise_faults(found)
         if text:

@@ -7,11 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as _read_parts
 from torch.distributed.checkpoint.state_dict_saver import save as _write_parts
 
@@ -131,7 +133,10 @@ class BestWeights:
         place = self._own_folder()
         if is_sharded(self._model):
             fresh = place / f"{BEST_FOLDER}.new"
-            _write_parts(self._named(), checkpoint_id=fresh, no_dist=process_count() == 1)
+            try:
+                _write_parts(self._named(), checkpoint_id=fresh, no_dist=process_count() == 1)
+            except CheckpointException as error:  # no Exception; every process raises it
+                _end(next(iter(error.failures.values()))[0])
             if is_main():
                 shutil.rmtree(place / BEST_FOLDER, ignore_errors=True)
                 fresh.rename(place / BEST_FOLDER)
@@ -144,10 +149,8 @@ class BestWeights:
         try:
             save_file({name: value.cpu().contiguous() for name, value in self._named().items()}, fresh)
         except (OSError, SafetensorError) as error:
-            if not is_disk_error(error):
-                raise
             fresh.unlink(missing_ok=True)
-            raise RunError(f"the best weights so far could not be written ({disk_reason(error)})") from error
+            _end(error)
         fresh.replace(place / BEST_FILE)
 
     def copy_to(self, folder: Path) -> None:
@@ -207,6 +210,17 @@ class BestWeights:
         if self._place is not None and is_main():
             shutil.rmtree(self._place, ignore_errors=True)
         self._place = None
+
+
+def _end(error: BaseException) -> NoReturn:
+    """End the run with a sentence, or with the error itself where that is not the disk's.
+
+    Raises:
+        RunError: the sentence.
+    """
+    if not is_disk_error(error):
+        raise error
+    raise RunError(f"the best weights so far could not be written ({disk_reason(error)})") from error
 
 
 @torch.no_grad()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_SECONDS = 5.0
+"""From the second signal to the end of a process that does not react to it."""
 
 
 class StopWish:
@@ -24,9 +26,6 @@ class StopWish:
                 raise KeyboardInterrupt
             raise SystemExit(128 + signum)
         self.signum = signum
-        again = "Ctrl-C again" if signum == signal.SIGINT else "the signal again"
-        # not print: the signal may have come in the middle of another print
-        os.write(2, f"\nFinishing this step, then saving a checkpoint; {again} ends at once.\n".encode())
 
 
 @contextmanager
@@ -43,7 +42,49 @@ def wish_to_stop() -> Iterator[StopWish]:
     heard = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
     before = {signum: signal.signal(signum, wish._ask) for signum in heard}
     try:
-        yield wish
+        with _listening(heard):
+            yield wish
     finally:
         for signum, handler in before.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def _listening(heard: Sequence[int]) -> Iterator[None]:
+    """Answer each signal from a thread, and end the process if it does not react to the second one.
+
+    Python calls a signal's handler only between two instructions of the main thread, which may wait for
+    another process, a frozen one even, in the middle of one.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    over = threading.Event()
+
+    def listen() -> None:
+        count = 0
+        while signum := next(iter(os.read(reader, 1)), 0):
+            if signum not in heard:
+                continue
+            count += 1
+            if count == 1:
+                again = "Ctrl-C again" if signum == signal.SIGINT else "the signal again"
+                _tell(f"Finishing this step, then saving a checkpoint; {again} ends at once.")
+            elif not over.wait(GRACE_SECONDS):
+                _tell("The step did not end, so the process was ended; earlier checkpoints are whole.")
+                os._exit(128 + signum)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(previous)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _tell(text: str) -> None:
+    os.write(2, f"\n{text}\n".encode())  # not print: another print may be under way

@@ -577,6 +577,8 @@ class UnlearningTrainer(DurableTrainer):
             conclude(self)
         finally:
             self._best.discard()
+            if self._compared is not None:
+                self._compared.discard()
         return result
 
     @property

@@ -18,9 +18,9 @@ from typing import Any
 from ngdiff.errors import Fault, RequestError, RunError
 from ngdiff.settings.identity import NOT_COUNTED, request_hash
 from ngdiff.system.lock import LOCK_FILE, take, unwritable
-from ngdiff.system.output import in_the_way, write_json
+from ngdiff.system.output import in_the_way, sync_file, sync_folder, write_json
 from ngdiff.system.progress import console
-from ngdiff.training.checkpoints import checkpoints, sync_file, sync_folder, tidy
+from ngdiff.training.checkpoints import checkpoints, tidy
 
 ASKED_FILE, FINISHED_FILE = "run.json", "finished.json"
 SHORT = 12
@@ -76,6 +76,8 @@ class Workplace:
         self.output = _followed(output)
         self.folder = self.output.parent / f".{self.output.name}.unfinished"
         self.run, self.result, self._old = (self.folder / name for name in ("run", "result", "old"))
+        self.unguarded: str | None = None
+        """Why another process may be at work here, too, where that cannot be told; for the record."""
 
     # ---- what is there ----
 
@@ -83,20 +85,24 @@ class Workplace:
     def begun(self) -> Asked | None:
         """What the unfinished run that lies here was asked to do; None where there is none.
 
+        A folder without a request was left by a process that was killed between two runs: it is taken over.
+
         Raises:
-            RequestError: there are checkpoints, but nothing readable that says of what.
+            RequestError: there are checkpoints, but what says of what is damaged.
         """
         try:
             kept = json.loads((self.folder / ASKED_FILE).read_text(encoding="utf-8"))
             return Asked(dict(kept["settings"]), dict(kept["data"]), kept["model"])
         except FileNotFoundError:
-            why = f"has no {ASKED_FILE}"
+            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            why = f"has a damaged {ASKED_FILE} ({type(error).__name__})"
+            why = type(error).__name__
         if not checkpoints(self.run):
             return None
-        mend = "Delete that folder, or give --no-resume, to start afresh"
-        raise RequestError(Fault("--output", f"{self.folder} {why}, so nobody knows its request", mend))
+        what = f"{ASKED_FILE} in {self.folder} is damaged ({why}), so the request of the run there is unknown"
+        raise RequestError(
+            Fault("--output", what, "Delete that folder, or give --no-resume, to start afresh")
+        )
 
     @property
     def may_replace(self) -> bool:
@@ -150,9 +156,12 @@ class Workplace:
             RequestError: see :meth:`goes_on`; or another process is at work here.
         """
         self.goes_on(asked, resume=resume, overwrite=overwrite)  # before anything is written
-        lock = take(self.folder, self.output)
+        lock, self.unguarded = take(self.folder, self.output)
         try:
             going_on = self.goes_on(asked, resume=resume, overwrite=overwrite)
+            if not going_on and checkpoints(self.run) and not (self.folder / ASKED_FILE).exists():
+                text = f"The checkpoints in {self.run} belong to no request and are deleted."
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
             self._make_ready(asked, going_on, overwrite)
             if going_on and not checkpoints(self.run):
                 console.print("The run begun here had no checkpoint yet: it starts from the beginning.")
@@ -179,14 +188,19 @@ class Workplace:
 
     def _empty(self, going_on: bool) -> None:
         self._put_back()
+        if not going_on:  # first, so that a kill leaves nothing that looks like a run to resume
+            (self.folder / ASKED_FILE).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.name == LOCK_FILE or (going_on and path.name in (ASKED_FILE, self.run.name)):
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.run.mkdir(exist_ok=True)
         tidy(self.run)
-        for best in self.run.glob(".best-*"):  # of a process that was killed; a checkpoint has its own
+        # of a process that was killed; a checkpoint has its own
+        for best in self.run.glob(".best-*"):
             shutil.rmtree(best, ignore_errors=True)
+        for starting in self.run.glob(".starting_*"):
+            starting.unlink()
 
     # ---- the end ----
 
