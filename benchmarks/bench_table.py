@@ -18,7 +18,8 @@ from benchmarks.pages import page_of, put
 from benchmarks.study_tables import publish
 from ngdiff.bench.picture import draw_front
 from ngdiff.bench.summary import Row, mark_front, row_from_json
-from ngdiff.bench.tables import as_csv, table, tuning_table
+from ngdiff.bench.tables import as_csv, table
+from ngdiff.bench.tuning_tables import tuning_table
 
 EVIDENCE, IMAGES = Path("docs/study/bench"), Path("docs/images")
 FILES = ("record.json", "evaluation.json", "general.json", "trial.json", "results.json")
