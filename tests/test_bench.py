@@ -27,12 +27,14 @@ from ngdiff.bench.picture import pareto, together
 from ngdiff.bench.plan import BenchRequest, reporting, selection_score, tuning
 from ngdiff.bench.run import BenchResult, Outcome
 from ngdiff.bench.summary import COLUMNS, Cell, Row, mark_front, over_runs, row_from_json, summarise
+from ngdiff.bench.variants import ablations, find_variant
 from ngdiff.bench.worker import SPEC
 from ngdiff.bench.worker import main as work
 from ngdiff.evaluation.metrics import METRICS
 from ngdiff.evaluation.openunlearning import read_reference
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import METHODS, find_method
+from ngdiff.names import DEFAULT_METHOD
 from ngdiff.steps.weighting import RULES
 from ngdiff.system.lock import alone_in
 from ngdiff.training.unfinished import Workplace
@@ -666,6 +668,23 @@ def test_every_run_keeps_what_is_named_beside_the_retain_set(
     kept = len((tmp_path / "tofu" / "retain99.json").read_text().splitlines())
     assert [found["data"]["retain"]["examples"] for found in records] == [kept + 5] * 2
     assert "ngdiff:general" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_a_variant_unlearns_with_the_parts_that_its_name_says(
+    cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for measure in ("_evaluate", "_general"):
+        monkeypatch.setattr(ngdiff.bench.worker, measure, lambda *_: None)
+    answer = cli(*words(tmp_path, "--methods", "rmu", "--seeds", 1, "--same-conditions", "--ablate"))
+    assert answer.code == 0 and "Failed" not in answer.err, answer.err
+    parts = ("forget_loss", "retain_loss", "rule", "step_size", "learning_rate")
+    ran = 0
+    for path in (tmp_path / "out" / "trials" / "forget01").glob("*/seed-0/record.json"):
+        used = json.loads(path.read_text())["settings"]
+        method = find_variant(path.parent.parent.name).method
+        assert {part: used[part] for part in parts} == {part: getattr(method, part) for part in parts}
+        ran += 1
+    assert ran == 3 + len(ablations(DEFAULT_METHOD))
 
 
 def test_code_that_comes_with_the_target_runs_only_where_asked_for(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,8 @@ def config(name: str, **more: Any) -> UnlearningConfig:
 def test_under_the_same_conditions_all_but_forget_loss_and_rule_are_the_default_s(name: str) -> None:
     own, same, default = config(name), config(name + SAME), config(DEFAULT_METHOD)
     of_their_own = {"forget_loss", "forget_loss_settings", "rule", "rule_settings", "retain_loss_settings"}
-    for setting, value in vars(default).items():
-        if setting not in of_their_own and not setting.startswith("_"):
-            assert getattr(same, setting) == value, setting
+    for setting in {field.name for field in fields(default) if field.init} - of_their_own:
+        assert getattr(same, setting) == getattr(default, setting), setting
     assert same.forget_loss == own.forget_loss
     if own.rule == "forget-only":  # under which no retain loss has an effect
         assert same.rule == "constant" and same.rule_settings == {}

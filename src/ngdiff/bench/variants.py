@@ -89,13 +89,9 @@ def _same_conditions(method: Method) -> Variant:
     default = find_method(DEFAULT_METHOD)
     alone = method.rule == "forget-only"
     rule, rule_settings = ("constant", {}) if alone else (method.rule, dict(method.rule_settings))
-    search = {
-        name: values
-        for name, values in method.search.items()
-        if name.startswith(("rule_settings.", "forget_loss_settings."))
-    }
-    if default.step_size == "fixed":
-        search["learning_rate"] = default.search["learning_rate"]
+    own = ("rule_settings.", "forget_loss_settings.")
+    search = {name: values for name, values in default.search.items() if not name.startswith(own)}
+    search |= {name: values for name, values in method.search.items() if name.startswith(own)}
     parts = replace(
         default,
         name=method.name + SAME,
