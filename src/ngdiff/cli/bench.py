@@ -275,26 +275,26 @@ def _run(request: BenchRequest, report: bool) -> None:
     last_line(f"The tables and pictures are in {escape(str(request.output))}")
 
 
-SHOWN = ("distance", "forget.extraction_strength", "forgotten", "kept", "collateral", "seconds")
+SHOWN = ("forget.extraction_strength", "kept", "collateral")
 
 
 def _table(rows: list[Row]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from ngdiff.bench.comparison_tables import distance_cell, interval_cell
+    from ngdiff.bench.comparison_tables import distance_cell
+    from ngdiff.bench.numbers import number
     from ngdiff.bench.summary import COLUMNS
 
     titles = {column.key: column.title for column in COLUMNS}
-    table = Table(
-        "split", "method", caption="Means over seeds; in brackets 95% intervals, Student's t over seeds"
-    )
+    caption = "Means over seeds, and Student's 95% t-interval of the distance; the others are in results.md"
+    table = Table("split", caption=caption)
+    table.add_column("method", overflow="fold")
+    table.add_column("distance", no_wrap=True)
     for key in SHOWN:
         table.add_column(titles[key], justify="right")
     for row in rows:
-        cells = [
-            distance_cell(row) if key == "distance" else interval_cell(row.cells.get(key)) for key in SHOWN
-        ]
+        cells = [number(row.cells[key].value) if key in row.cells else "" for key in SHOWN]
         name = f"[bold]{escape(row.name)}[/bold]" if row.on_front else escape(row.name)
-        table.add_row(row.split, name, *cells)
+        table.add_row(row.split, name, distance_cell(row).replace(", ", "\n"), *cells)
     return table
