@@ -87,7 +87,7 @@ def table(rows: Sequence[Row]) -> str:
             distance_cell(row) if column.key == "distance" else interval_cell(row.cells.get(column.key))
             for column in shown
         ]
-        lines.append([name, *cells, _settings(row), _ended(row)])
+        lines.append([name, *cells, _settings(row), markdown_cell(_ended(row))])
     return markdown_table(head, lines)
 
 

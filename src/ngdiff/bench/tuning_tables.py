@@ -12,6 +12,7 @@ from ngdiff.bench.plan import ending, selection_score
 from ngdiff.bench.run import BenchResult, tried
 from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import RECORD
+from ngdiff.system.outside import markdown_cell
 
 SELECTION = (
     "Settings were chosen by the harmonic mean of three shares: how far the forget set's extraction "
@@ -81,7 +82,8 @@ def tuning_table(rows: Sequence[Mapping[str, Any]]) -> str:
         settings = written(row["settings"])
         cells = ["" if row.get(key) is None else number(float(row[key])) for key in figures]
         shown = f"**{settings}**" if row["chosen"] else settings
-        lines.append([row["split"], row["method"], shown, *cells, row.get("ended", "failed")])
+        ended = markdown_cell(str(row.get("ended", "failed")))
+        lines.append([row["split"], row["method"], shown, *cells, ended])
     return markdown_table(["split", "method", "settings", *map(titles.__getitem__, figures), "ended"], lines)
 
 
