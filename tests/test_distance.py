@@ -116,6 +116,11 @@ def test_a_model_that_lost_half_of_what_is_vital_is_destroyed(
 ) -> None:
     found = distance(RETRAINED | {key: value}, TARGET, RETRAINED)
     assert found is not None and math.isinf(found.value) == destroyed and found.part == key
+    if destroyed:  # what was lost is named, however far off the forget set may be
+        found = distance(RETRAINED | {key: value, "forget.truth_ratio": 1.0}, TARGET, RETRAINED)
+        assert (
+            found is not None and found.part == key and found.parts["forget.truth_ratio"] == pytest.approx(2)
+        )
 
 
 SHARE = st.floats(0.0, 1.0)
