@@ -60,13 +60,14 @@ def find_variant(name: str) -> Variant:
 
 def same_conditions(names: Sequence[str]) -> list[str]:
     """Return a name for each method under the default's conditions; none where that is the default."""
-    default = find_method(DEFAULT_METHOD)
-    found = {name: _same_conditions(find_method(name)).method for name in names}
-    return [
-        method.name
-        for method in found.values()
-        if (method.forget_loss, method.rule) != (default.forget_loss, default.rule)
-    ]
+    default = _own_parts(find_method(DEFAULT_METHOD))
+    found = (_same_conditions(find_method(name)).method for name in names)
+    return [method.name for method in found if _own_parts(method) != default]
+
+
+def _own_parts(method: Method) -> tuple[str, str, dict[str, float]]:
+    """Return what a method keeps under the default's conditions."""
+    return method.forget_loss, method.rule, dict(method.rule_settings)
 
 
 def ablations(name: str) -> tuple[str, ...]:
