@@ -19,7 +19,7 @@ from ngdiff.bench.comparison_tables import (
 )
 from ngdiff.bench.numbers import markdown_table, written
 from ngdiff.bench.run import BenchResult
-from ngdiff.bench.summary import COLUMNS, FORGOT_ENOUGH, Row
+from ngdiff.bench.summary import COLUMNS, COMPARED, FORGOT_ENOUGH, Row
 from ngdiff.bench.tuning_tables import SELECTION, grid_rows, grid_table, tuned_on, tuning_rows, tuning_table
 from ngdiff.bench.variants import SAME
 from ngdiff.names import DEFAULT_METHOD
@@ -76,8 +76,9 @@ def markdown(result: BenchResult, rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return one split's table, in Markdown."""
-    shown = [column for column in COLUMNS if any(column.key in row.cells for row in rows)]
+    """Return one split's table, in Markdown, with the columns that the methods' rows fill."""
+    methods = [row for row in rows if row.cells and row.name not in COMPARED]
+    shown = [column for column in COLUMNS if any(column.key in row.cells for row in methods or rows)]
     arrows = {"up": " ↑", "down": " ↓", None: ""}
     head = ["method", *(column.title + arrows[column.better] for column in shown), "settings", "ended"]
     lines = []
