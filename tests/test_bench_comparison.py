@@ -66,7 +66,7 @@ def _record(figures: Figures) -> dict[str, Any]:
     return {
         "before": part(TARGET),
         "after": part(figures),
-        "stop": {"code": "target"},
+        "stop": {"code": "target", "target": {"value": 0.05}, "left": [{"row": 3}, {"row": 7}]},
         "cost": cost,
         "steps": [],
     }
@@ -216,6 +216,7 @@ def test_the_same_conditions_and_the_ablation_run_and_are_laid_out(
     cell = near.cells["distance"]
     assert cell.value == pytest.approx(off[1]) and cell.values == pytest.approx(off)
     assert cell.high == pytest.approx(off[1] + half) and cell.low == pytest.approx(off[1] - half)
+    assert near.cells["items_left"].value == 2
     assert near.decides == {"forget.rouge": 3} and near.parts["general_nll"] == pytest.approx(0.05)
     assert rows["target"].cells["distance"].value == 1 and rows["retrained"].cells["distance"].value == 0
     assert rows["ga"].cells["distance"].value == math.inf and rows["ga"].cells["distance"].low is None

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from ngdiff.bench.plan import ending
 from ngdiff.bench.run import Outcome
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD
 from ngdiff.evaluation.openunlearning import read_reference
@@ -39,6 +40,9 @@ def _evaluated(outcome: Outcome) -> Figures:
     if general is not None and general["nll"] is not None:  # None: it was not finite
         found["general_nll"] = general["nll"], (None, None)
     if record is not None:
+        left = ending(record).left
+        if left is not None:
+            found["items_left"] = float(left), (None, None)
         found["steps"] = float(record["cost"]["steps"]), (None, None)
         found["seconds"] = record["cost"]["seconds"], (None, None)
         peaks = record["cost"]["peak_memory_gib"]  # the accelerator's, where one did the work

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ngdiff.bench.grid import Settings, candidates, nested
 from ngdiff.bench.variants import Variant, ablations, find_variant, same_conditions
@@ -214,9 +214,23 @@ def _trial(
     return Trial(split, method.name, stopping, label, settings, evaluate=label.startswith("seed"))
 
 
-def ending(record: Mapping[str, Any]) -> str:
-    """Return in one word why a run ended."""
-    return str(record["stop"]["code"])
+class Ending(NamedTuple):
+    """How a run ended.
+
+    Args:
+        code: why, in one word.
+        left: items of the forget set that are left; None without a target.
+    """
+
+    code: str
+    left: int | None
+
+
+def ending(record: Mapping[str, Any]) -> Ending:
+    """Return how a run ended, as its record says."""
+    stop = record["stop"]
+    left = stop.get("left") if stop.get("target") is not None else None
+    return Ending(str(stop["code"]), None if left is None else len(left))
 
 
 def selection_score(record: Mapping[str, Any]) -> float | None:

@@ -53,6 +53,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("forget.probability", "forget P", None, "forgotten"),
     Column("forget.rouge", "forget ROUGE", None, "forgotten"),
     Column("forget.truth_ratio", "forget truth ratio", None, "forgotten"),
+    Column("items_left", "items left", "down", "forgotten", high=inf),
     Column("forget_quality", "forget quality (KS p)", "up", "forgotten", logarithmic=True),
     Column("privleak", "PrivLeak", None, "forgotten", -inf, inf),
     Column("model_utility", "model utility", "up", "kept"),
@@ -166,7 +167,7 @@ def _row(
         for column in COLUMNS
         if runs and all(column.key in run for run in runs)
     }
-    ended = Counter(ending(outcome.read(RECORD) or {}) for outcome in done)
+    ended = Counter(ending(outcome.read(RECORD) or {}).code for outcome in done)
     row = Row(split, name, cells, runs=len(done), ended=dict(ended), failed=len(outcomes) - len(done))
     _measure_distance(row, runs, base)
     _tell_tuning(row, outcomes[0].name, result)

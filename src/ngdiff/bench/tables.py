@@ -38,7 +38,7 @@ FRONT = (
 )
 CONDITIONS = (
     f"*NAME{SAME}* is {DEFAULT_METHOD} with the forget loss and the rule of NAME (constant weights where "
-    "NAME has no retain loss): the same retain loss, step size, stopping rule and floor as "
+    "NAME has no retain loss): the same retain loss, step size, stopping rule and floors as "
     f"{DEFAULT_METHOD}. NAME alone is the method as its paper has it, under this benchmark's stopping rule."
 )
 ABLATION = (

@@ -56,7 +56,7 @@ def tuning_rows(result: BenchResult) -> list[dict[str, Any]]:
                 "never_seen_probability": record["after"]["never_seen"]["probability"],
                 "steps": record["cost"]["steps"],
                 "seconds": record["cost"]["seconds"],
-                "ended": ending(record),
+                "ended": ending(record).code,
             }
         row["chosen"] = (
             row["score"] is not None and result.chosen.get((outcome.split, outcome.name)) == settings

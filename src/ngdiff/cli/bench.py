@@ -93,7 +93,7 @@ def tofu(
         bool,
         typer.Option(
             "--same-conditions",
-            help="Also run each method with the default's retain loss, step size, stopping rule and floor, "
+            help="Also run each method with the default's retain loss, step size, stopping rule and floors, "
             "as NAME+same.",
             rich_help_panel=METHOD,
         ),
