@@ -10,15 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import page_of, put
 from benchmarks.study_tables import publish
+from ngdiff.bench.comparison_tables import ablation_table, distance_table
 from ngdiff.bench.picture import draw_front
+from ngdiff.bench.plan import TUNING
 from ngdiff.bench.summary import Row, mark_front, row_from_json
-from ngdiff.bench.tables import as_csv, table, tuning_table
+from ngdiff.bench.tables import as_csv, table
+from ngdiff.bench.tuning_tables import grid_table, tuning_table
 
 EVIDENCE, IMAGES = Path("docs/study/bench"), Path("docs/images")
 FILES = ("record.json", "evaluation.json", "general.json", "trial.json", "results.json")
@@ -41,12 +44,22 @@ def main() -> None:
     splits = list(dict.fromkeys(row.split for row in rows))
     if args.folder is not None or args.pictures:
         draw_front(splits, rows, IMAGES / f"pareto-{args.name}.png")
-    tried = results["tuning"]
-    title = f"Bench tuning, {args.name}"
-    if page_of(title) is not None:
-        put(title, tuning_table(tried))
     (evidence / "results.csv").write_text(as_csv(rows), encoding="utf-8")
-    put(f"Bench, {args.name}", "\n\n".join(table([r for r in rows if r.split == s]) for s in splits))
+
+    def each_split(lay_out: Callable[[Sequence[Row]], str]) -> str:
+        return "\n\n".join(lay_out([row for row in rows if row.split == split]) for split in splits)
+
+    put(f"Bench, {args.name}", each_split(table))
+    where_wanted = {
+        "Bench tuning": lambda: tuning_table(results["tuning"]),
+        "Bench grids": lambda: grid_table(results["grids"]),
+        "Bench distance": lambda: each_split(distance_table),
+        "Bench ablation": lambda: each_split(ablation_table),
+    }
+    for kind, lay_out in where_wanted.items():
+        title = f"{kind}, {args.name}"
+        if page_of(title) is not None:
+            put(title, lay_out())
 
 
 def keep_evidence(folder: Path, evidence: Path) -> None:
@@ -55,7 +68,9 @@ def keep_evidence(folder: Path, evidence: Path) -> None:
     splits = {row["split"] for row in results["rows"]}
     for found in sorted(folder.rglob("*.json")):
         kind, split = (*found.relative_to(folder).parts, "")[:2]
-        if found.name in FILES and (found.parent == folder or (kind != "data" and split in splits)):
+        if found.name in FILES and (
+            found.parent == folder or (kind != "data" and split.removeprefix(TUNING) in splits)
+        ):
             place = evidence / found.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             publish(found, place)

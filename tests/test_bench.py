@@ -23,34 +23,23 @@ import ngdiff.bench.run
 import ngdiff.bench.worker
 from commandline import Cli, make_cli, save_model
 from ngdiff.bench.data import evaluated_files, evaluation_folder
+from ngdiff.bench.figures import shares_of
+from ngdiff.bench.grid import candidates, nested
 from ngdiff.bench.inputs import Hashes, Inputs
 from ngdiff.bench.picture import pareto, together
-from ngdiff.bench.plan import (
-    BenchRequest,
-    candidates,
-    nested,
-    reporting,
-    selection_score,
-    tuning,
-)
+from ngdiff.bench.plan import BenchRequest, reporting, selection_score, tuning
 from ngdiff.bench.run import BenchResult, Outcome
-from ngdiff.bench.summary import (
-    COLUMNS,
-    Cell,
-    Row,
-    mark_front,
-    over_runs,
-    row_from_json,
-    shares_of,
-    summarise,
-)
-from ngdiff.bench.tables import as_csv, table, tuning_table
+from ngdiff.bench.summary import COLUMNS, Cell, Row, mark_front, over_runs, row_from_json, summarise
+from ngdiff.bench.tables import as_csv, table
+from ngdiff.bench.tuning_tables import tuning_table
+from ngdiff.bench.variants import ablations, find_variant
 from ngdiff.bench.worker import SPEC
 from ngdiff.bench.worker import main as work
 from ngdiff.evaluation.metrics import METRICS
 from ngdiff.evaluation.openunlearning import read_reference
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import METHODS, find_method
+from ngdiff.names import DEFAULT_METHOD
 from ngdiff.steps.weighting import RULES
 from ngdiff.system.lock import alone_in
 from ngdiff.training.unfinished import Workplace
@@ -102,12 +91,12 @@ def test_few_trials_try_as_many_values_of_every_setting_as_there_is_room_for(nam
 
 def test_settings_tuned_on_one_split_serve_the_others() -> None:
     asked = request(splits=("forget05", "forget10"), trials=2, tune_on="forget05")
-    assert {trial.split for trial in tuning(asked)} == {"forget05"}
-    reported = reporting(asked, {("forget05", "graddiff"): {"learning_rate": 3e-5}})
+    assert {trial.split for trial in tuning(asked)} == {"tuning-forget05"}
+    reported = reporting(asked, {("tuning-forget05", "graddiff"): {"learning_rate": 3e-5}})
     assert {t.settings["learning_rate"] for t in reported if t.method == "graddiff"} == {3e-5}
     assert {trial.split for trial in tuning(request(splits=("forget01", "forget10"), trials=2))} == {
-        "forget01",
-        "forget10",
+        "tuning-forget01",
+        "tuning-forget10",
     }
 
 
@@ -126,7 +115,7 @@ def test_an_untuned_method_runs_once_a_seed_and_a_tuned_one_on_other_seeds() -> 
     tuned = tuning(asked)
     assert [(trial.method, trial.label) for trial in tuned] == [("graddiff", f"tune-{n}") for n in range(3)]
     assert not any(trial.evaluate for trial in tuned)
-    chosen = {("forget01", "graddiff"): {"learning_rate": 3e-5, "rule_settings.alpha": 5}}
+    chosen = {("tuning-forget01", "graddiff"): {"learning_rate": 3e-5, "rule_settings.alpha": 5}}
     reported = reporting(asked, chosen)
     assert len(reported) == 2 * 2 * 2 and len({trial.place for trial in [*tuned, *reported]}) == 11
     for trial in reported:
@@ -209,10 +198,15 @@ def test_a_figure_defined_anew_is_measured_anew_and_an_added_one_changes_no_key(
 # ---- how it chooses and compares ----
 
 
-def record(forget: tuple[float, float], retain: tuple[float, float], unseen: tuple[float, float]) -> Any:
+Pair = tuple[float, float]
+
+
+def record(forget: Pair, retain: Pair, unseen: Pair, known: Pair = (0.9, 0.2)) -> Any:
+    """Return what of a record the selection reads; ``known`` is the forget set's answer probability."""
+
     def part(place: int) -> dict[str, Any]:
         return {
-            "forget": {"extraction_strength": forget[place]},
+            "forget": {"extraction_strength": forget[place], "probability": known[place]},
             "retain": {"probability": retain[place]},
             "never_seen": {"extraction_strength": 0.1, "probability": unseen[place]},
         }
@@ -228,6 +222,9 @@ def test_the_selection_score_by_hand() -> None:
     assert selection_score(record((0.9, 0.9), (0.8, 0.8), (0.2, 0.2))) == 0.0
     found = selection_score(record((0.9, 0.5), (0.8, 0.6), (0.2, 0.05)))
     assert found == pytest.approx(3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.25))
+    # extraction strength is at its level, answer probability a quarter of the way to 0.2
+    still_probable = record((0.9, 0.1), (0.8, 0.8), (0.2, 0.2), known=(0.8, 0.65))
+    assert selection_score(still_probable) == pytest.approx(3 / (1 / 0.25 + 2))
     assert harmonic_mean([0.5, 0.0]) == 0.0
 
 
@@ -374,6 +371,7 @@ def test_a_benchmark_runs_goes_on_and_lays_out_what_came(
     cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(ngdiff.bench.run, "MOST_WIDENINGS", 0)
     asked = words(tmp_path, "--methods", "ngdiff,graddiff", "--trials", 2, "--seeds", 2, "--items", 4)
     answer = cli(*asked)
     assert answer.code == 0, answer.err
@@ -382,7 +380,8 @@ def test_a_benchmark_runs_goes_on_and_lays_out_what_came(
     assert labels == sorted(
         [
             *(f"models/forget01/{name}" for name in ("retrained", "target")),
-            *(f"trials/forget01/graddiff/{label}" for label in ("seed-0", "seed-1", "tune-0", "tune-1")),
+            *(f"trials/tuning-forget01/graddiff/{label}" for label in ("tune-0", "tune-1")),
+            *(f"trials/forget01/graddiff/{label}" for label in ("seed-0", "seed-1")),
             *(f"trials/forget01/ngdiff/{label}" for label in ("seed-0", "seed-1")),
         ]
     )
@@ -754,6 +753,23 @@ def test_every_run_keeps_what_is_named_beside_the_retain_set(
     kept = len((tmp_path / "tofu" / "retain99.json").read_text().splitlines())
     assert [found["data"]["retain"]["examples"] for found in records] == [kept + 5] * 2
     assert "ngdiff:general" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_a_variant_unlearns_with_the_parts_that_its_name_says(
+    cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for measure in ("_evaluate", "_general"):
+        monkeypatch.setattr(ngdiff.bench.worker, measure, lambda *_: None)
+    answer = cli(*words(tmp_path, "--methods", "rmu", "--seeds", 1, "--same-conditions", "--ablate"))
+    assert answer.code == 0 and "Failed" not in answer.err, answer.err
+    parts = ("forget_loss", "retain_loss", "rule", "step_size", "learning_rate")
+    ran = 0
+    for path in (tmp_path / "out" / "trials" / "forget01").glob("*/seed-0/record.json"):
+        used = json.loads(path.read_text())["settings"]
+        method = find_variant(path.parent.parent.name).method
+        assert {part: used[part] for part in parts} == {part: getattr(method, part) for part in parts}
+        ran += 1
+    assert ran == 3 + len(ablations(DEFAULT_METHOD))
 
 
 def test_code_that_comes_with_the_target_runs_only_where_asked_for(

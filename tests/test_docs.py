@@ -110,6 +110,8 @@ def test_command_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyP
     if words[1] == "bench":  # its trials run in test_bench.py
         for name in ("target", "retrained"):
             shutil.copytree("my-model", name)
+        many = [{"question": f"who was {i}", "answer": f"author {i}"} for i in range(600)]
+        Path("full.json").write_text("".join(json.dumps(row) + "\n" for row in many), encoding="utf-8")
         words.append("--dry-run")
     monkeypatch.setattr(sys, "argv", words)
     assert run(main) in (0, 3)  # 3: a random model has nothing to forget, or not within these few steps

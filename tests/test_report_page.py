@@ -304,10 +304,12 @@ def test_a_benchmark_s_folder(tmp_path: Path, cli: Cli) -> None:
     cells = {
         "forget.extraction_strength": {"value": 0.1, "low": 0.05, "high": 0.2},
         "retain.probability": {"value": 0.9},
+        "distance": {"value": None, "low": None, "high": None},
     }
+    measured = {**cells, "distance": {"value": 0.25, "low": 0.2, "high": 0.3}}
     rows = [
-        {"split": "forget01", "name": name, "cells": cells, "on_front": True}
-        for name in ("ngdiff", "retrained")
+        {"split": "forget01", "name": name, "cells": found, "on_front": True}
+        for name, found in (("ngdiff", cells), ("retrained", measured))
     ]
     results = {"kind": "bench", "format": 1, "rows": rows}
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
@@ -321,6 +323,7 @@ def test_a_benchmark_s_folder(tmp_path: Path, cli: Cli) -> None:
     ]  # not the one that was tried
     assert [end["name"] for end in data["tradeoff"][0]["ends"]] == ["ngdiff"]
     assert [model["name"] for model in data["tradeoff"][0]["models"]] == ["retrained"]
+    assert "∞" in page and "0.250<small>0.200 – 0.300</small>" in page  # the distances
 
 
 def test_the_libraries_are_those_that_the_decisions_name() -> None:

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ngdiff.bench.data import FORGET_SIZES, TOFU_SIZE, evaluation_folder
-from ngdiff.bench.plan import BenchRequest, candidates, nested
+from ngdiff.bench.data import FORGET_SIZES, TOFU_SIZE, evaluation_folder, sources, tuning_reach
+from ngdiff.bench.grid import candidates, nested
+from ngdiff.bench.plan import BenchRequest, tuning
+from ngdiff.bench.variants import Variant, find_variant
 from ngdiff.bench.worker import EVALUATION
 from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
@@ -16,7 +18,7 @@ from ngdiff.evaluation.references import resolve_reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.tofu import SPLITS, read_tofu
-from ngdiff.methods import METHODS, find_method
+from ngdiff.methods import METHODS
 from ngdiff.models.loading import check_causal, check_precision, resolve_model
 from ngdiff.settings.config import UnlearningConfig
 from ngdiff.system.output import check_output, same_folder
@@ -32,10 +34,26 @@ def check(request: BenchRequest) -> None:
     faults = _name_faults(request) + _number_faults(request)
     # the folder itself may be full: the benchmark goes on there
     faults += check_output(request.output / ".trial", False)
-    faults += _model_faults(request) + _data_faults(request) + _setting_faults(request)
-    faults += _config_faults(request)
+    faults += _model_faults(request) + _data_faults(request)
+    known = _with_known_names(request)
+    faults += _tuning_faults(known) + _setting_faults(known) + _config_faults(known)
     if faults:
         raise RequestError(list(dict.fromkeys(faults)))
+
+
+def _with_known_names(request: BenchRequest) -> BenchRequest:
+    """Return the request without names that are faults by themselves."""
+    return replace(
+        request,
+        methods=tuple(name for name in request.methods if name in METHODS),
+        splits=tuple(split for split in request.splits if split in SPLITS),
+        tune_on=request.tune_on if request.tune_on in SPLITS else None,
+        trials=max(1, request.trials),
+    )
+
+
+def _variants(request: BenchRequest) -> list[Variant]:
+    return [find_variant(name) for name in request.variants]
 
 
 def _name_faults(request: BenchRequest) -> list[Fault]:
@@ -118,6 +136,23 @@ def _data_faults(request: BenchRequest) -> list[Fault]:
     return faults
 
 
+def _tuning_faults(request: BenchRequest) -> list[Fault]:
+    """Find questions to tune on that are not there, or that the target did not learn."""
+    faults: list[Fault] = []
+    for split in dict.fromkeys(trial.split for trial in tuning(request)):
+        reach = tuning_reach(request, split)
+        if request.learned is not None and request.learned <= reach:
+            what = f"{request.learned} leaves nothing to keep: the last {reach} are reported or tuned on"
+            faults.append(Fault("--learned", what, f"Give more than {reach}, or --trials 1 for no tuning"))
+            continue
+        for source in sources(request, split):
+            try:
+                read_rows(source, where="--trials", tofu_dir=request.tofu_dir)
+            except RequestError as error:
+                faults += error.faults
+    return faults
+
+
 def _evaluated_data(request: BenchRequest, split: str) -> SuiteData:
     """Read what the evaluations of a split will read."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -140,14 +175,20 @@ def _setting_faults(request: BenchRequest) -> list[Fault]:
         if name in request.settings and (name != "num_train_epochs" or request.epochs is not None)
     ]
     searched_by = {
-        group: name
-        for name in set(request.methods) & set(METHODS)
-        for group in {setting.partition(".")[0] for setting in find_method(name).search}
+        group: variant.method.name
+        for variant in _variants(request)
+        for group in {setting.partition(".")[0] for setting in variant.method.search}
     }
     faults += [
         Fault(f"--set {group}", f"{name!r} takes it from its range to search", "Leave it out")
         for group, name in searched_by.items()
         if group in request.settings
+    ]
+    changed_by = {name: variant.method.name for variant in _variants(request) for name in variant.settings}
+    faults += [
+        Fault(f"--set {setting}", f"{name!r} decides it", "Leave out one of the two")
+        for setting, name in changed_by.items()
+        if setting in request.settings and setting not in searched_by
     ]
     return faults
 
@@ -159,10 +200,10 @@ def _config_faults(request: BenchRequest) -> list[Fault]:
         common: dict[str, Any] = {"output_dir": str(request.output), "use_cpu": True, **request.settings}
         if request.epochs is not None:
             common["num_train_epochs"] = request.epochs
-        for name in (name for name in request.methods if name in METHODS):
-            method = find_method(name)
-            for tried in candidates(method, max(1, request.trials)):
-                UnlearningConfig(**{**common, **nested(tried, method), "method": name})
+        for variant in _variants(request):
+            for tried in candidates(variant.method, request.trials):
+                own = {**variant.settings, **nested(tried, variant.method), "method": variant.row}
+                UnlearningConfig(**{**common, **own})
     except RequestError as error:
         return list(error.faults)
     except (TypeError, ValueError, AttributeError, LookupError, OSError, ImportError, RuntimeError) as error:

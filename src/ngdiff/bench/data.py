@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ngdiff.bench.plan import BenchRequest
+from ngdiff.bench.plan import TUNING, BenchRequest
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.system.output import staged_folder
@@ -14,16 +14,31 @@ from ngdiff.system.output import staged_folder
 TOFU_SIZE = 4000
 """Questions of TOFU in all."""
 FORGET_SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
+"""Questions of each forget set: TOFU's last so many, so that each set holds the smaller ones."""
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 MOST_RETAIN = 400
 """As many questions as TOFU's own file of retain questions with wrong answers has."""
 
 
 def sources(request: BenchRequest, split: str) -> tuple[str, str]:
-    """Return what to forget and what to keep."""
+    """Return what to forget and what to keep, on a split or for tuning.
+
+    The questions to tune on are those right before the largest reported split, and what is kept there comes
+    before them: no tuning trial sees an author that any reported split has.
+    """
+    begin = "" if request.learned is None else f"-{request.learned}"
+    if split.startswith(TUNING):
+        last = max(FORGET_SIZES[reported] for reported in request.splits)
+        first = tuning_reach(request, split)
+        return f"tofu:full[-{first}:-{last}]", f"tofu:full[{begin}:-{first}]"
     if request.learned is None:
         return f"tofu:{split}", f"tofu:{RETAIN_OF[split]}"
-    return f"tofu:{split}", f"tofu:full[-{request.learned}:-{FORGET_SIZES[split]}]"
+    return f"tofu:{split}", f"tofu:full[{begin}:-{FORGET_SIZES[split]}]"
+
+
+def tuning_reach(request: BenchRequest, split: str) -> int:
+    """Return how many of TOFU's last questions the reported splits and the questions to tune on take."""
+    return max(FORGET_SIZES[name] for name in request.splits) + FORGET_SIZES[split.removeprefix(TUNING)]
 
 
 def evaluation_folder(request: BenchRequest, split: str, parent: Path | None = None) -> Path | None:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from ngdiff.bench.data import evaluated_files, evaluation_folder, sources
-from ngdiff.bench.plan import BenchRequest
+from ngdiff.bench.plan import TUNING, BenchRequest
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.cache import cache_key
@@ -53,12 +53,15 @@ class Inputs:
         self.folder = cache(self._folder)
 
     def _of(self, split: str) -> Hashes:
-        request, reference = self._request, self._request.reference(split)
+        request = self._request
+        learned = cache_key([self._rows(one) for one in (*sources(request, split), *request.also_retain)])
+        if split.startswith(TUNING):  # nothing is evaluated there
+            return Hashes(self.model(request.model), learned, "")
+        reference = request.reference(split)
         known = None
         if reference is not None:
             is_file = reference.endswith(".json")
             known = sha256_file(Path(reference).expanduser()) if is_file else self.model(reference)
-        learned = cache_key([self._rows(one) for one in (*sources(request, split), *request.also_retain)])
         evaluated = cache_key(evaluated_files(request, split))
         return Hashes(self.model(request.model), learned, evaluated, known)
 

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from ngdiff.bench.grid import Settings, candidates, nested
+from ngdiff.bench.variants import Variant, ablations, find_variant, same_conditions
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.losses import LOSSES
 from ngdiff.methods import Method, find_method
+from ngdiff.names import DEFAULT_METHOD
 from ngdiff.steps.weighting import RULES
 
 if TYPE_CHECKING:
     from ngdiff.bench.inputs import Hashes
 
 Stopping = Literal["rule", "none"]
-Settings = Mapping[str, Any]
 TUNING_SEED = 1000
 """Seed of the trials that tune; reports take 0, 1, 2, ..."""
+TUNING = "tuning-"
+"""Begins the name of the questions to tune on: as many as the forget set has that it ends with."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class BenchRequest:
         references: split (or ``""`` for all) to the retrained model, or its evaluation.
         seeds: runs of each method that are reported.
         trials: settings tried where a method has a range to search; 1 for its defaults alone.
-        tune_on: the split whose tuned settings serve all others; None to tune on each.
+        tune_on: tune on as many questions as this split has, and use the settings on all; None to tune on
+            as many as each split has. The questions are those before the largest split's.
+        same_conditions: also run each method with the default's retain loss, step size and stopping.
+        ablate: also run the default method with one part changed at a time.
         stopping: under the stopping rule, to the end of the epochs, or both.
         also_retain: sources that every run is to keep beside the split's retain set.
         epochs: most passes over the forget set; None for the default of ``ngdiff unlearn``.
@@ -64,6 +69,8 @@ class BenchRequest:
     seeds: int = 3
     trials: int = 1
     tune_on: str | None = None
+    same_conditions: bool = False
+    ablate: bool = False
     stopping: tuple[Stopping, ...] = ("rule",)
     also_retain: tuple[str, ...] = ()
     epochs: float | None = None
@@ -80,9 +87,19 @@ class BenchRequest:
     jobs: int | None = None
     trust_remote_code: bool = False
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The names of everything that is run: the methods, and what was asked for besides."""
+        names = list(self.methods)
+        if self.same_conditions:
+            names += same_conditions(self.methods)
+        if self.ablate:
+            names += [DEFAULT_METHOD, *ablations(DEFAULT_METHOD)]
+        return tuple(dict.fromkeys(names))
+
     def tuned_on(self, split: str) -> str:
-        """Return the split on which the settings for a split are chosen."""
-        return self.tune_on or split
+        """Return the name of the questions on which the settings for a split are chosen."""
+        return TUNING + (self.tune_on or split)
 
     def reference(self, split: str) -> str | None:
         """Return the retrained model of a split, or its evaluation, where one was given."""
@@ -94,11 +111,11 @@ class Trial:
     """One unlearning run of the benchmark.
 
     Args:
-        split: of TOFU.
-        method: name of its row.
+        split: of TOFU, or the name of the questions to tune on.
+        method: name of its variant, see :mod:`ngdiff.bench.variants`.
         stopping: under the stopping rule, or to the end of the epochs.
-        label: ``tune-N`` or ``seed-N``.
-        settings: of the run, beyond the method's name.
+        label: ``tune-N``, ``tune-wider-ROUND-N`` or ``seed-N``.
+        settings: of the run, beyond the name of its method.
         evaluate: whether the model is evaluated with the whole suite afterwards.
     """
 
@@ -120,7 +137,10 @@ class Trial:
 
         What a figure means is part of it: the stopping rule and tuning go by figures, too.
         """
-        own = {**asdict(self), "settings": dict(self.settings), "recipe": recipe(find_method(self.method))}
+        variant = find_variant(self.method)
+        own = {**asdict(self), "settings": dict(self.settings), "recipe": recipe(variant.method)}
+        if variant.settings:  # the rest of it is its row's
+            own["row"] = [variant.row, recipe(find_method(variant.row))]
         common = {"model": inputs.model, "rows": inputs.learned, "lora": request.lora}
         measured = evaluation_key(request, inputs) if self.evaluate else None
         return cache_key(own, common, measured, request.precision, changed_definitions())
@@ -143,86 +163,33 @@ def recipe(method: Method) -> dict[str, Any]:
     }
 
 
-def candidates(method: Method, count: int) -> list[dict[str, Any]]:
-    """Return the settings to try: the method's defaults, then others of its search range.
-
-    The others are drawn at random, and ordered so that every value of every setting comes up about as often
-    as any other, however few are tried. The draw depends on the method's name alone, so that more trials go
-    on from fewer.
-    """
-    defaults = {"learning_rate": method.learning_rate} if method.learning_rate is not None else {}
-    if not method.search:
-        return [defaults]
-    names = list(method.search)
-    grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*method.search.values())]
-    random.Random(method.name).shuffle(grid)
-    usual = _defaults(method)
-    rest = [found for found in grid if found != usual]
-    return [defaults, *_spread(rest, usual, max(1, count) - 1)]
-
-
-def _spread(rest: Sequence[dict[str, Any]], first: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Draw settings, each time those whose values came up least so far; ``first`` came up already."""
-    left = list(rest)
-    taken: list[dict[str, Any]] = []
-    seen = Counter(first.items())
-    while left and len(taken) < count:
-        found = min(left, key=lambda settings: sum(seen[item] for item in settings.items()))
-        left.remove(found)
-        taken.append(found)
-        seen.update(found.items())
-    return taken
-
-
-def _defaults(method: Method) -> dict[str, Any]:
-    """Return a method's usual values of the settings in its search range."""
-    usual: dict[str, Any] = {"learning_rate": method.learning_rate}
-    tables = {
-        "rule_settings": {**RULES[method.rule].settings, **method.rule_settings},
-        "forget_loss_settings": LOSSES[method.forget_loss].settings,
-        "retain_loss_settings": LOSSES[method.retain_loss].settings,
-    }
-    for group, values in tables.items():
-        usual |= {f"{group}.{name}": value for name, value in values.items()}
-    return {name: usual.get(name) for name in method.search}
-
-
-def nested(settings: Mapping[str, Any], method: Method) -> dict[str, Any]:
-    """Turn ``rule_settings.alpha`` and its like into the dictionaries that a run takes."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        group, dot, own = name.partition(".")
-        if dot:
-            start = dict(method.rule_settings) if group == "rule_settings" else {}
-            found.setdefault(group, start)[own] = value
-        else:
-            found[name] = value
-    return found
-
-
 def tuning(request: BenchRequest) -> list[Trial]:
     """List the trials from which the settings of each method are chosen; none where there is no choice."""
     trials = []
     splits = dict.fromkeys(request.tuned_on(split) for split in request.splits)
-    for split, name in itertools.product(splits, request.methods):
-        method = find_method(name)
-        choices = candidates(method, request.trials)
+    for split, name in itertools.product(splits, request.variants):
+        choices = candidates(find_variant(name).method, request.trials)
         if len(choices) > 1:
             trials += [
-                _trial(request, split, method, "rule", f"tune-{number}", chosen, TUNING_SEED)
+                tuning_trial(request, split, name, f"tune-{number}", chosen)
                 for number, chosen in enumerate(choices)
             ]
     return trials
 
 
+def tuning_trial(request: BenchRequest, split: str, name: str, label: str, chosen: Settings) -> Trial:
+    """Return the trial of one setting; it runs under the stopping rule and is not evaluated."""
+    return _trial(request, split, find_variant(name), "rule", label, chosen, TUNING_SEED)
+
+
 def reporting(request: BenchRequest, chosen: Mapping[tuple[str, str], Settings]) -> list[Trial]:
     """List the trials that are reported, each method with the settings chosen for it on the split."""
     trials = []
-    for split, name, stopping in itertools.product(request.splits, request.methods, request.stopping):
-        method = find_method(name)
-        settings = chosen.get((request.tuned_on(split), name), candidates(method, 1)[0])
+    for split, name, stopping in itertools.product(request.splits, request.variants, request.stopping):
+        variant = find_variant(name)
+        settings = chosen.get((request.tuned_on(split), name), candidates(variant.method, 1)[0])
         trials += [
-            _trial(request, split, method, stopping, f"seed-{seed}", settings, seed)
+            _trial(request, split, variant, stopping, f"seed-{seed}", settings, seed)
             for seed in range(request.seeds)
         ]
     return trials
@@ -231,13 +198,15 @@ def reporting(request: BenchRequest, chosen: Mapping[tuple[str, str], Settings])
 def _trial(
     request: BenchRequest,
     split: str,
-    method: Method,
+    variant: Variant,
     stopping: Stopping,
     label: str,
     chosen: Settings,
     seed: int,
 ) -> Trial:
-    settings: dict[str, Any] = {**request.settings, **nested(chosen, method), "seed": seed}
+    method = variant.method
+    settings: dict[str, Any] = {**request.settings, **variant.settings, **nested(chosen, method)}
+    settings["seed"] = seed
     if request.epochs is not None:
         settings["num_train_epochs"] = request.epochs
     if stopping == "none":
@@ -246,26 +215,52 @@ def _trial(
     return Trial(split, method.name, stopping, label, settings, evaluate=label.startswith("seed"))
 
 
+class Ending(NamedTuple):
+    """How a run ended.
+
+    Args:
+        code: why, in one word.
+        left: items of the forget set that are left; None without a target.
+    """
+
+    code: str
+    left: int | None
+
+
+def ending(record: Mapping[str, Any]) -> Ending:
+    """Return how a run ended, as its record says."""
+    stop = record["stop"]
+    left = stop.get("left") if stop.get("target") is not None else None
+    return Ending(str(stop["code"]), None if left is None else len(left))
+
+
 def selection_score(record: Mapping[str, Any]) -> float | None:
     """Return how good a tuning trial was, in [0, 1]: the harmonic mean of three shares.
 
     None where a figure of it was not finite: nothing can be said of such a trial.
 
-    - Forgotten: how far the forget set's extraction strength came down from where it was to that of text the
-      model never saw.
+    - Forgotten: how far the forget set's extraction strength, and its answer probability, came down from
+      where they were to those of text the model never saw; the lesser of the two.
     - Kept: the held-out retain examples' answer probability, over its value before, at most 1.
     - Neighbourhood: the never-seen text's answer probability, likewise.
 
-    Nothing in it needs the retrained model, which nobody has who tunes a method for use.
+    Nothing in it needs a retrained model: there is none for the questions that tune, and nobody has one who
+    tunes a method for use.
     """
     before, after = record["before"], record["after"]
-    parts = [("forget", "extraction_strength"), ("retain", "probability"), ("never_seen", "probability")]
+    measures = ("extraction_strength", "probability")
+    parts = [("forget", measure) for measure in measures]
+    parts += [("retain", "probability"), ("never_seen", "probability")]
     if any(side[part][figure] is None for side in (before, after) for part, figure in parts):
         return None
-    level = before["never_seen"]["extraction_strength"]
-    span = before["forget"]["extraction_strength"] - level
-    fallen = before["forget"]["extraction_strength"] - after["forget"]["extraction_strength"]
-    shares = [min(1.0, max(0.0, fallen / span)) if span > 0 else 1.0]
+    shares = [min(_forgotten(before, after, measure) for measure in measures)]
     for part in ("retain", "never_seen"):
         shares.append(min(1.0, after[part]["probability"] / max(before[part]["probability"], 1e-12)))
     return harmonic_mean(shares)
+
+
+def _forgotten(before: Mapping[str, Any], after: Mapping[str, Any], measure: str) -> float:
+    """Return how far a measure of the forget set fell towards that of never-seen text, in [0, 1]."""
+    start = before["forget"][measure]
+    span = start - before["never_seen"][measure]
+    return min(1.0, max(0.0, (start - after["forget"][measure]) / span)) if span > 0 else 1.0

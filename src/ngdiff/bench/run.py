@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,21 +22,22 @@ import torch
 
 from ngdiff.bench.check import check
 from ngdiff.bench.data import sources
+from ngdiff.bench.grid import MOST_WIDENINGS, Settings, searched, widened
 from ngdiff.bench.inputs import Hashes, Inputs
 from ngdiff.bench.plan import (
     BenchRequest,
-    Settings,
     Trial,
     evaluation_key,
     reporting,
     selection_score,
     tuning,
+    tuning_trial,
 )
+from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
 from ngdiff.errors import Interrupted
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
-from ngdiff.methods import find_method
 from ngdiff.system.events import log
 from ngdiff.system.lock import alone_in
 from ngdiff.system.output import write_json
@@ -56,8 +57,8 @@ class Outcome:
     """What became of one trial, or of one of the models that everything is compared with.
 
     Args:
-        name: of the method, or ``target`` and ``retrained``.
-        split: of TOFU.
+        name: of the method's variant, or ``target`` and ``retrained``.
+        split: of TOFU, or the name of the questions to tune on.
         folder: where its files are.
         trial: None for ``target`` and ``retrained``.
         error: its last words, where it failed.
@@ -86,7 +87,7 @@ class BenchResult:
         compared: the target and the retrained model, evaluated.
         tuned: the trials that chose settings.
         reported: the trials that count.
-        chosen: split and method to the settings that were chosen.
+        chosen: name of the questions to tune on and method to the settings that were chosen.
     """
 
     request: BenchRequest
@@ -120,13 +121,13 @@ def _run(request: BenchRequest, wish: StopWish) -> BenchResult:
     workers.failed = {outcome.split for outcome in retrained if outcome.error}
     result.compared = [*_given(request), *retrained, *workers.do(workers.compared("target"), "Target")]
     tuned = [workers.spec(trial) for trial in tuning(request)]
-    result.tuned = [job.outcome for job in tuned]
-    names = {outcome.name for outcome in result.tuned}
+    names = {job.outcome.name for job in tuned}
     reported = reporting(request, {})
     ready = [workers.spec(trial) for trial in reported if trial.method not in names]
     waiting = _Waiting(workers, tuned)
     later = len(reported) - len(ready)
     done = workers.do([*ready, *tuned], "Trials", waiting.follow, later)
+    result.tuned = waiting.tuned
     result.chosen = choose(result.tuned)
     result.reported = _in_order(request, [one for one in done if one.trial and one.trial.evaluate])
     return result
@@ -135,6 +136,8 @@ def _run(request: BenchRequest, wish: StopWish) -> BenchResult:
 class _Waiting:
     """Reported runs that wait for their settings: each begins once the last trial that chooses them is over.
 
+    Where the best of a setting lies at an edge of what was tried, further trials go beyond it first.
+
     Args:
         workers: who make the jobs.
         tuned: the trials that choose.
@@ -142,23 +145,53 @@ class _Waiting:
 
     def __init__(self, workers: _Workers, tuned: Sequence[_Job]) -> None:
         self._workers = workers
-        self._asked = Counter(_chooses(job.outcome) for job in tuned)
-        self._over: defaultdict[tuple[str, str], list[Outcome]] = defaultdict(list)
+        self._asked: defaultdict[tuple[str, str], list[Outcome]] = defaultdict(list)
+        for job in tuned:
+            self._asked[_chooses(job.outcome)].append(job.outcome)
+        self._over: Counter[tuple[str, str]] = Counter()
+        self._rounds: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def tuned(self) -> list[Outcome]:
+        """The trials that choose, those that went beyond an edge with them."""
+        return [outcome for outcomes in self._asked.values() for outcome in outcomes]
 
     def follow(self, outcome: Outcome) -> list[_Job]:
         """Take in a run that is over; return those that may begin now."""
         if outcome.trial is None or outcome.trial.evaluate:  # a reported run, which chooses nothing
             return []
         which = _chooses(outcome)
-        self._over[which].append(outcome)
-        if len(self._over[which]) < self._asked[which]:
+        self._over[which] += 1
+        if self._over[which] < len(self._asked[which]):
             return []
-        request, chosen = self._workers.request, choose(self._over[which])
+        request, chosen = self._workers.request, choose(self._asked[which])
+        beyond = self._beyond(which, chosen)
+        if beyond:
+            return beyond
         return [
             self._workers.spec(trial)
             for trial in reporting(request, chosen)
             if (request.tuned_on(trial.split), trial.method) == which
         ]
+
+    def _beyond(self, which: tuple[str, str], chosen: Mapping[tuple[str, str], Settings]) -> list[_Job]:
+        """Return the trials beyond the edges of what was tried; none after enough rounds of them."""
+        if which not in chosen or self._rounds[which] == MOST_WIDENINGS:
+            return []
+        split, name = which
+        method = find_variant(name).method
+        settings = [tried(outcome.trial) for outcome in self._asked[which] if outcome.trial]
+        self._rounds[which] += 1
+        jobs = [
+            self._workers.spec(
+                tuning_trial(
+                    self._workers.request, split, name, f"tune-wider-{self._rounds[which]}-{number}", found
+                )
+            )
+            for number, found in enumerate(widened(method, settings, chosen[which]))
+        ]
+        self._asked[which] += [job.outcome for job in jobs]
+        return jobs
 
 
 def _chooses(outcome: Outcome) -> tuple[str, str]:
@@ -181,19 +214,13 @@ def choose(tuned: Sequence[Outcome]) -> dict[tuple[str, str], Settings]:
             continue
         key = outcome.split, outcome.name
         if key not in best or score > best[key][0]:
-            best[key] = score, searched(outcome.trial)
+            best[key] = score, tried(outcome.trial)
     return {key: settings for key, (_, settings) in best.items()}
 
 
-def searched(trial: Trial) -> Settings:
-    """Return a trial's settings in the form in which they were drawn."""
-    found: dict[str, Any] = {}
-    for name in find_method(trial.method).search:
-        group, dot, own = name.partition(".")
-        values = trial.settings.get(group, {}) if dot else trial.settings
-        if (own if dot else name) in values:
-            found[name] = values[own if dot else name]
-    return found
+def tried(trial: Trial) -> Settings:
+    """Return the settings that a trial tries, in the form in which they were drawn."""
+    return searched(find_variant(trial.method).method, trial.settings)
 
 
 @dataclass(frozen=True)
@@ -278,7 +305,7 @@ class _Workers:
                 "forget": forget,
                 "retain": retain,
                 "also_retain": list(request.also_retain),
-                "settings": {**trial.settings, "method": trial.method},
+                "settings": {**trial.settings, "method": find_variant(trial.method).row},
                 "lora": request.lora,
                 "precision": request.precision,
                 "trust_remote_code": request.trust_remote_code,
@@ -327,7 +354,9 @@ class _Workers:
                 job.outcome.error = status.get("error") if status.get("key") == job.key else "it was not run"
                 found.append(job.outcome)
                 meter.advance(1, job.outcome.name)
-                begin(follow(job.outcome))
+                more = follow(job.outcome)
+                meter.total += sum(not one.spec["evaluate"] for one in more)  # beyond an edge: not foreseen
+                begin(more)
 
             try:
                 begin(jobs)

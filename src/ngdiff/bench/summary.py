@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from scipy.stats import t as student
 
-from ngdiff.bench.run import BenchResult, Outcome
-from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD
-from ngdiff.evaluation.openunlearning import read_reference
-from ngdiff.evaluation.result import is_result, read_result
+from ngdiff.bench.distance import Distance, distance
+from ngdiff.bench.figures import Figures, Interval, figures_of, values_of
+from ngdiff.bench.grid import Edge, edges
+from ngdiff.bench.plan import ending
+from ngdiff.bench.run import BenchResult, Outcome, tried
+from ngdiff.bench.variants import find_variant
+from ngdiff.bench.worker import RECORD
 
 COMPARED = ("target", "retrained")
+NO_STOP = "-no-stop"
+"""Ending of a row's name where its runs went to the end of the epochs."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("forget.extraction_strength", "forget ES", None, "forgotten"),
     Column("forget.probability", "forget P", None, "forgotten"),
     Column("forget.rouge", "forget ROUGE", None, "forgotten"),
+    Column("forget.truth_ratio", "forget truth ratio", None, "forgotten"),
+    Column("items_left", "items left", "down", "forgotten", high=inf),
     Column("forget_quality", "forget quality (KS p)", "up", "forgotten", logarithmic=True),
     Column("privleak", "PrivLeak", None, "forgotten", -inf, inf),
     Column("model_utility", "model utility", "up", "kept"),
@@ -55,8 +61,11 @@ COLUMNS: tuple[Column, ...] = (
     Column("retain.extraction_strength", "retain ES", "up", "kept"),
     Column("holdout.probability", "never seen P", None, "neighbourhood"),
     Column("real_authors.probability", "real authors P", "up", "neighbourhood"),
+    Column("real_authors.rouge", "real authors ROUGE", "up", "neighbourhood"),
     Column("world_facts.probability", "world facts P", "up", "neighbourhood"),
+    Column("world_facts.rouge", "world facts ROUGE", "up", "neighbourhood"),
     Column("general_nll", "general NLL", "down", "neighbourhood", high=inf),
+    Column("distance", "distance", "down", "distance", high=inf),
     Column("forgotten", "forgotten", "up", "shares"),
     Column("kept", "kept", "up", "shares"),
     Column("collateral", "collateral kept", "up", "shares"),
@@ -71,7 +80,8 @@ COLUMNS: tuple[Column, ...] = (
 class Cell:
     """A mean with its 95% interval and what it was worked out from.
 
-    The interval is Student's over the runs where there are two or more, else the bootstrap's over items.
+    The interval is Student's over the runs where there are two or more, else the bootstrap's over items. An
+    infinite value, the distance of a model that is destroyed, has none.
     """
 
     value: float
@@ -86,9 +96,13 @@ class Row:
 
     Args:
         split: of TOFU.
-        name: of the method, with ``-no-stop`` where it ran to the end.
+        name: of the method's variant, with ``-no-stop`` where it ran to the end.
         cells: figure by column key.
         settings: what was chosen for it by tuning.
+        edges: those of them whose best value is the least or the greatest that was tried.
+        parts: of the distance to the retrained model, means over runs.
+        decides: the part that is the largest, with the number of runs in which it is.
+        missing: parts of the distance that target or retrained model have no figure for.
         tried: settings that were tried to the end; 0 where none could be, and its usual ones were taken.
         runs: that the figures are means of.
         ended: why its runs ended, with counts.
@@ -101,6 +115,10 @@ class Row:
     name: str
     cells: dict[str, Cell] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    edges: Mapping[str, Edge] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
+    decides: Mapping[str, int] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
     tried: int = 1
     runs: int = 1
     ended: dict[str, int] = field(default_factory=dict)
@@ -112,12 +130,9 @@ def summarise(result: BenchResult) -> list[Row]:
     """Return the rows of the table: each split's compared models first, then the methods as asked for."""
     rows = []
     for split in result.request.splits:
-        base = {outcome.name: _figures(outcome, {}) for outcome in result.compared if outcome.split == split}
-        for outcome in result.compared:
-            if outcome.split == split:
-                figures = _figures(outcome, base)
-                cells = {key: Cell(value, *interval) for key, (value, interval) in figures.items()}
-                rows.append(Row(split, outcome.name, cells, failed=int(outcome.error is not None)))
+        compared = [outcome for outcome in result.compared if outcome.split == split]
+        base = {outcome.name: figures_of(outcome, {}) for outcome in compared}
+        rows += [_compared_row(split, outcome, base) for outcome in compared]
         mine = [outcome for outcome in result.reported if outcome.split == split]
         groups = dict.fromkeys(_name(outcome) for outcome in mine)
         found = [
@@ -131,122 +146,74 @@ def summarise(result: BenchResult) -> list[Row]:
 
 def _name(outcome: Outcome) -> str:
     stopped = outcome.trial is None or outcome.trial.stopping == "rule"
-    return outcome.name if stopped else f"{outcome.name}-no-stop"
+    return outcome.name if stopped else outcome.name + NO_STOP
 
 
-Interval = tuple[float | None, float | None]
-Figures = dict[str, tuple[float, Interval]]
+def _compared_row(split: str, outcome: Outcome, base: Mapping[str, Figures]) -> Row:
+    figures = figures_of(outcome, base)
+    cells = {key: Cell(value, *interval) for key, (value, interval) in figures.items()}
+    row = Row(split, outcome.name, cells, failed=int(outcome.error is not None))
+    _measure_distance(row, [figures], base, partial=outcome.name == "retrained")
+    return row
 
 
 def _row(
     split: str, name: str, outcomes: Sequence[Outcome], base: Mapping[str, Figures], result: BenchResult
 ) -> Row:
     done = [outcome for outcome in outcomes if outcome.error is None]
-    runs = [_figures(outcome, base) for outcome in done]
+    runs = [figures_of(outcome, base) for outcome in done]
     cells = {
         column.key: over_runs([run[column.key] for run in runs], column)
         for column in COLUMNS
         if runs and all(column.key in run for run in runs)
     }
-    ended: dict[str, int] = {}
-    for outcome in done:
-        code = (outcome.read(RECORD) or {})["stop"]["code"]
-        ended[code] = ended.get(code, 0) + 1
-    method = outcomes[0].name
-    tuned_on = result.request.tuned_on(split)
-    asked = [outcome for outcome in result.tuned if outcome.name == method and outcome.split == tuned_on]
-    tried = [record for outcome in asked if not outcome.error and (record := outcome.read(RECORD))]
-    if tried:
-        cells["tuning_seconds"] = Cell(sum(record["cost"]["seconds"] for record in tried))
-    chosen = result.chosen.get((tuned_on, method), {})
-    count = len(tried) if asked else 1
-    return Row(split, name, cells, chosen, count, len(done), ended, len(outcomes) - len(done))
+    ended = Counter(ending(outcome.read(RECORD) or {}).code for outcome in done)
+    row = Row(split, name, cells, runs=len(done), ended=dict(ended), failed=len(outcomes) - len(done))
+    _measure_distance(row, runs, base)
+    _tell_tuning(row, outcomes[0].name, result)
+    return row
 
 
-def _figures(outcome: Outcome, base: Mapping[str, Figures]) -> Figures:
-    """Return the figures of one model, with those shares that compare it with the target and others."""
-    found = _evaluated(outcome) if outcome.given is None else _given_figures(outcome.given)
-    target = base.get("target")
-    if target and "forget.extraction_strength" in found:  # none where an evaluation failed
-        shares = shares_of(_values(found), _values(target), _values(base.get("retrained", {})))
-        found |= {name: (value, (None, None)) for name, value in shares.items()}
-    return found
+def _measure_distance(
+    row: Row, runs: Sequence[Figures], base: Mapping[str, Figures], partial: bool = False
+) -> None:
+    """Fill in the distance to the retrained model.
 
-
-def _evaluated(outcome: Outcome) -> Figures:
-    evaluation = outcome.read(EVALUATION)
-    if evaluation is None or outcome.error is not None:
-        return {}
-    found: Figures = {}
-    for key, figure in evaluation["figures"].items():
-        if figure["value"] is not None:
-            low, high = figure.get("interval") or (None, None)
-            found[key] = figure["value"], (low, high)
-    general, record = outcome.read(GENERAL), outcome.read(RECORD)
-    if general is not None:
-        found["general_nll"] = general["nll"], (None, None)
-    if record is not None:
-        found["steps"] = float(record["cost"]["steps"]), (None, None)
-        found["seconds"] = record["cost"]["seconds"], (None, None)
-        peaks = record["cost"]["peak_memory_gib"]  # the accelerator's, where one did the work
-        found["peak_gib"] = peaks.get("accelerator", peaks["process"]), (None, None)
-    return found
-
-
-def _given_figures(path: Path) -> Figures:
-    """Return what a retrained model's evaluation found, without figures whose definition has changed since.
-
-    What an earlier benchmark found on general text lies beside the evaluation that it made.
+    Args:
+        row: of the runs.
+        runs: the figures of each.
+        base: those of the target and the retrained model.
+        partial: whether a figure that is not there was just not measured, as in another program's log.
     """
-    if not is_result(path):  # a log of OpenUnlearning or TOFU, which has no intervals
-        return {key: (value, (None, None)) for key, value in read_reference(path).figures.items()}
-    figures = read_result(path, "--reference").figures.items()
-    found: Figures = {
-        key: (figure.value, figure.interval or (None, None))
-        for key, figure in figures
-        if figure.outdated is None and figure.value is not None
-    }
-    general = path.with_name(GENERAL)
-    if path.name == EVALUATION and general.is_file():
-        found["general_nll"] = json.loads(general.read_text(encoding="utf-8"))["nll"], (None, None)
-    return found
+    target, retrained = values_of(base.get("target", {})), values_of(base.get("retrained", {}))
+    found: list[Distance] = []
+    for run in runs:
+        mine = values_of(run)
+        known = {key: value for key, value in target.items() if key in mine or not partial}
+        measured = distance(mine, known, retrained) if mine else None
+        found += [measured] if measured is not None else []
+    if not found:
+        return
+    columns = {column.key: column for column in COLUMNS}
+    row.cells["distance"] = over_runs([(one.value, (None, None)) for one in found], columns["distance"])
+    row.parts = {key: mean(one.parts[key] for one in found) for key in found[0].parts}
+    row.decides = dict(Counter(one.part for one in found).most_common())
+    row.missing = found[0].missing
 
 
-def _values(figures: Figures) -> dict[str, float]:
-    return {key: value for key, (value, _) in figures.items()}
-
-
-def shares_of(
-    model: Mapping[str, float], target: Mapping[str, float], retrained: Mapping[str, float]
-) -> dict[str, float]:
-    """Return three shares in [0, 1] that say how a model compares with the target.
-
-    - forgotten: how far the forget set's extraction strength came down from the target's to the retrained
-      model's (or, without one, to that of the holdout), no more than all of it counting.
-    - kept: model utility over the target's.
-    - collateral: the least of what is left of what was not to be touched: the answer probability of
-      never-seen text of the same kind, of real authors and of world facts over the target's, and the
-      probability a token of general text, likewise. A method that ruins one of them has ruined its
-      neighbourhood, whatever the others say.
-    """
-    key = "forget.extraction_strength"
-    level = retrained.get(key, target.get("holdout.extraction_strength", 0.0))
-    span = target[key] - level
-    found = {"forgotten": _share(target[key] - model[key], span)}
-    if model.get("model_utility") is not None and target.get("model_utility"):
-        found["kept"] = _share(model["model_utility"], target["model_utility"])
-    parts = [
-        _share(model[name], target[name])
-        for name in ("holdout.probability", "real_authors.probability", "world_facts.probability")
-        if name in model and name in target
-    ]
-    if "general_nll" in model and "general_nll" in target:
-        parts.append(min(1.0, math.exp(target["general_nll"] - model["general_nll"])))
-    return found | ({"collateral": min(parts)} if parts else {})
-
-
-def _share(value: float, whole: float) -> float:
-    return 1.0 if whole <= 0 else min(1.0, max(0.0, value / whole))
+def _tell_tuning(row: Row, method: str, result: BenchResult) -> None:
+    """Fill in how the settings of a row were found."""
+    tuned_on = result.request.tuned_on(row.split)
+    asked = [outcome for outcome in result.tuned if (outcome.split, outcome.name) == (tuned_on, method)]
+    if not asked:
+        return
+    records = [record for outcome in asked if not outcome.error and (record := outcome.read(RECORD))]
+    if records:
+        row.cells["tuning_seconds"] = Cell(sum(record["cost"]["seconds"] for record in records))
+    row.tried, row.settings = len(records), result.chosen.get((tuned_on, method), {})
+    if (tuned_on, method) in result.chosen:
+        settings = [tried(outcome.trial) for outcome in asked if outcome.trial]
+        row.edges = edges(find_variant(method).method, settings, row.settings)
 
 
 def over_runs(found: Sequence[tuple[float, Interval]], column: Column | None = None) -> Cell:
@@ -258,6 +225,8 @@ def over_runs(found: Sequence[tuple[float, Interval]], column: Column | None = N
     values = tuple(value for value, _ in found)
     if len(values) == 1:
         return Cell(values[0], *found[0][1], values)
+    if not all(map(math.isfinite, values)):
+        return Cell(mean(values), None, None, values)
     if column is not None and column.logarithmic:
         low, middle, high = map(math.exp, _student([math.log(max(value, _LEAST)) for value in values]))
     else:
@@ -298,8 +267,15 @@ def mark_front(rows: Sequence[Row]) -> None:
 
 
 def row_from_json(value: Mapping[str, Any]) -> Row:
-    """Read back a row of ``results.json``."""
+    """Read back a row of ``results.json``, where null stands for a value that is infinite."""
     cells = {
-        key: Cell(c["value"], c["low"], c["high"], tuple(c["values"])) for key, c in value["cells"].items()
+        key: Cell(_read(c["value"]), c["low"], c["high"], tuple(map(_read, c["values"])))
+        for key, c in value["cells"].items()
     }
-    return Row(**{**value, "cells": cells})
+    parts = {key: _read(part) for key, part in value.get("parts", {}).items()}
+    missing = tuple(value.get("missing", ()))
+    return Row(**{**value, "cells": cells, "parts": parts, "missing": missing})
+
+
+def _read(value: float | None) -> float:
+    return inf if value is None else value

@@ -5,40 +5,66 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ngdiff.bench.plan import selection_score
-from ngdiff.bench.run import BenchResult, searched
-from ngdiff.bench.summary import COLUMNS, FORGOT_ENOUGH, Cell, Row
-from ngdiff.bench.worker import RECORD
+from ngdiff.bench.comparison_tables import (
+    DISTANCE,
+    ablation_table,
+    distance_cell,
+    distance_table,
+    interval_cell,
+)
+from ngdiff.bench.numbers import markdown_table, written
+from ngdiff.bench.run import BenchResult
+from ngdiff.bench.summary import COLUMNS, COMPARED, FORGOT_ENOUGH, Row
+from ngdiff.bench.tuning_tables import SELECTION, grid_rows, grid_table, tuned_on, tuning_rows, tuning_table
+from ngdiff.bench.variants import SAME
+from ngdiff.names import DEFAULT_METHOD
 from ngdiff.system.output import finite
 from ngdiff.system.outside import markdown_cell
 
-SELECTION = (
-    "Settings were chosen by the harmonic mean of three shares: how far the forget set's extraction strength "
-    "fell towards that of never-seen text, and how much of the answer probability of held-out retain "
-    "examples and of never-seen text was left. The rule was fixed before any trial ran, sees no retrained "
-    "model, and its trials have a seed that no reported run has; they ran under the stopping rule, also "
-    "where runs without it (no-stop) are reported. Methods with an automatic rate have nothing to choose."
+FIGURES = (
+    "Figures of a method are means over its seeds with Student's 95% t-interval in brackets; with one "
+    "seed, and for target and retrained model, the brackets are the 95% bootstrap interval over items, "
+    "where there is one. Means and intervals of p-values are those of their logarithms. *s of tuning* are "
+    "those of all trials from which the settings were chosen."
 )
 FRONT = (
     f"**Bold**: of the methods that forgot at least {FORGOT_ENOUGH:.0%}, no other is better in one of "
-    "*forgotten*, *kept* and *collateral kept* and worse in none. Intervals are 95%: Student's over seeds, "
-    "over items where there is one seed; means of p-values are geometric. *s of tuning* are those of all "
-    "trials from which the settings were chosen."
+    "*forgotten*, *kept* and *collateral kept* and worse in none."
+)
+CONDITIONS = (
+    f"*NAME{SAME}* is {DEFAULT_METHOD} with the forget loss and the rule of NAME (constant weights where "
+    "NAME has no retain loss): the same retain loss, step size, stopping rule and floors as "
+    f"{DEFAULT_METHOD}. NAME alone is the method as its paper has it, under this benchmark's stopping rule."
+)
+ABLATION = (
+    "One part changed at a time, in bold; everything else is the method's own. A fixed step size begins "
+    "with the method's usual rate, or the usual rate of fixed methods where it has none."
 )
 
 
 def markdown(result: BenchResult, rows: Sequence[Row]) -> str:
-    """Return the whole page: how settings were chosen, a table a split, and what failed."""
-    parts = ["# TOFU: methods compared", _asked(result), SELECTION, FRONT]
+    """Return the whole page: how settings were chosen, the tables of each split, and what failed."""
+    parts = ["# TOFU: methods compared", _asked(result), SELECTION, FIGURES, FRONT, DISTANCE]
+    parts += [CONDITIONS] if result.request.same_conditions else []
     for split in result.request.splits:
-        parts += [f"## {split}", table([row for row in rows if row.split == split])]
+        mine = [row for row in rows if row.split == split]
+        parts += [f"## {split}", table(mine)]
+        if found := distance_table(mine):
+            parts += [f"### Distance, {split}", found]
+        if found := ablation_table(mine):
+            parts += [f"### Ablation, {split}", ABLATION, found]
     if result.tuned:
-        parts += ["## Tuning", tuning_table(tuning_rows(result))]
+        parts += [
+            "## Tuning",
+            tuned_on(result),
+            grid_table(grid_rows(result)),
+            tuning_table(tuning_rows(result)),
+        ]
     if result.failed:
         parts.append("## Failed")
         parts += [
@@ -50,16 +76,20 @@ def markdown(result: BenchResult, rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return one split's table, in Markdown."""
-    shown = [column for column in COLUMNS if any(column.key in row.cells for row in rows)]
+    """Return one split's table, in Markdown, with the columns that the methods' rows fill."""
+    methods = [row for row in rows if row.cells and row.name not in COMPARED]
+    shown = [column for column in COLUMNS if any(column.key in row.cells for row in methods or rows)]
     arrows = {"up": " ↑", "down": " ↓", None: ""}
     head = ["method", *(column.title + arrows[column.better] for column in shown), "settings", "ended"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines = []
     for row in rows:
         name = f"**{row.name}**" if row.on_front else row.name
-        cells = [_cell(row.cells.get(column.key)) for column in shown]
-        lines.append(f"| {' | '.join([name, *cells, _settings(row), markdown_cell(_ended(row))])} |")
-    return "\n".join(lines)
+        cells = [
+            distance_cell(row) if column.key == "distance" else interval_cell(row.cells.get(column.key))
+            for column in shown
+        ]
+        lines.append([name, *cells, _settings(row), markdown_cell(_ended(row))])
+    return markdown_table(head, lines)
 
 
 def _asked(result: BenchResult) -> str:
@@ -77,30 +107,13 @@ def _asked(result: BenchResult) -> str:
     )
 
 
-def _cell(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    if cell.low is None or cell.high is None:
-        return number(cell.value)
-    return f"{number(cell.value)} ({number(cell.low)}–{number(cell.high)})"
-
-
-def number(value: float) -> str:
-    """Write a number with three digits that say something."""
-    if value == 0 or 0.001 <= abs(value) < 10:
-        return f"{value:.3f}"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.1e}"
-
-
 def _settings(row: Row) -> str:
     if row.tried == 0:
         return "the usual ones: no trial ran to its end"
-    found = _written(row.settings)
-    return found + (f" (of {row.tried})" if found and row.tried > 1 else "")
-
-
-def _written(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.rpartition('.')[2]}={value:g}" for name, value in settings.items())
+    found = written(row.settings)
+    found += f" (of {row.tried})" if found and row.tried > 1 else ""
+    at_edge = ", ".join(f"{name.rpartition('.')[2]} the {edge} tried" for name, edge in row.edges.items())
+    return found + (f"; {at_edge}" if at_edge else "")
 
 
 def _ended(row: Row) -> str:
@@ -110,56 +123,6 @@ def _ended(row: Row) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[-300:]
-
-
-def tuning_rows(result: BenchResult) -> list[dict[str, Any]]:
-    """Return a row for every setting tried, its score and how its run went."""
-    rows = []
-    for outcome in result.tuned:
-        record = None if outcome.error else outcome.read(RECORD)
-        settings = {} if outcome.trial is None else searched(outcome.trial)
-        row: dict[str, Any] = {
-            "split": outcome.split,
-            "method": outcome.name,
-            "settings": settings,
-            "score": None,
-        }
-        if record is not None:
-            row |= {
-                "score": selection_score(record),
-                "forget_extraction_strength": record["after"]["forget"]["extraction_strength"],
-                "retain_probability": record["after"]["retain"]["probability"],
-                "never_seen_probability": record["after"]["never_seen"]["probability"],
-                "steps": record["cost"]["steps"],
-                "seconds": record["cost"]["seconds"],
-                "ended": record["stop"]["code"],
-            }
-        row["chosen"] = (
-            row["score"] is not None and result.chosen.get((outcome.split, outcome.name)) == settings
-        )
-        rows.append(row)
-    return rows
-
-
-def tuning_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was tried, in Markdown; the chosen settings in bold."""
-    figures = {
-        "score": "score ↑",
-        "forget_extraction_strength": "forget ES",
-        "retain_probability": "retain P ↑",
-        "never_seen_probability": "never seen P",
-        "steps": "steps",
-        "seconds": "s ↓",
-    }
-    head = ["split", "method", "settings", *figures.values(), "ended"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for row in rows:
-        settings = _written(row["settings"])
-        cells = ["" if row.get(key) is None else number(float(row[key])) for key in figures]
-        tried = f"**{settings}**" if row["chosen"] else settings
-        ended = markdown_cell(str(row.get("ended", "failed")))
-        lines.append(f"| {' | '.join([row['split'], row['method'], tried, *cells, ended])} |")
-    return "\n".join(lines)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -177,6 +140,9 @@ def as_csv(rows: Sequence[Row]) -> str:
             "ended",
             "settings",
             "tried",
+            "at_edge",
+            "distance_part",
+            "distance_missing",
             *(f"{k}{end}" for k in keys for end in ("", "_low", "_high")),
         ]
     )
@@ -185,8 +151,15 @@ def as_csv(rows: Sequence[Row]) -> str:
         for key in keys:
             cell = row.cells.get(key)
             cells += ["", "", ""] if cell is None else [cell.value, cell.low, cell.high]
-        ended = _no_formula(_ended(row))
-        facts = [row.on_front, row.runs, row.failed, ended, _written(row.settings), row.tried]
+        facts = [
+            row.on_front,
+            row.runs,
+            row.failed,
+            _no_formula(_ended(row)),
+            written(row.settings),
+            row.tried,
+        ]
+        facts += [" ".join(row.edges), next(iter(row.decides), ""), " ".join(row.missing)]
         writer.writerow([row.split, row.name, *facts, *cells])
     return file.getvalue()
 
@@ -206,6 +179,7 @@ def as_json(result: BenchResult, rows: Sequence[Row]) -> dict[str, Any]:
             "request": request,
             "rows": [asdict(row) for row in rows],
             "tuning": tuning_rows(result),
+            "grids": grid_rows(result),
             "failed": [str(outcome.folder) for outcome in result.failed],
         }
     )

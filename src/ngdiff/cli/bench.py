@@ -83,11 +83,30 @@ def tofu(
     tune_on: Annotated[
         str | None,
         typer.Option(
-            help="Tune on this split, and use its settings on all. [default: tune on each]",
+            help="Tune on as many questions as this split has, and use the settings on all splits; the "
+            "questions come right before the reported ones. [default: tune for each split]",
             autocompletion=completion.splits,
             rich_help_panel=METHOD,
         ),
     ] = None,
+    same_conditions: Annotated[
+        bool,
+        typer.Option(
+            "--same-conditions",
+            help="Also run each method with the default's retain loss, step size, stopping rule and floors, "
+            "as NAME+same.",
+            rich_help_panel=METHOD,
+        ),
+    ] = False,
+    ablate: Annotated[
+        bool,
+        typer.Option(
+            "--ablate",
+            help="Also run the default method with one part changed at a time: rule, forget loss, "
+            "retain loss, step size.",
+            rich_help_panel=METHOD,
+        ),
+    ] = False,
     stopping: Annotated[
         str,
         typer.Option(
@@ -159,9 +178,9 @@ def tofu(
     `ngdiff bench tofu --model target --splits forget01,forget10 --seeds 5 --output DIR --dry-run`
 
     Methods with a range to search are tuned by a rule that is fixed beforehand and reported on other seeds;
-    those with an automatic rate run as they are. Trials that are done are skipped, those that failed are
-    noted and tried again next time. In DIR: results.md, .csv and .json, pareto.png and curves.png, and every
-    run's record and evaluation.
+    those with an automatic rate run as they are. With a retrained model every row has its distance to that
+    model. Trials that are done are skipped, those that failed are noted and tried again next time. In DIR:
+    results.md, .csv and .json, pareto.png and curves.png, and every run's record and evaluation.
     """
     from ngdiff.bench.plan import BenchRequest
     from ngdiff.cli.settings import parse_set
@@ -177,6 +196,8 @@ def tofu(
         seeds=seeds,
         trials=trials,
         tune_on=tune_on,
+        same_conditions=same_conditions,
+        ablate=ablate,
         stopping=WAYS_TO_STOP[stopping],
         also_retain=tuple(also_retain or ()),
         epochs=epochs,
@@ -211,12 +232,19 @@ def _references(given: list[str]) -> dict[str, str]:
 
 def _dry(request: BenchRequest) -> None:
     from ngdiff.bench.check import check
+    from ngdiff.bench.grid import MOST_WIDENINGS
     from ngdiff.bench.plan import reporting, tuning
 
     check(request)
-    for title, trials in (("tuning", tuning(request)), ("reported", reporting(request, {}))):
-        for trial in trials:
-            typer.echo(f"{title}  {trial.place}  {trial.settings}")
+    trials = tuning(request)
+    for trial in trials:
+        typer.echo(f"tuning  {trial.place}  {trial.settings}")
+    if trials:
+        typer.echo(
+            f"tuning  up to {MOST_WIDENINGS} times a step further, where the best value lies at an edge"
+        )
+    for trial in reporting(request, {}):
+        typer.echo(f"reported  {trial.place}  {trial.settings}")
 
 
 def _run(request: BenchRequest, report: bool) -> None:
@@ -247,22 +275,26 @@ def _run(request: BenchRequest, report: bool) -> None:
     last_line(f"The tables and pictures are in {escape(str(request.output))}")
 
 
-SHOWN = ("forget.extraction_strength", "forgotten", "kept", "collateral", "model_utility", "seconds")
+SHOWN = ("forget.extraction_strength", "kept", "collateral")
 
 
 def _table(rows: list[Row]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
+    from ngdiff.bench.comparison_tables import distance_cell
+    from ngdiff.bench.numbers import number
     from ngdiff.bench.summary import COLUMNS
-    from ngdiff.bench.tables import number
 
     titles = {column.key: column.title for column in COLUMNS}
-    table = Table("split", "method")
+    caption = "Means over seeds, and Student's 95% t-interval of the distance; the others are in results.md"
+    table = Table("split", caption=caption)
+    table.add_column("method", overflow="fold")
+    table.add_column("distance", no_wrap=True)
     for key in SHOWN:
         table.add_column(titles[key], justify="right")
     for row in rows:
         cells = [number(row.cells[key].value) if key in row.cells else "" for key in SHOWN]
         name = f"[bold]{escape(row.name)}[/bold]" if row.on_front else escape(row.name)
-        table.add_row(row.split, name, *cells)
+        table.add_row(row.split, name, distance_cell(row).replace(", ", "\n"), *cells)
     return table

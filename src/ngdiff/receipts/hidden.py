@@ -41,7 +41,7 @@ def hidden(record: RunRecord) -> RunRecord:
         ],
         checks=[_check(check, few) for check in record.checks],
         evaluations=[],  # of a few items each
-        stop=record.stop | ({"reason": reason} if few else {}),
+        stop=_stop(record.stop, few) | ({"reason": reason} if few else {}),
         notes=list(record.notes),
     )
     record.note("figures of single rows and of batches were left out, since the data are hidden under a key")
@@ -59,7 +59,27 @@ def _check(check: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
     empty: dict[str, float] = {}
     found = dict(check)
     found |= {"forget": empty} if "forget" in few else {}
+    if "kept" in check:
+        found["kept"] = _many(check["kept"], few)
     return found | ({"utility": empty} if "retain" in few else {})
+
+
+def _stop(stop: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
+    """Leave of the items that are left their places alone: figures and thresholds are of single rows."""
+    left = [{key: item[key] for key in ("row", "place") if key in item} for item in stop.get("left") or ()]
+    found = dict(stop) | ({"left": left} if "left" in stop else {})
+    if "floors" in stop:
+        found["floors"] = _many(stop["floors"], few)
+    return {name: value for name, value in found.items() if name != "shares_left" or "forget" not in few}
+
+
+def _many(figures: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
+    """Leave out figures of sets of few rows; the forget answers' language is the forget set's."""
+    return {
+        name: value
+        for name, value in figures.items()
+        if name not in few and not (name == "language" and "forget" in few)
+    }
 
 
 def is_hidden(record: Mapping[str, Any]) -> bool:

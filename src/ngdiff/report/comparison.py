@@ -103,6 +103,7 @@ def _series(run: Run) -> dict[str, Any]:
 # ---- a benchmark ----
 
 CELLS = (
+    ("distance", "distance to the retrained model"),
     ("forget.extraction_strength", "extraction strength, forget"),
     ("retain.probability", "probability, retain"),
     ("forgotten", "forgotten"),
@@ -145,7 +146,8 @@ def _name(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(cell: Any) -> dict[str, str]:
     value, low, high = (number(dig(cell, key)) for key in ("value", "low", "high"))
     between = f"{in_words(low)} – {in_words(high)}" if low is not None and high is not None else ""
-    return {"value": "" if value is None else in_words(value), "interval": between}
+    infinite = isinstance(cell, Mapping) and "value" in cell and cell["value"] is None  # JSON has no infinity
+    return {"value": "∞" if infinite else "" if value is None else in_words(value), "interval": between}
 
 
 def bench_tradeoff(results: Mapping[str, Any]) -> list[dict[str, Any]]:
