@@ -43,7 +43,7 @@ def trainer_that_knows(
     """Make a trainer; what it learns on is a tiny model, what it finds out of it is ``known``."""
     usual = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "report_to": "none"}
     usual |= {"method": "ngdiff", "learning_rate": 1e-3, "max_steps": 2, "check_every": 1, "max_length": 96}
-    usual |= {"keep_utility": 0.0, "per_device_train_batch_size": 4}
+    usual |= {"stop_at": "auto", "keep_utility": 0.0, "per_device_train_batch_size": 4}
     trainer = UnlearningTrainer(
         tiny_llama(layers=1, hidden=16),
         UnlearningConfig(output_dir=str(folder), **{**usual, **settings}),

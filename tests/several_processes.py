@@ -99,7 +99,7 @@ def trainer_of(case: Case, folder: Path) -> UnlearningTrainer:
         **case.settings,
     }
     if settings["method"] == "ngdiff" and "learning_rate" not in settings:
-        settings = {"step_size": "auto", "keep_utility": 0.95, **settings}  # probes, and something to keep
+        settings = {"step_size": "auto", **settings}  # with probes from the first step on
     model = tiny_llama(layers=1, hidden=16)
     if case.start is not None:
         model.load_state_dict(load_file(case.start), strict=False)
