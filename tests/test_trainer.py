@@ -578,7 +578,7 @@ def script(trainer: UnlearningTrainer, figures: Figures, monkeypatch: pytest.Mon
 
     def scripted(name: str, rows: Sequence[int] | None = None) -> list[AnswerScore]:
         strength, utility = figures(trainer.state.global_step)
-        nll = 100 * (1 - strength) if name == "forget" else -math.log(utility)
+        nll = {"forget": 100 * (1 - strength), "never_seen": 9.0}.get(name, -math.log(utility))
         count = len(trainer.survey.examples(name)) if rows is None else len(rows)
         return [AnswerScore(2 * nll, 2, strength, 0.5, (sure, 0.0))] * count
 

@@ -22,6 +22,8 @@ MOST_SKIPPED_IN_A_ROW = 5
 CUT_AFTER_SKIPPED = 3
 CHECKS_APART = 2
 """Least steps between two checks, however near the target the steps' own batches look."""
+ITEMS_APART = 5
+"""Likewise where the means are met and items are left, of which the means of a batch tell little."""
 PRICED_OVER = 2
 """Intervals between checks over which the price of progress is measured, at the least."""
 RAISED_FROM = 2 / 3
@@ -63,7 +65,8 @@ def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
     if trainer._stopping.target is None:
         return False
     strengths = [value for value in (trainer._last_strength, strength) if value is not None]
-    if since < CHECKS_APART or not strengths or _items_alone_are_left(trainer._stopping):
+    apart = ITEMS_APART if _items_alone_are_left(trainer._stopping) else CHECKS_APART
+    if since < apart or not strengths:
         return False
     mean = sum(strengths) / len(strengths)
     cheap = {"extraction_strength": mean, "exact_memorisation": mean}
@@ -74,7 +77,7 @@ def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
 
 
 def _items_alone_are_left(stopping: StoppingRule) -> bool:
-    """Say whether the last check found the means where they belong: means of a batch then tell no more."""
+    """Say whether the last check found the means where they belong: means of a batch then tell little."""
     target, last = stopping.target, stopping.checks[-1] if stopping.checks else None
     if target is None or last is None:
         return False
