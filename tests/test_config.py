@@ -35,13 +35,14 @@ def own_settings(method: str) -> dict[str, float]:
 def test_only_the_folder_is_needed(tmp_path: Path) -> None:
     settings = UnlearningConfig(output_dir=str(tmp_path))
     assert (settings.forget_loss, settings.retain_loss, settings.rule) == (
-        "selective-unlikelihood",
+        "counterfactual",
         "kl",
         "ngdiff",
     )
     assert settings.automatic
     assert settings.learning_rate is None
     assert settings.stop_at == "auto"
+    assert settings.hold_general
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -253,7 +253,7 @@ def test_sago_takes_each_coordinate_from_one_of_the_two(tmp_path: Path) -> None:
         loss = sign * nll(tokens) / len(tokens.targets)
         found[task] = torch.autograd.grad(loss, list(model.parameters()))
     for parameter, forget, retain in zip(model.parameters(), found["forget"], found["retain"], strict=True):
-        chosen = torch.where(forget.sign() == retain.sign(), forget, retain)
+        chosen = torch.where(forget * retain < 0, retain, forget)
         parameter.data -= 0.1 * chosen
     for name, value in model.state_dict().items():
         torch.testing.assert_close(weights(trainer)[name], value, rtol=0, atol=1e-6)
@@ -905,16 +905,35 @@ def test_utility_under_the_floor_leads_back_to_the_best_weights_and_a_smaller_ra
     keeper = Keeper()
     monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 12, "probe_every": 50}
-    trainer = make(tmp_path, callbacks=[keeper], **settings)
-    script(trainer, lambda step: (0.9 - 0.01 * step, 0.5 if step in (6, 12) else 1.0), monkeypatch)
+    trainer = make(tmp_path, callbacks=[keeper], **settings, keep_utility=0.95)
+    script(trainer, lambda step: (0.9 - 0.01 * step, 0.5 if step in (6, 9) else 1.0), monkeypatch)
     trainer.train()
     rates = [step.learning_rate for step in trainer.record.steps]
-    assert rates[6:] == pytest.approx([rates[0] / 4] * 6) and rates[:6] == [rates[0]] * 6
-    for name, value in keeper.at[3].items():  # step 3 was the best; step 6 went under the floor
-        assert torch.equal(keeper.at[6][name], value)
-        assert torch.equal(trainer.model.state_dict()[name], keeper.at[9][name])
-    notes = [note for note in trainer.record.notes if "put back" in note]
-    assert len(notes) == 2 and notes[0].startswith("step 6:") and "the weights of step 3" in notes[0]
+    first = rates[0]
+    assert first is not None
+    assert rates == pytest.approx([first] * 6 + [first / 2] * 3 + [first / 4] * 3)
+    for name, value in keeper.at[3].items():  # step 3 was the best; steps 6 and 9 were under the floor
+        assert torch.equal(keeper.at[9][name], value)
+    assert any(not torch.equal(keeper.at[6][name], value) for name, value in keeper.at[3].items())
+    (note,) = [note for note in trainer.record.notes if "put back" in note]
+    assert note.startswith("step 9:") and "the weights of step 3" in note
+    assert trainer.record.stop["kept_step"] == 12
+
+
+def test_a_floor_that_heals_within_an_interval_costs_half_the_rate_and_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper()
+    monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
+    settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 9, "probe_every": 50}
+    trainer = make(tmp_path, callbacks=[keeper], **settings, keep_utility=0.95)
+    script(trainer, lambda step: (0.9 - 0.01 * step, 0.5 if step == 6 else 1.0), monkeypatch)
+    trainer.train()
+    rates = [step.learning_rate for step in trainer.record.steps]
+    first = rates[0]
+    assert first is not None and rates == pytest.approx([first] * 6 + [first / 2] * 3)
+    assert not any("put back" in note for note in trainer.record.notes)
+    assert any(not torch.equal(keeper.at[6][name], value) for name, value in keeper.at[3].items())
     assert trainer.record.stop["kept_step"] == 9
 
 
@@ -922,11 +941,11 @@ def test_a_run_whose_utility_is_spent_ends(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
     settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 12, "probe_every": 50}
     trainer = make(tmp_path, **settings, keep_utility=0.8)
-    figures = {0: (0.9, 1.0), 3: (0.2, 0.801), 6: (0.15, 0.79)}
+    figures = {0: (0.9, 1.0), 3: (0.2, 0.801), 6: (0.15, 0.79), 9: (0.15, 0.79)}
     script(trainer, lambda step: figures[step], monkeypatch)
     trainer.train()
     stop = trainer.record.stop
-    assert (stop["code"], stop["step"], stop["kept_step"]) == ("floor", 6, 3)
+    assert (stop["code"], stop["step"], stop["kept_step"]) == ("floor", 9, 3)
     assert "before the target" in stop["reason"] and stop["target_met"] is False
 
 

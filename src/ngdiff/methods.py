@@ -20,8 +20,13 @@ STEP_SIZES: dict[StepSizeName, str] = {
     "fixed": "given, or the method's usual rate",
 }
 """Step sizes, and where each comes from."""
-RUN: Mapping[str, Any] = {"stop_at": "auto", "keep_utility": 0.98, "num_train_epochs": 20.0}
-"""How a run ends, where neither the user nor the method says otherwise."""
+RUN: Mapping[str, Any] = {
+    "stop_at": "auto",
+    "keep_utility": 0.98,
+    "num_train_epochs": 20.0,
+    "hold_general": False,
+}
+"""How a run goes and ends, where neither the user nor the method says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,7 @@ METHODS: dict[str, Method] = {
             "NGDiff that makes the model answer as if it had never met the subject",
             "Jin et al. 2025, arXiv 2410.22086; forget loss after Liu et al. 2024, arXiv 2407.16997; "
             "retain loss: Maini et al. 2024, arXiv 2401.06121",
+            run={"hold_general": True},
         ),
         Method(
             "ngdiff-bounded",

@@ -141,7 +141,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             of its value at the start; 0 for no floor.
         floors: the share of single floors, by name, such as ``{"general": 0.95}``.
         hold_general: take a quarter of each step's retain examples from general text that ships with the
-            project, where the retain loss holds the starting model's predictions.
+            project, where the retain loss holds the starting model's predictions; None for the method's own.
         check_every: optimizer steps between two full checks of target and floor, at the most.
         check_size: forget examples that a check on the way looks at; every one is looked at before a run
             ends. At most half as many retain examples are held out.
@@ -181,7 +181,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     stop_at: str = None  # type: ignore[assignment]  # this, keep_utility and epochs: see methods.RUN
     keep_utility: float = None  # type: ignore[assignment]
     floors: dict[str, float] = field(default_factory=dict)
-    hold_general: bool = True
+    hold_general: bool = None  # type: ignore[assignment]
     check_every: int = 10
     check_size: int = 128
     check_patience: int = 3
