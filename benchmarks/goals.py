@@ -99,15 +99,9 @@ class Goals:
         self.jobs.run(
             {
                 f"finetune-{name}": [
-                    "finetune",
-                    "--model",
-                    args.model,
-                    "--data",
-                    part,
-                    "--output",
-                    self.folder / name,
+                    *("finetune", "--model", args.model, "--data", part),
+                    *("--output", self.folder / name, *common),
                 ]
-                + common
                 for name, part in data.items()
                 if not (self.folder / name).exists()
             }

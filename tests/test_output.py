@@ -13,7 +13,7 @@ from torch import nn
 
 from ngdiff.errors import RunError
 from ngdiff.system.environment import weights_hash
-from ngdiff.system.output import RECORD, check_output, staged_file, staged_folder, write_json
+from ngdiff.system.output import RECORD, check_output, in_the_way, staged_file, staged_folder, write_json
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -295,3 +295,15 @@ def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None
         assert not (tmp_path / ".a.json.abc123_x").exists()
     others = [".a.json.aaaaaaaa", ".a.json.abc", ".a.json.abc123_x.txt", ".a.json.bbbbbbbb"]
     assert names(tmp_path) == [*others, ".b.json.abc123_x", "a.json"]
+
+
+def test_overwrite_passes_over_a_part_of_a_report_that_a_kill_left(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "record.json").write_text('{"kind": "unlearn", "files": ["model.safetensors"]}')
+    (out / "model.safetensors").write_text("")
+    (out / ".report.html.abc123_x").write_text("half a pa")
+    assert in_the_way(out, overwrite=True) == []
+    (out / ".report.html.notes").write_text("mine")
+    (fault,) = in_the_way(out, overwrite=True)
+    assert ".report.html.notes" in fault.what

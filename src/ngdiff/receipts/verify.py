@@ -29,12 +29,10 @@ from ngdiff.receipts.signature import holds, public_from_hex, public_hex
 from ngdiff.receipts.starting import starting_findings
 from ngdiff.receipts.weights import recomputed_weights_hash
 from ngdiff.system.environment import code_hash
-from ngdiff.system.output import ANSWERS, RECORD, is_left_over
+from ngdiff.system.output import ANSWERS, RECORD, REPORT, is_left_over
 from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
-REPORT = "report.html"
-"""What 'ngdiff report' puts beside a model later on."""
 KEPT_AT_HOME = frozenset({ANSWERS})
 """What a run writes and 'ngdiff push' leaves out, since it holds the text that was to be forgotten."""
 OF_THE_HUB = (".gitattributes", ".git/", ".cache/huggingface/")

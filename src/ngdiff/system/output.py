@@ -17,7 +17,7 @@ from typing import Any
 from ngdiff.errors import Fault, RunError
 from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
-RECORD, ANSWERS = "record.json", "answers.json"
+RECORD, ANSWERS, REPORT = "record.json", "answers.json", "report.html"
 GIB = 2**30
 _BESIDE = {
     "unlearn": re.compile(
@@ -86,7 +86,11 @@ def in_the_way(path: Path, overwrite: bool, where: str = "--output") -> list[Fau
     if kind is None:
         what = f"{path / RECORD} is no record with a list of files, so --overwrite may not delete the folder"
         return [Fault(where, what, mend)]
-    foreign = [name for name in names if name not in listed and not _BESIDE[kind].fullmatch(name)]
+    foreign = [
+        name
+        for name in names
+        if name not in listed and not _BESIDE[kind].fullmatch(name) and not is_left_over(name, REPORT)
+    ]
     if foreign:
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         what = f"{path} holds {', '.join(foreign[:_SHOWN])}{more}, which no result of ngdiff has"
