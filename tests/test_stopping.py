@@ -337,3 +337,23 @@ def test_a_saved_rule_without_target() -> None:
     stopping = StoppingRule.from_state(StoppingRule(None, floors, 3).state_dict(), patience=3)
     assert stopping.target is None
     assert stopping.floors == floors
+
+
+def test_a_count_of_answers_says_nothing_of_the_pace() -> None:
+    """One fact of forty is two thirds of its floor's slack: no reason to slow down."""
+    target = ForgetTarget("extraction_strength", 0.1, "given")
+    floors = {"retain": Floor(0.98, 1.0, 0.98), "general.answers": Floor(0.98, 0.825, 0.7875)}
+    stopping = StoppingRule(target, floors, 3)
+    utility = {"probability": 1.0}
+    stopping.judge(0, view(1.0), utility, {"retain": 1.0, "general.answers": 0.825})
+    stopping.judge(10, view(0.9), utility, {"retain": 0.999, "general.answers": 0.8})
+    assert stopping.tightest(stopping.checks[-1]) == "retain"
+    stopping.judge(20, view(0.8), utility, {"retain": 0.999, "general.answers": 0.775})
+    assert list(stopping.checks[-1].broken) == ["general.answers"]  # as a floor it holds
+
+
+@pytest.mark.parametrize(("limit", "near", "far"), [(0.05, 0.09, 0.1), (0.3, 0.39, 0.41), (0.6, 0.69, 0.71)])
+def test_a_batch_near_the_target_asks_for_a_check(limit: float, near: float, far: float) -> None:
+    target = ForgetTarget("extraction_strength", limit, "given")
+    assert target.within_reach({"extraction_strength": near})
+    assert not target.within_reach({"extraction_strength": far})

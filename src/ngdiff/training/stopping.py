@@ -18,6 +18,10 @@ from ngdiff.steps.pace import NOTHING_LEFT, Standing, pace, relative_harm, tells
 from ngdiff.training.criterion import AUTO, CERTAINTY, SHARE, Bound, Guess, Measure, View, measured_bounds
 
 UTILITY: Measure = "probability"
+COUNTED = "general.answers"
+"""The floor whose figure is a count, of forty."""
+NEAR = 0.1
+"""Most that the mean of a step's batch may lie above its limit for a check to be worth its while."""
 TOP, BOTTOM = 0.95, 0.01
 """Shares between which the way to a target is measured."""
 
@@ -114,7 +118,7 @@ def _near(bound: Bound, figures: Mapping[str, float]) -> bool:
         return True
     if bound.measure == "nll":
         return figures["nll"] >= 0.8 * bound.mean
-    return figures[bound.measure] <= 1.5 * bound.mean + 0.02
+    return figures[bound.measure] <= bound.mean + min(0.5 * bound.mean + 0.02, NEAR)
 
 
 def _gap(bound: Bound, figures: Mapping[str, float]) -> float:
@@ -401,10 +405,14 @@ class StoppingRule:
         return begun + [check for check in self.checks[self._stretch + 1 :] if check.step > self.since]
 
     def tightest(self, check: Check) -> str | None:
-        """Return the floor of whose slack the least share is left; None without floors."""
+        """Return the floor of whose slack the least share is left; None without floors.
+
+        A count of answers moves by whole ones: its floor holds, and says nothing of the pace.
+        """
         shares = {
             name: self._slack(check, name) / max(self._slack(self.checks[0], name), 1e-9)
             for name in self.floors
+            if name != COUNTED
         }
         return min(shares, key=lambda name: shares[name]) if shares else None
 
