@@ -41,6 +41,7 @@ from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import METHODS, find_method
 from ngdiff.steps.weighting import RULES
 from ngdiff.system.lock import alone_in
+from ngdiff.training.signals import StopWish
 from ngdiff.training.unfinished import Workplace
 from published_logs import tofu_log
 from tofu_folder import make_whole_tofu
@@ -645,7 +646,7 @@ def test_trials_share_the_cores_unless_told_otherwise(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     tell = "import os; print(os.environ['OMP_NUM_THREADS'])"
     monkeypatch.setattr(ngdiff.bench.run, "_command", lambda _: [sys.executable, "-c", tell])
-    workers = ngdiff.bench.run._Workers(request(jobs=2), Inputs(request()))
+    workers = ngdiff.bench.run._Workers(request(jobs=2), Inputs(request()), StopWish())
     assert workers._process(tmp_path, -1) == 0
     assert int((tmp_path / "log.txt").read_text()) == threads
 

@@ -193,7 +193,7 @@ def test_unlearn_from_end_to_end_through_the_installed_script(
     settings = record["settings"]
     assert settings["model"] == str(model)
     assert (settings["method"], settings["rule"], settings["step_size"]) == (
-        "ngdiff-selective-kl",
+        "ngdiff-counterfactual",
         "ngdiff",
         "auto",
     )
@@ -420,7 +420,7 @@ def test_a_missed_target_is_saved_and_ends_with_3(
     assert answer.code == 3, answer.err
     record = record_of(tmp_path / "out")
     assert record["stop"]["target_met"] is False
-    assert record["stop"]["target"] == {"measure": "nll", "value": 50.0}
+    assert record["stop"]["target"].items() >= {"measure": "nll", "value": 50.0}.items()
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 

@@ -146,6 +146,37 @@ def test_the_loss_is_never_negative_and_0_where_the_model_is_as_expected(seed: i
     assert float(counterfactual(tokens_of(logits, ids[:, 0].tolist(), ids.tolist(), other.tolist()))) >= -1e-5
 
 
+def plain(logits: torch.Tensor, ids: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """The divergence by autograd, over a table of all tokens and with the others added up."""
+    log_probs = logits.double().log_softmax(1)
+    total = torch.zeros((), dtype=torch.float64)
+    for row, (mine, wanted) in enumerate(zip(ids.tolist(), probs.double(), strict=True)):
+        rest = 1 - wanted.sum()
+        others = [v for v in range(logits.shape[1]) if v not in mine]
+        for token, q in zip(mine, wanted, strict=True):
+            total = total + (q * (q.log() - log_probs[row, token]) if q > 0 else 0.0)
+        if rest > 1e-12:
+            total = total + rest * (rest.log() - log_probs[row, others].logsumexp(0))
+    return total
+
+
+@given(st.integers(0, 2**31 - 1))
+@settings(max_examples=30, deadline=None)
+def test_value_and_gradient_are_those_of_autograd(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (5 * torch.randn(4, 9, generator=generator)).requires_grad_()
+    ids = torch.stack([torch.randperm(9, generator=generator)[:4] for _ in range(4)])
+    ids[0, 2:] = ids[0, 0]  # padded with the true token
+    probs = torch.rand(4, 5, generator=generator).softmax(1)[:, :4]
+    probs[0, 2:], probs[1, 0] = 0.0, 0.0
+    found = counterfactual(tokens_of(logits, ids[:, 0].tolist(), ids.tolist(), probs.tolist()))
+    (gradient,) = torch.autograd.grad(3 * found, logits)
+    expected = plain(logits, ids, probs)
+    (slow,) = torch.autograd.grad(3 * expected, logits)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    torch.testing.assert_close(gradient, slow.float(), rtol=1e-4, atol=1e-5)
+
+
 def test_a_secret_is_pushed_down_and_the_others_are_pulled_to_their_place() -> None:
     logits = torch.tensor([[5.0, 0.0, 0.0, 0.0]], requires_grad=True)
     counterfactual(tokens_of(logits, [0], [[0, 2]], [[0.0, 0.7]])).backward()

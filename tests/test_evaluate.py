@@ -80,7 +80,8 @@ def refused(request: EvaluateRequest) -> str:
 def test_the_result_says_where_it_comes_from(place: Path, tmp_path: Path) -> None:
     written = evaluate(tofu_request(place, tmp_path / "eval.json", seed=5))
     read = read_result(tmp_path / "eval.json")
-    assert read == EvaluationResult.from_json(json.loads(json.dumps(written.as_json())))
+    assert replace(read, texts={}) == EvaluationResult.from_json(json.loads(json.dumps(written.as_json())))
+    assert read.texts == written.texts
     content = json.loads((tmp_path / "eval.json").read_text())
     origin = content["provenance"]
     assert origin["model"]["sha256"] == weights_hash(tiny_llama())

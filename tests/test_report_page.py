@@ -214,7 +214,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (None, "holds no record.json and no evaluation"),
-        ("{", "truncated or no JSON"),
+        ("{", "is broken JSON"),
         ("[]", "no JSON object"),
         ('{"kind": "finetune"}', "the record of 'finetune', not of an unlearning run"),
         ('{"kind": "unlearn", "format": 9}', "format '9'"),

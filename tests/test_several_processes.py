@@ -151,7 +151,7 @@ def commands(inputs: Path) -> dict[str, Case]:
         "per_device_train_batch_size": 4,
         "stop_at": "none",
         "method": "ngdiff",
-        "step_size": "auto",
+        "learning_rate": 0.05,  # a rate that is fitted depends on the last bits of the losses
         "optim": "sgd",
     }
     unlearn: dict[str, Any] = {

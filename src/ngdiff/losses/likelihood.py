@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -78,16 +79,42 @@ def counterfactual(tokens: LabelledTokens) -> Float[Tensor, ""]:
     """
     if tokens.expected_ids is None or tokens.expected_probs is None:
         return selective_unlikelihood(tokens)
-    ids, probs = tokens.expected_ids, tokens.expected_probs.to(tokens.logits)
-    total = tokens.logits.logsumexp(dim=1)
-    chosen = tokens.logits.gather(1, ids) - total.unsqueeze(1)
-    others = tokens.logits.scatter(1, ids, -torch.inf).logsumexp(dim=1) - total
-    rest = (1 - probs.sum(dim=1)).clamp(min=0)
-    wanted = torch.xlogy(probs, probs).sum(dim=1) + torch.xlogy(rest, rest)
-    # where nothing is expected, nothing is lost, however improbable the model finds it
-    there = torch.where(probs > 0, probs * chosen, 0.0).sum(dim=1)
-    elsewhere = torch.where(rest > 0, rest * others, 0.0)
-    return (wanted - there - elsewhere).sum()
+    divergence: Float[Tensor, ""] = _GroupedDivergence.apply(  # type: ignore[no-untyped-call]
+        tokens.logits, tokens.expected_ids, tokens.expected_probs.to(tokens.logits)
+    )
+    return divergence
+
+
+class _GroupedDivergence(torch.autograd.Function):
+    """KL over some tokens and the group of all others; its gradient takes one buffer of the logits' size.
+
+    With p the model's probabilities, q the expected ones, and r their rest, the gradient on a logit is p - q
+    of a token that is told apart, and p - q_r p / p_r of one of the others.
+    """
+
+    LEAST = -60.0  # log p_r from which on the others' gradient no longer grows
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, probs: Tensor) -> Tensor:
+        total = logits.logsumexp(dim=1)
+        chosen = logits.gather(1, ids) - total.unsqueeze(1)
+        others = logits.scatter(1, ids, -torch.inf).logsumexp(dim=1) - total
+        rest = (1 - probs.sum(dim=1)).clamp(min=0)
+        ctx.save_for_backward(logits, ids, probs, total, others, rest)
+        wanted = torch.xlogy(probs, probs).sum(dim=1) + torch.xlogy(rest, rest)
+        # where nothing is expected, nothing is lost, however improbable the model finds it
+        there = torch.where(probs > 0, probs * chosen, 0.0).sum(dim=1)
+        elsewhere = torch.where(rest > 0, rest * others, 0.0)
+        return (wanted - there - elsewhere).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        logits, ids, probs, total, others, rest = ctx.saved_tensors
+        found = (logits - total.unsqueeze(1)).exp_()
+        chosen = found.gather(1, ids)
+        found.mul_(1 - (rest * (-others.clamp(min=_GroupedDivergence.LEAST)).exp()).unsqueeze(1))
+        found.scatter_(1, ids, chosen).scatter_add_(1, ids, -probs)
+        return found.mul_(gradients[0]), None, None
 
 
 def _probabilities(log_probs: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:

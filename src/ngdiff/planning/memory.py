@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ngdiff.data.counterfactual import KEPT
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.adapters import with_lora
 from ngdiff.models.logprobs import LabelledTokens, output_head
@@ -71,7 +72,7 @@ class Plan:
     forget_buffer: ForgetBuffer = "device"
     two_gradients: bool = True
     automatic: bool = True
-    forget_loss: str = "selective-unlikelihood"
+    forget_loss: str = "counterfactual"
     retain_loss: str = "kl"
     bf16: bool = True
     devices: int = 1
@@ -319,6 +320,11 @@ class _Kept:
             head = output_head(self.model)
             self.starting_head = sum(FLOAT32 * p.numel() for p in head.parameters(recurse=False))
         loss = _counted(loss).complete({}, {"never-seen NLL": 1.0})
+        if loss.expected:
+            ids = tokens.targets.unsqueeze(1).repeat(1, 1 + KEPT)
+            tokens = replace(
+                tokens, expected_ids=ids, expected_probs=torch.zeros_like(ids, dtype=torch.float32)
+            )
         loss.function(replace(tokens, reference_logits=starting))
         taken, self.head, self._seen = self.head - before, before, seen
         return taken

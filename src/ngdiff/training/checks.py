@@ -28,6 +28,8 @@ PRICED_OVER = 2
 """Intervals between checks over which the price of progress is measured, at the least."""
 RAISED_FROM = 2 / 3
 """Share of the way left from which the rate may rise above the first: the first steps are dear enough."""
+BROKEN = 4.0
+"""By what the rate is divided after steps that were not finite."""
 RETREAT = 2.0
 """By what the rate is divided when a check finds a floor broken, and again when the next one does."""
 
@@ -166,7 +168,7 @@ def _go_back(trainer: UnlearningTrainer) -> None:
 def _recover(trainer: UnlearningTrainer) -> None:
     """After several steps that were not finite: back to good weights, where there are any, and slower."""
     _go_back(trainer)
-    rate = cut_rate(trainer._step_size, trainer.optimizer, trainer.lr_scheduler, RETREAT)
+    rate = cut_rate(trainer._step_size, trainer.optimizer, trainer.lr_scheduler, BROKEN)
     best = None if trainer._stopping is None else trainer._stopping.best
     back = "" if best is None else f", so the weights of step {best.step} were put back"
     slower = "" if rate is None else f", and the rate was cut to {rate:.1e}"

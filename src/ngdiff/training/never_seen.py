@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -130,16 +131,17 @@ def differences(like: Sequence[EncodedExample], unseen: Sequence[EncodedExample]
 def known_faults(forget: Sequence[AnswerScore], holdout: Sequence[AnswerScore]) -> list[Fault]:
     """Refuse a holdout that the model knows: a level measured on it would call everything forgotten.
 
-    Asked only where the starting model knows the forget set, for a model that knows neither has nothing to
-    forget. The holdout is known where a one-sided Mann-Whitney test does not show that the forget set is
-    known better (p above 0.05), or where its 95th percentile reaches what most forget items have.
+    Asked only where both can be measured and the starting model knows the forget set, for a model that knows
+    neither has nothing to forget. The holdout is known where a one-sided Mann-Whitney test does not show that
+    the forget set is known better (p above 0.05), or where its 95th percentile reaches what most forget items
+    have.
 
     Args:
         forget: scores of the forget set under the starting model.
         holdout: likewise, of the holdout.
     """
     ours, theirs = ([item_probability(score) for score in part] for part in (forget, holdout))
-    if fmean(ours) < KNOWN:
+    if not fmean(ours) >= KNOWN or not all(map(math.isfinite, theirs)):
         return []
     p_value = float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)
     level = float(np.quantile(theirs, PERCENTILE, method="higher"))
