@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngdiff.data.batching import collate_for_loss
-from ngdiff.data.counterfactual import INVENTIONS, Expectations, Reading, save_expected, with_expected
+from ngdiff.data.counterfactual import (
+    INVENTIONS,
+    Expectations,
+    Expected,
+    Reading,
+    save_expected,
+    with_expected,
+    without_variants,
+)
 from ngdiff.data.datasets import as_encoded
 from ngdiff.data.secrets import kept_texts, labelled_ids, with_secrets
 from ngdiff.losses import LOSSES, counterfactual, selective_unlikelihood
@@ -116,6 +124,15 @@ def test_a_name_that_is_repeated_is_expected_to_be_repeated() -> None:
     assert found.probs[1, 1:].sum() == 0  # of what else could stand there nothing is known
     assert found.probs[0].sum() == pytest.approx(1.0, abs=1e-5)
     assert Reading([5]).add([5], sure[:1]) is None
+
+
+def test_a_secret_in_another_case_is_no_alternative() -> None:
+    names = {1: " Bridge", 2: "bridge", 3: " tower", 4: "BRIDGE "}
+    tokenizer = SimpleNamespace(decode=lambda ids: names[ids[0]])
+    ids = torch.tensor([[1, 2, 3, 4]] * 2)
+    probs = torch.tensor([[0.0, 0.4, 0.3, 0.2], [0.1, 0.4, 0.3, 0.2]])
+    found = without_variants(Expected(ids, probs), (True, False), tokenizer)
+    assert found.probs.tolist() == [[0.0, 0.0, pytest.approx(0.3), 0.0], probs[1].tolist()]
 
 
 def tokens_of(logits: torch.Tensor, targets: list[int], ids: Any = None, probs: Any = None) -> LabelledTokens:

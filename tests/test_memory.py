@@ -113,18 +113,21 @@ def measured_peak(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **s
 
 
 PLAIN = Plan(batch_size=BATCH, length=LENGTH, bf16=False)
+SELECTIVE = replace(PLAIN, forget_loss="selective-unlikelihood")
+SPARED: dict[str, Any] = {"method": "ngdiff-selective-kl", "lr_start": 1e-6}
 PLANS: dict[str, tuple[Plan, dict[str, Any]]] = {
-    "float32": (PLAIN, {"lr_start": 1e-6}),
-    "bf16": (replace(PLAIN, bf16=True), {"lr_start": 1e-6}),
-    "checkpointing": (replace(PLAIN, bf16=True, checkpointing=True), {"lr_start": 1e-6}),
-    "lora": (replace(PLAIN, adapters="lora"), {"lr_start": 1e-6}),
+    "the default": (PLAIN, {"lr_start": 1e-6}),
+    "float32": (SELECTIVE, SPARED),
+    "bf16": (replace(SELECTIVE, bf16=True), SPARED),
+    "checkpointing": (replace(SELECTIVE, bf16=True, checkpointing=True), SPARED),
+    "lora": (replace(SELECTIVE, adapters="lora"), SPARED),
     "one gradient": (
         replace(PLAIN, two_gradients=False, automatic=False, forget_loss="negated-nll", retain_loss="nll"),
         {"method": "graddiff", "learning_rate": 1e-5},
     ),
     "held by the starting model": (
-        replace(PLAIN, retain_loss="kl"),
-        {"retain_loss": "kl", "lr_start": 1e-6},
+        replace(SELECTIVE, retain_loss="kl"),
+        {**SPARED, "retain_loss": "kl"},
     ),
 }
 

@@ -115,7 +115,8 @@ class Expectations:
                     self._read(model, device, chosen, readings)
                 for row, reading in zip(rows, readings, strict=True):
                     level = None if named[row] else self.levels[row]
-                    expected = reading.expected(level, self.forget[row].secret or ())
+                    secret = self.forget[row].secret or ()
+                    expected = without_variants(reading.expected(level, secret), secret, self.tokenizer)
                     predictable = tuple(expected.probs[:, 0].tolist())
                     found[row] = replace(
                         self.forget[row],
@@ -209,6 +210,21 @@ class Reading:
         ids = torch.where(aligned.unsqueeze(1), top.indices, target)  # of unknown ones nothing is kept
         probs = top.values * torch.where(aligned, scale, 0.0).unsqueeze(1)
         return Expected(torch.cat([target, ids], 1), torch.cat([true.unsqueeze(1), probs], 1).float())
+
+
+def without_variants(expected: Expected, secret: Sequence[bool], tokenizer: Any) -> Expected:
+    """Take from a secret token's alternatives those that read the same but for case and white space.
+
+    What was theirs belongs to all other tokens.
+    """
+    probs = expected.probs.clone()
+    for place, is_secret in enumerate(secret):
+        if is_secret:
+            texts = [tokenizer.decode([token]).strip().lower() for token in expected.ids[place].tolist()]
+            for column, text in enumerate(texts):
+                if column and text == texts[0]:
+                    probs[place, column] = 0.0
+    return replace(expected, probs=probs)
 
 
 def save_expected(forget: Sequence[EncodedExample], path: Path) -> None:

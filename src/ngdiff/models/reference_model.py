@@ -119,9 +119,16 @@ class StartingStates:
         with safe_open(str(self.path), framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 
-    def attach(self, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
-        """Return the data set with ``reference_states`` on those rows that have some."""
-        states = self.read()[_STATES]
+    def attach(
+        self, examples: Sequence[EncodedExample], known: Mapping[str, Tensor] | None = None
+    ) -> list[EncodedExample]:
+        """Return the data set with ``reference_states`` on those rows that have some.
+
+        Args:
+            examples: the data set.
+            known: what :meth:`read` returned, so that the file is mapped once.
+        """
+        states = (known or self.read())[_STATES]
         counts = [_labelled(examples[row]) for row in self.rows]
         parts = dict(zip(self.rows, torch.split(states, counts), strict=True))
         return [
@@ -129,9 +136,11 @@ class StartingStates:
             for row, example in enumerate(examples)
         ]
 
-    def head(self, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """Return the starting model's output head, on a device."""
-        found = self.read().items()
+    def head(
+        self, device: torch.device, known: Mapping[str, Tensor] | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the starting model's output head, on a device; ``known`` as in :meth:`attach`."""
+        found = (known or self.read()).items()
         return self.head_of({name: value.to(device) for name, value in found if name.startswith(_HEAD)})
 
     def head_of(self, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:

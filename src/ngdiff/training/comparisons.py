@@ -268,10 +268,11 @@ class Comparisons:
     def _attach(
         self, task: Task, states: StartingStates, examples: list[EncodedExample], device: torch.device
     ) -> None:
-        self._states[task], self._known[task] = states, states.read()
-        examples[:] = states.attach(examples)
+        known = states.read()
+        self._states[task], self._known[task] = states, known
+        examples[:] = states.attach(examples, known)
         if self.losses[task].compares == "predictions":
-            self._heads[task] = states.head(device)
+            self._heads[task] = states.head(device, known)
 
     # ---- checkpoints ----
 
