@@ -110,9 +110,12 @@ class Expectations:
         try:
             for rows, _ in batches_by_length(self.forget, size, self.pad_id):
                 readings = [Reading.of(self.forget[row]) for row in rows]
-                for renamed_examples in elsewhere:
-                    chosen = [renamed_examples[row] for row in rows]
-                    self._read(model, device, chosen, readings)
+                for number, others in enumerate(elsewhere):
+                    # where nothing was renamed, one reading is as good as all
+                    asked = [place for place, row in enumerate(rows) if named[row] or number == 0]
+                    if asked:
+                        chosen = [others[rows[place]] for place in asked]
+                        self._read(model, device, chosen, [readings[place] for place in asked])
                 for row, reading in zip(rows, readings, strict=True):
                     level = None if named[row] else self.levels[row]
                     secret = self.forget[row].secret or ()
