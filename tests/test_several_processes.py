@@ -209,7 +209,8 @@ def command(inputs: Path, output: Path) -> None:
     sources = [
         word for name in ("forget", "retain", "holdout") for word in (f"--{name}", inputs / f"{name}.jsonl")
     ]
-    settings = "--method ngdiff --max-steps 3 --batch-size 4 --stop-at none --max-length 64 --precision fp32"
+    settings = "--method ngdiff --lr 0.05 --max-steps 3 --batch-size 4 --stop-at none"
+    settings += " --max-length 64 --precision fp32"
     words = ["unlearn", "--model", inputs / "model", *sources, *settings.split(), "--set", "optim=sgd"]
     done = torchrun(2, "-m", "ngdiff", *map(str, words), "--output", str(output))
     assert done.returncode == 0, done.stderr[-4000:]
