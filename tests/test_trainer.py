@@ -920,6 +920,42 @@ def test_utility_under_the_floor_leads_back_to_the_best_weights_and_a_smaller_ra
     assert trainer.record.stop["kept_step"] == 12
 
 
+def test_a_retreat_goes_back_no_further_than_the_floor_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper()
+    monkeypatch.setattr(ngdiff.training.trainer, "batch_extraction_strength", lambda _: torch.tensor(1.0))
+    settings = {"stop_at": "extraction_strength=0.1", "check_every": 3, "max_steps": 9, "probe_every": 50}
+    trainer = make(tmp_path, callbacks=[keeper], **settings, keep_utility=0.95)
+    before: dict[str, Tensor] = {}
+
+    def figures(step: int) -> tuple[float, float]:
+        """A third of the way from step 3 to step 9 costs nothing; at step 9, half of it is too much."""
+        if step < 6:
+            return 0.9 - 0.01 * step, 1.0
+        if step == 9 and not before:
+            before.update(copy.deepcopy(weights(trainer)))
+            return 0.7, 0.5
+        name = next(iter(keeper.at[3]))
+        way = (weights(trainer)[name] - keeper.at[3][name]).norm()
+        whole = (before[name] - keeper.at[3][name]).norm() if before else way
+        return 0.8 - 0.1 * float(1 - way / whole), 1.0 if way < whole / 3 else 0.5
+
+    script(trainer, figures, monkeypatch)
+    trainer.train()
+    kept = weights(trainer)
+    assert trainer.record.stop["kept_step"] == 9
+    for name, value in keeper.at[3].items():
+        torch.testing.assert_close(kept[name], value + (before[name] - value) / 4)
+    assert [(check["step"], check["above_floor"]) for check in trainer.record.checks] == [
+        *((0, True), (3, True), (6, False)),
+        *((9, False), (9, True)),
+    ]
+    assert trainer.record.checks[-1]["best"] and leftovers(tmp_path) == []
+    (note,) = [note for note in trainer.record.notes if note.startswith("step 9:")]
+    assert "the weights of step 3 were approached by 75% of the way" in note
+
+
 def test_a_floor_that_heals_within_an_interval_costs_half_the_rate_and_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

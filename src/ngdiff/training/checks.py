@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.steps.stepsize import AutomaticRate, cut_rate
@@ -32,6 +32,8 @@ BROKEN = 4.0
 """By what the rate is divided after steps that were not finite."""
 RETREAT = 2.0
 """By what the rate is divided when a check finds a floor broken, and again when the next one does."""
+HALVINGS = 3
+"""How often a retreat halves the way to the best weights before it goes all of it."""
 
 
 def after_step(trainer: UnlearningTrainer) -> Decision | None:
@@ -132,17 +134,42 @@ def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
 
 
 def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
-    """Go back to the best weights and take smaller steps: the last ones broke a floor."""
-    assert trainer._stopping is not None
-    found, broken = trainer._stopping.best, trainer._stopping.checks[-1].broken
+    """Go back until no floor is broken, and take smaller steps."""
+    found, broken = trainer._stopping.best, trainer._stopping.checks[-1].broken  # type: ignore[union-attr]
     best = 0 if found is None else found.step
-    _go_back(trainer)
+    share = _go_back_as_far_as_needed(trainer)
     rate = step_size.be_careful(RETREAT)
+    assert trainer._stopping is not None
     trainer._stopping.begin_stretch(trainer.state.global_step)
+    where = "were put back" if share == 1 else f"were approached by {share:.0%} of the way"
     trainer.record.note(
         f"step {trainer.state.global_step}: {_fell(broken)} in two checks in a row, so the weights of step "
-        f"{best} were put back, and the rate was cut to {rate:.1e}"
+        f"{best} {where}, and the rate was cut to {rate:.1e}"
     )
+
+
+def _go_back_as_far_as_needed(trainer: UnlearningTrainer) -> float:
+    """Halve the way to the best weights until no floor is broken; return the share of it that was gone back.
+
+    What a floor misses grows faster along the way than what is forgotten, so most of the progress stays. A
+    state that is above the floors and no better than the best is given up for that.
+    """
+    stopping = trainer._stopping
+    assert stopping is not None
+    trainer._last_strength = None
+    trainer._step.extraction_strength = []  # of weights that are gone
+    for halvings in range(1, HALVINGS + 1):
+        trainer._best.restore(0.5)
+        found = measure(trainer)
+        if not stopping.broken(found.kept):
+            trainer._decision = stopping.judge(trainer.state.global_step, *found)
+            if not stopping.checks[-1].best:
+                break
+            trainer._best.save()
+            trainer._items.keep()
+            return 1 - 0.5**halvings
+    _go_back(trainer)
+    return 1.0
 
 
 def _slow_down(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
@@ -177,24 +204,49 @@ def _recover(trainer: UnlearningTrainer) -> None:
     trainer.record.note(f"step {trainer.state.global_step}: {text}{back}{slower}")
 
 
+class Measured(NamedTuple):
+    """What one look found.
+
+    Args:
+        view: the forget set.
+        utility: mean figures of the held-out retain examples.
+        kept: by floor, the figure it holds.
+    """
+
+    view: View
+    utility: dict[str, float]
+    kept: dict[str, float]
+
+
 def look(trainer: UnlearningTrainer, whole: bool = False) -> Decision | None:
     """Measure the forget set and what must be kept, and return why to stop, if so.
+
+    Args:
+        trainer: whose model to look at.
+        whole: look at every row of the forget set at once.
+    """
+    stopping, step = trainer._stopping, trainer.state.global_step
+    assert stopping is not None
+    trainer._last_check = step
+    return stopping.judge(step, *measure(trainer, whole))
+
+
+def measure(trainer: UnlearningTrainer, whole: bool = False) -> Measured:
+    """Measure the forget set and what must be kept.
 
     Where a sample of the forget set meets the target, every row is looked at, and that decides.
 
     Args:
         trainer: whose model to look at.
-        whole: look at every row at once.
+        whole: look at every row of the forget set at once.
     """
     stopping, step = trainer._stopping, trainer.state.global_step
     assert stopping is not None
-    trainer._last_check = step
     view, scores = forget_view(trainer, every_row(trainer) if whole else trainer._items.draw(step))
     if stopping.target is not None and not view.complete and stopping.target.forgotten(view):
         view, scores = forget_view(trainer, every_row(trainer))
     retain = trainer.survey.scores("retain")
-    kept = trainer.kept.measure(view.rows, scores, retain)
-    return stopping.judge(step, view, means(retain), kept)
+    return Measured(view, means(retain), trainer.kept.measure(view.rows, scores, retain))
 
 
 def every_row(trainer: UnlearningTrainer) -> list[int]:

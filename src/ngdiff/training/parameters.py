@@ -185,23 +185,37 @@ class BestWeights:
         assert self._place is not None
         return self._place
 
-    def restore(self) -> None:
-        """Copy the kept parameters back into the model; does nothing where none were kept."""
+    def restore(self, share: float = 1.0) -> None:
+        """Move the parameters to the kept ones, or a share of the way; does nothing where none were kept.
+
+        Args:
+            share: 1 puts the kept parameters back; one half ends in the middle of the straight line to them.
+        """
         if self._place is None:
             return
         with torch.no_grad():
             if from_main((self._place / BEST_FOLDER).is_dir()):
-                _read_parts(
-                    self._named(), checkpoint_id=self._place / BEST_FOLDER, no_dist=process_count() == 1
-                )
+                self._restore_parts(self._place / BEST_FOLDER, share)
             else:
-                self._restore_whole(self._place / BEST_FILE)
+                self._restore_whole(self._place / BEST_FILE, share)
 
-    def _restore_whole(self, file: Path) -> None:
+    def _restore_parts(self, folder: Path, share: float) -> None:
+        named = self._named()
+        kept = named if share == 1 else {name: torch.empty_like(value) for name, value in named.items()}
+        _read_parts(kept, checkpoint_id=folder, no_dist=process_count() == 1)
+        if share != 1:
+            for name, parameter in named.items():
+                parameter.lerp_(kept[name], share)
+
+    def _restore_whole(self, file: Path, share: float) -> None:
         if is_main():
             with safe_open(str(file), framework="pt") as kept:
                 for name, parameter in self._named().items():
-                    parameter.copy_(kept.get_tensor(name))
+                    value = kept.get_tensor(name)
+                    if share == 1:
+                        parameter.copy_(value)
+                    else:
+                        parameter.lerp_(value.to(parameter), share)
         for parameter in self._named().values():
             same_everywhere(parameter)
 

@@ -287,6 +287,10 @@ class StoppingRule:
         """Whether the last check is the first in a row that found a floor broken."""
         return self._under_floor == 1
 
+    def broken(self, kept: Mapping[str, float]) -> list[str]:
+        """Return the floors that figures undercut; one that is not a number does."""
+        return [name for name, floor in self.floors.items() if not kept[name] >= floor.least]
+
     def judge(
         self, step: int, view: View, utility: Mapping[str, float], kept: Mapping[str, float]
     ) -> Decision | None:
@@ -298,7 +302,7 @@ class StoppingRule:
             utility: mean figures of the held-out retain examples.
             kept: by floor, the figure it holds.
         """
-        broken = [name for name, floor in self.floors.items() if not kept[name] >= floor.least]
+        broken = self.broken(kept)
         met = self.target is not None and view.complete and self.target.forgotten(view)
         far = 0.0 if self.target is None else self.target.distance(view)
         best = not broken and (self.best is None or far <= self.best.distance)
