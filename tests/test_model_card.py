@@ -54,7 +54,7 @@ def test_the_front_matter_is_the_hub_s() -> None:
 def test_the_text_says_what_happened_and_what_it_does_not_mean() -> None:
     card = model_card(record(), "unlearned", adapters=False)
     assert "| Forget set | 0.500 → 0.500 | 0.250 → 0.250 | 1.500 → 3.250 |" in card
-    assert "**The forget target was not reached.**" in card and "ab" * 32 in card and "ef" * 32 in card
+    assert "**NOT FORGOTTEN" in card and "ab" * 32 in card and "ef" * 32 in card
     assert "not that nothing is left" in card
     assert "still knows the forget set" not in card
     adapter = model_card(record(), "adapter", adapters=True)

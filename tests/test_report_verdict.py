@@ -21,11 +21,13 @@ def told(verdict: Verdict) -> list[str]:
 
 def test_forgotten_and_kept_but_not_audited() -> None:
     verdict = judge(run())
-    assert told(verdict) == ["Yes", "Yes", "Not audited"]
+    assert told(verdict) == ["Forgotten", "Yes", "Not audited"]
     assert verdict.status == "mixed"
     assert verdict.sentence == (
-        "Forgotten: extraction strength of the forget set went from 1.000 to 0.065, "
-        "and the target was 0.092. "
+        "FORGOTTEN (extraction strength 0.065, target 0.092). "
+        "Test it from outside the run: 'ngdiff evaluate' measures it in full, 'ngdiff audit' tries to bring "
+        "the knowledge back. "
+        "The extraction strength of the forget set went from 1.000 to 0.065, and the target was 0.092. "
         "Kept: 99.4% of the retain set's answer probability is left. "
         "No audit was made: membership inference and a retrained model could still tell."
     )
@@ -49,11 +51,12 @@ def test_target_missed(code: str, kept: int, says: str) -> None:
         )
     )
     assert verdict.status == "bad"
-    assert told(verdict)[0] == "No, target missed"
+    assert told(verdict)[0] == "Not forgotten"
     assert (
-        "Not forgotten: extraction strength of the forget set went from 1.000 to 0.400, "
+        "The extraction strength of the forget set went from 1.000 to 0.400, "
         "and the target of 0.092 was " + says in verdict.sentence
     )
+    assert verdict.sentence.startswith("NOT FORGOTTEN (extraction strength 0.400, target 0.092). ")
 
 
 LEFT = [
@@ -71,7 +74,7 @@ def test_items_that_are_left_are_named_though_the_mean_is_met() -> None:
         "looked_at": {"rows": 200, "of": 200},
     }
     verdict = judge(run(stop=stop))
-    assert told(verdict)[0] == "No, target missed"
+    assert told(verdict)[0] == "Not forgotten"
     assert "but 14 of 200 items are left above their thresholds" in verdict.sentence
     lines = verdict.cards[0].lines
     assert "Items above their thresholds: 14 of 200." in lines
@@ -102,9 +105,10 @@ def test_a_record_of_any_form_is_read(wrong: Any) -> None:
 def test_met_at_the_start() -> None:
     found = run(stop={"kept_step": 0, "step": 0}, before={"forget": figures(0.07, 0.065, 4.6)})
     verdict = judge(found)
-    assert told(verdict)[0] == "Nothing to forget"
+    assert told(verdict)[0] == "Nothing changed"
     assert "the model is as it was" in verdict.sentence
-    assert "Forgotten" not in verdict.sentence
+    assert verdict.sentence.startswith("NOTHING CHANGED (the model did not know this). ")
+    assert "FORGOTTEN" not in verdict.sentence
 
 
 def test_no_target() -> None:
@@ -122,13 +126,13 @@ def test_figures_that_are_not_finite_are_never_a_success() -> None:
 
 def test_a_record_that_contradicts_itself_is_not_believed() -> None:
     verdict = judge(run(after={"forget": figures(0.9, 0.8, 0.1)}))  # target_met stays true
-    assert told(verdict)[0] == "Contradictory"
+    assert told(verdict)[0] == "Contradictory" and "FORGOTTEN" not in verdict.sentence
     assert verdict.status == "bad"
 
 
 def test_utility_under_the_floor_is_not_kept() -> None:
     verdict = judge(run(after={"retain": figures(0.9, 0.9, 0.1)}))
-    assert told(verdict)[:2] == ["Yes", "No"]
+    assert told(verdict)[:2] == ["Forgotten", "No"]
     assert verdict.status == "bad"
     assert (
         "Not kept: 90.5% of the retain set's answer probability is left, under the floor of 0.945."
@@ -149,9 +153,9 @@ def test_over_forgetting_is_said() -> None:
 
 def test_nll_targets_are_met_from_below() -> None:
     target = {"target": {"measure": "nll", "value": 3.7}}
-    assert told(judge(run(stop=target)))[0] == "Yes"
+    assert told(judge(run(stop=target)))[0] == "Forgotten"
     missed = judge(run(stop=target | {"target_met": False}, after={"forget": figures(0.1, 0.0, 2.0)}))
-    assert told(missed)[0] == "No, target missed"
+    assert told(missed)[0] == "Not forgotten"
 
 
 def test_an_interval_past_the_target_is_said() -> None:
@@ -187,7 +191,7 @@ def test_an_attack_that_tells_by_too_little_knowledge_is_said() -> None:
 def test_no_attack_tells() -> None:
     found = replace(run(), evaluation=evaluation(quality=0.4))
     verdict = judge(found)
-    assert told(verdict) == ["Yes", "Yes", "Yes, as far as measured"]
+    assert told(verdict) == ["Forgotten", "Yes", "Yes, as far as measured"]
     assert verdict.status == "good"
 
 

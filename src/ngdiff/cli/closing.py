@@ -12,6 +12,7 @@ from rich.table import Table
 from ngdiff.cli.app import app
 from ngdiff.system.events import log
 from ngdiff.system.terminal import console, last_line
+from ngdiff.verdict import verdict
 
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord
@@ -41,8 +42,9 @@ def close_unlearning(record: RunRecord, request: UnlearnRequest) -> None:
         console.print(f"  {escape(words)}  [dim]# {escape(why)}[/dim]", highlight=False, soft_wrap=True)
     log.conclude(output=str(request.output), stop=stop, next=[words for words, _ in following])
     kind = "adapter" if request.adapters else "model"
-    missed = "The forget target was not reached. " if stop["target_met"] is False else ""
-    last_line(f"{missed}The {kind}, record.json and receipt.json are in {escape(str(request.output))}")
+    said = verdict(stop, record.after["forget"])
+    _say(said.advice)
+    last_line(f"{said.line}: the {kind}, record.json and receipt.json are in {escape(str(request.output))}")
 
 
 def _say(text: str) -> None:

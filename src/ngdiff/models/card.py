@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ngdiff.errors import inert
 from ngdiff.system.outside import MIB, Unreadable, read_within
+from ngdiff.verdict import verdict
 
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord
@@ -143,17 +144,14 @@ def _what(record: RunRecord, base: str, adapters: bool) -> str:
     shown = base if HUB_NAME.fullmatch(base) and not Path(base).exists() else Path(base).name or base
     made = "LoRA adapters that make" if adapters else "This model is"
     rest = "forget a data set" if adapters else "after it was made to forget a data set"
-    met = {
-        True: "The forget target was reached.",
-        False: "**The forget target was not reached.**",
-        None: "No forget target was set.",
-    }[record.stop.get("target_met")]
+    said = verdict(record.stop, record.after.get("forget", {}))
     version = escaped(str(record.versions.get("ngdiff", "")))
     return (
         f"# Unlearned {'adapter' if adapters else 'model'}\n\n"
         f"{made} {escaped(shown)} {rest}, by NGDiff {version} "
         "([normalised gradient difference](https://arxiv.org/abs/2410.22086)). "
-        f"{met} The run ended: {escaped(_unnamed(str(record.stop.get('reason', '')), record))}."
+        f"The run ended: {escaped(_unnamed(str(record.stop.get('reason', '')), record))}.\n\n"
+        f"**{escaped(said.line)}.** {escaped(said.advice)}"
     )
 
 

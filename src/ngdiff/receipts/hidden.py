@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ngdiff.verdict import verdict
+
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord
 
@@ -44,6 +46,9 @@ def hidden(record: RunRecord) -> RunRecord:
         stop=_stop(record.stop, few) | ({"reason": reason} if few else {}),
         notes=list(record.notes),
     )
+    if "verdict" in record.stop:
+        said = verdict(record.stop, record.after["forget"])
+        record.stop["verdict"] = {"line": said.line, "advice": said.advice}
     record.note("figures of single rows and of batches were left out, since the data are hidden under a key")
     if few:
         names = ", ".join(sorted(few))

@@ -23,9 +23,12 @@ from ngdiff.report.cards import (
 from ngdiff.report.sources import Run, dig, number, rows_of
 from ngdiff.report.text import visible
 from ngdiff.report.trust import judge_trust
+from ngdiff.verdict import verdict
 
 MOST_NAMED = 12
 """Items that the first card names."""
+CONTRADICTORY, UNJUDGED, NOT_SHOWN = "Contradictory", "Cannot be judged", "Not shown"
+"""Answers of the first card where the run's own closing line is not repeated."""
 
 
 def judge(run: Run) -> Verdict:
@@ -37,8 +40,18 @@ def judge(run: Run) -> Verdict:
     else:
         forget, first = _forget(run)
         keep, second = _keep(run)
-    sentence = " ".join(part for part in (first, second, told) if part)
+    line = _line(run) if forget.answer not in (CONTRADICTORY, UNJUDGED, NOT_SHOWN) else ""
+    sentence = " ".join(part for part in (line, first, second, told) if part)
     return Verdict(_overall(forget.status, keep.status, trust.status), sentence, (forget, keep, trust))
+
+
+def _line(run: Run) -> str:
+    """Return the run's own closing line, worked out again from its figures, and what to do next."""
+    if run.record is None:
+        return ""
+    stop, after = dig(run.record, "stop"), dig(run.record, "after", "forget")
+    said = verdict(stop if isinstance(stop, Mapping) else {}, after if isinstance(after, Mapping) else {})
+    return f"{said.line}. {said.advice}"
 
 
 def _overall(forget: Status, keep: Status, trust: Status) -> Status:
@@ -79,7 +92,7 @@ def _not_shown(name: str, met: Any) -> tuple[Status, str, str]:
     """Return status, answer and sentence of figures that the record leaves out on purpose."""
     said = {True: ", and the run says that the target was met", False: ", and the run missed its target"}
     text = f"The {name} set's figures are left out, since the data are hidden under a key{said.get(met, '')}."
-    return ("bad" if met is False else "unknown"), "Not shown", text
+    return ("bad" if met is False else "unknown"), NOT_SHOWN, text
 
 
 def _forgotten(
@@ -94,7 +107,7 @@ def _forgotten(
     what = f"{named(measure)} of the forget set"
     kept, code = stop.get("kept_step"), stop.get("code")
     if after is None:
-        return "bad", "Cannot be judged", f"Cannot be judged: the {what} has no finite value after the run."
+        return "bad", UNJUDGED, f"Cannot be judged: the {what} has no finite value after the run."
     went = f"{what} went from {in_words(before)} to {in_words(after)}"
     if target is None:
         text = f"No forget target was set: {went}; whether that is enough is not for this run to say."
@@ -104,17 +117,17 @@ def _forgotten(
     if (met and not reached) or (reached and not met and not items):
         said = f"the record says target_met={met!r}, but {went}, with the target {in_words(target)}"
         text = f"Cannot be trusted: {said}."
-        return "bad", "Contradictory", text
+        return "bad", CONTRADICTORY, text
     if met and kept == 0:
         was = f"{what} was {in_words(before)} before the first step, within the target of {in_words(target)}"
         text = f"Nothing had to be forgotten: {was}; the model is as it was."
-        return "good", "Nothing to forget", text
+        return "good", "Nothing changed", text
     if met:
-        return "good", "Yes", f"Forgotten: {went}, and the target was {in_words(target)}."
+        return "good", "Forgotten", f"The {went}, and the target was {in_words(target)}."
     return (
         "bad",
-        "No, target missed",
-        f"Not forgotten: {went}, {_missed(stop, target, reached)}{_why(code, kept)}.",
+        "Not forgotten",
+        f"The {went}, {_missed(stop, target, reached)}{_why(code, kept)}.",
     )
 
 

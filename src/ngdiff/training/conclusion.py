@@ -13,6 +13,7 @@ from ngdiff.training.checks import every_row, look, view_of
 from ngdiff.training.criterion import SHARE, View
 from ngdiff.training.price import further_cost
 from ngdiff.training.stopping import Decision, ForgetTarget, floor_title
+from ngdiff.verdict import verdict
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
@@ -50,6 +51,8 @@ def conclude(trainer: UnlearningTrainer) -> None:
         "utility_floor": stopping.floors["retain"].least if "retain" in stopping.floors else 0.0,
         "price": None if decision.code == "target" else further_cost(stopping),
     }
+    said = verdict(trainer.record.stop, trainer.record.after["forget"])
+    trainer.record.stop["verdict"] = {"line": said.line, "advice": said.advice}
     _note_broken(trainer, ends)
     _warn_of_vanishing_updates(trainer)
     trainer.record.cost = {
