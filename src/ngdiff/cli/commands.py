@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ngdiff.cli import (
+    ask,
     audit,
     bench,
     compare,
@@ -21,6 +22,7 @@ from ngdiff.cli import (
 )
 
 __all__ = [
+    "ask",
     "audit",
     "bench",
     "compare",

@@ -1,0 +1,125 @@
+"""``ngdiff ask``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ngdiff.cli.app import app
+from ngdiff.cli.options import Quiet, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from ngdiff.models.loading import ModelSource
+
+PROMPT = "? "
+BEFORE, NOW = "before", "now"
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="Folder (of a model or an adapter), hub name, or 'smollm2'.")],
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(help="What to ask. [default: typed at a prompt, or one a line on standard input]"),
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option(help="The model before unlearning, asked the same.", metavar="MODEL")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    trust_remote_code: TrustRemoteCode = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask a model, and the one before unlearning beside it.
+
+    `ngdiff ask unlearned "Where was Jorisko Ostroquist born?" --before target`
+
+    Without a question it asks for one at a time:
+
+    `ngdiff ask unlearned --before target`
+
+    Questions from a file, one a line:
+
+    `ngdiff ask unlearned --before target < questions.txt`
+
+    Answers are decoded greedily, as 'ngdiff evaluate' decodes them. They go to standard output.
+    """
+    given = [(BEFORE, "--before", before)] if before is not None else []
+    asked = _load([*given, (NOW, "MODEL", model)], trust_remote_code)
+    for text in question or _questions():
+        if text.strip():
+            _answer(text.strip(), asked, max_new_tokens)
+
+
+def _questions() -> Iterator[str]:
+    """Yield what is typed, or what stands on standard input, a line at a time."""
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write(PROMPT)
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A loaded model, under the title that its answers have."""
+
+    title: str
+    model: Any
+    tokenizer: Any
+
+    def answer(self, question: str, max_new_tokens: int) -> str:
+        """Return its greedy answer."""
+        from ngdiff.data.examples import Example, Message
+        from ngdiff.evaluation.generation import generate_answers
+
+        # the answer of an example is not shown to the model; one has to be there
+        turns = (Message("user", question), Message("assistant", "-"))
+        example = Example(turns, None, "qa", "question")
+        return generate_answers(self.model, self.tokenizer, [example], max_new_tokens=max_new_tokens)[0]
+
+
+def _load(given: Sequence[tuple[str, str, str]], trust_remote_code: bool) -> list[Asked]:
+    """Load each model.
+
+    Raises:
+        RequestError: one of them cannot be found or read; all faults at once.
+    """
+    from ngdiff.errors import Fault, RequestError
+    from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
+    from ngdiff.system.progress import working
+
+    faults: list[Fault] = []
+    sources: list[tuple[str, str, ModelSource]] = []
+    for title, where, name in given:
+        try:
+            sources.append(
+                (title, name, resolve_model(name, where=where, trust_remote_code=trust_remote_code))
+            )
+        except RequestError as error:
+            faults += error.faults
+    if faults:
+        raise RequestError(faults)
+    loaded = []
+    for title, name, source in sources:
+        with working(f"Loading {name}"):
+            loaded.append(Asked(title, load_model(source), load_tokenizer(source)))
+    return loaded
+
+
+def _answer(question: str, asked: Sequence[Asked], max_new_tokens: int) -> None:
+    """Write what each model answers; of two, the question and each answer behind its title."""
+    from ngdiff.errors import printable
+
+    if len(asked) == 1:
+        typer.echo(printable(asked[0].answer(question, max_new_tokens)))
+        return
+    typer.echo(printable(question))
+    for one in asked:
+        typer.echo(f"  {one.title:<6}  {printable(one.answer(question, max_new_tokens))}")
