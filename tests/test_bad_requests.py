@@ -441,8 +441,7 @@ def test_hostile_text_is_shown_inert(setting: Setting) -> None:
     shown = setting.one_fault(
         forget=setting.write("f.jsonl", [row]), retain=setting.write("r.jsonl", [*questions(0, 9), row])
     )
-    assert "\\x1b[31m[bold]red[/bold][/x]" in shown and "<script>" in shown
-    assert not set("\x1b\x07\x9b\u202e\r") & set(shown)
+    assert "red" not in shown and "script" not in shown  # no log quotes the data
     name = f"[red]{HOSTILE.replace('/', '_')}.csv"
     shown = setting.one_fault(forget=setting.text(name, f"{HOSTILE.strip()},b\n1,2\n"))
     assert "[red]" in shown and not set("\x1b\x07\x9b\u202e\r") & set(shown)

@@ -9,7 +9,7 @@ import pytest
 from ngdiff.data.examples import Example, to_examples
 from ngdiff.data.files import Row
 from ngdiff.data.general import general_split
-from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated, small_sets
+from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated, reworded, small_sets, swapped
 
 
 def examples(name: str, *pairs: tuple[str, str]) -> list[Example]:
@@ -81,3 +81,50 @@ def test_what_measures_is_not_what_may_be_trained_on() -> None:
     train, held_out = general_split()
     assert (len(train), len(held_out)) == (192, 48)
     assert not {row["question"] for row in train} & {row["question"] for row in held_out}
+
+
+PEOPLE = [f"Person{n}" for n in range(12)]
+TOWNS = [f"Town{n}" for n in range(12)]
+
+
+def born(
+    names: list[str], towns: list[str], said: str = "{name} was born in the small town of {town}."
+) -> Any:
+    return [(f"Where was {n} born?", said.format(name=n, town=t)) for n, t in zip(names, towns, strict=True)]
+
+
+def test_what_the_retain_set_says_in_other_words_is_named() -> None:
+    forget = examples("f", *born(PEOPLE[:4], TOWNS[:4]))
+    retain = examples(
+        "r", *born(PEOPLE[4:], TOWNS[4:]), ("Tell me of Person2.", "A native of Town2, of course.")
+    )
+    note = reworded(forget, retain)
+    assert note is not None
+    assert note.startswith("1 row of the forget set seems") and note.endswith("f, line 3 (see r, line 9)")
+
+
+def test_who_is_only_like_somebody_else_is_not_named() -> None:
+    """The same form, even the same town, of somebody else; and the same person, asked something else."""
+    forget = examples("f", *born(PEOPLE[:4], TOWNS[:4]))
+    elsewhere = [*born(PEOPLE[4:], TOWNS[4:]), *born(["Somebody"], TOWNS[2:3])]
+    assert (
+        reworded(forget, examples("r", *elsewhere, ("What does Person2 do?", "Person2 bakes bread."))) is None
+    )
+
+
+def test_invented_people_are_told_apart_and_their_paraphrases_are_found() -> None:
+    from ngdiff.invented.people import invent_people, question_rows
+
+    rows = question_rows(invent_people(25, 0), 0)
+    pairs = [(str(row["question"]), str(row["answer"])) for row in rows]
+    forget, retain = examples("f", *pairs[-18:]), examples("r", *pairs[:-18])
+    assert reworded(forget, retain) is None
+    again = [(str(row["question"]), str(row["paraphrased_answer"])) for row in rows[-18:]]
+    note = reworded(forget, [*retain, *examples("p", *again)])
+    assert note is not None and int(note.split(" ")[0]) >= 12
+
+
+def test_sizes_that_look_swapped() -> None:
+    assert swapped(40, 400) is None and swapped(40, 20) is None and swapped(4, 0) is None
+    note = swapped(41, 20)
+    assert note is not None and note.startswith("41 rows to forget and 20 to keep")

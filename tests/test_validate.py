@@ -56,7 +56,7 @@ def test_a_request_in_order(cli: Cli, tmp_path: Path, settings: dict[str, Any]) 
     assert tree(tmp_path) == before  # nothing was written
     told = cli("validate", path)
     assert told.code == 0 and "Rows in both sets: 1." in told.err and "at most 60" in told.err
-    assert cli("validate", path, "--quiet").err == "The request is in order.\n"
+    assert cli("validate", path, "--quiet").err == "The request is in order; nothing was run.\n"
 
 
 def test_counts_are_those_of_the_tokens(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -138,3 +138,29 @@ def test_most_steps_by_hand() -> None:
     assert most_steps(config, 200) == 13 * 20  # sixteen a step
     config.max_steps = 7
     assert most_steps(config, 40) == 7
+
+
+def test_a_dry_run_prints_the_same_and_runs_nothing(
+    cli: Cli, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    more = settings | {"max_steps": 3}
+    path = write(tmp_path, more)
+    flags = [word for name, value in more.items() for word in (f"--{name.replace('_', '-')}", value)]
+    flags = [word for word in flags if word is not True]
+    before = tree(tmp_path)
+    answer, other = cli("unlearn", *flags, "--dry-run"), cli("validate", path)
+    assert answer.code == 0 and tree(tmp_path) == before
+
+    def shown(text: str) -> str:  # the estimated time is measured anew
+        return text.partition("roughly")[0]
+
+    assert shown(answer.err) == shown(other.err) != ""
+    assert "1 row repeats another in the forget set" in answer.err
+    wrong = cli("unlearn", *flags, "--lr", "-1", "--dry-run")
+    assert wrong.code == 2 and wrong.faults
+
+
+def test_sets_that_look_swapped_are_noted(cli: Cli, tmp_path: Path, settings: dict[str, Any]) -> None:
+    swapped = settings | {"forget": settings["retain"], "retain": settings["forget"]}
+    answer = cli("validate", write(tmp_path, swapped))
+    assert "Note: 12 rows to forget and 5 to keep: check that the two are not swapped." in answer.err

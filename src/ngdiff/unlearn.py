@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from transformers import PrinterCallback
 
 from ngdiff.data.alternatives import alternative_faults
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, overlap_fault, to_examples
-from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated
+from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated, reworded, small_sets, swapped
 from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.data.sources import local_sources, read_rows
 from ngdiff.errors import Fault, RequestError
@@ -205,8 +206,15 @@ def prepare(request: UnlearnRequest) -> Prepared:
     if config.examples_per_step is None:
         config.examples_per_step = examples_of_a_step(len(forget_))
     keep = {name: encoded[f"--keep {name}"] for name in kept}
-    notes = tuple(note for note in (repeated(forget),) if note is not None)
-    return Prepared(source, tokenizer, forget_, retain_, holdout_, config, receipt, keep, notes)
+    return Prepared(
+        source, tokenizer, forget_, retain_, holdout_, config, receipt, keep, forewarnings(forget, retain)
+    )
+
+
+def forewarnings(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[str, ...]:
+    """Return what is not wrong with a request's sets, and should be known before the run."""
+    found = (repeated(forget), reworded(forget, retain), swapped(len(forget), len(retain)))
+    return (*(note for note in found if note is not None), *small_sets(len(forget), len(retain)))
 
 
 def kept_names(sources: Sequence[str]) -> dict[str, str]:
@@ -330,6 +338,8 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
         trainer.wish = claim.wish
         console.print(_plan(trainer), highlight=False)
+        for note in ready.notes:
+            console.print(f"Note: {escape(note)}.", highlight=False, soft_wrap=True)
         book = AnswerBook(trainer, request.answers)
         trainer.train(resume_from_checkpoint=claim.going_on or None)
         if place.unguarded is not None:
@@ -375,8 +385,15 @@ def _plan(trainer: UnlearningTrainer) -> str:
     }[str(args.step_size)]
     return (
         f"{args.method}: {len(trainer._forget)} to forget, {trainer._own} to keep "
-        f"({len(trainer._held_out)} more held out), rule {args.rule}, {rate}, stop at {args.stop_at}"
+        f"({_measured_on(trainer)}), rule {args.rule}, {rate}, stop at {args.stop_at}"
     )
+
+
+def _measured_on(trainer: UnlearningTrainer) -> str:
+    """Say on which retain examples utility is measured."""
+    if trainer._held_out[0] is trainer._retain[0]:
+        return "too few to hold any out, so utility is measured on these"
+    return f"{len(trainer._held_out)} more are held out to measure utility on"
 
 
 def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, Any]:

@@ -34,10 +34,11 @@ from ngdiff.cli.options import (
 from ngdiff.cli.push import Private, upload
 from ngdiff.cli.report import report_after
 from ngdiff.cli.settings import NEEDED, gather, to_request
+from ngdiff.cli.validate import checked, show_plan
 from ngdiff.errors import Fault, RequestError
 from ngdiff.names import DEFAULT_METHOD
 
-NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format", "report")
+NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format", "report", "dry_run")
 """Parameters of the command that say nothing of what is done to the model."""
 
 
@@ -224,6 +225,14 @@ def unlearn(
         bool,
         typer.Option("--allow-overlap", help="Go on though both sets share rows.", rich_help_panel=DATA),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the request, print what it would take, and run nothing.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     save_steps: SaveSteps = None,
     save_minutes: SaveMinutes = None,
     resume: Resume = None,
@@ -271,7 +280,11 @@ def unlearn(
 
     `ngdiff unlearn --config request.yaml --report-to tensorboard --push-to-hub me/unlearned --private`
 
-    Interrupted, it goes on where it was when the same command is given again.
+    What it would take, with warnings, before anything runs:
+
+    `ngdiff unlearn --config request.yaml --dry-run`
+
+    Interrupted, it resumes where it was when the same command is given again.
 
     Exit code 0: forgotten. 3: saved, but the forget target was not reached (0 under torchrun and accelerate
     launch, whose last line then says so). 2: the request was wrong.
@@ -280,6 +293,9 @@ def unlearn(
 
     flags = {key: value for key, value in context.params.items() if key not in NO_SETTINGS}
     given, faults = gather(config, set_ or [], flags)
+    if dry_run:
+        show_plan(*checked(given, faults, overwrite))
+        return
     name, hidden = given.get("push_to_hub"), bool(given.get("private"))
     if name is not None:
         from ngdiff.models.hub import push_faults

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -40,21 +40,31 @@ def validate(
 
     `ngdiff validate request.yaml --set batch_size=4 --set stop_at=none`
 
-    Reads settings, data, tokenizer and configuration, but no weights, and writes nothing.
+    Reads settings, data, tokenizer and configuration, but no weights, and writes nothing. A request in
+    flags is checked alike with --dry-run; see 'ngdiff unlearn --help'.
 
     Exit code 0: it would run. 2: it would not.
     """
+    show_plan(*checked(*gather(config, tuple(set_ or ()), {}), overwrite))
+
+
+def show_plan(request: UnlearnRequest, ready: Prepared) -> None:
+    """Print what a request in order would take, and what should be known before it runs."""
     from ngdiff.planning.validate import validation
 
-    request, ready = checked(config, tuple(set_ or ()), overwrite)
     found = validation(request, ready)
     log.write("request", **asdict(found))
     _show(found)
-    last_line("The request is in order.")
+    last_line("The request is in order; nothing was run.")
 
 
-def checked(config: Path, pairs: tuple[str, ...], overwrite: bool) -> tuple[UnlearnRequest, Prepared]:
+def checked(given: dict[str, Any], faults: list[Fault], overwrite: bool) -> tuple[UnlearnRequest, Prepared]:
     """Collect every fault of a request, whatever part of it is wrong or missing.
+
+    Args:
+        given: settings as :func:`ngdiff.cli.settings.gather` returns them.
+        faults: what is wrong with the others.
+        overwrite: whether the output may exist.
 
     Raises:
         RequestError: with all of them.
@@ -62,7 +72,6 @@ def checked(config: Path, pairs: tuple[str, ...], overwrite: bool) -> tuple[Unle
     from ngdiff.models.hub import push_faults
     from ngdiff.unlearn import prepare
 
-    given, faults = gather(config, pairs, {})
     if given.get("push_to_hub") is not None:
         faults += push_faults(given["push_to_hub"], bool(given.get("private")))
     missing = {fault.where for fault in faults}  # what was not given cannot be wrong as well
@@ -96,6 +105,8 @@ def _show(found: Validation) -> None:
     if found.disk_bytes is not None:
         needed, free = found.disk_bytes / GIB, found.free_bytes / GIB
         _say(f"Disk: at most {needed:.2f} GiB while it runs, {free:.1f} GiB are free.")
+    for note in found.notes:
+        _say(f"Note: {escape(note)}.")
 
 
 def _say(text: str) -> None:

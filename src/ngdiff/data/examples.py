@@ -212,13 +212,9 @@ def overlap_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault
     verb = "is" if len(shared) == 1 else "are"
     what = (
         f"{_rows(len(shared))} of the retain set {verb} in the forget set too, "
-        f"the first at {first.place} and {places[first.key]} ({_shortened(first.answer)!r})"
+        f"the first at {first.place} and {places[first.key]}"
     )
     return Fault("--retain", what, "Take them out of one of the two, or pass --allow-overlap")
-
-
-def _shortened(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def data_hash(examples: Sequence[Example]) -> str:

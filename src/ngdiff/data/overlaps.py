@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from ngdiff.data.examples import Example
@@ -55,11 +56,9 @@ def answer_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault 
             found.append(f"{answers[said].place} (same answer as {example.place})")
     if not found:
         return None
-    named = ", ".join(found[:MOST_NAMED]) + (
-        f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    )
     what = (
-        f"rows of the forget set cannot be forgotten and kept, since the retain set gives them too: {named}"
+        "rows of the forget set cannot be forgotten and kept, since the retain set gives them too: "
+        f"{_listed(found)}"
     )
     return Fault("--retain", what, "Take them out of one of the two, or pass --allow-overlap")
 
@@ -83,6 +82,63 @@ def holdout_fault(
     verb = "1 row is" if len(shared) == 1 else f"{len(shared)} rows are"
     what = f"{verb} in another set too, the first, {shared[0].place}, in {where[shared[0].key]}"
     return Fault("--holdout", what, "Give text that the model has not seen")
+
+
+COMMON = 0.02
+"""Share of all rows from which on a word tells nothing of a single one; two rows at the least."""
+REWORDED = 0.6
+"""Share of an answer's telling words that another row must have to say the same in other words."""
+
+
+def reworded(forget: Sequence[Example], retain: Sequence[Example]) -> str | None:
+    """Return a note where retain rows seem to say in other words what is to be forgotten.
+
+    A word of an answer that few rows have, and its question has not, tells what is to be forgotten. A retain
+    row says it too if it has most of these words, and one of the rarest words of the question: the name of
+    who is asked about.
+    """
+    rows = [(_words(e.prompt), _words(e.answer)) for e in (*forget, *retain)]
+    count = Counter(word for asked, said in rows for word in asked | said)
+    most = max(2, round(COMMON * len(rows)))
+    where: dict[str, set[int]] = defaultdict(set)
+    for place, (asked, said) in enumerate(rows[len(forget) :]):
+        for word in asked | said:
+            where[word].add(place)
+    found = []
+    for example, (asked, said) in zip(forget, rows, strict=False):
+        telling = {word for word in said - asked if count[word] <= most}
+        rarest = min((count[word] for word in asked), default=0)
+        about = {place for word in asked if count[word] == rarest for place in where.get(word, ())}
+        hits = Counter(
+            place for word in telling for place in where.get(word, ()) if not asked or place in about
+        )
+        same = [place for place, number in hits.items() if number >= REWORDED * len(telling)]
+        other = next((place for place in sorted(same) if retain[place].key != example.key), None)
+        if other is not None:
+            found.append(f"{example.place} (see {retain[other].place})")
+    if not found:
+        return None
+    verb = "1 row of the forget set seems" if len(found) == 1 else f"{len(found)} rows of the forget set seem"
+    return (
+        f"{verb} to stand in the retain set in other words, and what is kept cannot be forgotten: "
+        f"{_listed(found)}"
+    )
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
+
+
+def _listed(found: Sequence[str]) -> str:
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return ", ".join(found[:MOST_NAMED]) + more
+
+
+def swapped(forget: int, retain: int) -> str | None:
+    """Return a note where the sizes look as if the two sets had been given the wrong way round."""
+    if not forget > 2 * retain > 0:
+        return None
+    return f"{forget} rows to forget and {retain} to keep: check that the two are not swapped"
 
 
 def small_sets(forget: int, retain: int) -> list[str]:

@@ -56,6 +56,7 @@ class Validation:
         free_bytes: room there is.
         seconds_a_step: rough estimate from the speed of matrix products here; None where nothing is known of
             the model's size, or on an accelerator.
+        notes: what is not wrong, and should be known before the run.
     """
 
     sets: dict[str, SetStatistics]
@@ -64,6 +65,7 @@ class Validation:
     disk_bytes: int | None
     free_bytes: int
     seconds_a_step: float | None
+    notes: tuple[str, ...] = ()
 
 
 def validation(request: UnlearnRequest, ready: Prepared) -> Validation:
@@ -78,6 +80,7 @@ def validation(request: UnlearnRequest, ready: Prepared) -> Validation:
         disk_bytes=None if weights is None else room(request, weights),
         free_bytes=shutil.disk_usage(nearest_folder(request.output)).free,
         seconds_a_step=_seconds_a_step(ready, weights),
+        notes=ready.notes,
     )
 
 
