@@ -392,7 +392,9 @@ def test_adapters_on_quantised_weights(cli: Cli, data: dict[str, Path], tmp_path
     assert merged.code == 0 and "other weights" not in merged.err
 
 
-@pytest.mark.parametrize(("value", "says"), [(float("nan"), "not finite, the first in"), (None, "is not whole")])
+@pytest.mark.parametrize(
+    ("value", "says"), [(float("nan"), "not finite, the first in"), (None, "is not whole")]
+)
 def test_weights_are_looked_at_before_they_are_quantised(
     cli: Cli, data: dict[str, Path], tmp_path: Path, value: float | None, says: str
 ) -> None:

@@ -147,7 +147,7 @@ def first_not_finite(file: Path) -> str | None:
         for name in tensors.keys():  # noqa: SIM118
             tensor = tensors.get_tensor(name)
             if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-                return name
+                return str(name)
     return None
 
 
