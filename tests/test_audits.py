@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import ngdiff.audits.audit
 from commandline import Cli, make_cli, tree, write_jsonl
 from forgetful import FORGET, HOLDOUT, RETAIN, examples, make_models
 from ngdiff.audits import audits
@@ -21,11 +22,12 @@ from ngdiff.audits.paraphrase import FRAMES
 from ngdiff.audits.quantisation import quantised
 from ngdiff.audits.relearning import HALF, WHOLE, halves, relearn
 from ngdiff.audits.request import PREFIX, AuditRequest
+from ngdiff.audits.result import is_audit
 from ngdiff.audits.row import Outcome
 from ngdiff.audits.subject import Context, Subject
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode, encode_all, encode_prompt
-from ngdiff.errors import RequestError
+from ngdiff.errors import RequestError, RunError
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.teacher_forced import score_answers
 from ngdiff.losses import nll
@@ -258,6 +260,21 @@ def test_a_wrong_request_is_refused(place: Path, tmp_path: Path, changes: dict[s
 def test_nothing_but_an_audit_is_replaced(place: Path, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"kind": "evaluation"}')
     assert "no audit.json" in refused(asked(place, tmp_path / "a.json", overwrite=True))
+
+
+def test_a_file_that_appears_during_an_audit_is_not_replaced(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ngdiff.audits.audit._provenance
+
+    def appear(*words: Any) -> Any:
+        (tmp_path / "audit.json").write_text("mine")
+        return made(*words)
+
+    monkeypatch.setattr("ngdiff.audits.audit._provenance", appear)
+    with pytest.raises(RunError, match=r"is there and is no audit\.json.*is in .*audit-2\.json"):
+        audit(asked(place, tmp_path / "audit.json", audits=("extraction",)))
+    assert (tmp_path / "audit.json").read_text() == "mine" and is_audit(tmp_path / "audit-2.json")
 
 
 def test_several_processes_are_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -740,6 +740,25 @@ def test_an_unfinished_trial_with_other_settings_makes_room(
     assert not begun.exists() and json.loads((trial / "trial.json").read_text())["error"] is None
 
 
+def test_what_a_trial_with_other_settings_left_is_removed(tmp_path: Path) -> None:
+    for name in ("record.json", "evaluation.json", "general.json", "trial.json", "log.txt"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "evaluation.texts.json").write_text("what was to be forgotten")
+    ngdiff.bench.run._clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["results.md", "results.csv", "pareto.png"])
+def test_a_file_that_no_benchmark_wrote_is_not_replaced(
+    cli: Cli, tmp_path: Path, here: list[Path], name: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    answer = cli(*words(tmp_path))
+    assert answer.code == 2 and here == [] and f"holds {name} and no trials" in answer.err
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
 def test_every_run_keeps_what_is_named_beside_the_retain_set(
     cli: Cli, tmp_path: Path, here: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from commandline import Answer, Cli, make_cli, questions, save_model, tree, write_jsonl
@@ -389,6 +390,29 @@ def test_adapters_on_quantised_weights(cli: Cli, data: dict[str, Path], tmp_path
     assert len(record["steps"]) == 2 and record["model"]["sha256_before"] is None
     merged = cli("merge", tmp_path / "out", "--model", model, "--output", tmp_path / "merged")
     assert merged.code == 0 and "other weights" not in merged.err
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(float("nan"), "not finite, the first in"), (None, "is not whole")]
+)
+def test_weights_are_looked_at_before_they_are_quantised(
+    cli: Cli, data: dict[str, Path], tmp_path: Path, value: float | None, says: str
+) -> None:
+    """A NaN would pass for a number in 4 bits, and a weight that is missing would be a random one."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes, which holds the weights in 4 bits, is missing")
+    model, name = tmp_path / "model", "model.layers.1.mlp.down_proj.weight"
+    tiny_llama(hidden=64).save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    tensors = load_file(model / "model.safetensors")
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name][5, 3] = value
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    answer = cli(*request(model, data, tmp_path / "out"), "--qlora")
+    assert answer.code == 2 and len(answer.faults) == 1
+    assert says in answer.err and name in answer.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_quantised_weights_need_a_package(

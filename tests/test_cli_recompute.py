@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from commandline import Cli, make_cli
+from ngdiff.evaluation.recompute import recompute
 from published_logs import first_code_log, tofu_log
 
 
@@ -39,6 +41,21 @@ def test_an_output_that_exists_is_kept(cli: Cli, tmp_path: Path) -> None:
     answer = cli("recompute", log, "--output", there)
     assert answer.code == 2 and "exists" in answer.err
     assert json.loads(there.read_text()) == {"mine": 1}
+
+
+def test_an_output_that_appears_meanwhile_is_kept_and_the_figures_are_shown(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def appear(*words: Any) -> Any:
+        save(tmp_path / "out.json", {"mine": 1})
+        return recompute(*words)
+
+    monkeypatch.setattr("ngdiff.evaluation.recompute.recompute", appear)
+    log = save(tmp_path / "TOFU_EVAL.json", tofu_log(0))
+    answer = cli("recompute", log, "--output", tmp_path / "out.json")
+    assert answer.code == 1 and "exists, so it was not replaced" in answer.err and "out-2.json" in answer.err
+    assert "model_utility" in answer.out and (tmp_path / "out-2.json").is_file()
+    assert json.loads((tmp_path / "out.json").read_text()) == {"mine": 1}
 
 
 def test_a_stated_figure_that_does_not_follow(cli: Cli, tmp_path: Path) -> None:

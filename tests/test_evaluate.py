@@ -14,7 +14,7 @@ import torch
 
 import slow_tofu
 from commandline import Cli, make_cli, save_model
-from ngdiff.errors import EvaluationError, RequestError
+from ngdiff.errors import EvaluationError, RequestError, RunError
 from ngdiff.evaluation.cache import FILE, _digest
 from ngdiff.evaluation.evaluate import evaluate
 from ngdiff.evaluation.openunlearning import read_log
@@ -347,6 +347,32 @@ def test_nothing_that_was_to_be_forgotten_is_quoted(place: Path, tmp_path: Path)
     (tmp_path / "other.texts.json").write_text("mine")
     with pytest.raises(RequestError, match=r"other\.texts\.json is there"):
         evaluate(own_request(place, tmp_path / "other.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "overwrite"), [("eval.json", False), ("eval.json", True), ("eval.texts.json", True)]
+)
+def test_a_file_that_appears_during_the_evaluation_is_not_replaced(
+    place: Path, tmp_path: Path, name: str, overwrite: bool
+) -> None:
+    request = own_request(place, tmp_path / "eval.json", overwrite=overwrite)
+    with pytest.raises(RunError, match=rf"{name} is there .*the result is in .*eval-2\.json"):
+        evaluate(request, lambda _: (tmp_path / name).write_text("mine"))
+    assert (tmp_path / name).read_text() == "mine"
+    assert read_result(tmp_path / "eval-2.json").texts["forget"]
+
+
+def test_a_log_folder_that_appears_during_the_evaluation_is_not_replaced(place: Path, tmp_path: Path) -> None:
+    request = tofu_request(place, tmp_path / "eval.json", openunlearning=tmp_path / "log")
+
+    def appear(_: object) -> None:
+        (tmp_path / "log").mkdir()
+        (tmp_path / "log" / "mine").write_text("mine")
+
+    with pytest.raises(RunError, match=r"log is not empty, so it was not replaced; the result is in"):
+        evaluate(request, appear)
+    assert [path.name for path in (tmp_path / "log").iterdir()] == ["mine"]
+    assert (tmp_path / "eval.json").is_file()
 
 
 @pytest.mark.parametrize(("metric", "value"), [("auc", -5), ("probability", -5), ("nll", -5), ("auc", 1.5)])

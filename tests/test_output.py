@@ -11,9 +11,17 @@ import pytest
 import torch
 from torch import nn
 
-from ngdiff.errors import RunError
+from ngdiff.errors import Fault, RunError
 from ngdiff.system.environment import weights_hash
-from ngdiff.system.output import RECORD, check_output, in_the_way, staged_file, staged_folder, write_json
+from ngdiff.system.output import (
+    RECORD,
+    check_output,
+    in_the_way,
+    staged_file,
+    staged_folder,
+    unless_in_the_way,
+    write_json,
+)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -283,6 +291,27 @@ def test_a_file_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "replace", lambda *paths: (done.append("rename"), replace(*paths))[1])
     write_json({"a": 1}, tmp_path / "a.json")
     assert done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
+
+
+def test_what_has_appeared_in_a_files_place_is_kept_and_so_is_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "eval.json"
+
+    def look(place: Path) -> list[Fault]:
+        return [Fault("--output", f"{place} is there already", "")] if place.exists() else []
+
+    def write(place: Path) -> None:
+        place.write_text("made")
+        place.with_suffix(".texts.json").write_text("beside")
+
+    unless_in_the_way(path, look, write)
+    assert path.read_text() == "made"
+    path.write_text("mine")
+    (tmp_path / "eval-2.texts.json").write_text("mine")
+    with pytest.raises(RunError, match=r"is there already, so it was not replaced; .* is in .*eval-3\.json"):
+        unless_in_the_way(path, look, write)
+    assert path.read_text() == (tmp_path / "eval-2.texts.json").read_text() == "mine"
+    assert (tmp_path / "eval-3.json").read_text() == "made"
+    assert (tmp_path / "eval-3.texts.json").read_text() == "beside"
 
 
 def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:

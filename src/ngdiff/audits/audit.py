@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from ngdiff.models.loading import (
 )
 from ngdiff.settings.config import positive_fault, seed_fault
 from ngdiff.system.environment import machine, versions
+from ngdiff.system.output import unless_in_the_way
 
 SUITES = ("own", "tofu")
 
@@ -66,7 +68,7 @@ def prepare(request: AuditRequest) -> Prepared:
         RequestError: with every fault of settings, files, output, models and data.
     """
     faults = _setting_faults(request)
-    faults += check_output_file(request.output, request.overwrite, ours=is_audit, example="audit.json")
+    faults += _look(request.output, request.overwrite)
     sources: dict[Role, ModelSource] = {}
     named: tuple[tuple[Role, str | None], ...] = (
         ("reference", request.reference),
@@ -101,6 +103,10 @@ def prepare(request: AuditRequest) -> Prepared:
     for tokenizer in tokenizers.values():
         _check_lengths(request, data, possible, tokenizer)
     return Prepared(sources, tokenizers, data, possible, skipped)
+
+
+def _look(path: Path, overwrite: bool) -> list[Fault]:
+    return check_output_file(path, overwrite, ours=is_audit, example="audit.json")
 
 
 def _setting_faults(request: AuditRequest) -> list[Fault]:
@@ -218,7 +224,8 @@ def audit(request: AuditRequest) -> AuditResult:
     if context.cache is not None:
         context.notes += context.cache.notes
         context.cache.close()
-    write_audit(result, request.output)
+    look = partial(_look, overwrite=request.overwrite)
+    unless_in_the_way(request.output, look, partial(write_audit, result))
     return result
 
 

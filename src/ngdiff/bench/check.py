@@ -9,7 +9,7 @@ from typing import Any
 
 from ngdiff.bench.data import FORGET_SIZES, TOFU_SIZE, evaluation_folder, sources, tuning_reach
 from ngdiff.bench.grid import candidates, nested
-from ngdiff.bench.plan import BenchRequest, tuning
+from ngdiff.bench.plan import TRIALS, BenchRequest, tuning
 from ngdiff.bench.variants import Variant, find_variant
 from ngdiff.bench.worker import EVALUATION
 from ngdiff.data.sources import read_rows
@@ -24,6 +24,9 @@ from ngdiff.settings.config import UnlearningConfig
 from ngdiff.system.output import check_output, same_folder
 from ngdiff.system.outside import first_line
 
+RESULTS = ("results.md", "results.csv", "results.json", "pareto.png", "curves.png")
+"""What a benchmark writes into its folder beside trials and models."""
+
 
 def check(request: BenchRequest) -> None:
     """Find every fault of a request before anything long begins.
@@ -33,12 +36,23 @@ def check(request: BenchRequest) -> None:
     """
     faults = _name_faults(request) + _number_faults(request)
     # the folder itself may be full: the benchmark goes on there
-    faults += check_output(request.output / ".trial", False)
+    faults += check_output(request.output / ".trial", False) or _foreign_faults(request.output)
     faults += _model_faults(request) + _data_faults(request)
     known = _with_known_names(request)
     faults += _tuning_faults(known) + _setting_faults(known) + _config_faults(known)
     if faults:
         raise RequestError(list(dict.fromkeys(faults)))
+
+
+def _foreign_faults(output: Path) -> list[Fault]:
+    """Refuse a folder with files of the results' names that no benchmark wrote."""
+    there = [name for name in RESULTS if (output / name).exists() or (output / name).is_symlink()]
+    if not there or (output / TRIALS).is_dir():
+        return []
+    what = (
+        f"{output} holds {there[0]} and no trials, so it is not a benchmark's, and the file would be replaced"
+    )
+    return [Fault("--output", what, "Move that away, or give another folder")]
 
 
 def _with_known_names(request: BenchRequest) -> BenchRequest:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Stopping = Literal["rule", "none"]
 TUNING_SEED = 1000
 """Seed of the trials that tune; reports take 0, 1, 2, ..."""
-TUNING = "tuning-"
+TRIALS, TUNING = "trials", "tuning-"
 """Begins the name of the questions to tune on: as many as the forget set has that it ends with."""
 
 
@@ -130,7 +130,7 @@ class Trial:
     def place(self) -> Path:
         """The trial's folder below the benchmark's."""
         kind = self.method if self.stopping == "rule" else f"{self.method}-no-stop"
-        return Path("trials") / self.split / kind / self.label
+        return Path(TRIALS) / self.split / kind / self.label
 
     def key(self, request: BenchRequest, inputs: Hashes) -> str:
         """Return a hash of all that decides the trial's outcome: model, data, method, settings, evaluation.

@@ -38,6 +38,7 @@ from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
 from ngdiff.errors import Interrupted
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
+from ngdiff.evaluation.result import texts_file
 from ngdiff.system.events import log
 from ngdiff.system.lock import alone_in
 from ngdiff.system.output import write_json
@@ -460,7 +461,8 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier trial with other settings left in a trial's own folder."""
     for place in (folder / "model", Workplace(folder / "model").folder):  # done, and begun
         shutil.rmtree(place, ignore_errors=True)
-    for name in (RECORD, EVALUATION, GENERAL, STATUS, LOG):
+    texts = texts_file(folder / EVALUATION).name
+    for name in (RECORD, EVALUATION, texts, GENERAL, STATUS, LOG):
         (folder / name).unlink(missing_ok=True)
 
 

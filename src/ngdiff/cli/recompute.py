@@ -36,7 +36,7 @@ def recompute(
     from ngdiff.errors import RequestError
     from ngdiff.evaluation.openunlearning import read_log
     from ngdiff.evaluation.recompute import recompute as work_out
-    from ngdiff.system.output import check_new_file, write_json
+    from ngdiff.system.output import check_new_file, unless_in_the_way, write_json
 
     faults = [] if output is None else check_new_file(output)
     logs = []
@@ -50,11 +50,12 @@ def recompute(
     read, retrained = logs
     assert read is not None
     found = work_out(read, retrained)
+    _show(found)
     if output is not None:
         figures = {key: asdict(value) | {"agrees": value.agrees} for key, value in found.items()}
         content = {"log": str(log), "reference": reference and str(reference), "figures": figures}
-        write_json({"kind": "recomputation", "suite": read.suite, "split": read.split} | content, output)
-    _show(found)
+        content |= {"kind": "recomputation", "suite": read.suite, "split": read.split}
+        unless_in_the_way(output, check_new_file, lambda place: write_json(content, place))
     if any(value.agrees is False for value in found.values()):
         raise typer.Exit(EXIT_DISAGREES)
 

@@ -49,7 +49,7 @@ from ngdiff.models.loading import (
 )
 from ngdiff.settings.config import seed_fault
 from ngdiff.system.environment import machine, versions, weights_hash
-from ngdiff.system.output import check_output, holds_faults
+from ngdiff.system.output import check_output, holds_faults, unless_in_the_way
 from ngdiff.system.progress import working
 
 REQUIRABLE = ("forget_quality", "privleak", "membership")
@@ -104,10 +104,7 @@ def prepare(request: EvaluateRequest) -> Prepared:
     """
     faults = _Faults()
     faults.attempt(lambda: check_precision(request.precision))
-    faults.found += _setting_faults(request) + check_output_file(request.output, request.overwrite)
-    if not faults.found:
-        beside = texts_file(request.output)
-        faults.found += check_output_file(beside, overwrite=True, ours=is_texts, example=beside.name)
+    faults.found += _setting_faults(request) + check_results(request.output, request.overwrite)
     if request.openunlearning is not None:
         faults.found += _log_folder_faults(request)
     trusted = request.trust_remote_code
@@ -224,6 +221,13 @@ def check_output_file(
     return []
 
 
+def check_results(path: Path, overwrite: bool) -> list[Fault]:
+    """Say what keeps an ``eval.json``, or its texts, from being written."""
+    beside = texts_file(path)
+    faults = check_output_file(path, overwrite)
+    return faults or check_output_file(beside, overwrite=True, ours=is_texts, example=beside.name)
+
+
 def _require_faults(
     request: EvaluateRequest, reference: ReferenceSource | None, data: SuiteData | None
 ) -> list[Fault]:
@@ -264,6 +268,7 @@ def evaluate(
     Raises:
         RequestError: something in the request is wrong; nothing was written.
         EvaluationError: the model gives an item no finite likelihood; nothing was written.
+        RunError: something appeared in the result's place meanwhile; the result lies beside it.
     """
     with _processes() as device:
         started = time.perf_counter()
@@ -292,7 +297,8 @@ def evaluate(
         if is_main():
             if tell is not None:
                 tell(result)
-            write_result(result, request.output)
+            look = partial(check_results, overwrite=request.overwrite)
+            unless_in_the_way(request.output, look, partial(write_result, result))
             if request.openunlearning is not None:
                 write_log(request.openunlearning, result.suite, figures, _truth_ratios(figures))
     return result

@@ -74,18 +74,21 @@ def write_log(
     """Write ``TOFU_EVAL.json`` and ``TOFU_SUMMARY.json`` (or MUSE's) into a new folder, whole or not at all.
 
     Args:
-        folder: the folder to make; replaced where it is there, so check it before.
+        folder: the folder to make.
         suite: see ``as_log``.
         figures: see ``as_log``.
         truth_ratios: see ``as_log``.
 
     Returns:
         The two files.
+
+    Raises:
+        RunError: something lies in the folder already; the new one is kept beside it, and named.
     """
     log = as_log(suite, figures, truth_ratios)
     summary = {name: entry["agg_value"] for name, entry in log.items()}
     names = [f"{suite.upper()}_{kind}.json" for kind in ("EVAL", "SUMMARY")]
-    with staged_folder(folder) as staging:
+    with staged_folder(folder, overwrite=False) as staging:
         for name, content in zip(names, (log, summary), strict=True):
             (staging / name).write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     return folder / names[0], folder / names[1]

@@ -141,6 +141,16 @@ def count_numbers(file: Path) -> int:
     return sum(math.prod(shape) for shape in shapes(file).values())
 
 
+def first_not_finite(file: Path) -> str | None:
+    """Return the first tensor of a safetensors file that holds NaN or an infinity; None where none does."""
+    with safe_open(str(file), framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            tensor = tensors.get_tensor(name)
+            if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+                return str(name)
+    return None
+
+
 # ---- configuration ----
 
 

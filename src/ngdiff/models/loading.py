@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import cached_file
 
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.distributed import is_first_process
@@ -26,6 +27,7 @@ from ngdiff.models.files import (
     base_name,
     chained,
     count_numbers,
+    first_not_finite,
     folder_faults,
     missing_weights,
     quantised_faults,
@@ -322,13 +324,22 @@ def load_model(source: ModelSource, dtype: torch.dtype = torch.float32) -> PreTr
         raise
     except Exception as error:  # each architecture fails in its own way over settings that make no sense
         raise RequestError(_unloaded(error, source)) from error
-    wrong = missing_weights(info, getattr(model.config.get_text_config(), "num_hidden_layers", None))
-    if wrong is not None:
-        raise RequestError(Fault("--model", f"{source.name!r} is not whole: {wrong}", _WHOLE))
+    _check_whole(model, info, source)
     _check_finite(model, source)
     model.config._name_or_path = source.name
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], source: ModelSource) -> None:
+    """Refuse a model of which a part would be random numbers.
+
+    Raises:
+        RequestError: the files lack weights.
+    """
+    wrong = missing_weights(info, getattr(model.config.get_text_config(), "num_hidden_layers", None))
+    if wrong is not None:
+        raise RequestError(Fault("--model", f"{source.name!r} is not whole: {wrong}", _WHOLE))
 
 
 def _check_finite(model: PreTrainedModel, source: ModelSource) -> None:
@@ -339,8 +350,24 @@ def _check_finite(model: PreTrainedModel, source: ModelSource) -> None:
     """
     for name, weight in model.named_parameters():
         if not weight.is_meta and not bool(torch.isfinite(weight).all()):
-            what = f"{source.name!r} has weights that are not finite, the first in {name}"
-            raise RequestError(Fault("--model", what, "Give the model from before it broke"))
+            raise RequestError(_not_finite(source, name))
+
+
+def _check_finite_files(source: ModelSource) -> None:
+    """Do the same with the files: 4 bits hold no NaN, so a quantised weight would pass for a number.
+
+    Raises:
+        RequestError: a weight is NaN or infinite.
+    """
+    for file in sorted(Path(str(cached_file(source.location, "config.json"))).parent.glob("*.safetensors")):
+        name = first_not_finite(file)
+        if name is not None:
+            raise RequestError(_not_finite(source, name))
+
+
+def _not_finite(source: ModelSource, name: str) -> Fault:
+    what = f"{source.name!r} has weights that are not finite, the first in {name}"
+    return Fault("--model", what, "Give the model from before it broke")
 
 
 _WHOLE = "Check that every file of the model is there and whole"
@@ -386,18 +413,21 @@ def load_quantised(source: ModelSource) -> PreTrainedModel:
     )
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             source.location,
             quantization_config=quantisation,
             device_map={"": device},
             use_safetensors=True,
             trust_remote_code=source.trust_remote_code,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         what = f"{source.name!r} does not load in 4 bits: {first_line(error)}"
         raise RequestError(
             Fault("--qlora", what, "Take --lora, which leaves the weights as they are")
         ) from error
+    _check_whole(model, info, source)
+    _check_finite_files(source)
     model.config._name_or_path = source.name
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -290,6 +290,7 @@ def _render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def _write(page: str, output: Path) -> Path:
+    check_page(output)  # once more, for what has appeared while the page was made
     with staged_file(output) as staging:
         staging.write_text(page, encoding="utf-8", newline="\n")
     return output

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,38 @@ def write_json(value: Any, path: Path, mode: int = 0o644) -> None:
     with staged_file(path, mode) as staging, staging.open("w", encoding="utf-8") as file:
         json.dump(finite(value), file, indent=1, allow_nan=False, ensure_ascii=False)
         file.write("\n")
+
+
+def unless_in_the_way(
+    path: Path, look: Callable[[Path], Sequence[Fault]], write: Callable[[Path], object]
+) -> None:
+    """Write a file that took long to make, though not over what has appeared in its place meanwhile.
+
+    Args:
+        path: where it belongs.
+        look: says what keeps it from being written there.
+        write: writes it, and what goes with it, to the path given.
+
+    Raises:
+        RunError: something is in the way; what was made is kept beside it, and named.
+    """
+    faults = look(path)
+    if not faults:
+        write(path)
+        return
+    kept = _name_beside(path)
+    write(kept)
+    raise RunError(f"{faults[0].what}, so it was not replaced; the result is in {kept}")
+
+
+def _name_beside(path: Path) -> Path:
+    """Return a name like a file's, with a number, that nothing in its folder begins with."""
+    taken = [other.name for other in path.parent.iterdir()]
+    for number in itertools.count(2):
+        stem = f"{path.stem}-{number}"
+        if not any(name.startswith(f"{stem}.") for name in taken):
+            return path.with_name(f"{stem}{path.suffix}")
+    raise AssertionError("numbers do not end")
 
 
 def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
