@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ngdiff.audits import audits as table
-from ngdiff.audits.findings import Finding, find
+from ngdiff.audits.findings import find
 from ngdiff.audits.request import AuditRequest
 from ngdiff.audits.result import AuditResult, is_audit, write_audit
 from ngdiff.audits.row import Audit, Outcome, Role
-from ngdiff.audits.subject import Context, Subject, measure
+from ngdiff.audits.subject import TESTED, Context, Subject, measure
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import data_hash
+from ngdiff.data.holdouts import SPLIT, for_auditing
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.evaluate import check_output_file
@@ -36,6 +38,8 @@ from ngdiff.models.loading import (
 )
 from ngdiff.settings.config import positive_fault, seed_fault
 from ngdiff.system.environment import machine, versions
+from ngdiff.system.output import RECORD
+from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 SUITES = ("own", "tofu")
 
@@ -86,6 +90,8 @@ def prepare(request: AuditRequest) -> Prepared:
         data = read_data(request)
     except RequestError as error:
         faults += error.faults
+    if data is not None and "audited" in sources:
+        data = _unused(data, sources["audited"])
     chosen = [table()[name] for name in request.audits or table() if name in table()]
     skipped = {} if data is None else {a.name: why for a in chosen if (why := a.missing(data)) is not None}
     faults += [
@@ -166,6 +172,25 @@ def read_data(request: AuditRequest) -> SuiteData:
     return suites()[request.suite].read(asked)
 
 
+def _unused(data: SuiteData, source: ModelSource) -> SuiteData:
+    """Leave out the rows of the holdout that set the model's stopping target, where its record says so."""
+    holdout = data.sets.get("holdout")
+    path = Path(source.location) / RECORD
+    if not holdout or not path.is_file():
+        return data
+    try:
+        record = load_json(read_within(path, MOST_JSON))
+        stated = record["data"]["holdout"].get("sha256")
+        notes = [str(note) for note in record["notes"]]
+    except (Unreadable, LookupError, TypeError, AttributeError):  # no record of a run with a holdout
+        return data
+    split = any(note.startswith(SPLIT) for note in notes)
+    kept, note = for_auditing(holdout, split, stated == data_hash(holdout))
+    sets = {name: rows for name, rows in data.sets.items() if name != "holdout"}
+    sets |= {"holdout": kept} if kept else {}
+    return replace(data, sets=sets, notes=(*data.notes, *([note] if note else [])))
+
+
 def _check_lengths(request: AuditRequest, data: SuiteData, chosen: tuple[Audit, ...], tokenizer: Any) -> None:
     """Encode all that will be asked, so that no prompt is found too long after hours.
 
@@ -173,12 +198,17 @@ def _check_lengths(request: AuditRequest, data: SuiteData, chosen: tuple[Audit, 
         RequestError: a prompt leaves no room for its answer.
     """
     names = {audit.name for audit in chosen}
-    forget = data.sets["forget"]
     asked = {f"--{name}": data.sets[name] for name in ("forget", "retain", "holdout") if name in data.sets}
-    if "prefix" in names:
-        asked["--prefix"] = [replace(example, opening=request.prefix) for example in forget]
-    if "paraphrase" in names and has_column(forget, ASKED_OTHERWISE):
-        asked[ASKED_OTHERWISE] = [with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in forget]
+    for name in TESTED:
+        rows = data.sets.get(name, ())
+        if not rows or any(len(example.messages) < 2 for example in rows):
+            continue
+        if "prefix" in names:
+            asked[f"--prefix, {name}"] = [replace(example, opening=request.prefix) for example in rows]
+        if "paraphrase" in names and has_column(rows, ASKED_OTHERWISE):
+            asked[f"{ASKED_OTHERWISE}, {name}"] = [
+                with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in rows
+            ]
     for where, examples in asked.items():
         encode_all(examples, tokenizer, request.max_length, where)
 
@@ -190,7 +220,7 @@ def audit(request: AuditRequest) -> AuditResult:
 
     Raises:
         RequestError: something in the request is wrong; nothing was written.
-        EvaluationError: a model gives an item no finite likelihood, or cannot be quantised; likewise.
+        EvaluationError: a model gives an item no finite likelihood; likewise.
     """
     started = time.perf_counter()
     ready = prepare(request)
@@ -201,7 +231,7 @@ def audit(request: AuditRequest) -> AuditResult:
     outcomes: dict[str, dict[Role, dict[str, Outcome]]] = {audit.name: {} for audit in ready.chosen}
     for role, source in ready.sources.items():
         subject = subjects[role] = Subject(role, source, ready.tokenizers[role], context)
-        subject.before = measure(subject.evaluator(), context)
+        subject.before = measure(subject.evaluator(), context, context.measured)
         if role == "reference" and "holdout" in ready.data.sets:
             context.reference = measure_reference(subject.evaluator(), ready.data, source.name, request.suite)
         for row in ready.chosen:
@@ -210,9 +240,7 @@ def audit(request: AuditRequest) -> AuditResult:
             subject.seconds[row.name] = time.perf_counter() - began
         subject.release()
     before = {role: subject.before for role, subject in subjects.items()}
-    findings: list[Finding] = []
-    for row in ready.chosen:
-        findings += find(row, outcomes[row.name], before, context.bootstrap)
+    findings = find(ready.chosen, outcomes, before, context.bootstrap)
     result = AuditResult(request.suite, before, outcomes, findings, {}, context.notes, ready.data.split)
     result.provenance |= _provenance(request, ready, subjects, time.perf_counter() - started)
     if context.cache is not None:

@@ -45,4 +45,5 @@ AUDIT = Audit(
     changes=False,
     settings=("gradient_norms",),
     missing=missing,
+    headlines=("forget.membership.min_k",),
 )
