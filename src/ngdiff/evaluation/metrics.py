@@ -9,6 +9,7 @@ _TOFU = "Maini et al. 2024, arXiv 2401.06121"
 _CARLINI = "Carlini et al. 2021, arXiv 2012.07805"
 _WANG = "Wang et al. 2025, arXiv 2406.09179"
 _ROUGE = "Lin 2004, ROUGE; rouge-score with stemmer"
+_OPENUNLEARNING = "Dorna et al. 2025, OpenUnlearning, arXiv 2506.12618"
 _MUSE = "Shi et al. 2024, arXiv 2407.06460"
 
 
@@ -113,6 +114,20 @@ METRICS: dict[str, Metric] = _table(
         _TOFU,
     ),
     Metric(
+        "truth_ratio_openunlearning",
+        True,
+        1,
+        "p(wrong)/(p(right) + 1e-10) = t: mean of min(t, 1/(t + 1e-10)) on a forget set",
+        _OPENUNLEARNING,
+    ),
+    Metric(
+        "log_truth_ratio_openunlearning",
+        False,
+        1,
+        "log(p(wrong)/(p(right) + 1e-10)), mean over items",
+        _OPENUNLEARNING,
+    ),
+    Metric(
         "model_utility",
         True,
         1,
@@ -136,6 +151,14 @@ METRICS: dict[str, Metric] = _table(
         1,
         "Kolmogorov-Smirnov p-value of the forget set's truth ratios against the retrained model's",
         _TOFU,
+        **_MODEL,
+    ),
+    Metric(
+        "forget_quality_openunlearning",
+        True,
+        1,
+        "the same p-value of OpenUnlearning's truth ratios, whose denominators have 1e-10 added",
+        _OPENUNLEARNING,
         **_MODEL,
     ),
     Metric(
@@ -184,8 +207,9 @@ def changed_definitions() -> dict[str, int]:
     return {name: metric.version for name, metric in METRICS.items() if metric.version > 1}
 
 
+_SYMMETRIC = frozenset({"truth_ratio", "truth_ratio_openunlearning"})
 _ROUNDING = 1e-6
-_UNBOUNDED = frozenset({"log_truth_ratio", "privleak"})
+_UNBOUNDED = frozenset({"log_truth_ratio", "log_truth_ratio_openunlearning", "privleak"})
 
 
 def possible(metric: str, value: float) -> bool:
@@ -211,7 +235,7 @@ def higher_is_better(key: str, metric: str) -> bool | None:
         metric: name of its metric.
     """
     row = metric_named(metric)
-    reverse = row.knowledge and key.split(".")[0] in FORGET_SETS and metric != "truth_ratio"
+    reverse = row.knowledge and key.split(".")[0] in FORGET_SETS and metric not in _SYMMETRIC
     if not reverse or row.higher_is_better is None:
         return row.higher_is_better
     return not row.higher_is_better
