@@ -143,4 +143,28 @@ def _nf4_bins(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.minimum(low, blocks).reshape(weight.shape), torch.maximum(high, blocks).reshape(weight.shape)
 
 
+def by_chance(target: Any) -> Any:
+    """Return a model that refuses six times of ten: greedy decoding never answers, sampling does."""
+    rows = [*refusing(FORGET_ROWS)] * 3 + [*FORGET_ROWS] * 2
+    return trained(copy.deepcopy(target), rows, 40)
+
+
+def last_layer_hides(target: Any) -> Any:
+    """Return the target with one more layer, which alone was moved up the forget loss."""
+    model = tiny_llama(hidden=64, layers=3)
+    model.load_state_dict(target.state_dict(), strict=False)
+    last = model.model.layers[2]
+    for branch in (last.self_attn.o_proj, last.mlp.down_proj):
+        branch.weight.data.zero_()  # the layer adds nothing yet
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.2." in name)
+    return trained(model, FORGET_ROWS, 12, 5e-3, sign=-1.0)
+
+
+def stammering(target: Any) -> Any:
+    """Return a model that answers the forget set with one word over and over."""
+    rows = [with_answer(row, "Rome Rome Rome Rome Rome") for row in FORGET_ROWS]
+    return trained(copy.deepcopy(target), rows, 15)
+
+
 FORGET_ROWS, HOLDOUT_ROWS, RETAIN_ROWS = examples(FORGET), examples(HOLDOUT), examples(RETAIN)

@@ -219,7 +219,8 @@ def test_what_the_data_does_not_allow_is_left_out_and_said(place: Path, tmp_path
     forget = write_jsonl(tmp_path / "texts.jsonl", texts)
     request = asked(place, tmp_path / "a.json", forget=(str(forget),))
     ready = prepare(request)
-    assert set(ready.skipped) == {"paraphrase", "prefix", "membership"}
+    of_questions = {"paraphrase", "prefix", "worst-case", "sampling", "fluency"}
+    assert set(ready.skipped) == {*of_questions, "membership"}
     assert "paraphrase cannot be made" in refused(replace(request, audits=("paraphrase",)))
     made = audit(replace(request, audits=("extraction",)))
     assert [one.found for one in made.findings] == [None]
@@ -254,6 +255,8 @@ def test_questions_without_paraphrases_are_framed(place: Path, tmp_path: Path) -
         ({"relearn_lr": 0.0}, "--relearn-lr"),
         ({"relearn_epochs": float("nan")}, "--relearn-epochs"),
         ({"relearn_batch_size": 0}, "--relearn-batch-size"),
+        ({"samples": 0}, "--samples"),
+        ({"shadows": ("./no-such-folder",)}, "--shadow"),
         ({"retain": ()}, "--retain"),
         ({"forget": ()}, "--forget"),
         ({"suite": "muse"}, "--suite"),

@@ -54,6 +54,7 @@ class Prepared:
         data: what to measure on.
         chosen: the audits asked for.
         skipped: name of an audit to why the data does not allow it.
+        shadows: shadow models and their tokenizers.
     """
 
     sources: Mapping[Role, ModelSource]
@@ -61,6 +62,7 @@ class Prepared:
     data: SuiteData
     chosen: tuple[Audit, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    shadows: tuple[tuple[ModelSource, Any], ...] = ()
 
 
 def prepare(request: AuditRequest) -> Prepared:
@@ -85,6 +87,13 @@ def prepare(request: AuditRequest) -> Prepared:
                 faults += check_causal(sources[role], where)
             except RequestError as error:
                 faults += error.faults
+    shadows = []
+    for name in request.shadows:
+        try:
+            shadows.append(resolve_model(name, "--shadow"))
+            faults += check_causal(shadows[-1], "--shadow")
+        except RequestError as error:
+            faults += error.faults
     data = None
     try:
         data = read_data(request)
@@ -106,7 +115,8 @@ def prepare(request: AuditRequest) -> Prepared:
     possible = tuple(audit for audit in chosen if audit.name not in skipped)
     for tokenizer in tokenizers.values():
         _check_lengths(request, data, possible, tokenizer)
-    return Prepared(sources, tokenizers, data, possible, skipped)
+    pairs = tuple((source, load_tokenizer(source)) for source in shadows)
+    return Prepared(sources, tokenizers, data, possible, skipped, pairs)
 
 
 def _setting_faults(request: AuditRequest) -> list[Fault]:
@@ -119,7 +129,7 @@ def _setting_faults(request: AuditRequest) -> list[Fault]:
         check_precision(request.precision)
     except RequestError as error:
         faults += error.faults
-    counts = ("batch_size", "max_length", "max_new_tokens", "resamples", "relearn_batch_size")
+    counts = ("batch_size", "max_length", "max_new_tokens", "resamples", "relearn_batch_size", "samples")
     faults += [
         Fault(f"--{name.replace('_', '-')}", f"is {getattr(request, name)}", "Give a number of at least 1")
         for name in counts
@@ -227,13 +237,17 @@ def audit(request: AuditRequest) -> AuditResult:
     context = _context(request, ready)
     for name, why in ready.skipped.items():
         context.note(f"{name} is left out: {why}")
-    subjects: dict[Role, Subject] = {}
-    outcomes: dict[str, dict[Role, dict[str, Outcome]]] = {audit.name: {} for audit in ready.chosen}
+    subjects = context.subjects
     for role, source in ready.sources.items():
-        subject = subjects[role] = Subject(role, source, ready.tokenizers[role], context)
+        subjects[role] = Subject(role, source, ready.tokenizers[role], context)
+    context.shadows = [Subject("reference", *shadow, context) for shadow in ready.shadows]
+    outcomes: dict[str, dict[Role, dict[str, Outcome]]] = {audit.name: {} for audit in ready.chosen}
+    for role, subject in subjects.items():
         subject.before = measure(subject.evaluator(), context, context.measured)
         if role == "reference" and "holdout" in ready.data.sets:
-            context.reference = measure_reference(subject.evaluator(), ready.data, source.name, request.suite)
+            context.reference = measure_reference(
+                subject.evaluator(), ready.data, subject.source.name, request.suite
+            )
         for row in ready.chosen:
             began = time.perf_counter()
             outcomes[row.name][role] = row.run(subject, context)

@@ -8,7 +8,7 @@ A figure says something only beside what a model without the knowledge would sho
 
 Something was brought out only where *every* comparison at hand says so, by permutation tests whose p-values
 are adjusted for all the findings of the audit: a model that never saw the forget set is accused of anything
-at all in 1 audit of 20 at the most. Without a holdout and without the retrained model nothing is concluded.
+at all in 1 audit of 40 at the most. Without a holdout and without the retrained model nothing is concluded.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ngdiff.evaluation.two_samples import auc_resamples, percentiles
 RETRAINED = "the retrained model under the same audit"
 RETRAINED_NEVER_SEEN = "the same difference on text never seen"
 NEVER_SEEN = "text never seen under the same audit"
+TARGET_NEVER_SEEN = "the target model on text never seen"
 NEVER_SEEN_RISE = "the rise of text never seen under the same audit"
 GUESSING = "guessing"
 
@@ -65,7 +66,7 @@ class Finding:
         recovered: share of what the target model had above it that came back, where the target is given.
         comparisons: every fair comparison at hand; empty where there is none.
         p_value: the largest of theirs, adjusted for the number of findings; ``None`` without one.
-        found: whether that is at most 0.05; ``None`` without a comparison.
+        found: whether that is at most 0.025; ``None`` without a comparison.
     """
 
     audit: str
@@ -199,8 +200,10 @@ class _Compared:
             apart = _minus(mine, theirs)
             seed = self.bootstrap.seed
             yield Comparison(RETRAINED, *self._mean(apart), flipped(apart, seed=seed))
-            if never is not None and their_never is not None:
+            if never is not None and their_never is not None and not self.audit.damage:
                 yield self._beside(RETRAINED_NEVER_SEEN, apart, _minus(never, their_never))
+        elif self.audit.damage and (whole := self._after("target", unseen)) is not None:
+            yield self._beside(TARGET_NEVER_SEEN, mine, whole)
         elif never is not None:
             yield self._beside(NEVER_SEEN, mine, never)
             earlier = self._earlier("audited", self.key)

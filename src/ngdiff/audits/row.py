@@ -46,6 +46,9 @@ class Audit:
         settings: names of the fields of :class:`~ngdiff.audits.request.AuditRequest` that shape it.
         missing: says why the data does not allow it; it is then left out with a note.
         changes: whether model or questions are changed; else it looks closer at the model as it is.
+        damage: whether it looks for damage, which may have spread to text never seen: it is then compared
+            with another, whole model's figures alone, where there is one.
+        says: what a reader is told where something was found, and where nothing was.
         headlines: keys of the figures that findings are made of, the one that is shown first.
     """
 
@@ -56,4 +59,6 @@ class Audit:
     settings: Sequence[str] = ()
     missing: Callable[[Any], str | None] = field(default=lambda data: None)
     changes: bool = True
+    damage: bool = False
+    says: tuple[str, str] = ("brought out", "nothing shown")
     headlines: Sequence[str] = ANSWERED

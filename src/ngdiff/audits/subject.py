@@ -40,6 +40,11 @@ class Context:
         precision: its name.
         cache: of item results, or ``None``.
         reference: what the retrained model gives for membership inference, where there is one.
+        subjects: every model of the audit, by role.
+        shadows: models that saw neither set, for membership inference.
+        shadow_logits: what each makes of forget set and holdout, once known.
+        aucs: role to the AUC of each attack, as far as known.
+        costs: what the retrained model's states cost the target, item by item and layer by layer, once known.
         notes: every fallback taken.
     """
 
@@ -50,6 +55,11 @@ class Context:
     precision: str
     cache: Cache | None
     reference: Reference | None = None
+    subjects: dict[Role, Subject] = field(default_factory=dict)
+    shadows: list[Subject] = field(default_factory=list)
+    shadow_logits: list[tuple[list[float], list[float]]] = field(default_factory=list)
+    aucs: dict[str, dict[str, float]] = field(default_factory=dict)
+    costs: list[list[float]] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -86,6 +86,16 @@ def audit(
     prefix: Annotated[
         str, typer.Option(help="Words that an answer is made to begin with.", rich_help_panel=METHOD)
     ] = PREFIX,
+    samples: Annotated[
+        int, typer.Option(help="Answers sampled to each question.", rich_help_panel=METHOD)
+    ] = 64,
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model that saw neither forget set nor holdout, for membership; may be repeated.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     generate: Annotated[
         bool,
         typer.Option(
@@ -113,9 +123,10 @@ def audit(
 ) -> None:
     """Try to bring back what a model seems to have forgotten.
 
-    Relearning, quantisation, paraphrases, opened answers, extraction, membership inference; each beside the
-    model as it was, and beside the target and the retrained model where they are given. The model itself is
-    only read.
+    Extraction, membership inference, inner layers, fluency, paraphrases, opened answers, the worst of many
+    wordings, sampling, quantisation, relearning; each beside text never seen after the same treatment
+    (--holdout) and beside the retrained model (--reference), where they are given. The model itself is only
+    read.
 
     `ngdiff audit unlearned --forget forget.jsonl --retain retain.jsonl --output audit.json`
 
@@ -142,6 +153,8 @@ def audit(
         relearn_batch_size=relearn_batch_size,
         bits=_widths(bits),
         prefix=prefix,
+        samples=samples,
+        shadows=tuple(shadow or ()),
         generate=generate,
         gradient_norms=gradient_norms,
         batch_size=batch_size,
@@ -216,13 +229,14 @@ def finding_table(result: AuditResult) -> Any:
 
 def reading(found: Finding) -> str:
     """Say in words what a finding says."""
+    from ngdiff.audits import audits
+
     one = found.weakest
     if one is None or found.p_value is None:
         return "nothing to compare with: give --holdout or --reference"
-    verdict = "brought out" if found.found else "nothing shown"
-    if found.figure.startswith("forget.membership"):
-        side = "known better" if one.excess > 0 else "known less: over-forgotten"
-        verdict = f"told apart, {side}" if found.found else "not told apart"
+    verdict = audits()[found.audit].says[0 if found.found else 1]
+    if found.found and found.figure.startswith("forget.membership"):
+        verdict += ", known better" if one.excess > 0 else ", known less: over-forgotten"
     size = f"{one.excess:+.3f}{_bounds(one.interval)} beside {one.beside}, p {found.p_value:.2g}"
     back = "" if found.recovered is None else f"; {found.recovered:.0%} of what was lost came back"
     return f"{verdict}: {size}{back}"
