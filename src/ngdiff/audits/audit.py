@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,6 +42,7 @@ from ngdiff.system.output import RECORD
 from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 SUITES = ("own", "tofu")
+Outcomes = dict[str, dict[Role, dict[str, Outcome]]]
 
 
 @dataclass(frozen=True)
@@ -232,36 +233,83 @@ def audit(request: AuditRequest) -> AuditResult:
         RequestError: something in the request is wrong; nothing was written.
         EvaluationError: a model gives an item no finite likelihood; likewise.
     """
-    started = time.perf_counter()
-    ready = prepare(request)
-    context = _context(request, ready)
-    for name, why in ready.skipped.items():
-        context.note(f"{name} is left out: {why}")
-    subjects = context.subjects
-    for role, source in ready.sources.items():
-        subjects[role] = Subject(role, source, ready.tokenizers[role], context)
-    context.shadows = [Subject("reference", *shadow, context) for shadow in ready.shadows]
-    outcomes: dict[str, dict[Role, dict[str, Outcome]]] = {audit.name: {} for audit in ready.chosen}
-    for role, subject in subjects.items():
-        subject.before = measure(subject.evaluator(), context, context.measured)
-        if role == "reference" and "holdout" in ready.data.sets:
-            context.reference = measure_reference(
-                subject.evaluator(), ready.data, subject.source.name, request.suite
-            )
-        for row in ready.chosen:
-            began = time.perf_counter()
-            outcomes[row.name][role] = row.run(subject, context)
-            subject.seconds[row.name] = time.perf_counter() - began
-        subject.release()
-    before = {role: subject.before for role, subject in subjects.items()}
-    findings = find(ready.chosen, outcomes, before, context.bootstrap)
-    result = AuditResult(request.suite, before, outcomes, findings, {}, context.notes, ready.data.split)
-    result.provenance |= _provenance(request, ready, subjects, time.perf_counter() - started)
-    if context.cache is not None:
-        context.notes += context.cache.notes
-        context.cache.close()
-    write_audit(result, request.output)
-    return result
+    return audit_several([request])[0]
+
+
+def audit_several(requests: Sequence[AuditRequest]) -> list[AuditResult]:
+    """Audit models of requests that differ in ``model`` and ``output`` alone.
+
+    The target and the retrained model are audited once, as long as the data stay the same: a model's own
+    record can take rows of the holdout away.
+
+    Raises:
+        RequestError: something in one of the requests is wrong; nothing was written.
+        EvaluationError: as :func:`audit`; the results before it are written.
+    """
+    ready = [prepare(request) for request in requests]
+    beside: _Beside | None = None
+    results = []
+    for request, found in zip(requests, ready, strict=True):
+        if beside is None or not beside.fits(found):
+            beside = _Beside(request, found)
+        results.append(beside.audit(request, found))
+    return results
+
+
+class _Beside:
+    """The target and the retrained model, audited, and what they tell the audits of other models."""
+
+    def __init__(self, request: AuditRequest, ready: Prepared) -> None:
+        self.ready, self.started = ready, time.perf_counter()
+        self.context = context = _context(request, ready)
+        for name, why in ready.skipped.items():
+            context.note(f"{name} is left out: {why}")
+        context.shadows = [Subject("reference", *shadow, context) for shadow in ready.shadows]
+        for role, source in ready.sources.items():
+            context.subjects[role] = Subject(role, source, ready.tokenizers[role], context)
+        self.outcomes: Outcomes = {audit.name: {} for audit in ready.chosen}
+        for role, subject in context.subjects.items():
+            if role != "audited":
+                _put_to_all(subject, context, ready, self.outcomes)
+
+    def fits(self, ready: Prepared) -> bool:
+        """Say whether another request has the same data and audits."""
+        return (ready.chosen, ready.data.sets) == (self.ready.chosen, self.ready.data.sets)
+
+    def audit(self, request: AuditRequest, ready: Prepared) -> AuditResult:
+        """Audit one model, and write the result."""
+        context = replace(self.context, request=request, notes=list(self.context.notes))
+        context.cache = Cache(request.cache_dir or default_folder()) if request.cache else None
+        outcomes = {name: dict(roles) for name, roles in self.outcomes.items()}
+        subject = Subject("audited", ready.sources["audited"], ready.tokenizers["audited"], context)
+        context.subjects = {**self.context.subjects, "audited": subject}
+        context.aucs = dict(context.aucs)
+        _put_to_all(subject, context, ready, outcomes)
+        before = {role: one.before for role, one in context.subjects.items()}
+        findings = find(ready.chosen, outcomes, before, context.bootstrap)
+        if context.cache is not None:
+            context.notes += context.cache.notes
+            context.cache.close()
+        seconds = time.perf_counter() - self.started
+        provenance = _provenance(request, ready, context.subjects, seconds)
+        result = AuditResult(
+            request.suite, before, outcomes, findings, provenance, context.notes, ready.data.split
+        )
+        write_audit(result, request.output)
+        return result
+
+
+def _put_to_all(subject: Subject, context: Context, ready: Prepared, outcomes: Outcomes) -> None:
+    """Measure one model as it is, put it to every audit, and note the outcomes."""
+    subject.before = measure(subject.evaluator(), context, context.measured)
+    if subject.role == "reference" and "holdout" in ready.data.sets:
+        name, suite = subject.source.name, context.request.suite
+        context.reference = measure_reference(subject.evaluator(), ready.data, name, suite)
+    for row in ready.chosen:
+        began = time.perf_counter()
+        outcomes[row.name][subject.role] = row.run(subject, context)
+        subject.seconds[row.name] = time.perf_counter() - began
+    subject.release()
 
 
 def _context(request: AuditRequest, ready: Prepared) -> Context:
