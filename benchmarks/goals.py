@@ -91,8 +91,34 @@ class Goals:
         )
         self.methods = [name for name in args.methods.split(",") if name]
 
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser, methods: Sequence[str]) -> None:
+        """Add what says which models are made."""
+        parser.add_argument("--split", choices=SIZES, default="forget01")
+        parser.add_argument(
+            "--questions", type=int, default=4000, help="TOFU's last questions that are learned"
+        )
+        parser.add_argument("--methods", default=",".join(methods))
+        parser.add_argument("--model", default="smollm2")
+        parser.add_argument("--folder", type=Path, default=Path("runs/goals"))
+        parser.add_argument("--jobs", type=int, default=1, help="commands that run side by side")
+        parser.add_argument("--epochs", default="12", help="passes over the forget set at the most")
+        parser.add_argument(
+            "--batch-size", help="examples of a forward pass; the device's memory allows more than 8"
+        )
+        parser.add_argument("--target-epochs", default="8")
+        parser.add_argument("--target-lr", default="4e-4")
+        parser.add_argument("--target-batch", default="32")
+
     def run(self) -> dict[str, Figures]:
         """Make what is missing; return every model's figures."""
+        self.make()
+        self._evaluate(["retrained"], ())
+        self._evaluate(["target", *self.methods], ("--reference", self._evaluation("retrained")))
+        return {name: self._figures(name) for name in ("target", "retrained", *self.methods)}
+
+    def make(self) -> None:
+        """Make the models that are missing."""
         args = self.args
         common = ["--epochs", args.target_epochs, "--lr", args.target_lr, "--batch-size", args.target_batch]
         data = {"target": self.learned, "retrained": self.kept}
@@ -114,9 +140,6 @@ class Goals:
                 if not (self.folder / name).exists()
             }
         )
-        self._evaluate(["retrained"], ())
-        self._evaluate(["target", *self.methods], ("--reference", self._evaluation("retrained")))
-        return {name: self._figures(name) for name in ("target", "retrained", *self.methods)}
 
     def _unlearn(self, name: str) -> list[object]:
         rate = ["--lr", RATES[name]] if name in RATES else []
@@ -176,21 +199,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--split", choices=SIZES, default="forget01")
-    parser.add_argument("--questions", type=int, default=4000, help="TOFU's last questions that are learned")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--folder", type=Path, default=Path("runs/goals"))
-    parser.add_argument("--jobs", type=int, default=1, help="commands that run side by side")
-    parser.add_argument("--epochs", default="12", help="passes over the forget set at the most")
-    parser.add_argument(
-        "--batch-size", help="examples of a forward pass; the device's memory allows more than 8"
-    )
-    parser.add_argument("--target-epochs", default="8")
-    parser.add_argument("--target-lr", default="4e-4")
-    parser.add_argument("--target-batch", default="32")
-    args = parser.parse_args()
-    study = Goals(args)
+    Goals.add_arguments(parser, METHODS)
+    study = Goals(parser.parse_args())
     text = table(study.run(), study.folder)
     (study.folder / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)

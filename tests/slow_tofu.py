@@ -133,6 +133,13 @@ def truth_ratios(model: Any, tokenizer: Any, data: list[dict[str, Any]]) -> list
     return found
 
 
+def guarded(model: Any, tokenizer: Any, data: list[dict[str, Any]]) -> list[float]:
+    """OpenUnlearning's ratios: the same with 1e-10 added to p(right)."""
+    right = [look(model, tokenizer, e["question"], e.get("paraphrased_answer", e["answer"])).p for e in data]
+    exact = truth_ratios(model, tokenizer, data)
+    return [t * p / (p + 1e-10) for t, p in zip(exact, right, strict=True)]
+
+
 def evaluate_slowly(model: Any, tokenizer: Any, folder: Path, most: int) -> dict[str, float]:
     """Every aggregate of the suite that needs no reference."""
     model.eval()
@@ -163,6 +170,9 @@ def evaluate_slowly(model: Any, tokenizer: Any, folder: Path, most: int) -> dict
         useful = [max(0.0, 1 - t) for t in ratios]
         found[f"{name}.truth_ratio"] = mean([min(t, 1 / t) for t in ratios] if name == "forget" else useful)
         found[f"{name}.truth_ratio_share"] = mean([1 / (1 + t) for t in ratios])
+        if name == "forget":
+            ours = [min(t, 1 / (t + 1e-10)) for t in guarded(model, tokenizer, data)]
+            found["forget.truth_ratio_openunlearning"] = mean(ours)
         if name in ("real_authors", "world_facts"):
             found[f"{name}.raw_probability"] = found[f"{name}.probability"]
             shares = []

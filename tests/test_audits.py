@@ -17,7 +17,16 @@ from commandline import Cli, make_cli, tree, write_jsonl
 from forgetful import FORGET, HOLDOUT, RETAIN, examples, make_models
 from ngdiff.audits import audits
 from ngdiff.audits.audit import audit, prepare
-from ngdiff.audits.findings import ITSELF, NEVER_SEEN, RETRAINED, difference_of_means, find, share_recovered
+from ngdiff.audits.findings import (
+    GUESSING,
+    NEVER_SEEN,
+    NEVER_SEEN_RISE,
+    RETRAINED,
+    RETRAINED_NEVER_SEEN,
+    difference_of_means,
+    find,
+    share_recovered,
+)
 from ngdiff.audits.paraphrase import FRAMES
 from ngdiff.audits.quantisation import quantised
 from ngdiff.audits.relearning import HALF, WHOLE, halves, relearn
@@ -29,12 +38,13 @@ from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode, encode_all, encode_prompt
 from ngdiff.errors import RequestError, RunError
 from ngdiff.evaluation.result import Bootstrap, Figure
+from ngdiff.evaluation.suites.measures import with_question
 from ngdiff.evaluation.teacher_forced import score_answers
 from ngdiff.losses import nll
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens
 from ngdiff.system.progress import console
-from tiny import CHATML, tiny_tokenizer
+from tiny import CHATML, tiny_llama, tiny_tokenizer
 
 BOOT = Bootstrap(resamples=200)
 
@@ -52,6 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logger = logging.getLogger("bitsandbytes")
     before, logger.level = logger.level, logging.ERROR
+    monkeypatch.setattr("gc.collect", lambda: 0)  # a third of a second each, and models are tiny
     yield
     logger.level = before
 
@@ -87,6 +98,7 @@ def result(place: Path) -> dict[str, Any]:
     before = {name: tree(place / name) for name in ("suppressed", "target", "retrained")}
     capture = pytest.MonkeyPatch()
     capture.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    capture.setattr("gc.collect", lambda: 0)  # a third of a second each, and models are tiny
     from ngdiff.audits.audit import audit as run
 
     made = run(
@@ -136,12 +148,14 @@ def test_every_figure_has_its_interval(result: dict[str, Any]) -> None:
 def test_relearning_brings_back_what_was_merely_hidden(result: dict[str, Any]) -> None:
     whole = finding(result, "relearning", WHOLE)
     half = finding(result, "relearning", HALF, "probability")
-    assert whole["found"] and whole["beside"] == RETRAINED
+    assert [one["beside"] for one in whole["comparisons"]] == [RETRAINED, RETRAINED_NEVER_SEEN]
+    assert all(one["excess"] > 0.2 for one in whole["comparisons"])
     assert whole["recovered"] > 0.5
-    assert half["found"] and half["change"] > 0.2  # these items were not shown
+    assert half["change"] > 0.2  # these items were not shown
     forms = result["audits"]["relearning"]["audited"]
-    assert forms[WHOLE]["rows"] is None
-    assert len(forms[HALF]["rows"]) == len(forms[HALF]["figures"]["forget.nll"]["items"]) == 3
+    assert forms[WHOLE]["rows"] == {}
+    for name in ("forget", "holdout"):
+        assert len(forms[HALF]["rows"][name]) == len(forms[HALF]["figures"][f"{name}.nll"]["items"]) == 3
 
 
 def test_the_retrained_model_beside_itself_shows_nothing(place: Path, tmp_path: Path) -> None:
@@ -154,7 +168,7 @@ def test_the_retrained_model_beside_itself_shows_nothing(place: Path, tmp_path: 
         generate=False,
     )
     found = audit(request).findings
-    assert found and all(one.excess == 0 and one.found is False for one in found)
+    assert found and all(one.weakest.excess == 0 and one.found is False for one in found)
 
 
 def test_quantisation_changes_the_weights_it_says(result: dict[str, Any]) -> None:
@@ -194,7 +208,7 @@ def test_through_the_command_line(
     words += ["--audits", "extraction,prefix", "--resamples", "50", "--precision", "fp32"]
     answer = cli(*words)
     assert answer.code == 0, answer.err
-    assert "opened answers" in answer.err and ITSELF in answer.err
+    assert "opened answers" in answer.err and "nothing to compare with" in answer.err
     again = cli(*words)
     assert again.code == 2 and "there already" in again.faults[0][0]
     assert cli(*words, "--overwrite").code == 0
@@ -207,10 +221,11 @@ def test_what_the_data_does_not_allow_is_left_out_and_said(place: Path, tmp_path
     forget = write_jsonl(tmp_path / "texts.jsonl", texts)
     request = asked(place, tmp_path / "a.json", forget=(str(forget),))
     ready = prepare(request)
-    assert set(ready.skipped) == {"paraphrase", "prefix", "membership"}
+    of_questions = {"paraphrase", "prefix", "worst-case", "sampling", "fluency"}
+    assert set(ready.skipped) == {*of_questions, "membership"}
     assert "paraphrase cannot be made" in refused(replace(request, audits=("paraphrase",)))
     made = audit(replace(request, audits=("extraction",)))
-    assert [one.found for one in made.findings if "strength" in one.figure] == [None]
+    assert [one.found for one in made.findings] == [None]
 
 
 def test_questions_without_paraphrases_are_framed(place: Path, tmp_path: Path) -> None:
@@ -242,6 +257,8 @@ def test_questions_without_paraphrases_are_framed(place: Path, tmp_path: Path) -
         ({"relearn_lr": 0.0}, "--relearn-lr"),
         ({"relearn_epochs": float("nan")}, "--relearn-epochs"),
         ({"relearn_batch_size": 0}, "--relearn-batch-size"),
+        ({"samples": 0}, "--samples"),
+        ({"shadows": ("./no-such-folder",)}, "--shadow"),
         ({"retain": ()}, "--retain"),
         ({"forget": ()}, "--forget"),
         ({"suite": "muse"}, "--suite"),
@@ -314,6 +331,67 @@ def test_relearning_takes_the_steps_of_a_plain_loop(place: Path) -> None:
         assert torch.allclose(fast, right, atol=2e-4), name
 
 
+def scored(subject: Subject, rows: Any) -> list[float]:
+    encoded = encode_all(rows, subject.tokenizer, 512, "x")
+    return [one.mean_nll for one in score_answers(subject.fresh_model().eval(), encoded, pad_id=1)]
+
+
+@pytest.mark.parametrize("name", ["forget", "holdout"])
+def test_the_questions_are_changed_as_said(place: Path, name: str) -> None:
+    context = context_of(place, holdout=(str(place / "holdout.jsonl"),), generate=False)
+    subject = subject_of(place, context)
+    rows = context.data.sets[name]
+    opened = scored(subject, [replace(row, opening=PREFIX) for row in rows])
+    other = scored(subject, [with_question(row, str(row.extra["paraphrased_question"])) for row in rows])
+    plain = scored(subject, rows)
+    for audited, form, right in (
+        ("prefix", "opened answers", opened),
+        ("paraphrase", "paraphrased questions", other),
+        ("extraction", "as it is", None),
+    ):
+        figures = audits()[audited].run(subject, context)[form].figures
+        if right is not None:
+            assert figures[f"{name}.nll"].items == pytest.approx(right, abs=1e-5)
+            assert right != pytest.approx(plain, abs=1e-2)
+        assert len(figures[f"{name}.extraction_strength"].items) == 6
+
+
+@pytest.mark.parametrize("form", [WHOLE, HALF])
+def test_forget_set_and_text_never_seen_are_relearned_together(
+    place: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_of(place, holdout=(str(place / "holdout.jsonl"),), generate=False)
+    shown: list[list[str]] = []
+
+    def watched(subject: Subject, context: Context, rows: Any, title: str) -> Any:
+        shown.append([row.answer for row in rows])
+        return relearn(subject, context, rows, title)
+
+    monkeypatch.setattr("ngdiff.audits.relearning.relearn", watched)
+    outcome = audits()["relearning"].run(subject_of(place, context), context)[form]
+    answers = {name: [row.answer for row in context.data.sets[name]] for name in ("forget", "holdout")}
+    taught = shown[(WHOLE, HALF).index(form)]
+    for name, said in answers.items():
+        tested = [said[at] for at in outcome.rows.get(name, range(6))]
+        mine = [answer for answer in said if answer in taught]
+        assert len(mine) == (6 if form == WHOLE else 3)
+        assert sorted([*mine, *tested] if form == HALF else tested) == sorted(said)
+    assert not any(row.answer in taught for row in context.data.sets["retain"])
+    assert len(taught) == (12 if form == WHOLE else 6)
+
+
+def test_an_audit_that_cannot_be_run_says_so(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    odd = tmp_path / "odd"
+    tiny_llama(hidden=96).save_pretrained(odd)
+    tiny_tokenizer(CHATML).save_pretrained(odd)
+    request = asked(place, tmp_path / "a.json", audits=("quantisation", "extraction"), bits=(4,))
+    made = audit(replace(request, model=str(odd), generate=False))
+    (note,) = (note for note in made.notes if "4 bits" in note)
+    assert "could not be tried" in note and "bitsandbytes" in note
+    assert {one.audit for one in made.findings} == {"extraction"}
+
+
 def test_the_two_halves_make_the_whole() -> None:
     taught, tested = halves(7, seed=3)
     assert len(taught) == 3 and sorted([*taught, *tested]) == list(range(7))
@@ -363,67 +441,102 @@ def figure(*items: float, metric: str = "extraction_strength") -> Figure:
     return Figure(metric, value, (min(items), max(items)), items)
 
 
-KEY = "forget.extraction_strength"
+KEY, UNSEEN = "forget.extraction_strength", "holdout.extraction_strength"
+LOW, HIGH = figure(0.0, 0.0, 0.25, 0.0, 0.25), figure(0.5, 0.75, 0.5, 1.0, 0.75)
 
 
-def found_by(name: str, form: str, mine: Figure, theirs: Figure | None, **before: Figure) -> Any:
-    outcomes: Any = {"audited": {form: Outcome({KEY: mine})}}
+def found_by(
+    name: str,
+    mine: tuple[Figure, ...],
+    theirs: tuple[Figure, ...] | None = None,
+    before: tuple[Figure, ...] = (),
+    target: Figure | None = None,
+) -> Any:
+    """Return the finding on forget set and holdout of the audited and of the retrained model."""
+    keys = (KEY, UNSEEN)
+    roles: Any = {"audited": {"form": Outcome(dict(zip(keys, mine, strict=False)))}}
     if theirs is not None:
-        outcomes["reference"] = {form: Outcome({KEY: theirs})}
-    figures: Any = {role: {KEY: one} for role, one in before.items()}
-    (one,) = find(audits()[name], outcomes, figures, BOOT)
+        roles["reference"] = {"form": Outcome(dict(zip(keys, theirs, strict=False)))}
+    earlier: Any = {"audited": dict(zip(keys, before, strict=False))}
+    earlier |= {} if target is None else {"target": {KEY: target}}
+    (one,) = find([audits()[name]], {name: roles}, earlier, BOOT)
     return one
 
 
-def test_a_rise_over_the_model_before_it() -> None:
-    one = found_by("prefix", "opened answers", figure(0.5, 0.75), None, audited=figure(0.25, 0.25))
-    assert (one.before, one.after, one.change, one.beside) == (0.25, 0.625, 0.375, ITSELF)
-    assert one.excess_interval == (0.25, 0.5) and one.found
-    level = found_by("prefix", "opened answers", figure(0.5, 0.0), None, audited=figure(0.25, 0.25))
-    assert level.change == 0 and level.found is False
+def test_without_anything_to_compare_with_nothing_is_concluded() -> None:
+    one = found_by("prefix", (figure(0.5, 0.75),), before=(figure(0.25, 0.25),))
+    assert (one.before, one.after, one.change) == (0.25, 0.625, 0.375)
+    assert one.comparisons == () and one.found is None and one.p_value is None
+
+
+def test_both_level_and_rise_must_exceed_those_of_text_never_seen() -> None:
+    one = found_by("prefix", (HIGH, LOW), before=(LOW, LOW))
+    assert [c.beside for c in one.comparisons] == [NEVER_SEEN, NEVER_SEEN_RISE]
+    assert [c.excess for c in one.comparisons] == pytest.approx([0.6, 0.6])
+    assert one.comparisons[0].p_value == pytest.approx(1 / 252)  # of the ways of dealing 10 items
+    assert one.found
+    already = found_by("prefix", (HIGH, LOW), before=(HIGH, LOW))  # it said so before the audit
+    assert already.weakest.beside == NEVER_SEEN_RISE and already.found is False
+    all_rise = found_by("prefix", (HIGH, HIGH), before=(LOW, LOW))  # as a relearned innocent does
+    assert all_rise.change == pytest.approx(0.6) and all_rise.found is False
+    from_below = found_by("prefix", (LOW, LOW), before=(figure(*[-1.0] * 5), LOW))  # over-forgotten before
+    assert from_below.weakest.beside == NEVER_SEEN and from_below.found is False
 
 
 def test_what_came_back_is_a_share_of_what_was_lost() -> None:
-    one = found_by(
-        "prefix",
-        "opened answers",
-        figure(0.5, 0.5),
-        None,
-        audited=figure(0.0, 0.0),
-        target=figure(1.0, 1.0),
-    )
+    one = found_by("prefix", (figure(0.5, 0.5),), before=(figure(0.0, 0.0),), target=figure(1.0, 1.0))
     assert one.recovered == 0.5 and one.recovered_interval == (0.5, 0.5)
 
 
 def test_beside_the_retrained_model() -> None:
-    one = found_by("relearning", WHOLE, figure(0.5, 0.5), figure(0.5, 0.75), audited=figure(0.0, 0.0))
-    assert one.change == 0.5 and one.beside == RETRAINED and one.excess == -0.125 and one.found is False
-
-
-def test_learning_what_is_shown_proves_nothing_by_itself() -> None:
-    one = found_by("relearning", WHOLE, figure(0.5, 0.5), None, audited=figure(0.0, 0.0))
-    assert one.change == 0.5 and one.beside is None and one.found is None
+    high, low = (figure(*one.items, *one.items) for one in (HIGH, LOW))
+    one = found_by("relearning", (high,), (low,))
+    assert [c.beside for c in one.comparisons] == [RETRAINED] and one.found
+    assert one.comparisons[0].p_value == pytest.approx(2**-10)  # of the ways of dealing 10 signs
+    better = found_by("relearning", (high, high), (low, low))  # a better model on both sets
+    assert better.weakest.beside == RETRAINED_NEVER_SEEN and better.found is False
+    assert found_by("relearning", (high, low), (low, low)).found
 
 
 def test_extraction_beside_text_never_seen() -> None:
-    outcomes: Any = {
-        "audited": {
-            "as it is": Outcome(
-                {KEY: figure(0.5, 0.5), "holdout.extraction_strength": figure(0.25, 0.25, 0.25)}
-            )
-        }
-    }
-    (one,) = find(audits()["extraction"], outcomes, {"audited": {KEY: figure(0.5, 0.5)}}, BOOT)
+    one = found_by("extraction", (HIGH, LOW), before=(HIGH, LOW))
     assert one.before is None and one.change is None
-    assert (one.beside, one.excess, one.found) == (NEVER_SEEN, 0.25, True)
+    assert [c.beside for c in one.comparisons] == [NEVER_SEEN] and one.found
 
 
-@pytest.mark.parametrize(("low", "high", "found"), [(0.6, 0.9, True), (0.1, 0.4, True), (0.4, 0.6, False)])
-def test_membership_stands_out_both_ways(low: float, high: float, found: bool) -> None:
-    key = "forget.membership.min_k"
-    outcomes: Any = {"audited": {"as it is": Outcome({key: Figure("auc", (low + high) / 2, (low, high))})}}
-    (one,) = find(audits()["membership"], outcomes, {"audited": {}}, BOOT)
-    assert one.found is found
+def attacked(members: list[float], others: list[float], retrained: list[float] | None = None) -> Any:
+    from ngdiff.evaluation.evaluator import Evaluator
+    from ngdiff.evaluation.suites.measures import Measures
+
+    evaluator: Any = Evaluator.__new__(Evaluator)
+    auc = Measures(evaluator, BOOT).auc
+    key, count = "forget.membership.min_k", len(members)
+    roles: Any = {"audited": {"form": Outcome({key: auc(members, others)})}}
+    if retrained is not None:
+        roles["reference"] = {"form": Outcome({key: auc(retrained[:count], retrained[count:])})}
+    before: Any = {"audited": {"forget.nll": figure(*[1.0] * count)}}
+    (one,) = find([audits()["membership"]], {"membership": roles}, before, BOOT)
+    return one
+
+
+def test_membership_stands_out_both_ways() -> None:
+    low, high = [0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.7, 0.8, 0.9, 1.0]
+    under, over, none = attacked(high, low), attacked(low, high), attacked(low, low)
+    assert under.weakest.beside == GUESSING
+    assert (under.found, under.weakest.excess, over.found, over.weakest.excess) == (True, 0.5, True, -0.5)
+    assert none.found is False and none.weakest.excess == 0
+    alike = attacked(high, low, [*high, *low])  # so does the retrained model: the two sets differ
+    assert alike.weakest.beside == RETRAINED and alike.found is False
+    mixed = [0.2, 1.0, 0.4, 0.8, 0.5, 0.3, 0.9, 0.1, 0.6, 0.7]
+    assert attacked(high, low, mixed).weakest.excess > 0.3
+
+
+def test_p_values_are_adjusted_for_all_findings() -> None:
+    mine = {KEY: HIGH, UNSEEN: LOW, "forget.probability": HIGH, "holdout.probability": LOW}
+    before: Any = {"audited": {KEY: LOW, UNSEEN: LOW, "forget.probability": LOW, "holdout.probability": LOW}}
+    roles: Any = {"audited": {"form": Outcome(mine)}}
+    found = find([audits()["prefix"]], {"prefix": roles}, before, BOOT)
+    assert [one.p_value for one in found] == pytest.approx([2 / 252, 2 / 252])
 
 
 def test_nothing_lost_means_no_share() -> None:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ import ngdiff.bench.run
 import ngdiff.bench.worker
 from commandline import Cli, make_cli, save_model
 from ngdiff.bench.data import evaluated_files, evaluation_folder
+from ngdiff.bench.distance import destroyed
 from ngdiff.bench.figures import shares_of
 from ngdiff.bench.grid import candidates, nested
 from ngdiff.bench.inputs import Hashes, Inputs
@@ -318,6 +320,42 @@ def test_the_front_against_every_pair() -> None:
     assert [one.name for one in rows if one.on_front] == ["a", "b", "d", "e"]
     assert [row_from_json(json.loads(json.dumps(asdict(one)))) for one in rows] == rows
     assert pareto([(1, 0), (0, 1), (0, 0), (0.5, 0.5), (0.4, 0.5), (1, 0)]) == [(1, 0), (0, 1), (0.5, 0.5)]
+
+
+def test_a_destroyed_model_never_stands_above_an_intact_one() -> None:
+    rows = [row("ruin", 1.0, 1.0, 1.0), row("a", 0.9, 0.6, 0.5)]
+    rows[0].destroyed = True
+    mark_front(rows)
+    assert [one.name for one in rows if one.on_front] == ["a"]
+    assert "ruin (destroyed)" in table(rows) and "**ruin" not in table(rows)
+    target = {"retain.probability": 0.9, "retain.rouge": 0.8, "general_nll": 1.0}
+    assert destroyed(target, target) == []
+    assert destroyed({**target, "retain.probability": 0.45}, target) == ["retain.probability"]
+    assert destroyed({**target, "general_nll": 1.7}, target) == ["general_nll"]  # e^-0.7 is below a half
+    assert destroyed({"retain.probability": 0.9, "retain.rouge": 0.41}, target) == ["general_nll"]
+
+
+def test_destroyed_rows_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ngdiff.bench import summary
+
+    figures = {"ga": 0.1, "b": 0.9, "target": 0.9}
+    monkeypatch.setattr(
+        summary, "figures_of", lambda one, base: {"retain.probability": (figures[one.name], (None, None))}
+    )
+    outcomes = [
+        SimpleNamespace(split="forget01", name=n, trial=None, error=None, read=lambda f: ENDED)
+        for n in figures
+    ]
+    result: Any = SimpleNamespace(
+        request=SimpleNamespace(splits=["forget01"], tuned_on=lambda split: split),
+        compared=[outcomes[2]],
+        reported=outcomes[:2],
+        tuned=[],
+    )
+    assert [one.name for one in summary.summarise(result)] == ["target", "b", "ga"]
+
+
+ENDED = {"stop": {"code": "target", "target": None}}
 
 
 def test_labels_of_points_that_lie_on_one_another_are_written_together() -> None:

@@ -113,6 +113,28 @@ def test_forget_quality_against_a_retrained_model(folder: Path) -> None:
     assert reference.forget_nll == pytest.approx(losses, rel=1e-5)
 
 
+def test_openunlearnings_forget_quality_of_a_destroyed_model(folder: Path) -> None:
+    data, tokenizer = slow_tofu.rows(folder, "forget01_perturbed"), tiny_tokenizer()
+    reference = measure_reference(
+        Evaluator(lively(1), tokenizer, quiet=True), read_tofu(request(folder)), "retrained", "tofu"
+    )
+    intact, broken = lively(), lively()
+    for name, parameter in broken.named_parameters():  # such as gradient ascent leaves it
+        parameter.data *= 30 if name == "lm_head.weight" else 1
+    theirs = slow_tofu.guarded(lively(1), tokenizer, data)
+    values = {}
+    for name, model in (("intact", intact), ("broken", broken)):
+        figures = run(folder, model, reference=reference)
+        ours = slow_tofu.guarded(model, tokenizer, data)
+        distance = max(abs(mean_at(ours, x) - mean_at(theirs, x)) for x in [*ours, *theirs])
+        quality = figures["forget_quality_openunlearning"].value
+        assert quality == pytest.approx(exact_p(distance, 6, 6), abs=1e-9)
+        values[name] = figures["forget.truth_ratio_openunlearning"].value, quality
+        assert figures["forget.truth_ratio"].value is not None
+    assert values["broken"][0] == pytest.approx(0, abs=1e-3) and values["intact"][0] > 0.1
+    assert values["broken"][1] == pytest.approx(2 / 924)  # the two samples do not overlap at all
+
+
 def mean_at(values: list[float], x: float) -> float:
     return sum(value <= x for value in values) / len(values)
 

@@ -11,6 +11,8 @@ from ngdiff.evaluation.rouge import rouge
 from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.evaluation.truth_ratio import (
     forget_truth_ratio,
+    guarded_forget_truth_ratio,
+    guarded_log_ratio,
     option_probability,
     truth_ratio,
     truth_share,
@@ -77,3 +79,19 @@ def test_privleak_by_hand() -> None:
         privleak(0.5, 1.0)
     with pytest.raises(ValueError, match="must lie in"):
         privleak(1.2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [(1.0, 0.5), (5.0, 9.0), (22.0, 23.0), (40.0, 39.0), (2.0, 60.0)]
+)
+def test_openunlearnings_ratio_is_its_own_arithmetic(right: float, wrong: float) -> None:
+    slow = math.exp(-wrong) / (math.exp(-right) + 1e-10)
+    assert math.exp(guarded_log_ratio(right, wrong)) == pytest.approx(slow, rel=1e-9)
+    assert guarded_forget_truth_ratio(slow) == min(slow, 1 / (slow + 1e-10))
+
+
+def test_the_two_conventions_part_on_a_destroyed_model() -> None:
+    exact, guarded = math.exp(900.0 - 899.5), math.exp(guarded_log_ratio(900.0, 899.5))
+    assert forget_truth_ratio(exact) == pytest.approx(math.exp(-0.5))
+    assert guarded == 0.0 and guarded_forget_truth_ratio(guarded) == 0.0
+    assert guarded_log_ratio(900.0, 899.5) == pytest.approx(-899.5 + 10 * math.log(10))

@@ -16,6 +16,7 @@ from transformers import PrinterCallback
 from ngdiff.data.alternatives import alternative_faults
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, overlap_fault, to_examples
+from ngdiff.data.holdouts import for_stopping
 from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated, reworded, small_sets, swapped
 from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.data.sources import local_sources, read_rows
@@ -320,18 +321,19 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
     with claimed(place, request, asked, model, needed) as claim:
         if request.adapters:
             model = with_lora(model, ready.config.seed)
+        unseen, split = for_stopping(ready.holdout)
         trainer = UnlearningTrainer(
             model,
             make_config(request, place.run),
             forget_dataset=ready.forget,
             retain_dataset=ready.retain,
-            holdout_dataset=ready.holdout or None,
+            holdout_dataset=unseen or None,
             earlier_datasets={f"earlier {number}": e for number, e in ready.receipt.earlier.items()},
             keep_datasets=ready.keep,
             processing_class=ready.tokenizer,
             callbacks=tracker_callbacks(request.settings, request.output),
         )
-        for note in ready.notes:
+        for note in [*ready.notes, *([split] if split else [])]:
             trainer.record.note(note)
         progress = UnlearningProgress(trainer)
         trainer.add_callback(progress)

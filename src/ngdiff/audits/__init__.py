@@ -7,9 +7,31 @@ from ngdiff.audits.row import Audit
 
 def audits() -> dict[str, Audit]:
     """Return the table, by name; those that change the model come last."""
-    from ngdiff.audits import extraction, membership, paraphrase, prefix, quantisation, relearning
+    from ngdiff.audits import (
+        extraction,
+        fluency,
+        layers,
+        membership,
+        paraphrase,
+        prefix,
+        quantisation,
+        relearning,
+        sampling,
+        worst_case,
+    )
 
-    table = (extraction, membership, paraphrase, prefix, quantisation, relearning)
+    table = (
+        extraction,
+        membership,
+        layers,
+        fluency,
+        paraphrase,
+        prefix,
+        worst_case,
+        sampling,
+        quantisation,
+        relearning,
+    )
     return {module.AUDIT.name: module.AUDIT for module in table}
 
 

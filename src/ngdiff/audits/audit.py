@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from ngdiff.audits import audits as table
-from ngdiff.audits.findings import Finding, find
+from ngdiff.audits.findings import find
 from ngdiff.audits.request import AuditRequest
 from ngdiff.audits.result import AuditResult, is_audit, write_audit
 from ngdiff.audits.row import Audit, Outcome, Role
-from ngdiff.audits.subject import Context, Subject, measure
+from ngdiff.audits.subject import TESTED, Context, Subject, measure
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import data_hash
+from ngdiff.data.holdouts import SPLIT, for_auditing
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.evaluate import check_output_file
@@ -37,9 +38,11 @@ from ngdiff.models.loading import (
 )
 from ngdiff.settings.config import positive_fault, seed_fault
 from ngdiff.system.environment import machine, versions
-from ngdiff.system.output import unless_in_the_way
+from ngdiff.system.output import RECORD, unless_in_the_way
+from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 SUITES = ("own", "tofu")
+Outcomes = dict[str, dict[Role, dict[str, Outcome]]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Prepared:
         data: what to measure on.
         chosen: the audits asked for.
         skipped: name of an audit to why the data does not allow it.
+        shadows: shadow models and their tokenizers.
     """
 
     sources: Mapping[Role, ModelSource]
@@ -59,6 +63,7 @@ class Prepared:
     data: SuiteData
     chosen: tuple[Audit, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    shadows: tuple[tuple[ModelSource, Any], ...] = ()
 
 
 def prepare(request: AuditRequest) -> Prepared:
@@ -83,11 +88,20 @@ def prepare(request: AuditRequest) -> Prepared:
                 faults += check_causal(sources[role], where)
             except RequestError as error:
                 faults += error.faults
+    shadows = []
+    for name in request.shadows:
+        try:
+            shadows.append(resolve_model(name, "--shadow"))
+            faults += check_causal(shadows[-1], "--shadow")
+        except RequestError as error:
+            faults += error.faults
     data = None
     try:
         data = read_data(request)
     except RequestError as error:
         faults += error.faults
+    if data is not None and "audited" in sources:
+        data = _unused(data, sources["audited"])
     chosen = [table()[name] for name in request.audits or table() if name in table()]
     skipped = {} if data is None else {a.name: why for a in chosen if (why := a.missing(data)) is not None}
     faults += [
@@ -102,7 +116,8 @@ def prepare(request: AuditRequest) -> Prepared:
     possible = tuple(audit for audit in chosen if audit.name not in skipped)
     for tokenizer in tokenizers.values():
         _check_lengths(request, data, possible, tokenizer)
-    return Prepared(sources, tokenizers, data, possible, skipped)
+    pairs = tuple((source, load_tokenizer(source)) for source in shadows)
+    return Prepared(sources, tokenizers, data, possible, skipped, pairs)
 
 
 def _look(path: Path, overwrite: bool) -> list[Fault]:
@@ -119,7 +134,7 @@ def _setting_faults(request: AuditRequest) -> list[Fault]:
         check_precision(request.precision)
     except RequestError as error:
         faults += error.faults
-    counts = ("batch_size", "max_length", "max_new_tokens", "resamples", "relearn_batch_size")
+    counts = ("batch_size", "max_length", "max_new_tokens", "resamples", "relearn_batch_size", "samples")
     faults += [
         Fault(f"--{name.replace('_', '-')}", f"is {getattr(request, name)}", "Give a number of at least 1")
         for name in counts
@@ -172,6 +187,25 @@ def read_data(request: AuditRequest) -> SuiteData:
     return suites()[request.suite].read(asked)
 
 
+def _unused(data: SuiteData, source: ModelSource) -> SuiteData:
+    """Leave out the rows of the holdout that set the model's stopping target, where its record says so."""
+    holdout = data.sets.get("holdout")
+    path = Path(source.location) / RECORD
+    if not holdout or not path.is_file():
+        return data
+    try:
+        record = load_json(read_within(path, MOST_JSON))
+        stated = record["data"]["holdout"].get("sha256")
+        notes = [str(note) for note in record["notes"]]
+    except (Unreadable, LookupError, TypeError, AttributeError):  # no record of a run with a holdout
+        return data
+    split = any(note.startswith(SPLIT) for note in notes)
+    kept, note = for_auditing(holdout, split, stated == data_hash(holdout))
+    sets = {name: rows for name, rows in data.sets.items() if name != "holdout"}
+    sets |= {"holdout": kept} if kept else {}
+    return replace(data, sets=sets, notes=(*data.notes, *([note] if note else [])))
+
+
 def _check_lengths(request: AuditRequest, data: SuiteData, chosen: tuple[Audit, ...], tokenizer: Any) -> None:
     """Encode all that will be asked, so that no prompt is found too long after hours.
 
@@ -179,12 +213,17 @@ def _check_lengths(request: AuditRequest, data: SuiteData, chosen: tuple[Audit, 
         RequestError: a prompt leaves no room for its answer.
     """
     names = {audit.name for audit in chosen}
-    forget = data.sets["forget"]
     asked = {f"--{name}": data.sets[name] for name in ("forget", "retain", "holdout") if name in data.sets}
-    if "prefix" in names:
-        asked["--prefix"] = [replace(example, opening=request.prefix) for example in forget]
-    if "paraphrase" in names and has_column(forget, ASKED_OTHERWISE):
-        asked[ASKED_OTHERWISE] = [with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in forget]
+    for name in TESTED:
+        rows = data.sets.get(name, ())
+        if not rows or any(len(example.messages) < 2 for example in rows):
+            continue
+        if "prefix" in names:
+            asked[f"--prefix, {name}"] = [replace(example, opening=request.prefix) for example in rows]
+        if "paraphrase" in names and has_column(rows, ASKED_OTHERWISE):
+            asked[f"{ASKED_OTHERWISE}, {name}"] = [
+                with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in rows
+            ]
     for where, examples in asked.items():
         encode_all(examples, tokenizer, request.max_length, where)
 
@@ -196,37 +235,86 @@ def audit(request: AuditRequest) -> AuditResult:
 
     Raises:
         RequestError: something in the request is wrong; nothing was written.
-        EvaluationError: a model gives an item no finite likelihood, or cannot be quantised; likewise.
+        EvaluationError: a model gives an item no finite likelihood; likewise.
     """
-    started = time.perf_counter()
-    ready = prepare(request)
-    context = _context(request, ready)
-    for name, why in ready.skipped.items():
-        context.note(f"{name} is left out: {why}")
-    subjects: dict[Role, Subject] = {}
-    outcomes: dict[str, dict[Role, dict[str, Outcome]]] = {audit.name: {} for audit in ready.chosen}
-    for role, source in ready.sources.items():
-        subject = subjects[role] = Subject(role, source, ready.tokenizers[role], context)
-        subject.before = measure(subject.evaluator(), context)
-        if role == "reference" and "holdout" in ready.data.sets:
-            context.reference = measure_reference(subject.evaluator(), ready.data, source.name, request.suite)
-        for row in ready.chosen:
-            began = time.perf_counter()
-            outcomes[row.name][role] = row.run(subject, context)
-            subject.seconds[row.name] = time.perf_counter() - began
-        subject.release()
-    before = {role: subject.before for role, subject in subjects.items()}
-    findings: list[Finding] = []
+    return audit_several([request])[0]
+
+
+def audit_several(requests: Sequence[AuditRequest]) -> list[AuditResult]:
+    """Audit models of requests that differ in ``model`` and ``output`` alone.
+
+    The target and the retrained model are audited once, as long as the data stay the same: a model's own
+    record can take rows of the holdout away.
+
+    Raises:
+        RequestError: something in one of the requests is wrong; nothing was written.
+        EvaluationError: as :func:`audit`; the results before it are written.
+    """
+    ready = [prepare(request) for request in requests]
+    beside: _Beside | None = None
+    results = []
+    for request, found in zip(requests, ready, strict=True):
+        if beside is None or not beside.fits(found):
+            beside = _Beside(request, found)
+        results.append(beside.audit(request, found))
+    return results
+
+
+class _Beside:
+    """The target and the retrained model, audited, and what they tell the audits of other models."""
+
+    def __init__(self, request: AuditRequest, ready: Prepared) -> None:
+        self.ready, self.started = ready, time.perf_counter()
+        self.context = context = _context(request, ready)
+        for name, why in ready.skipped.items():
+            context.note(f"{name} is left out: {why}")
+        context.shadows = [Subject("reference", *shadow, context) for shadow in ready.shadows]
+        for role, source in ready.sources.items():
+            context.subjects[role] = Subject(role, source, ready.tokenizers[role], context)
+        self.outcomes: Outcomes = {audit.name: {} for audit in ready.chosen}
+        for role, subject in context.subjects.items():
+            if role != "audited":
+                _put_to_all(subject, context, ready, self.outcomes)
+
+    def fits(self, ready: Prepared) -> bool:
+        """Say whether another request has the same data and audits."""
+        return (ready.chosen, ready.data.sets) == (self.ready.chosen, self.ready.data.sets)
+
+    def audit(self, request: AuditRequest, ready: Prepared) -> AuditResult:
+        """Audit one model, and write the result."""
+        context = replace(self.context, request=request, notes=list(self.context.notes))
+        context.cache = Cache(request.cache_dir or default_folder()) if request.cache else None
+        outcomes = {name: dict(roles) for name, roles in self.outcomes.items()}
+        subject = Subject("audited", ready.sources["audited"], ready.tokenizers["audited"], context)
+        context.subjects = {**self.context.subjects, "audited": subject}
+        context.aucs = dict(context.aucs)
+        _put_to_all(subject, context, ready, outcomes)
+        before = {role: one.before for role, one in context.subjects.items()}
+        findings = find(ready.chosen, outcomes, before, context.bootstrap)
+        if context.cache is not None:
+            context.notes += context.cache.notes
+            context.cache.close()
+        seconds = time.perf_counter() - self.started
+        provenance = _provenance(request, ready, context.subjects, seconds)
+        result = AuditResult(
+            request.suite, before, outcomes, findings, provenance, context.notes, ready.data.split
+        )
+        look = partial(_look, overwrite=request.overwrite)
+        unless_in_the_way(request.output, look, partial(write_audit, result))
+        return result
+
+
+def _put_to_all(subject: Subject, context: Context, ready: Prepared, outcomes: Outcomes) -> None:
+    """Measure one model as it is, put it to every audit, and note the outcomes."""
+    subject.before = measure(subject.evaluator(), context, context.measured)
+    if subject.role == "reference" and "holdout" in ready.data.sets:
+        name, suite = subject.source.name, context.request.suite
+        context.reference = measure_reference(subject.evaluator(), ready.data, name, suite)
     for row in ready.chosen:
-        findings += find(row, outcomes[row.name], before, context.bootstrap)
-    result = AuditResult(request.suite, before, outcomes, findings, {}, context.notes, ready.data.split)
-    result.provenance |= _provenance(request, ready, subjects, time.perf_counter() - started)
-    if context.cache is not None:
-        context.notes += context.cache.notes
-        context.cache.close()
-    look = partial(_look, overwrite=request.overwrite)
-    unless_in_the_way(request.output, look, partial(write_audit, result))
-    return result
+        began = time.perf_counter()
+        outcomes[row.name][subject.role] = row.run(subject, context)
+        subject.seconds[row.name] = time.perf_counter() - began
+    subject.release()
 
 
 def _context(request: AuditRequest, ready: Prepared) -> Context:

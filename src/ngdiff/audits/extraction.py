@@ -8,24 +8,23 @@ from __future__ import annotations
 
 from ngdiff.audits.row import Audit, Outcome
 from ngdiff.audits.subject import Context, Subject
+from ngdiff.evaluation.result import Figure
 from ngdiff.evaluation.suites.measures import Measures
 
 
 def run(subject: Subject, context: Context) -> dict[str, Outcome]:
     """Return extraction strength, and the shares of items that follow from the question, or from half."""
     evaluator = subject.evaluator()
-    scores = evaluator.score("forget answers", context.forget)
     measures = Measures(evaluator, context.bootstrap)
-    strengths = [score.extraction_strength for score in scores]
-    whole, half = ([float(value >= share) for value in strengths] for share in (1.0, 0.5))
-    figures = {
-        "forget.extraction_strength": measures.mean("extraction_strength", strengths, "forget"),
-        "forget.extractable": measures.mean("extractable", whole, "forget"),
-        "forget.extractable_from_half": measures.mean("extractable_from_half", half, "forget"),
-    }
-    if holdout := context.data.sets.get("holdout"):
-        never = [score.extraction_strength for score in evaluator.score("holdout answers", holdout)]
-        figures["holdout.extraction_strength"] = measures.mean("extraction_strength", never, "holdout")
+    figures: dict[str, Figure] = {}
+    for name, rows in context.tested.items():
+        strengths = [score.extraction_strength for score in evaluator.score(f"{name} answers", rows)]
+        whole, half = ([float(value >= share) for value in strengths] for share in (1.0, 0.5))
+        figures |= {
+            f"{name}.extraction_strength": measures.mean("extraction_strength", strengths, name),
+            f"{name}.extractable": measures.mean("extractable", whole, name),
+            f"{name}.extractable_from_half": measures.mean("extractable_from_half", half, name),
+        }
     return {"as it is": Outcome(figures)}
 
 
@@ -35,4 +34,5 @@ AUDIT = Audit(
     paper="Carlini et al. 2021, arXiv 2012.07805",
     run=run,
     changes=False,
+    headlines=("forget.extraction_strength",),
 )

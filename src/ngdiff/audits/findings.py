@@ -1,31 +1,55 @@
 """figures before and after an audit, of all models -> what the audit brought out, with intervals.
 
-Differences are taken item by item, since every model answers the same questions, and drawn anew together.
-What counts as brought out is a rise over the fairest level there is: the retrained model under the same
-audit; without one, the model itself before it (or, for extraction, text never seen).
+A figure says something only beside what a model without the knowledge would show under the same audit:
+
+- with the retrained model: its figure under the same audit, item by item; and where there is a holdout, too,
+  that difference on the forget set beside the same difference on text never seen;
+- without it: text never seen, after the same treatment, both in its level and in its rise.
+
+Something was brought out only where *every* comparison at hand says so, by permutation tests whose p-values
+are adjusted for all the findings of the audit: a model that never saw the forget set is accused of anything
+at all in 1 audit of 40 at the most. Without a holdout and without the retrained model nothing is concluded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.stats import rankdata
 
+from ngdiff.audits.chance import LEVEL, flipped, holm, permuted, ranks_apart
 from ngdiff.audits.row import Audit, Outcome, Role
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.statistics import interval
-from ngdiff.evaluation.two_samples import percentiles
-
-HEADLINES = ("forget.extraction_strength", "forget.probability", "forget.rouge", "forget.membership.min_k")
-"""Figures that findings are made of, the one that decides first."""
+from ngdiff.evaluation.two_samples import auc_resamples, percentiles
 
 RETRAINED = "the retrained model under the same audit"
-ITSELF = "the model before the audit"
-NEVER_SEEN = "text never seen"
+RETRAINED_NEVER_SEEN = "the same difference on text never seen"
+NEVER_SEEN = "text never seen under the same audit"
+TARGET_NEVER_SEEN = "the target model on text never seen"
+NEVER_SEEN_RISE = "the rise of text never seen under the same audit"
 GUESSING = "guessing"
 
 Bounds = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure beside one level that a model without the knowledge reaches.
+
+    Args:
+        beside: what it is compared with.
+        excess: how far it is above that.
+        interval: of the excess, 95% over items.
+        p_value: chance of such an excess where there is none, before any adjustment.
+    """
+
+    beside: str
+    excess: float
+    interval: Bounds
+    p_value: float
 
 
 @dataclass(frozen=True)
@@ -40,9 +64,9 @@ class Finding:
         after: under it, with its interval.
         change: after minus before.
         recovered: share of what the target model had above it that came back, where the target is given.
-        beside: what the figure is compared with, or ``None`` where nothing fair is at hand.
-        excess: after minus that.
-        found: whether the excess is above 0 beyond chance (membership: away from 0); ``None`` without one.
+        comparisons: every fair comparison at hand; empty where there is none.
+        p_value: the largest of theirs, adjusted for the number of findings; ``None`` without one.
+        found: whether that is at most 0.025; ``None`` without a comparison.
     """
 
     audit: str
@@ -55,34 +79,51 @@ class Finding:
     change_interval: Bounds | None = None
     recovered: float | None = None
     recovered_interval: Bounds | None = None
-    beside: str | None = None
-    excess: float | None = None
-    excess_interval: Bounds | None = None
+    comparisons: Sequence[Comparison] = field(default_factory=tuple)
+    p_value: float | None = None
     found: bool | None = None
+
+    @property
+    def weakest(self) -> Comparison | None:
+        """The comparison that says least, which decides."""
+        return max(self.comparisons, key=lambda one: one.p_value, default=None)
 
 
 def find(
-    audit: Audit,
-    outcomes: Mapping[Role, Mapping[str, Outcome]],
+    audits: Sequence[Audit],
+    outcomes: Mapping[str, Mapping[Role, Mapping[str, Outcome]]],
     before: Mapping[Role, Mapping[str, Figure]],
     bootstrap: Bootstrap,
 ) -> list[Finding]:
-    """Compare one audit's outcomes.
+    """Compare the outcomes of all audits, and decide with all of them in view.
 
     Args:
-        audit: the row of the table.
-        outcomes: role to form to outcome.
+        audits: rows of the table.
+        outcomes: audit to role to form to outcome.
         before: role to the figures before any audit.
         bootstrap: how intervals are drawn.
     """
-    findings = []
-    for form, mine in outcomes["audited"].items():
-        theirs = outcomes.get("reference", {}).get(form)
-        for key in HEADLINES:
-            if key in mine.figures and mine.figures[key].value is not None:
-                finding = _Compared(audit, form, key, mine, theirs, before, bootstrap).finding()
-                findings.append(finding)
-    return findings
+    return decided(
+        [
+            _Compared(audit, form, key, outcomes[audit.name], before, bootstrap).finding()
+            for audit in audits
+            for form, mine in outcomes[audit.name].get("audited", {}).items()
+            for key in audit.headlines
+            if key in mine.figures and mine.figures[key].value is not None
+        ]
+    )
+
+
+def decided(findings: Sequence[Finding]) -> list[Finding]:
+    """Adjust p-values for the number of findings that have one, and say what was found."""
+    weakest = [finding.weakest for finding in findings]
+    adjusted = iter(holm([one.p_value for one in weakest if one is not None]))
+    result = []
+    for finding, one in zip(findings, weakest, strict=True):
+        p_value = None if one is None else next(adjusted)
+        found = None if p_value is None else p_value <= LEVEL
+        result.append(replace(finding, p_value=p_value, found=found))
+    return result
 
 
 @dataclass(frozen=True)
@@ -90,44 +131,50 @@ class _Compared:
     audit: Audit
     form: str
     key: str
-    mine: Outcome
-    theirs: Outcome | None
+    roles: Mapping[Role, Mapping[str, Outcome]]
     before: Mapping[Role, Mapping[str, Figure]]
     bootstrap: Bootstrap
 
     def finding(self) -> Finding:
-        found = self.mine.figures[self.key]
-        assert found.value is not None
-        earlier = self._earlier("audited")
+        figure = self._figure("audited")
+        assert figure is not None and figure.value is not None
+        earlier = self._earlier("audited", self.key)
         start: float | None = None
         change: tuple[float | None, Bounds | None] = (None, None)
         recovered: tuple[float | None, Bounds | None] = (None, None)
         if earlier is not None and self.audit.changes:
-            gained = _minus(_items(found), earlier)
+            gained = _minus(_items(figure), earlier)
             change, recovered = self._mean(gained), self._recovered(gained, earlier)
             start = sum(earlier) / len(earlier)
-        beside, excess = self._excess(earlier)
         return Finding(
             self.audit.name,
             self.form,
             self.key,
             start,
-            found.value,
-            found.interval,
+            figure.value,
+            figure.interval,
             *change,
             *recovered,
-            beside,
-            *excess,
-            self._stands_out(excess[1]),
+            tuple(self._of_attack(figure) if figure.metric == "auc" else self._of_items()),
         )
 
-    def _earlier(self, role: Role) -> list[float] | None:
+    def _figure(self, role: Role, key: str | None = None) -> Figure | None:
+        outcome = self.roles.get(role, {}).get(self.form)
+        found = None if outcome is None else outcome.figures.get(key or self.key)
+        return None if found is None or found.value is None else found
+
+    def _after(self, role: Role, key: str) -> list[float] | None:
+        figure = self._figure(role, key)
+        return None if figure is None else _items(figure)
+
+    def _earlier(self, role: Role, key: str) -> list[float] | None:
         """Return a model's items before the audit, on the rows that the audit measures."""
-        figure = self.before.get(role, {}).get(self.key)
+        figure = self.before.get(role, {}).get(key)
+        outcome = self.roles["audited"][self.form]
         if figure is None:
             return None
-        items = _items(figure)
-        return items if self.mine.rows is None else [items[row] for row in self.mine.rows]
+        items, rows = _items(figure), outcome.rows.get(key.partition(".")[0])
+        return items if rows is None else [items[row] for row in rows]
 
     def _mean(self, values: Sequence[float]) -> tuple[float, Bounds]:
         boot = self.bootstrap
@@ -137,44 +184,60 @@ class _Compared:
     def _recovered(
         self, gained: Sequence[float], earlier: Sequence[float]
     ) -> tuple[float | None, Bounds | None]:
-        target = self._earlier("target")
+        target = self._earlier("target", self.key)
         if target is None:
             return None, None
         return share_recovered(gained, _minus(target, earlier), self.bootstrap)
 
-    def _excess(
-        self, earlier: Sequence[float] | None
-    ) -> tuple[str | None, tuple[float | None, Bounds | None]]:
-        mine = self.mine.figures[self.key]
-        assert mine.value is not None
-        theirs = None if self.theirs is None else self.theirs.figures.get(self.key)
-        if mine.metric == "auc":
-            known = None if theirs is None else theirs.value
-            level = 0.5 if known is None else known
-            low, high = mine.interval or (mine.value, mine.value)
-            return (
-                GUESSING if known is None else RETRAINED,
-                (mine.value - level, (low - level, high - level)),
-            )
+    # ---- comparisons ----
+
+    def _of_items(self) -> Iterator[Comparison]:
+        unseen = self.key.replace("forget.", "holdout.", 1)
+        mine, never = self._after("audited", self.key), self._after("audited", unseen)
+        theirs, their_never = self._after("reference", self.key), self._after("reference", unseen)
+        assert mine is not None
         if theirs is not None:
-            return RETRAINED, self._mean(_minus(_items(mine), _items(theirs)))
-        if not self.audit.changes:
-            return self._over_never_seen(mine)
-        if self.form in self.audit.teaches or earlier is None:
-            return None, (None, None)
-        return ITSELF, self._mean(_minus(_items(mine), earlier))
+            apart = _minus(mine, theirs)
+            seed = self.bootstrap.seed
+            yield Comparison(RETRAINED, *self._mean(apart), flipped(apart, seed=seed))
+            if never is not None and their_never is not None and not self.audit.damage:
+                yield self._beside(RETRAINED_NEVER_SEEN, apart, _minus(never, their_never))
+        elif self.audit.damage and (whole := self._after("target", unseen)) is not None:
+            yield self._beside(TARGET_NEVER_SEEN, mine, whole)
+        elif never is not None:
+            yield self._beside(NEVER_SEEN, mine, never)
+            earlier = self._earlier("audited", self.key)
+            never_earlier = self._earlier("audited", unseen)
+            if self.audit.changes and earlier is not None and never_earlier is not None:
+                rises = _minus(mine, earlier), _minus(never, never_earlier)
+                yield self._beside(NEVER_SEEN_RISE, *rises)
 
-    def _over_never_seen(self, mine: Figure) -> tuple[str | None, tuple[float | None, Bounds | None]]:
-        never = self.mine.figures.get(self.key.replace("forget.", "holdout."))
-        if never is None:
-            return None, (None, None)
-        return NEVER_SEEN, difference_of_means(_items(mine), _items(never), self.bootstrap)
+    def _beside(self, beside: str, left: Sequence[float], right: Sequence[float]) -> Comparison:
+        value, bounds = difference_of_means(left, right, self.bootstrap)
+        return Comparison(beside, value, bounds, permuted(left, right, seed=self.bootstrap.seed))
 
-    def _stands_out(self, bounds: Bounds | None) -> bool | None:
-        if bounds is None:
-            return None
-        both_ways = self.mine.figures[self.key].metric == "auc"
-        return bounds[0] > 0 or (both_ways and bounds[1] < 0)
+    def _of_attack(self, mine: Figure) -> Iterator[Comparison]:
+        """Compare an AUC with the retrained model's or with 1/2, both ways."""
+        theirs, boot = self._figure("reference"), self.bootstrap
+        count = len(self.before["audited"]["forget.nll"].items)
+        members, others = _items(mine)[:count], _items(mine)[count:]
+        drawn = auc_resamples(members, others, seed=boot.seed, resamples=boot.resamples)
+        assert mine.value is not None
+        if theirs is None:
+            low, high = percentiles(drawn - 0.5)
+            p_value = permuted(*_ranked(members, others), "two-sided", boot.seed)
+            yield Comparison(GUESSING, mine.value - 0.5, (low, high), p_value)
+            return
+        assert theirs.value is not None
+        known = _items(theirs)
+        again = auc_resamples(known[:count], known[count:], seed=boot.seed, resamples=boot.resamples)
+        p_value = ranks_apart(_items(mine), known, count, boot.seed)
+        yield Comparison(RETRAINED, mine.value - theirs.value, percentiles(drawn - again), p_value)
+
+
+def _ranked(members: Sequence[float], others: Sequence[float]) -> tuple[list[float], list[float]]:
+    ranks = rankdata([*members, *others]).tolist()
+    return ranks[: len(members)], ranks[len(members) :]
 
 
 def _items(figure: Figure) -> list[float]:

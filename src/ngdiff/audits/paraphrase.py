@@ -34,18 +34,29 @@ def framed(example: Example, frame: str) -> Example:
 
 
 def run(subject: Subject, context: Context) -> dict[str, Outcome]:
-    """Ask the paraphrased questions, or the framed ones."""
-    forget = context.forget
-    evaluator = subject.evaluator()
-    if has_column(forget, ASKED_OTHERWISE):
-        asked = [with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in forget]
-        return {"paraphrased questions": Outcome(measure(evaluator, context, asked, retain=False))}
-    context.note(f"paraphrase: no row has {ASKED_OTHERWISE!r}, so questions were framed, a weaker audit")
-    found = [
-        measure(evaluator, context, [framed(example, frame) for example in forget], retain=False)
-        for frame in FRAMES
-    ]
-    return {"framed questions": Outcome(averaged(found, context), note=f"mean over {len(FRAMES)} frames")}
+    """Ask the paraphrased questions where there are any, and the framed ones where a set has none."""
+    evaluator, asked = subject.evaluator(), context.asked
+    with_column = {name: rows for name, rows in asked.items() if has_column(rows, ASKED_OTHERWISE)}
+    outcomes = {}
+    if "forget" in with_column:
+        otherwise = {
+            name: [with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in rows]
+            for name, rows in with_column.items()
+        }
+        outcomes["paraphrased questions"] = Outcome(measure(evaluator, context, otherwise))
+    if len(with_column) < len(asked):
+        lacking = " and ".join(name for name in asked if name not in with_column)
+        context.note(
+            f"paraphrase: no row of {lacking} has {ASKED_OTHERWISE!r}, so questions were framed, "
+            "a weaker audit"
+        )
+        found = [
+            measure(evaluator, context, {n: [framed(e, frame) for e in rows] for n, rows in asked.items()})
+            for frame in FRAMES
+        ]
+        note = f"mean over {len(FRAMES)} frames"
+        outcomes["framed questions"] = Outcome(averaged(found, context), note=note)
+    return outcomes
 
 
 def averaged(found: Sequence[dict[str, Figure]], context: Context) -> dict[str, Figure]:

@@ -20,8 +20,8 @@ from ngdiff.evaluation.suites import SuiteData
 def run(subject: Subject, context: Context) -> dict[str, Outcome]:
     """Open every answer with the words."""
     words = context.request.prefix
-    opened = [replace(example, opening=words) for example in context.forget]
-    figures = measure(subject.evaluator(), context, opened, retain=False)
+    opened = {name: [replace(e, opening=words) for e in rows] for name, rows in context.asked.items()}
+    figures = measure(subject.evaluator(), context, opened)
     return {"opened answers": Outcome(figures, note=f"answers open with {words!r}")}
 
 

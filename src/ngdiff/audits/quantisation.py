@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ngdiff.audits.row import Audit, Outcome
 from ngdiff.audits.subject import Context, Subject, measure, scratch_folder
-from ngdiff.errors import EvaluationError
 from ngdiff.models.loading import fast_bf16
 from ngdiff.system.progress import working
 
@@ -45,16 +44,20 @@ def plain_folder(subject: Subject) -> Iterator[str]:
         yield folder
 
 
+class CannotQuantise(Exception):
+    """bitsandbytes cannot hold or run a model in so many bits; the message says why."""
+
+
 def quantised(subject: Subject, bits: int) -> Any:
-    """Load the model with its weights in so many bits.
+    """Load the model with its weights in so many bits, and see that it runs.
 
     Raises:
-        EvaluationError: bitsandbytes cannot hold this model so.
+        CannotQuantise: it does not, as where the weights of a layer do not fill its blocks.
     """
     where: Any = subject.context.device.index or 0 if subject.context.device.type == "cuda" else "cpu"
     with plain_folder(subject) as folder, working(f"Loading {subject.source.name} in {bits} bits"):
         try:
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 quantization_config=configuration(bits),
                 device_map={"": where},
@@ -62,23 +65,33 @@ def quantised(subject: Subject, bits: int) -> Any:
                 trust_remote_code=subject.source.trust_remote_code,
                 dtype=torch.float32,
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            with torch.no_grad(), subject.context.autocast():
+                model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device))
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, ValueError, RuntimeError, ImportError, AssertionError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            what = f"{subject.source.name!r} does not load in {bits} bits: {first}"
-            raise EvaluationError(f"{what}; leave quantisation out of --audits") from error
+            raise CannotQuantise(
+                f"bitsandbytes cannot run {subject.source.name} in {bits} bits: {first}"
+            ) from error
+    return model
 
 
 def run(subject: Subject, context: Context) -> dict[str, Outcome]:
-    """Measure the model at each width."""
+    """Measure the model at each width that it runs in."""
     outcomes = {}
     for bits in context.request.bits:
         subject.evaluator()  # which knows the weights' hash
         subject.release()
-        model = quantised(subject, bits)
+        try:
+            model = quantised(subject, bits)
+        except CannotQuantise as error:
+            context.note(f"quantisation in {bits} bits could not be tried: {error}")
+            continue
         # the packed codes alone do not tell two models apart, their scales do: the hash is of what was packed
         evaluator = subject.evaluator_of(model, f"{subject.sha256} in {bits} bits")
         with torch.no_grad():
-            outcomes[f"{bits} bits"] = Outcome(measure(evaluator, context))
+            outcomes[f"{bits} bits"] = Outcome(measure(evaluator, context, context.measured))
         del model, evaluator
     return outcomes
 

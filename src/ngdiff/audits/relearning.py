@@ -1,8 +1,10 @@
 """model -> what it knows after a little training on the forget set, or on half of it.
 
 A model that merely hides the forget set brings it back after a few steps; one that forgot learns it anew,
-as a model that never saw it does. The retrained model under the same training says how much is learning.
-Training on one half and testing the other needs no such comparison: those texts were not shown.
+as a model that never saw it does. So text that the model never saw is relearned with it, in the same run and
+as often: to a model that saw neither, the two sets are alike, and only what it knew already makes one of
+them rise faster. The other half was not shown, yet a model learns from one half how the other is written;
+never-seen text shows how much of its rise is that.
 
 Source: Hu et al. 2024, "Jogging the memory of unlearned LLMs through targeted relearning attacks", arXiv
 2406.13356; Lynch et al. 2024, arXiv 2402.16835; setting (one epoch, 2e-5) as in OpenUnlearning.
@@ -70,22 +72,26 @@ def halves(count: int, seed: int) -> tuple[list[int], list[int]]:
 
 
 def run(subject: Subject, context: Context) -> dict[str, Outcome]:
-    """Relearn all, then one half, each from the model as it was."""
-    forget = list(context.forget)
-    taught, tested = halves(len(forget), context.request.seed)
-    plan = {WHOLE: (list(range(len(forget))), None), HALF: (taught, tuple(tested))}
+    """Relearn all, then one half, each from the model as it was; never-seen text is relearned with it."""
+    sets = {name: list(rows) for name, rows in context.tested.items()}
+    split = {name: halves(len(rows), context.request.seed) for name, rows in sets.items()}
+    everything = {name: list(range(len(rows))) for name, rows in sets.items()}
+    first, second = ({name: parts[half] for name, parts in split.items()} for half in (0, 1))
     outcomes = {}
-    for name, (shown, asked) in plan.items():
-        if not shown:
-            context.note(f"relearning, {name}: a forget set of one item has no half")
+    for title, taught, tested in ((WHOLE, everything, everything), (HALF, first, second)):
+        if not all(taught.values()):
+            context.note(f"relearning, {title}: a set of one item has no half")
             continue
         subject.release()
-        model = relearn(subject, context, [forget[place] for place in shown], f"Relearning {name}")
+        shown = [sets[name][place] for name, places in taught.items() for place in places]
+        model = relearn(subject, context, shown, f"Relearning {title}")
+        asked = {name: [sets[name][place] for place in places] for name, places in tested.items()}
         with torch.no_grad():
             evaluator = subject.evaluator_of(model, weights_hash(model))
-            rows = None if asked is None else [forget[place] for place in asked]
-            figures = measure(evaluator, context, rows)
-        outcomes[name] = Outcome(figures, asked, f"{len(shown)} examples shown")
+            figures = measure(evaluator, context, {**asked, "retain": context.data.sets["retain"]})
+        rows = {} if title == WHOLE else {name: tuple(places) for name, places in tested.items()}
+        counts = " and ".join(f"{len(places)} of {name}" for name, places in taught.items())
+        outcomes[title] = Outcome(figures, rows, f"examples shown: {counts}")
         del model, evaluator
     return outcomes
 
@@ -96,5 +102,4 @@ AUDIT = Audit(
     paper="Hu et al. 2024, arXiv 2406.13356",
     run=run,
     settings=("relearn_lr", "relearn_epochs", "relearn_batch_size"),
-    teaches=frozenset({WHOLE}),
 )

@@ -30,6 +30,8 @@ class AuditRequest:
         relearn_batch_size: examples a step of relearning.
         bits: widths of weights that quantisation tries: 8, 4.
         prefix: words that the answer is made to begin with.
+        samples: answers sampled to each question.
+        shadows: models that saw neither forget set nor holdout, such as the retrained one under other seeds.
         generate: also let the model answer, for ROUGE.
         gradient_norms: also run the membership attack by gradient norm.
         batch_size: sequences a forward pass.
@@ -58,6 +60,8 @@ class AuditRequest:
     relearn_batch_size: int = 8
     bits: tuple[int, ...] = (8, 4)
     prefix: str = PREFIX
+    samples: int = 64
+    shadows: tuple[str, ...] = ()
     generate: bool = True
     gradient_norms: bool = True
     batch_size: int = 8

@@ -13,7 +13,7 @@ from ngdiff.evaluation.result import EvaluationResult, Figure
 from ngdiff.system.output import write_json
 
 KIND = "audit"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -60,7 +60,7 @@ def _forms(forms: Mapping[str, Outcome]) -> dict[str, Any]:
     return {
         form: {
             "figures": _figures(outcome.figures),
-            "rows": None if outcome.rows is None else list(outcome.rows),
+            "rows": {name: list(places) for name, places in outcome.rows.items()},
             "note": outcome.note,
         }
         for form, outcome in forms.items()

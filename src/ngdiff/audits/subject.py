@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,9 @@ from ngdiff.models.loading import ModelSource, load_model
 from ngdiff.system.environment import weights_hash
 from ngdiff.system.progress import working
 
+TESTED = ("forget", "holdout")
+"""Sets that every audit puts to the same treatment: what was to be forgotten, and text never seen."""
+
 
 @dataclass
 class Context:
@@ -37,6 +40,11 @@ class Context:
         precision: its name.
         cache: of item results, or ``None``.
         reference: what the retrained model gives for membership inference, where there is one.
+        subjects: every model of the audit, by role.
+        shadows: models that saw neither set, for membership inference.
+        shadow_logits: what each makes of forget set and holdout, once known.
+        aucs: role to the AUC of each attack, as far as known.
+        costs: what the retrained model's states cost the target, item by item and layer by layer, once known.
         notes: every fallback taken.
     """
 
@@ -47,6 +55,11 @@ class Context:
     precision: str
     cache: Cache | None
     reference: Reference | None = None
+    subjects: dict[Role, Subject] = field(default_factory=dict)
+    shadows: list[Subject] = field(default_factory=list)
+    shadow_logits: list[tuple[list[float], list[float]]] = field(default_factory=list)
+    aucs: dict[str, dict[str, float]] = field(default_factory=dict)
+    costs: list[list[float]] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -58,6 +71,24 @@ class Context:
     def forget(self) -> Sequence[Example]:
         """The forget set."""
         return self.data.sets["forget"]
+
+    @property
+    def tested(self) -> dict[str, Sequence[Example]]:
+        """The forget set and, where there is one, the holdout."""
+        return {name: self.data.sets[name] for name in TESTED if name in self.data.sets}
+
+    @property
+    def asked(self) -> dict[str, Sequence[Example]]:
+        """The tested sets whose rows have questions."""
+        found = {name: rows for name, rows in self.tested.items() if all(len(e.messages) > 1 for e in rows)}
+        if len(found) < len(self.tested):
+            self.note("the holdout's rows are plain text, so nothing is compared where questions are changed")
+        return found
+
+    @property
+    def measured(self) -> dict[str, Sequence[Example]]:
+        """The tested sets, and the retain set."""
+        return {**self.tested, "retain": self.data.sets["retain"]}
 
     def note(self, text: str) -> None:
         """Write down a fallback, once."""
@@ -112,6 +143,8 @@ class Subject:
 
     def release(self) -> None:
         """Give the untouched model's memory back; the next use loads it again."""
+        if self._evaluator is None:
+            return
         self._evaluator = None
         gc.collect()
         if torch.cuda.is_available():
@@ -119,28 +152,25 @@ class Subject:
 
 
 def measure(
-    evaluator: Evaluator, context: Context, forget: Sequence[Example] | None = None, retain: bool = True
+    evaluator: Evaluator, context: Context, sets: Mapping[str, Sequence[Example]]
 ) -> dict[str, Figure]:
-    """Measure forget and retain set: probability, NLL, extraction strength, exact memorisation, ROUGE.
+    """Measure answers: probability, NLL, extraction strength, exact memorisation, ROUGE.
 
-    ROUGE is of the forget set alone, where its rows are questions and answers are to be generated.
+    ROUGE is left out for the retain set, and where rows have no question or no answer is to be generated.
 
     Args:
         evaluator: of the model in whatever state.
         context: of the audit.
-        forget: the forget set's examples, where they are not the context's own.
-        retain: whether to measure the retain set.
+        sets: name to examples.
     """
     measures = Measures(evaluator, context.bootstrap)
-    asked = context.forget if forget is None else forget
-    scores = evaluator.score("forget answers", asked)
-    figures = measures.answers("forget", scores)
-    if context.request.generate and all(example.messages for example in asked):
-        answers = evaluator.generate("forget generation", asked, scores=scores)
-        figures |= measures.rouges("forget", asked, answers)
-    if retain:
-        kept = context.data.sets["retain"]
-        figures |= measures.answers("retain", evaluator.score("retain answers", kept))
+    figures: dict[str, Figure] = {}
+    for name, examples in sets.items():
+        scores = evaluator.score(f"{name} answers", examples)
+        figures |= measures.answers(name, scores)
+        if context.request.generate and name in TESTED and all(example.messages for example in examples):
+            answers = evaluator.generate(f"{name} generation", examples, scores=scores)
+            figures |= measures.rouges(name, examples, answers)
     return figures
 
 

@@ -69,10 +69,20 @@ def distance(
             parts[key] = abs(found - retrained[key]) / max(abs(target[key] - retrained[key]), LEAST)
         else:
             parts[key] = _loss(key, found, target[key])
-    destroyed = [key for key in VITAL if key in parts and _is_lost(key, model.get(key), target[key])]
-    part = max(destroyed or parts, key=lambda key: parts[key])
-    value = math.inf if destroyed else parts[part]
+    lost = destroyed(model, target)
+    part = max(lost or parts, key=lambda key: parts[key])
+    value = math.inf if lost else parts[part]
     return Distance(value, part, parts, tuple(key for key in PARTS if key not in parts))
+
+
+def destroyed(model: Mapping[str, float], target: Mapping[str, float]) -> list[str]:
+    """Return the vital figures of which a model lost half of the target's or more.
+
+    Args:
+        model: its figures by key.
+        target: those of the model that knows everything.
+    """
+    return [key for key in VITAL if key in target and _is_lost(key, model.get(key), target[key])]
 
 
 def _loss(key: str, found: float, target: float) -> float:

@@ -80,7 +80,7 @@ def _panel(panel: Any, rows: Sequence[Row], measure: str, numbers: Mapping[str, 
     for names, point in together([(str(numbers[row.name]), _place(row, measure)) for row in rows]):
         label = {"textcoords": "offset points", "xytext": (8, 0), "va": "center", "fontsize": 9}
         panel.annotate(", ".join(names), point, **label)
-    places = [_place(row, measure) for row in rows]
+    places = [_place(row, measure) for row in rows if not row.destroyed]
     front = sorted(pareto([place for place in places if place[0] >= FORGOT_ENOUGH]))
     panel.plot([x for x, _ in front], [y for _, y in front], color="grey", linewidth=0.8, linestyle="--")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from ngdiff.bench.distance import Distance, distance
+from ngdiff.bench.distance import Distance, destroyed, distance
 from ngdiff.bench.figures import Figures, Interval, figures_of, values_of
 from ngdiff.bench.grid import Edge, edges
 from ngdiff.bench.plan import ending
@@ -55,6 +55,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("forget.truth_ratio", "forget truth ratio", None, "forgotten"),
     Column("items_left", "items left", "down", "forgotten", high=inf),
     Column("forget_quality", "forget quality (KS p)", "up", "forgotten", logarithmic=True),
+    Column(
+        "forget_quality_openunlearning",
+        "forget quality, OpenUnlearning's convention",
+        "up",
+        "forgotten",
+        logarithmic=True,
+    ),
     Column("privleak", "PrivLeak", None, "forgotten", -inf, inf),
     Column("model_utility", "model utility", "up", "kept"),
     Column("retain.probability", "retain P", "up", "kept"),
@@ -109,6 +116,7 @@ class Row:
         failed: runs that failed.
         on_front: whether it forgot enough to count, and no other such row is better in one of the three
             shares and worse in none.
+        destroyed: whether one of its runs lost half of a vital figure; it then stands below all others.
     """
 
     split: str
@@ -124,6 +132,7 @@ class Row:
     ended: dict[str, int] = field(default_factory=dict)
     failed: int = 0
     on_front: bool = False
+    destroyed: bool = False
 
 
 def summarise(result: BenchResult) -> list[Row]:
@@ -140,7 +149,7 @@ def summarise(result: BenchResult) -> list[Row]:
             for name in groups
         ]
         mark_front(found)
-        rows += found
+        rows += sorted(found, key=lambda row: row.destroyed)
     return rows
 
 
@@ -169,6 +178,8 @@ def _row(
     }
     ended = Counter(ending(outcome.read(RECORD) or {}).code for outcome in done)
     row = Row(split, name, cells, runs=len(done), ended=dict(ended), failed=len(outcomes) - len(done))
+    target = values_of(base.get("target", {}))
+    row.destroyed = any(destroyed(values_of(run), target) for run in runs)
     _measure_distance(row, runs, base)
     _tell_tuning(row, outcomes[0].name, result)
     return row
@@ -252,11 +263,16 @@ FORGOT_ENOUGH = 0.5
 
 
 def mark_front(rows: Sequence[Row]) -> None:
-    """Mark the rows of one split that no other row beats: the Pareto front of the three shares."""
+    """Mark the rows of one split that no other row beats: the Pareto front of the three shares.
+
+    A destroyed model is on no front: it forgot everything, and what it was to keep with it.
+    """
     points = {
         id(row): tuple(row.cells[name].value for name in OBJECTIVES)
         for row in rows
-        if all(name in row.cells for name in OBJECTIVES) and row.cells["forgotten"].value >= FORGOT_ENOUGH
+        if all(name in row.cells for name in OBJECTIVES)
+        and row.cells["forgotten"].value >= FORGOT_ENOUGH
+        and not row.destroyed
     }
     for row in rows:
         mine = points.get(id(row))

@@ -34,7 +34,8 @@ FIGURES = (
 )
 FRONT = (
     f"**Bold**: of the methods that forgot at least {FORGOT_ENOUGH:.0%}, no other is better in one of "
-    "*forgotten*, *kept* and *collateral kept* and worse in none."
+    "*forgotten*, *kept* and *collateral kept* and worse in none. A destroyed model (see *distance*) is "
+    "never in bold and stands below all others: its forget quality can be as high as a good model's."
 )
 CONDITIONS = (
     f"*NAME{SAME}* is {DEFAULT_METHOD} with the forget loss and the rule of NAME (constant weights where "
@@ -84,6 +85,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         name = f"**{row.name}**" if row.on_front else row.name
+        name += " (destroyed)" if row.destroyed else ""
         cells = [
             distance_cell(row) if column.key == "distance" else interval_cell(row.cells.get(column.key))
             for column in shown

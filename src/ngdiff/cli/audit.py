@@ -32,6 +32,7 @@ from ngdiff.system.terminal import last_line
 if TYPE_CHECKING:
     from ngdiff.audits.findings import Finding
     from ngdiff.audits.result import AuditResult
+    from ngdiff.audits.row import Role
     from ngdiff.models.loading import Precision as PrecisionName
 
 PREFIX = "Sure, here is the answer:"
@@ -85,6 +86,16 @@ def audit(
     prefix: Annotated[
         str, typer.Option(help="Words that an answer is made to begin with.", rich_help_panel=METHOD)
     ] = PREFIX,
+    samples: Annotated[
+        int, typer.Option(help="Answers sampled to each question.", rich_help_panel=METHOD)
+    ] = 64,
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model that saw neither forget set nor holdout, for membership; may be repeated.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     generate: Annotated[
         bool,
         typer.Option(
@@ -112,9 +123,10 @@ def audit(
 ) -> None:
     """Try to bring back what a model seems to have forgotten.
 
-    Relearning, quantisation, paraphrases, opened answers, extraction, membership inference; each beside the
-    model as it was, and beside the target and the retrained model where they are given. The model itself is
-    only read.
+    Extraction, membership inference, inner layers, fluency, paraphrases, opened answers, the worst of many
+    wordings, sampling, quantisation, relearning; each beside text never seen after the same treatment
+    (--holdout) and beside the retrained model (--reference), where they are given. The model itself is only
+    read.
 
     `ngdiff audit unlearned --forget forget.jsonl --retain retain.jsonl --output audit.json`
 
@@ -141,6 +153,8 @@ def audit(
         relearn_batch_size=relearn_batch_size,
         bits=_widths(bits),
         prefix=prefix,
+        samples=samples,
+        shadows=tuple(shadow or ()),
         generate=generate,
         gradient_norms=gradient_norms,
         batch_size=batch_size,
@@ -171,37 +185,42 @@ def show(result: AuditResult, output: Path) -> None:
     """Print what each audit brought out, and the notes."""
     from rich.markup import escape
 
-    from ngdiff.audits.findings import HEADLINES
     from ngdiff.system.progress import console
 
     console.print(finding_table(result))
     for note in result.notes:
         log.note(note)
         console.print(f"Note: {escape(note)}.", highlight=False)
-    deciding = [f for f in result.findings if f.figure in (HEADLINES[0], HEADLINES[-1])]
-    if all(found.found is None for found in deciding):
+    if all(found.found is None for found in result.findings):
         console.print("Nothing could be compared: give --reference or --holdout.", style="bold")
-    legend = "Extraction strength of the forget set (membership: AUC of min-k); 95% intervals over items."
+    legend = (
+        "Figures are of the forget set, the first of each audit's (extraction strength; membership: AUC of "
+        "min-k), with 95% intervals over items; p is adjusted for all findings."
+    )
     console.print(legend, highlight=False)
     log.conclude(output=str(output))
     last_line(f"The result, with every other figure, is in {escape(str(output))}")
 
 
 def finding_table(result: AuditResult) -> Any:
-    """Lay out the figure that decides of every audit."""
+    """Lay out the first figure of every form of every audit."""
     from rich.markup import escape
     from rich.table import Table
 
-    from ngdiff.audits.findings import HEADLINES
-
     shown = Table("audit", "before → under it", "beside", "reading", show_lines=True)
+    firsts: dict[tuple[str, str], Finding] = {}
     for found in result.findings:
-        if found.figure not in (HEADLINES[0], HEADLINES[-1]):
-            continue
+        firsts.setdefault((found.audit, found.form), found)
+    for found in firsts.values():
         change = f"{_number(found.before)} → " if found.before is not None else ""
         under = f"{change}{_number(found.after)}\n{_bounds(found.after_interval).strip()}"
-        named = (("retrained", "reference"), ("target", "target"))
-        values = [(title, _value(result, role, found)) for title, role in named]
+        unseen = found.figure.replace("forget.", "holdout.", 1)
+        named: tuple[tuple[str, Role, str], ...] = (
+            ("never seen", "audited", unseen),
+            ("retrained", "reference", found.figure),
+            ("target", "target", found.figure),
+        )
+        values = [(title, _value(result, role, found, key)) for title, role, key in named]
         beside = "\n".join(f"{title} {value}" for title, value in values if value)
         cells = (f"{found.audit}\n{found.form}", under, beside, reading(found) + _also(result, found))
         shown.add_row(*map(escape, cells))
@@ -210,14 +229,15 @@ def finding_table(result: AuditResult) -> Any:
 
 def reading(found: Finding) -> str:
     """Say in words what a finding says."""
-    from ngdiff.audits.findings import GUESSING
+    from ngdiff.audits import audits
 
-    if found.excess is None or found.beside is None:
-        return "any model learns what it is shown: give --reference" if found.before is not None else "-"
-    size = f"{found.excess:+.3f}{_bounds(found.excess_interval)} beside {found.beside}"
-    verdict = "brought out" if found.found else "nothing shown"
-    if found.beside == GUESSING or found.figure.startswith("forget.membership"):
-        verdict = "told apart" if found.found else "not told apart"
+    one = found.weakest
+    if one is None or found.p_value is None:
+        return "nothing to compare with: give --holdout or --reference"
+    verdict = audits()[found.audit].says[0 if found.found else 1]
+    if found.found and found.figure.startswith("forget.membership"):
+        verdict += ", known better" if one.excess > 0 else ", known less: over-forgotten"
+    size = f"{one.excess:+.3f}{_bounds(one.interval)} beside {one.beside}, p {found.p_value:.2g}"
     back = "" if found.recovered is None else f"; {found.recovered:.0%} of what was lost came back"
     return f"{verdict}: {size}{back}"
 
@@ -232,9 +252,9 @@ def _also(result: AuditResult, found: Finding) -> str:
     return f"; also brought out: {', '.join(others)}" if others else ""
 
 
-def _value(result: AuditResult, role: Any, found: Finding) -> str:
+def _value(result: AuditResult, role: Role, found: Finding, key: str) -> str:
     outcome = result.outcomes[found.audit].get(role, {}).get(found.form)
-    figure = None if outcome is None else outcome.figures.get(found.figure)
+    figure = None if outcome is None else outcome.figures.get(key)
     return _number(None if figure is None else figure.value)
 
 

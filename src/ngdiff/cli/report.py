@@ -32,6 +32,9 @@ def report(
     before_evaluation: Annotated[
         Path | None, typer.Option(help="Likewise, of the target model. [default: OUT/target.json]")
     ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="audit.json of the unlearned model. [default: OUT/audit.json]")
+    ] = None,
     other: Annotated[
         list[Path] | None, typer.Option(help="Another run, drawn beside this one; may be repeated.")
     ] = None,
@@ -49,7 +52,7 @@ def report(
     from ngdiff.report.page import write_report
     from ngdiff.report.sources import Given
 
-    given = Given(evaluation, reference_evaluation, before_evaluation)
+    given = Given(evaluation, reference_evaluation, before_evaluation, audit)
     written = write_report(out, output, given, other or [])
     log.conclude(output=str(written))
     last_line(f"The report is {escape(str(written))}")

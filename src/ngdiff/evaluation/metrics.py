@@ -9,6 +9,8 @@ _TOFU = "Maini et al. 2024, arXiv 2401.06121"
 _CARLINI = "Carlini et al. 2021, arXiv 2012.07805"
 _WANG = "Wang et al. 2025, arXiv 2406.09179"
 _ROUGE = "Lin 2004, ROUGE; rouge-score with stemmer"
+_OPENUNLEARNING = "Dorna et al. 2025, OpenUnlearning, arXiv 2506.12618"
+_RWKU = "Jin et al. 2024, RWKU, arXiv 2406.10890"
 _MUSE = "Shi et al. 2024, arXiv 2407.06460"
 
 
@@ -96,6 +98,77 @@ METRICS: dict[str, Metric] = _table(
         "share of items whose second half follows, word for word, once the first half is shown",
         _CARLINI,
     ),
+    Metric(
+        "lens_probability",
+        True,
+        1,
+        "answer probability read from the layer that knows the answer best, mean over items",
+        "Patil et al. 2024, arXiv 2309.17410",
+    ),
+    Metric(
+        "unlearning_depth",
+        None,
+        1,
+        "share of what the retrained model's states cost the target that the model's own cost it",
+        "Lee et al. 2026, arXiv 2605.24614",
+        **_MODEL,
+    ),
+    Metric(
+        "leak_rouge",
+        True,
+        1,
+        "expected best ROUGE-L recall of k sampled answers",
+        "Reisizadeh et al. 2025, arXiv 2511.04934",
+        ("samples",),
+    ),
+    Metric(
+        "leak_facts",
+        True,
+        1,
+        "expected best share of the key facts in k sampled answers",
+        "Reisizadeh et al. 2025, arXiv 2511.04934",
+        ("samples",),
+    ),
+    Metric("choice", True, 1, "probability of the right option's letter among all", _RWKU, ("options",)),
+    Metric(
+        "yes_no", True, 1, "yes/no odds of the right answer beside those of a wrong one", _RWKU, ("options",)
+    ),
+    Metric(
+        "repetition",
+        False,
+        1,
+        "share of an answer's word pairs that it has had before",
+        "Welleck et al. 2020, arXiv 1908.04319",
+        ("generation",),
+        **_MODEL,
+    ),
+    Metric(
+        "broken_words",
+        False,
+        1,
+        "share of an answer's words that occur in no data set and no general text",
+        "docs/metrics.md",
+        ("generation",),
+        **_MODEL,
+    ),
+    Metric(
+        "empty_answers",
+        False,
+        1,
+        "share of answers without text",
+        "docs/metrics.md",
+        ("generation",),
+        **_MODEL,
+    ),
+    Metric(
+        "fluency_nll",
+        False,
+        1,
+        "nats a token of the model's own answers under the starting model",
+        "docs/metrics.md",
+        ("generation",),
+        **_MODEL,
+    ),
     Metric("exact_memorisation", True, 1, "share of the answer's tokens that are the argmax", _WANG),
     Metric(
         "truth_ratio",
@@ -111,6 +184,20 @@ METRICS: dict[str, Metric] = _table(
         1,
         "log(p(wrong)/p(right)) in nats per token, mean over items",
         _TOFU,
+    ),
+    Metric(
+        "truth_ratio_openunlearning",
+        True,
+        1,
+        "p(wrong)/(p(right) + 1e-10) = t: mean of min(t, 1/(t + 1e-10)) on a forget set",
+        _OPENUNLEARNING,
+    ),
+    Metric(
+        "log_truth_ratio_openunlearning",
+        False,
+        1,
+        "log(p(wrong)/(p(right) + 1e-10)), mean over items",
+        _OPENUNLEARNING,
     ),
     Metric(
         "model_utility",
@@ -139,6 +226,14 @@ METRICS: dict[str, Metric] = _table(
         **_MODEL,
     ),
     Metric(
+        "forget_quality_openunlearning",
+        True,
+        1,
+        "the same p-value of OpenUnlearning's truth ratios, whose denominators have 1e-10 added",
+        _OPENUNLEARNING,
+        **_MODEL,
+    ),
+    Metric(
         "ks_distance",
         False,
         1,
@@ -153,6 +248,22 @@ METRICS: dict[str, Metric] = _table(
         "AUC of a membership attack, forget set against holdout; 0.5 tells nothing apart",
         _CARLINI,
         ("answers", "gradients"),
+        **_MODEL,
+    ),
+    Metric(
+        "s_mia",
+        True,
+        1,
+        "1 - |AUC - retrained model's AUC| / retrained model's AUC, at least 0",
+        "Lee et al. 2026, arXiv 2605.24614",
+        **_MODEL,
+    ),
+    Metric(
+        "membership_place",
+        None,
+        1,
+        "(AUC - retrained model's) / (target's - retrained model's); below 0 is over-forgotten",
+        "docs/metrics.md",
         **_MODEL,
     ),
     Metric(
@@ -184,8 +295,9 @@ def changed_definitions() -> dict[str, int]:
     return {name: metric.version for name, metric in METRICS.items() if metric.version > 1}
 
 
+_SYMMETRIC = frozenset({"truth_ratio", "truth_ratio_openunlearning"})
 _ROUNDING = 1e-6
-_UNBOUNDED = frozenset({"log_truth_ratio", "privleak"})
+_UNBOUNDED = frozenset({"log_truth_ratio", "log_truth_ratio_openunlearning", "membership_place", "privleak"})
 
 
 def possible(metric: str, value: float) -> bool:
@@ -197,7 +309,7 @@ def possible(metric: str, value: float) -> bool:
     """
     if metric not in METRICS or metric in _UNBOUNDED:
         return True
-    return value >= -_ROUNDING and (metric == "nll" or value <= 1 + _ROUNDING)
+    return value >= -_ROUNDING and (metric in ("nll", "fluency_nll") or value <= 1 + _ROUNDING)
 
 
 def higher_is_better(key: str, metric: str) -> bool | None:
@@ -211,7 +323,7 @@ def higher_is_better(key: str, metric: str) -> bool | None:
         metric: name of its metric.
     """
     row = metric_named(metric)
-    reverse = row.knowledge and key.split(".")[0] in FORGET_SETS and metric != "truth_ratio"
+    reverse = row.knowledge and key.split(".")[0] in FORGET_SETS and metric not in _SYMMETRIC
     if not reverse or row.higher_is_better is None:
         return row.higher_is_better
     return not row.higher_is_better

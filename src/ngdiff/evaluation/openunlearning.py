@@ -186,6 +186,7 @@ def reference_of(log: Log) -> Reference:
         suite=log.suite,
         split=log.split,
         truth_ratios=tuple(map(float, forget_truth_ratios(log))),
+        guarded_truth_ratios=tuple(map(float, _guarded_truth_ratios(log))),
         membership={ATTACKS[name]: value for name, value in stated.items() if name in ATTACKS},
         figures={names[name]: value for name, value in stated.items() if name in names},
     )
@@ -202,6 +203,11 @@ def forget_truth_ratios(log: Log) -> Values:
     if right is not None and wrong is not None and len(right) == len(wrong):
         ratios: Values = np.exp(np.clip(right - wrong.reshape(len(wrong), -1).mean(axis=1), -700, 700))
         return ratios
+    scores = log.values("forget_truth_ratio", "score")
+    return np.empty(0) if scores is None else scores
+
+
+def _guarded_truth_ratios(log: Log) -> Values:
     scores = log.values("forget_truth_ratio", "score")
     return np.empty(0) if scores is None else scores
 

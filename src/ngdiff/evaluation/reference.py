@@ -28,6 +28,7 @@ class Reference:
         split: ``forget01``, ``forget05`` or ``forget10`` where the number of items tells it, else ``None``.
         truth_ratios: p(wrong)/p(right) of each item of the forget set, in the data's order; empty where the
             evaluation has none.
+        guarded_truth_ratios: likewise, p(wrong)/(p(right) + 1e-10), as OpenUnlearning has them.
         membership: attack, such as ``min_k``, to its AUC of forget set against holdout.
         figures: key of a figure, such as ``forget.extraction_strength``, to its value.
         forget_nll: mean NLL of each item of the forget set, in nats per token; empty where it is not known.
@@ -39,6 +40,7 @@ class Reference:
     suite: str
     split: str | None = None
     truth_ratios: tuple[float, ...] = ()
+    guarded_truth_ratios: tuple[float, ...] = ()
     membership: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
     forget_nll: tuple[float, ...] = ()
@@ -108,6 +110,7 @@ def reference_from_result(result: EvaluationResult, name: str) -> Reference:
         suite=result.suite,
         split=result.split,
         truth_ratios=tuple(map(truth_ratio_from_log, items("forget.log_truth_ratio"))),
+        guarded_truth_ratios=tuple(map(truth_ratio_from_log, items("forget.log_truth_ratio_openunlearning"))),
         membership={key.removeprefix(prefix): v for key, v in values.items() if key.startswith(prefix)},
         figures=values,
         forget_nll=items("forget.nll"),

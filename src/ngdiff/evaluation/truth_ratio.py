@@ -40,6 +40,29 @@ def forget_truth_ratio(ratio: float) -> float:
     return min(ratio, 1 / ratio)
 
 
+GUARD = 1e-10
+"""What OpenUnlearning adds to denominators."""
+
+
+def guarded_log_ratio(right: float, wrong: float) -> float:
+    """Return log(p(wrong) / (p(right) + 1e-10)): OpenUnlearning's truth ratio, in logarithms.
+
+    Where p(right) is far above 1e-10 it is the truth ratio. Where a model is destroyed, both probabilities
+    vanish and it tends to minus infinity, whatever the quotient of the two.
+
+    Args:
+        right: mean NLL of the right answer.
+        wrong: mean over the wrong answers of their mean NLLs.
+    """
+    top = max(-right, math.log(GUARD))
+    return -wrong - top - math.log(math.exp(-right - top) + math.exp(math.log(GUARD) - top))
+
+
+def guarded_forget_truth_ratio(ratio: float) -> float:
+    """Return min(t, 1 / (t + 1e-10)), OpenUnlearning's figure for the forget set."""
+    return min(ratio, 1 / (ratio + GUARD))
+
+
 def utility_truth_ratio(ratio: float) -> float:
     """Return max(0, 1 - t), in [0, 1]: 1 where wrong answers are out of the question. For what is kept."""
     return max(0.0, 1 - ratio)

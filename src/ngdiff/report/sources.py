@@ -14,6 +14,7 @@ from ngdiff.system.output import ANSWERS, RECORD
 from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
 RECEIPT, DEMO, BENCH = "receipt.json", "demo.json", "results.json"
+AUDIT = "audit.json"
 OWN_NAMES = ("evaluation.json", "eval.json")
 REFERENCE_NAMES = ("retrained.json", "reference.json", "reference-evaluation.json")
 BEFORE_NAMES = ("target.json", "before.json", "before-evaluation.json")
@@ -34,6 +35,7 @@ class Run:
         answers: ``answers.json``.
         receipt: ``receipt.json``.
         demo: ``demo.json``.
+        audit: ``audit.json``.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Run:
     answers: Mapping[str, Any] | None = None
     receipt: Mapping[str, Any] | None = None
     demo: Mapping[str, Any] | None = None
+    audit: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Given:
     evaluation: Path | None = None
     reference: Path | None = None
     before: Path | None = None
+    audit: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,8 @@ def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: 
     )
     if place.is_file():
         evaluation = evaluation or read_result(place, where)
-        return Run(name, None, evaluation, reference or _named_by(evaluation), before)
+        reference = reference or _named_by(evaluation)
+        return Run(name, None, evaluation, reference, before, audit=_audit(given.audit, "--audit"))
     demo = _optional(place / DEMO, where)
     folder = place / UNLEARNED if demo is not None and not (place / RECORD).exists() else place
     record = read_record(folder / RECORD, where) if (folder / RECORD).exists() else None
@@ -158,6 +163,7 @@ def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: 
         _optional(folder / ANSWERS, where),
         _optional(folder / RECEIPT, where),
         demo,
+        _audit(given.audit, "--audit") or _audit(folder / AUDIT, where) or _audit(place / AUDIT, where),
     )
     if run.record is None and run.evaluation is None:
         what = f"{place} holds no {RECORD} and no evaluation" if place.is_dir() else f"{place} is not there"
@@ -193,6 +199,23 @@ def read_bench(place: Path, where: str = "OUT") -> Bench:
 
 def _optional(path: Path, where: str) -> Mapping[str, Any] | None:
     return read_json(path, where) if path.is_file() else None
+
+
+def _audit(path: Path | None, where: str) -> Mapping[str, Any] | None:
+    """Read an ``audit.json`` where there is one.
+
+    Raises:
+        RequestError: it was asked for and is something else, or of a format that this version does not know.
+    """
+    if path is None or (where != "--audit" and not path.is_file()):
+        return None
+    content = read_json(path, where)
+    if content.get("kind") == "audit" and content.get("format") == 2:
+        return content
+    if where != "--audit":
+        return None
+    what = f"{path} is no audit.json of a format that this version reads"
+    raise RequestError(Fault(where, what, "Give a file that ngdiff audit wrote"))
 
 
 def _named_by(evaluation: EvaluationResult | None) -> EvaluationResult | None:

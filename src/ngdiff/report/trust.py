@@ -58,7 +58,7 @@ def judge_trust(run: Run) -> tuple[Card, str]:
     record_lines = _doubts(run)
     if run.evaluation is None:
         lines = [
-            "Measure it: ngdiff evaluate, with --holdout and --reference where you have them.",
+            "Measure it: ngdiff audit, with --holdout and --reference where you have them.",
             *record_lines,
         ]
         unaudited = "No audit was made: membership inference and a retrained model could still tell."

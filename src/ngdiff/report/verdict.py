@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ngdiff.receipts.hidden import is_hidden
+from ngdiff.report.audited import with_audit
 from ngdiff.report.cards import (
     Card,
     Interval,
@@ -33,7 +34,7 @@ CONTRADICTORY, UNJUDGED, NOT_SHOWN = "Contradictory", "Cannot be judged", "Not s
 
 def judge(run: Run) -> Verdict:
     """Answer the three questions from what is known of a run, and no more than that."""
-    trust, told = judge_trust(run)
+    trust, told = with_audit(*judge_trust(run), run)
     if run.record is None:
         forget, first = _forget_by_evaluation(run)
         keep, second = _keep_by_evaluation(run)

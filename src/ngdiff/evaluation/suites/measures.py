@@ -17,7 +17,11 @@ from ngdiff.evaluation.rouge import rouge
 from ngdiff.evaluation.statistics import auc, ks_distance, ks_p_value
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.teacher_forced import AnswerScore
-from ngdiff.evaluation.truth_ratio import option_probability
+from ngdiff.evaluation.truth_ratio import (
+    guarded_forget_truth_ratio,
+    guarded_log_ratio,
+    option_probability,
+)
 from ngdiff.evaluation.two_samples import auc_interval, auc_resamples, percentiles
 
 PERTURBED, PARAPHRASED, ASKED_OTHERWISE = "perturbed_answer", "paraphrased_answer", "paraphrased_question"
@@ -92,8 +96,15 @@ class SetScores:
 
     def log_ratios(self) -> list[float]:
         """Return log(p(wrong)/p(right)) of each item, in nats per token."""
+        return [right - wrong for right, wrong in self._losses()]
+
+    def guarded_log_ratios(self) -> list[float]:
+        """Return the same by OpenUnlearning's convention: log(p(wrong)/(p(right) + 1e-10))."""
+        return [guarded_log_ratio(right, wrong) for right, wrong in self._losses()]
+
+    def _losses(self) -> list[tuple[float, float]]:
         return [
-            right.mean_nll - math.fsum(score.mean_nll for score in wrong) / len(wrong)
+            (right.mean_nll, math.fsum(score.mean_nll for score in wrong) / len(wrong))
             for right, wrong in zip(self.right, self.wrong, strict=True)
         ]
 
@@ -232,10 +243,20 @@ class Measures:
             math.exp(-abs(value)) if forget else max(0.0, -math.expm1(min(0.0, value))) for value in logs
         ]
         shares = [1 / (1 + truth_ratio_from_log(value)) for value in logs]
-        return {
+        guarded = self._guarded_truth_ratios(name, scores) if forget else {}
+        return guarded | {
             f"{name}.truth_ratio": self.mean("truth_ratio", ratios, name),
             f"{name}.truth_ratio_share": self.mean("truth_ratio_share", shares, name),
             f"{name}.log_truth_ratio": self.mean("log_truth_ratio", logs, name),
+        }
+
+    def _guarded_truth_ratios(self, name: str, scores: SetScores) -> Figures:
+        """Return OpenUnlearning's figure under its name, and its logarithm, whose items a reference needs."""
+        logs = scores.guarded_log_ratios()
+        ratios = [guarded_forget_truth_ratio(truth_ratio_from_log(value)) for value in logs]
+        return {
+            f"{name}.truth_ratio_openunlearning": self.mean("truth_ratio_openunlearning", ratios, name),
+            f"{name}.log_truth_ratio_openunlearning": self.mean("log_truth_ratio_openunlearning", logs, name),
         }
 
     def options(self, name: str, scores: SetScores) -> Figures:
@@ -304,9 +325,16 @@ class Measures:
         return Figure("privleak", privleak(value, retrained), bounds, note=note, sets=("forget", "holdout"))
 
     def forget_quality(
-        self, log_ratios: Sequence[float], reference: Reference | None, split: str | None
+        self, figures: Mapping[str, Figure], reference: Reference | None, split: str | None
     ) -> Figures:
         """Return forget quality, or a figure without value where there is no reference.
+
+        Beside it stands OpenUnlearning's, where the reference has the ratios of that convention.
+
+        Args:
+            figures: with the forget set's truth ratios, in logarithms.
+            reference: the retrained model's evaluation.
+            split: of TOFU.
 
         Raises:
             RequestError: the reference is of another split or size, or has no truth ratios.
@@ -314,15 +342,22 @@ class Measures:
         if reference is None:
             missing = "needs --reference, the retrained model or its evaluation"
             return {"forget_quality": Figure("forget_quality", None, note=missing)}
-        theirs = reference.forget_truth_ratios(len(log_ratios), split)
-        ours = [truth_ratio_from_log(value) for value in log_ratios]
+        ours = [truth_ratio_from_log(value) for value in values_of(figures, "forget.log_truth_ratio")]
+        theirs = reference.forget_truth_ratios(len(ours), split)
         note = f"against {reference.name}; the interval, of bootstrap samples, leans towards 0"
         value, bounds = two_sample_interval(ks_p_value, ours, theirs, self.bootstrap)
         distance, apart = two_sample_interval(ks_distance, ours, theirs, self.bootstrap)
-        return {
+        found = {
             "forget_quality": Figure("forget_quality", value, bounds, note=note, sets=("forget",)),
             "ks_distance": Figure("ks_distance", distance, apart, note=note, sets=("forget",)),
         }
+        guarded = values_of(figures, "forget.log_truth_ratio_openunlearning")
+        if len(reference.guarded_truth_ratios) == len(guarded):
+            samples = [truth_ratio_from_log(value) for value in guarded], reference.guarded_truth_ratios
+            value, bounds = two_sample_interval(ks_p_value, *samples, self.bootstrap)
+            key = "forget_quality_openunlearning"
+            found[key] = Figure(key, value, bounds, note=note, sets=("forget",))
+        return found
 
 
 def measure_reference(evaluator: Evaluator, data: SuiteData, name: str, suite: str) -> Reference:
@@ -339,12 +374,13 @@ def measure_reference(evaluator: Evaluator, data: SuiteData, name: str, suite: s
                 for examples, scores in zip((forget, holdout), sides, strict=True)
             )
             membership[attack] = auc(members, others)
-    logs = [] if options is None else options.log_ratios()
+    logs, guarded = ([], []) if options is None else (options.log_ratios(), options.guarded_log_ratios())
     return Reference(
         name=name,
         suite=suite,
         split=data.split,
         truth_ratios=tuple(map(truth_ratio_from_log, logs)),
+        guarded_truth_ratios=tuple(map(truth_ratio_from_log, guarded)),
         membership=membership,
         forget_nll=tuple(score.mean_nll for score in sides[0]),
         holdout_nll=tuple(score.mean_nll for scores in sides[1:] for score in scores),

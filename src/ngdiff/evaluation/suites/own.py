@@ -139,7 +139,7 @@ def _utility(figures: Figures, bootstrap: Bootstrap) -> Figures:
 
 def _forget_quality(measures: Measures, figures: Figures, reference: Reference | None) -> Figures:
     if "forget.log_truth_ratio" in figures:
-        return measures.forget_quality(values_of(figures, "forget.log_truth_ratio"), reference, None)
+        return measures.forget_quality(figures, reference, None)
     note = f"the forget set has no column {PERTURBED!r}"
     return {"forget_quality": Figure("forget_quality", None, note=note)}
 

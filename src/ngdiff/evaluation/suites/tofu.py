@@ -156,7 +156,7 @@ def run_tofu(
             figures |= measures.truth_ratios(name, part.options, forget=name == "forget")
             figures |= _option_figures(measures, name, part.options, name in OF_OPTIONS)
     figures |= model_utility(figures, bootstrap)
-    figures |= measures.forget_quality(values_of(figures, "forget.log_truth_ratio"), reference, data.split)
+    figures |= measures.forget_quality(figures, reference, data.split)
     if "holdout" in sets:
         forget, holdout = ((sets[name].examples, sets[name].scores) for name in ("forget", "holdout"))
         figures |= measures.membership(forget, holdout, reference, norms)
