@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ngdiff.bench.data import FORGET_SIZES, TOFU_SIZE, evaluation_folders, sources, tuning_reach
+from ngdiff.bench.data import FORGET_SIZES, TOFU_SIZE, evaluation_folder, sources, tuning_reach
 from ngdiff.bench.grid import candidates, nested
 from ngdiff.bench.plan import BenchRequest, tuning
 from ngdiff.bench.variants import Variant, find_variant
@@ -156,8 +156,8 @@ def _tuning_faults(request: BenchRequest) -> list[Fault]:
 def _evaluated_data(request: BenchRequest, split: str) -> SuiteData:
     """Read what the evaluations of a split will read."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder, output = evaluation_folders(request, split, Path(scratch)), request.output / EVALUATION
-        return read_tofu(EvaluateRequest(request.model, "tofu", output, (split,), folders=folder))
+        folder, output = evaluation_folder(request, split, Path(scratch)), request.output / EVALUATION
+        return read_tofu(EvaluateRequest(request.model, "tofu", output, (split,), folders={"tofu": folder}))
 
 
 DECIDED = {"seed": "--seeds", "method": "--methods", "num_train_epochs": "--epochs"}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.bench.plan import TUNING, BenchRequest
-from ngdiff.data.benchmarks import Folders
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.system.output import staged_folder
@@ -42,8 +41,8 @@ def tuning_reach(request: BenchRequest, split: str) -> int:
     return max(FORGET_SIZES[name] for name in request.splits) + FORGET_SIZES[split.removeprefix(TUNING)]
 
 
-def evaluation_folders(request: BenchRequest, split: str, parent: Path | None = None) -> Folders:
-    """Return the folders for the suite to read, TOFU's among them unless its own files serve as they are.
+def evaluation_folder(request: BenchRequest, split: str, parent: Path | None = None) -> Path | None:
+    """Return a folder in TOFU's layout for the suite to read; None where TOFU's own files serve as they are.
 
     It is named after what is in it, and written where it is not there.
 
@@ -61,7 +60,7 @@ def evaluation_folders(request: BenchRequest, split: str, parent: Path | None = 
         RequestError: a file of TOFU cannot be read.
     """
     if request.learned is None and request.items is None:
-        return request.folders
+        return request.folders.get("tofu")
     files = evaluated_files(request, split)
     named = f"{split}-{request.learned or 'all'}-{request.items or 'all'}-{cache_key(files)[:8]}"
     folder = (parent or request.output / "data") / named
@@ -69,7 +68,7 @@ def evaluation_folders(request: BenchRequest, split: str, parent: Path | None = 
         with staged_folder(folder) as staged:
             for name, text in files.items():
                 (staged / name).write_text(text, encoding="utf-8")
-    return {**request.folders, "tofu": folder}
+    return folder
 
 
 def evaluated_files(request: BenchRequest, split: str) -> dict[str, str]:

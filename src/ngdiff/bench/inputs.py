@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ngdiff.bench.data import evaluated_files, evaluation_folders, sources
+from ngdiff.bench.data import evaluated_files, evaluation_folder, sources
 from ngdiff.bench.plan import TUNING, BenchRequest
 from ngdiff.data.benchmarks import Folders
 from ngdiff.data.examples import data_hash, to_examples
@@ -71,7 +71,7 @@ class Inputs:
         return data_hash(to_examples(rows, "--tofu-dir"))
 
     def _folders(self, split: str) -> Folders:
-        return evaluation_folders(self._request, split)
+        return {**self._request.folders, "tofu": evaluation_folder(self._request, split)}
 
     def _model(self, name: str) -> str:
         """Hash the files of a local model, and of what its adapter goes on; the hub has names alone."""
