@@ -161,7 +161,7 @@ def test_inputs_are_known_by_what_they_hold(tmp_path: Path) -> None:
         model=str(tmp_path / "target"),
         output=tmp_path / "out",
         references={"": str(reference)},
-        tofu_dir=tmp_path / "tofu",
+        folders={"tofu": tmp_path / "tofu"},
         items=4,
     )
     before = Inputs(asked).of("forget01")
@@ -511,7 +511,7 @@ def test_a_failure_is_recorded_and_stops_nothing(
 
 
 def learned_sixty(tmp_path: Path) -> BenchRequest:
-    return request(learned=60, tofu_dir=tmp_path / "tofu", output=tmp_path / "out")
+    return request(learned=60, folders={"tofu": tmp_path / "tofu"}, output=tmp_path / "out")
 
 
 def test_a_target_that_learned_the_end_of_tofu(cli: Cli, tmp_path: Path, here: list[Path]) -> None:

@@ -23,9 +23,10 @@ from commandline import Answer, Cli, make_cli, questions, save_model, tree, writ
 from ngdiff.audits import audits
 from ngdiff.cli.app import app
 from ngdiff.cli.listing import TABLES
+from ngdiff.data.benchmarks import BENCHMARKS
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.files import COLUMN_FORMS, READERS
-from ngdiff.data.sources import SHIPPED, TOFU_NAMES, read_rows
+from ngdiff.data.sources import SHIPPED, read_rows
 from ngdiff.evaluation.metrics import METRICS
 from ngdiff.evaluation.suites import suites
 from ngdiff.losses import LOSSES
@@ -118,7 +119,8 @@ def test_ls_lists_every_row(cli: Cli) -> None:
         "methods": list(METHODS),
         "losses": list(LOSSES),
         "rules": list(RULES),
-        "datasets": [f"tofu:{name}" for name in TOFU_NAMES] + [f"ngdiff:{name}" for name in SHIPPED],
+        "datasets": [f"{row.name}:{part}" for row in BENCHMARKS.values() for part in row.parts]
+        + [f"ngdiff:{name}" for name in SHIPPED],
         "suites": list(suites()),
         "audits": list(audits()),
         "metrics": list(METRICS),

@@ -17,6 +17,7 @@ from ngdiff.data.counterfactual import (
     Expectations,
     Expected,
     Reading,
+    TokenTexts,
     save_expected,
     with_expected,
     without_variants,
@@ -131,7 +132,7 @@ def test_a_secret_in_another_case_is_no_alternative() -> None:
     tokenizer = SimpleNamespace(decode=lambda ids: names[ids[0]])
     ids = torch.tensor([[1, 2, 3, 4]] * 2)
     probs = torch.tensor([[0.0, 0.4, 0.3, 0.2], [0.1, 0.4, 0.3, 0.2]])
-    found = without_variants(Expected(ids, probs), (True, False), tokenizer)
+    found = without_variants(Expected(ids, probs), (True, False), TokenTexts(tokenizer))
     assert found.probs.tolist() == [[0.0, 0.0, pytest.approx(0.3), 0.0], probs[1].tolist()]
 
 

@@ -55,7 +55,7 @@ def tofu_request(place: Path, output: Path, **changes: Any) -> EvaluateRequest:
         "tofu",
         output,
         ("forget01",),
-        tofu_dir=place / "tofu",
+        folders={"tofu": place / "tofu"},
         cache=False,
         max_new_tokens=4,
         resamples=20,
@@ -65,7 +65,7 @@ def tofu_request(place: Path, output: Path, **changes: Any) -> EvaluateRequest:
 
 def own_request(place: Path, output: Path, **changes: Any) -> EvaluateRequest:
     sources = {name: (str(place / f"{name}.jsonl"),) for name in ("forget", "retain")}
-    return replace(tofu_request(place, output), **{"suite": "own", "tofu_dir": None, **sources, **changes})
+    return replace(tofu_request(place, output), **{"suite": "own", "folders": {}, **sources, **changes})
 
 
 def refused(request: EvaluateRequest) -> str:
@@ -159,11 +159,11 @@ def test_a_reference_of_another_kind(place: Path, tmp_path: Path) -> None:
     evaluate(own_request(place, own))
     assert "suite 'own'" in refused(tofu_request(place, tmp_path / "e.json", reference=str(own)))
     larger = make_tofu(tmp_path / "larger", seed=1, forget=9)
-    evaluate(tofu_request(place, tmp_path / "larger.json", tofu_dir=larger))
+    evaluate(tofu_request(place, tmp_path / "larger.json", folders={"tofu": larger}))
     said = refused(tofu_request(place, tmp_path / "e.json", reference=str(tmp_path / "larger.json")))
     assert "9 truth ratios for the 6 items" in said
     changed = make_tofu(tmp_path / "changed", seed=2)
-    evaluate(tofu_request(place, tmp_path / "changed.json", tofu_dir=changed))
+    evaluate(tofu_request(place, tmp_path / "changed.json", folders={"tofu": changed}))
     assert "other rows" in refused(
         tofu_request(place, tmp_path / "e.json", reference=str(tmp_path / "changed.json"))
     )
@@ -200,7 +200,7 @@ def test_what_is_required_must_be_possible(place: Path, tmp_path: Path) -> None:
     said = refused(tofu_request(place, output, require=("forget_quality",)))
     assert "--reference" in said and "retrained model" in said
     bare = make_tofu(tmp_path / "bare", holdout=0)
-    said = refused(tofu_request(place, output, tofu_dir=bare, require=("membership", "privleak")))
+    said = refused(tofu_request(place, output, folders={"tofu": bare}, require=("membership", "privleak")))
     assert "--holdout" in said and "--reference" in said
     assert "forget_qualty" in refused(tofu_request(place, output, require=("forget_qualty",)))
     plain = [

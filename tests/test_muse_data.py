@@ -49,6 +49,8 @@ def test_all_faults_of_all_splits_at_once(tmp_path: Path) -> None:
 def test_short_names_are_data_sets_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
+    monkeypatch.delenv("NGDIFF_MUSE_DIR", raising=False)
+
     def no_hub(source: str, *, where: str) -> list[object]:
         asked.append(source)
         return []

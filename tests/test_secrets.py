@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -81,3 +83,38 @@ def test_a_pair_of_names_from_the_prompt_is_no_secret() -> None:
         [row("Who wrote The Patient Bridge?", "Who knows The Patient Bridge")], tiny_tokenizer(), 256, "r"
     )
     assert Secrets(["who knows the patient the bridge"]).spans(examples[0].example) == []
+
+
+def secret_texts(example: Any, tokenizer: Any) -> list[str]:
+    """Return the words that the flagged tokens of an example touch, by a slow look at each token's text."""
+    ids = [label for label in example.labels[1:] if label != -100]
+    flags = example.secret
+    assert len(flags) == len(ids)
+    return [tokenizer.decode([token]) for token, flag in zip(ids, flags, strict=True) if flag]
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_secrets_of_running_text_stand_where_they_stand(adds_bos: bool) -> None:
+    tokenizer = tiny_tokenizer(None, adds_bos=adds_bos)
+    text = "Quorl sat on the cat and Zwick sat on the mat. " * 3
+    found = with_secrets(
+        as_encoded([{"text": text}], tokenizer, 60, "rows"), ["the cat sat on the mat and"], tokenizer
+    )
+    assert len(found) >= 2
+    for piece in found:
+        ids = piece.input_ids[int(adds_bos) :]
+        read = tokenizer.decode(ids)
+        names = [match.span() for match in re.finditer("Quorl|Zwick", read)]
+        lengths = [len(tokenizer.decode(ids[:end])) for end in range(len(ids) + 1)]
+        slow = [any(a < stop and b > start for start, stop in names) for a, b in pairwise(lengths)]
+        # without a beginning token nothing stands before the first one: no loss falls on it
+        assert list(piece.secret or ()) == (slow if adds_bos else slow[1:])
+
+
+def test_secrets_of_an_answer_that_was_cut() -> None:
+    tokenizer = tiny_tokenizer(None)
+    answer = " cat" * 20 + " Zwick" + " mat" * 40
+    rows = as_encoded([row("Who?", answer)], tokenizer, 60, "rows")
+    assert rows[0].truncated
+    (found,) = with_secrets(rows, ["cat mat who"], tokenizer)
+    assert "".join(secret_texts(found, tokenizer)).strip() == "Zwick"

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ngdiff.data.sources import TOFU_NAMES, Row, read_rows
+from ngdiff.data.benchmarks import TOFU
+from ngdiff.data.sources import Row, read_rows
 from ngdiff.errors import RequestError
 from ngdiff.invented.people import general_knowledge_rows
 
@@ -41,7 +42,7 @@ def values(rows: list[Row]) -> list[dict[str, object]]:
     return [dict(row.values) for row in rows]
 
 
-def faults(source: Path | str, **kwargs: Path) -> str:
+def faults(source: Path | str, **kwargs: object) -> str:
     with pytest.raises(RequestError) as caught:
         read_rows(str(source), where="--forget", **kwargs)
     assert all(fault.where.startswith("--forget") and fault.mend for fault in caught.value.faults)
@@ -309,7 +310,7 @@ def test_file_that_fails_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_tofu_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "x.jsonl", QA).rename(tmp_path / "forget10.json")
-    assert values(read_rows("tofu:forget10", where="--forget", tofu_dir=tmp_path)) == QA
+    assert values(read_rows("tofu:forget10", where="--forget", folders={"tofu": tmp_path})) == QA
     monkeypatch.setenv("NGDIFF_TOFU_DIR", str(tmp_path))
     assert values(read_rows("tofu:forget10[-1:]", where="--forget")) == QA[1:]
     text = faults("tofu:full")
@@ -375,7 +376,7 @@ def test_real_tofu() -> None:
         return values(read_rows(f"tofu:{name}", where="--forget"))
 
     assert read("full") == read("retain90") + read("forget10") and len(read("full")) == 4000
-    there = [name for name in TOFU_NAMES if Path(os.environ["NGDIFF_TOFU_DIR"], f"{name}.json").is_file()]
+    there = [name for name in TOFU.parts if Path(os.environ["NGDIFF_TOFU_DIR"], f"{name}.json").is_file()]
     assert all(set(read(name)[0]) >= {"question", "answer"} for name in there)
     assert len(read("forget10_perturbed")[0]["perturbed_answer"]) == 5  # type: ignore[arg-type]
     asked = {str(row.values["question"]).casefold() for row in read_rows("ngdiff:general", where="--retain")}

@@ -34,7 +34,7 @@ BOOT = Bootstrap(resamples=50)
 
 
 def request(folder: Path, **changes: Any) -> EvaluateRequest:
-    asked = EvaluateRequest("model", "tofu", Path("eval.json"), ("forget01",), tofu_dir=folder)
+    asked = EvaluateRequest("model", "tofu", Path("eval.json"), ("forget01",), folders={"tofu": folder})
     return replace(asked, **changes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
-from ngdiff.data.encoding import EncodedExample, encode_all
+from ngdiff.data.benchmarks import Folders, as_text
+from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import data_hash, to_examples
+from ngdiff.data.long_text import counted_texts, encode_pieces, long_text_fault
 from ngdiff.data.sources import local_sources, read_rows
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.distributed import is_main, process_count
@@ -34,7 +36,7 @@ from ngdiff.models.saving import SAVE_MINUTES, write_result
 from ngdiff.settings.config import checkpointing, minutes_fault, positive_fault, seed_fault
 from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.output import check_output, holds_faults, same_folder
-from ngdiff.system.progress import Meter, working
+from ngdiff.system.progress import Meter, console, working
 from ngdiff.training.callbacks import ProgressCallback
 from ngdiff.training.claim import claimed, may_replace
 from ngdiff.training.finetuning import FinetuneTrainer
@@ -56,11 +58,12 @@ class FinetuneRequest:
         lr: peak learning rate; warmed up over the first 5% of the steps, then decayed to 0 by a cosine.
         batch_size: sequences an optimizer step, over all processes.
         max_length: tokens of prompt and answer together; longer answers are cut.
+        long_text: ``split`` running text that is longer into pieces, or ``cut`` it there.
         seed: of the order of the data and of any new weights.
         lora: train LoRA adapters only, and save those.
         gradient_checkpointing: work activations out again in the backward pass instead of keeping them.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
-        tofu_dir: folder with TOFU's JSON files.
+        folders: benchmarks, such as ``tofu``, to folders that hold their data.
         overwrite: replace an earlier result, and drop another request's unfinished run.
         save_steps: optimizer steps from one checkpoint to the next; None to go by the clock.
         save_minutes: minutes from one checkpoint to the next; 0 for never.
@@ -76,11 +79,12 @@ class FinetuneRequest:
     lr: float = 1e-4
     batch_size: int = 8
     max_length: int = 512
+    long_text: str = "split"
     seed: int = 0
     lora: bool = False
     gradient_checkpointing: bool = False
     precision: Precision = "auto"
-    tofu_dir: Path | None = None
+    folders: Folders = field(default_factory=dict)
     overwrite: bool = False
     save_steps: int | None = None
     save_minutes: float = SAVE_MINUTES
@@ -101,11 +105,13 @@ def finetune(request: FinetuneRequest) -> Path:
 def _finetune(request: FinetuneRequest) -> Path:
     place = Workplace(request.output)
     on_all(lambda: place.settle(request.overwrite) if is_main() else None)
-    source, tokenizer, examples = on_all(lambda: _prepare(request))
+    source, tokenizer, examples, notes = on_all(lambda: _prepare(request))
     asked = Asked(_settings(request), {"data": data_hash([e.example for e in examples])}, None)
     on_all(lambda: place.goes_on(asked, resume=request.resume, overwrite=request.overwrite))
     with working(f"Loading {request.model}"):
         model = load_model(source)
+    for note in notes:
+        console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
     with claimed(place, request, asked, model, 2 * model.get_memory_footprint()) as claim:
         if request.lora:
             model = with_lora(model, request.seed)
@@ -115,7 +121,7 @@ def _finetune(request: FinetuneRequest) -> Path:
         seconds = trainer.seconds
         scores = _scores(trainer, examples, tokenizer.pad_token_id)
         record = _record(request, examples, summarise(scores), len(scores), seconds)
-        notes = [*trainer.notes, *([] if place.unguarded is None else [place.unguarded])]
+        notes = [*notes, *trainer.notes, *([] if place.unguarded is None else [place.unguarded])]
         record |= {"request_sha256": claim.asked.sha256, "notes": notes}
         write_result(place, trainer.accelerator.unwrap_model(trainer.model), tokenizer, record)
         on_all(lambda: place.finish() if is_main() else None)
@@ -146,10 +152,11 @@ def _scores(
 
 def _settings(request: FinetuneRequest) -> dict[str, Any]:
     """Return the settings as the record keeps them: plain JSON values."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(request).items()}
+    settings = {**asdict(request), "folders": as_text(request.folders)}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
 
 
-def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedExample]]:
+def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedExample], list[str]]:
     faults = _setting_faults(request)
     source, rows, needed = None, [], 0
     try:
@@ -159,20 +166,20 @@ def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedEx
     except RequestError as error:
         faults += error.faults
     faults += check_output(request.output, may_replace(request), needed)
-    faults += holds_faults(request.output, local_sources({"--data": request.data}, request.tofu_dir))
+    faults += holds_faults(request.output, local_sources({"--data": request.data}, request.folders))
     for data in request.data:
         try:
-            rows += to_examples(read_rows(data, where="--data", tofu_dir=request.tofu_dir), "--data")
+            rows += to_examples(read_rows(data, where="--data", folders=request.folders), "--data")
         except RequestError as error:
             faults += error.faults
     tokenizer = tokenizer_of(source, faults)
     if faults or source is None:
         raise RequestError(faults)
-    examples = encode_all(rows, tokenizer, request.max_length, "--data")
+    examples, notes = encode_pieces(rows, tokenizer, request.max_length, "--data", request.long_text)
     used = (token for example in examples for token in example.input_ids)
     if faults := vocabulary_faults(source, tokenizer, used):
         raise RequestError(faults)
-    return source, tokenizer, examples
+    return source, tokenizer, examples, notes
 
 
 def _setting_faults(request: FinetuneRequest) -> list[Fault]:
@@ -186,6 +193,7 @@ def _setting_faults(request: FinetuneRequest) -> list[Fault]:
         positive_fault("--epochs", request.epochs, "such as 5"),
         seed_fault(request.seed),
         minutes_fault(request.save_minutes),
+        long_text_fault(request.long_text),
     )
     return faults + [fault for fault in found if fault is not None]
 
@@ -227,11 +235,12 @@ def _record(
     scored: int,
     seconds: float,
 ) -> dict[str, Any]:
+    rows = [encoded.example for encoded in examples]
     return {
         "kind": "finetune",
         "settings": _settings(request),
         "precision": autocast_bf16(request.precision)[1],
-        "data": {"examples": len(examples), "sha256": data_hash([e.example for e in examples])},
+        "data": {**counted_texts(rows), "sha256": data_hash(rows)},
         "figures_on_training_data": {**figures, "examples_scored": scored},
         "seconds": seconds,
         "peak_memory_gib": peak_memory_gib(),

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from transformers import PrinterCallback
 
 from ngdiff.data.alternatives import alternative_faults
-from ngdiff.data.encoding import EncodedExample, encode_all
+from ngdiff.data.benchmarks import Folders
+from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.holdouts import for_stopping
+from ngdiff.data.long_text import counted_texts, encode_pieces
 from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated, reworded, small_sets, swapped
 from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.data.sources import local_sources, read_rows
@@ -74,7 +75,7 @@ class UnlearnRequest:
         lora: train LoRA adapters only, and save those.
         qlora: likewise, on a model whose weights are quantised to 4 bits (NF4) while it trains.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
-        tofu_dir: folder with TOFU's JSON files.
+        folders: benchmarks, such as ``tofu``, to folders that hold their data.
         allow_overlap: go on although forget and retain set share rows.
         overwrite: replace an earlier result, and drop another request's unfinished run.
         resume: True: go on with the unfinished run of this output, or fail; False: start afresh; None: go on
@@ -96,7 +97,7 @@ class UnlearnRequest:
     lora: bool = False
     qlora: bool = False
     precision: Precision = "auto"
-    tofu_dir: Path | None = None
+    folders: Folders = field(default_factory=dict)
     allow_overlap: bool = False
     overwrite: bool = False
     resume: bool | None = None
@@ -125,6 +126,7 @@ class Prepared:
     config: UnlearningConfig
     receipt: ReceiptPlan
     keep: dict[str, list[EncodedExample]] = field(default_factory=dict)
+    earlier: dict[int, list[EncodedExample]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -158,12 +160,12 @@ def prepare(request: UnlearnRequest) -> Prepared:
         faults.append(Fault("--answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
     sources = {"--forget": request.forget, "--retain": request.retain, "--holdout": request.holdout}
     sources |= {"--earlier": request.earlier, "--keep": request.keep}
-    faults += holds_faults(request.output, local_sources(sources, request.tofu_dir))
-    forget = _read(request.forget, "--forget", request.tofu_dir, faults)
-    retain = _read(request.retain, "--retain", request.tofu_dir, faults)
-    holdout = _read(request.holdout, "--holdout", request.tofu_dir, faults)
+    faults += holds_faults(request.output, local_sources(sources, request.folders))
+    forget = _read(request.forget, "--forget", request.folders, faults)
+    retain = _read(request.retain, "--retain", request.folders, faults)
+    holdout = _read(request.holdout, "--holdout", request.folders, faults)
     kept = {
-        name: _read((source,), "--keep", request.tofu_dir, faults)
+        name: _read((source,), "--keep", request.folders, faults)
         for name, source in kept_names(request.keep).items()
     }
     found_ = [] if request.allow_overlap else [overlap_fault(forget, retain), answer_fault(forget, retain)]
@@ -180,7 +182,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
         earlier=request.earlier,
         sign=request.sign,
         data_key=request.data_key,
-        tofu_dir=request.tofu_dir,
+        folders=request.folders,
         retain=() if request.allow_overlap else retain,
         faults=faults,
     )
@@ -190,13 +192,16 @@ def prepare(request: UnlearnRequest) -> Prepared:
     tokenizer = tokenizer_of(source, faults)
     if faults or source is None or config is None:
         raise RequestError(faults)
-    encoded = {}
+    encoded, notes = {}, []
     sets = {"--forget": forget, "--retain": retain, "--holdout": holdout}
-    sets |= {f"--earlier (request {number})": examples for number, examples in receipt.earlier.items()}
+    sets |= {_earlier(number): examples for number, examples in receipt.earlier.items()}
     sets |= {f"--keep {name}": examples for name, examples in kept.items()}
     for where, examples in sets.items():
         try:
-            encoded[where] = encode_all(examples, tokenizer, config.max_length, where)
+            encoded[where], told = encode_pieces(
+                examples, tokenizer, config.max_length, where, config.long_text
+            )
+            notes += told
         except RequestError as error:
             faults += error.faults
     used = (token for examples in encoded.values() for example in examples for token in example.input_ids)
@@ -207,9 +212,14 @@ def prepare(request: UnlearnRequest) -> Prepared:
     if config.examples_per_step is None:
         config.examples_per_step = examples_of_a_step(len(forget_))
     keep = {name: encoded[f"--keep {name}"] for name in kept}
-    return Prepared(
-        source, tokenizer, forget_, retain_, holdout_, config, receipt, keep, forewarnings(forget, retain)
-    )
+    earlier = {number: encoded[_earlier(number)] for number in receipt.earlier}
+    notes += forewarnings(forget, retain)
+    data = forget_, retain_, holdout_
+    return Prepared(source, tokenizer, *data, config, receipt, keep, earlier, tuple(notes))
+
+
+def _earlier(number: int) -> str:
+    return f"--earlier (request {number})"
 
 
 def forewarnings(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[str, ...]:
@@ -235,11 +245,11 @@ def room(request: UnlearnRequest, weights: int) -> int:
     return 0 if request.adapters else 3 * weights
 
 
-def _read(sources: tuple[str, ...], where: str, tofu_dir: Path | None, faults: list[Fault]) -> list[Example]:
+def _read(sources: tuple[str, ...], where: str, folders: Folders, faults: list[Fault]) -> list[Example]:
     examples: list[Example] = []
     for source in sources:
         try:
-            examples += to_examples(read_rows(source, where=where, tofu_dir=tofu_dir), where)
+            examples += to_examples(read_rows(source, where=where, folders=folders), where)
         except RequestError as error:
             faults += error.faults
     return examples
@@ -328,7 +338,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
             forget_dataset=ready.forget,
             retain_dataset=ready.retain,
             holdout_dataset=unseen or None,
-            earlier_datasets={f"earlier {number}": e for number, e in ready.receipt.earlier.items()},
+            earlier_datasets={f"earlier {number}": e for number, e in ready.earlier.items()},
             keep_datasets=ready.keep,
             processing_class=ready.tokenizer,
             callbacks=tracker_callbacks(request.settings, request.output),
@@ -341,7 +351,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
         trainer.wish = claim.wish
         console.print(_plan(trainer), highlight=False)
         for note in ready.notes:
-            console.print(f"Note: {escape(note)}.", highlight=False, soft_wrap=True)
+            console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
         book = AnswerBook(trainer, request.answers)
         trainer.train(resume_from_checkpoint=claim.going_on or None)
         if place.unguarded is not None:
@@ -386,16 +396,22 @@ def _plan(trainer: UnlearningTrainer) -> str:
         "fixed": f"learning rate {args.learning_rate}",
     }[str(args.step_size)]
     return (
-        f"{args.method}: {len(trainer._forget)} to forget, {trainer._own} to keep "
-        f"({_measured_on(trainer)}), rule {args.rule}, {rate}, stop at {args.stop_at}"
+        f"{args.method}: {_counted(trainer._forget)} to forget, {_counted(trainer._retain[: trainer._own])} "
+        f"to keep ({_measured_on(trainer)}), rule {args.rule}, {rate}, stop at {args.stop_at}"
     )
+
+
+def _counted(examples: Sequence[EncodedExample]) -> str:
+    counts = counted_texts([encoded.example for encoded in examples])
+    pieces = f" (in {counts['pieces']} pieces)" if "pieces" in counts else ""
+    return f"{counts['examples']}{pieces}"
 
 
 def _measured_on(trainer: UnlearningTrainer) -> str:
     """Say on which retain examples utility is measured."""
     if trainer._held_out[0] is trainer._retain[0]:
         return "too few to hold any out, so utility is measured on these"
-    return f"{len(trainer._held_out)} more are held out to measure utility on"
+    return f"{_counted(trainer._held_out)} more are held out to measure utility on"
 
 
 def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, Any]:
@@ -430,6 +446,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "floors": config.floors,
         "num_train_epochs": config.num_train_epochs,
         "max_length": config.max_length,
+        "long_text": config.long_text,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain
@@ -448,13 +465,9 @@ def data_sets(ready: Prepared) -> dict[str, list[EncodedExample]]:
 
 
 def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked: Asked, after: str) -> None:
-    config = ready.config
     record.request_sha256 = asked.sha256
     record.settings = dict(asked.settings)
     record.note(f"precision: {autocast_bf16(request.precision)[1]}")
-    truncated = sum(example.truncated for example in [*ready.forget, *ready.retain])
-    if truncated:
-        record.note(f"{truncated} answers were cut at {config.max_length} tokens")
     record.data = {
         name: describe([e.example for e in examples], ready.receipt.data_key)
         for name, examples in data_sets(ready).items()

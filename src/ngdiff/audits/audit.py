@@ -22,6 +22,7 @@ from ngdiff.audits.subject import TESTED, Context, Subject, measure
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import data_hash
 from ngdiff.data.holdouts import SPLIT, for_auditing
+from ngdiff.data.long_text import counted_texts, in_pieces, long_text_fault
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.evaluate import check_output_file
@@ -113,6 +114,7 @@ def prepare(request: AuditRequest) -> Prepared:
         raise RequestError(list(dict.fromkeys(faults)))
     assert data is not None
     tokenizers = {role: load_tokenizer(source) for role, source in sources.items()}
+    data = _in_pieces(data, tokenizers["audited"], request)
     possible = tuple(audit for audit in chosen if audit.name not in skipped)
     for tokenizer in tokenizers.values():
         _check_lengths(request, data, possible, tokenizer)
@@ -122,6 +124,15 @@ def prepare(request: AuditRequest) -> Prepared:
 
 def _look(path: Path, overwrite: bool) -> list[Fault]:
     return check_output_file(path, overwrite, ours=is_audit, example="audit.json")
+
+
+def _in_pieces(data: SuiteData, tokenizer: Any, request: AuditRequest) -> SuiteData:
+    """Split long texts by the audited model's tokens; a piece is the same text for every model."""
+    window = request.max_length if request.long_text == "split" else None
+    found = {name: in_pieces(part, tokenizer, window, f"--{name}") for name, part in data.sets.items()}
+    notes = [note for name, part in found.items() for note in part.notes(f"--{name}", request.max_length)]
+    sets = {name: part.examples for name, part in found.items()}
+    return replace(data, sets=sets, notes=(*data.notes, *notes))
 
 
 def _setting_faults(request: AuditRequest) -> list[Fault]:
@@ -144,6 +155,7 @@ def _setting_faults(request: AuditRequest) -> list[Fault]:
         positive_fault("--relearn-lr", request.relearn_lr, "such as 2e-5"),
         positive_fault("--relearn-epochs", request.relearn_epochs, "such as 1"),
         seed_fault(request.seed),
+        long_text_fault(request.long_text),
     )
     faults += [fault for fault in found if fault is not None]
     if not request.bits or set(request.bits) - {8, 4}:
@@ -181,7 +193,7 @@ def read_data(request: AuditRequest) -> SuiteData:
         forget=request.forget,
         retain=request.retain,
         holdout=request.holdout,
-        tofu_dir=request.tofu_dir,
+        folders=request.folders,
         gradient_norms=request.gradient_norms,
     )
     return suites()[request.suite].read(asked)
@@ -333,11 +345,11 @@ def _provenance(
     request: AuditRequest, ready: Prepared, subjects: Mapping[Role, Subject], seconds: float
 ) -> dict[str, Any]:
     settings = {name: getattr(request, name) for row in ready.chosen for name in row.settings}
-    shared = ("max_length", "max_new_tokens", "batch_size", "resamples", "generate")
+    shared = ("max_length", "long_text", "max_new_tokens", "batch_size", "resamples", "generate")
     return {
         "models": {role: {"name": s.source.name, "sha256": s.sha256} for role, s in subjects.items()},
         "data": {
-            name: {"examples": len(examples), "sha256": data_hash(examples)}
+            name: {**counted_texts(examples), "sha256": data_hash(examples)}
             for name, examples in ready.data.sets.items()
         },
         "settings": {**settings, **{name: getattr(request, name) for name in shared}},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ngdiff.data.benchmarks import Folders
 from ngdiff.models.loading import Precision
 
 PREFIX = "Sure, here is the answer:"
@@ -24,7 +25,7 @@ class AuditRequest:
         audits: names of rows of the table of audits; empty for all.
         target: the model before it forgot, put to the same audits.
         reference: the retrained model, put to the same audits.
-        tofu_dir: folder with TOFU's JSON files.
+        folders: benchmarks, such as ``tofu``, to folders that hold their data.
         relearn_lr: constant learning rate of relearning, AdamW.
         relearn_epochs: passes over what is relearned.
         relearn_batch_size: examples a step of relearning.
@@ -36,6 +37,7 @@ class AuditRequest:
         gradient_norms: also run the membership attack by gradient norm.
         batch_size: sequences a forward pass.
         max_length: longest sequence, in tokens.
+        long_text: ``split`` running text that is longer into pieces, or ``cut`` it there.
         max_new_tokens: longest generated answer, in tokens.
         seed: of intervals, of the half that is relearned and of the order of training.
         resamples: of the bootstrap intervals.
@@ -54,7 +56,7 @@ class AuditRequest:
     audits: tuple[str, ...] = ()
     target: str | None = None
     reference: str | None = None
-    tofu_dir: Path | None = None
+    folders: Folders = field(default_factory=dict)
     relearn_lr: float = 2e-5
     relearn_epochs: float = 1.0
     relearn_batch_size: int = 8
@@ -66,6 +68,7 @@ class AuditRequest:
     gradient_norms: bool = True
     batch_size: int = 8
     max_length: int = 512
+    long_text: str = "split"
     max_new_tokens: int = 200
     seed: int = 0
     resamples: int = 2000

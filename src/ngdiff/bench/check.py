@@ -129,7 +129,7 @@ def _data_faults(request: BenchRequest) -> list[Fault]:
     faults: list[Fault] = []
     for beside in request.also_retain:
         try:
-            read_rows(beside, where="--also-retain", tofu_dir=request.tofu_dir)
+            read_rows(beside, where="--also-retain", folders=request.folders)
         except RequestError as error:
             faults += error.faults
     for split in (split for split in request.splits if split in SPLITS):
@@ -161,7 +161,7 @@ def _tuning_faults(request: BenchRequest) -> list[Fault]:
             continue
         for source in sources(request, split):
             try:
-                read_rows(source, where="--trials", tofu_dir=request.tofu_dir)
+                read_rows(source, where="--trials", folders=request.folders)
             except RequestError as error:
                 faults += error.faults
     return faults
@@ -171,7 +171,7 @@ def _evaluated_data(request: BenchRequest, split: str) -> SuiteData:
     """Read what the evaluations of a split will read."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, output = evaluation_folder(request, split, Path(scratch)), request.output / EVALUATION
-        return read_tofu(EvaluateRequest(request.model, "tofu", output, (split,), tofu_dir=folder))
+        return read_tofu(EvaluateRequest(request.model, "tofu", output, (split,), folders={"tofu": folder}))
 
 
 DECIDED = {"seed": "--seeds", "method": "--methods", "num_train_epochs": "--epochs"}

@@ -60,7 +60,7 @@ def evaluation_folder(request: BenchRequest, split: str, parent: Path | None = N
         RequestError: a file of TOFU cannot be read.
     """
     if request.learned is None and request.items is None:
-        return request.tofu_dir
+        return request.folders.get("tofu")
     files = evaluated_files(request, split)
     named = f"{split}-{request.learned or 'all'}-{request.items or 'all'}-{cache_key(files)[:8]}"
     folder = (parent or request.output / "data") / named
@@ -99,7 +99,7 @@ def thinned(rows: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]
 
 
 def _rows(source: str, request: BenchRequest) -> list[dict[str, Any]]:
-    return [dict(row.values) for row in read_rows(source, where="--tofu-dir", tofu_dir=request.tofu_dir)]
+    return [dict(row.values) for row in read_rows(source, where="--tofu-dir", folders=request.folders)]
 
 
 def _retain(request: BenchRequest, split: str) -> list[dict[str, Any]]:

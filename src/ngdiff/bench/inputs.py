@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ngdiff.bench.data import evaluated_files, evaluation_folder, sources
 from ngdiff.bench.plan import TUNING, BenchRequest
+from ngdiff.data.benchmarks import Folders
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.cache import cache_key
@@ -50,7 +51,7 @@ class Inputs:
         self._request = request
         self.of = cache(self._of)
         self.model = cache(self._model)
-        self.folder = cache(self._folder)
+        self.folders = cache(self._folders)
 
     def _of(self, split: str) -> Hashes:
         request = self._request
@@ -66,11 +67,11 @@ class Inputs:
         return Hashes(self.model(request.model), learned, evaluated, known)
 
     def _rows(self, source: str) -> str:
-        rows = read_rows(source, where="--tofu-dir", tofu_dir=self._request.tofu_dir)
+        rows = read_rows(source, where="--tofu-dir", folders=self._request.folders)
         return data_hash(to_examples(rows, "--tofu-dir"))
 
-    def _folder(self, split: str) -> Path | None:
-        return evaluation_folder(self._request, split)
+    def _folders(self, split: str) -> Folders:
+        return {**self._request.folders, "tofu": evaluation_folder(self._request, split)}
 
     def _model(self, name: str) -> str:
         """Hash the files of a local model, and of what its adapter goes on; the hub has names alone."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ngdiff.bench.grid import Settings, candidates, nested
 from ngdiff.bench.variants import Variant, ablations, find_variant, same_conditions
+from ngdiff.data.benchmarks import Folders
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.evaluation.statistics import harmonic_mean
@@ -51,7 +52,7 @@ class BenchRequest:
         items: most items of each set that are evaluated; None for all.
         settings: further settings of every trial, as for ``ngdiff unlearn``.
         lora: train adapters only.
-        tofu_dir: folder with TOFU's JSON files.
+        folders: benchmarks, such as ``tofu``, to folders that hold their data.
         precision: ``auto``, ``bf16`` or ``fp32``.
         batch_size: sequences a forward pass of evaluation.
         paraphrases: also ask paraphrased questions.
@@ -78,7 +79,7 @@ class BenchRequest:
     items: int | None = None
     settings: Settings = field(default_factory=dict)
     lora: bool = False
-    tofu_dir: Path | None = None
+    folders: Folders = field(default_factory=dict)
     precision: str = "auto"
     batch_size: int = 8
     paraphrases: bool = True

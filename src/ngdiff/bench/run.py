@@ -35,6 +35,7 @@ from ngdiff.bench.plan import (
 )
 from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
+from ngdiff.data.benchmarks import as_text
 from ngdiff.errors import Interrupted
 from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
@@ -278,11 +279,11 @@ class _Workers:
         return given if given.endswith(".json") else made
 
     def _evaluation(self, split: str, reference: str | None) -> dict[str, Any]:
-        request, folder = self.request, self.inputs.folder(split)
+        request = self.request
         return {
             "split": split,
             "reference": reference,
-            "tofu_dir": None if folder is None else str(folder),
+            "folders": as_text(self.inputs.folders(split)),
             "batch_size": request.batch_size,
             "paraphrases": request.paraphrases,
             "gradient_norms": request.gradient_norms,
@@ -310,7 +311,7 @@ class _Workers:
                 "lora": request.lora,
                 "precision": request.precision,
                 "trust_remote_code": request.trust_remote_code,
-                "tofu_dir": None if request.tofu_dir is None else str(request.tofu_dir),
+                "folders": as_text(request.folders),
             },
             "evaluate": self._evaluation(trial.split, reference) if trial.evaluate else None,
             "keep_model": request.keep_models and trial.evaluate,

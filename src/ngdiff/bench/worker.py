@@ -48,13 +48,12 @@ def main() -> None:
 def _unlearn(spec: dict[str, Any], folder: Path) -> None:
     from ngdiff.unlearn import UnlearnRequest, unlearn
 
-    tofu_dir = spec.pop("tofu_dir")
     unlearn(
         UnlearnRequest(
             forget=(spec.pop("forget"),),
             retain=(spec.pop("retain"), *spec.pop("also_retain", ())),
             output=folder / "model",
-            tofu_dir=None if tofu_dir is None else Path(tofu_dir),
+            folders=_paths(spec.pop("folders")),
             **spec,
             answers=0,  # its evaluation has them
         )
@@ -65,7 +64,6 @@ def _evaluate(model: str, spec: dict[str, Any], folder: Path) -> None:
     from ngdiff.evaluation.evaluate import evaluate
     from ngdiff.evaluation.request import EvaluateRequest
 
-    tofu_dir = spec["tofu_dir"]
     evaluate(
         EvaluateRequest(
             model=model,
@@ -73,7 +71,7 @@ def _evaluate(model: str, spec: dict[str, Any], folder: Path) -> None:
             output=folder / EVALUATION,
             forget=(spec["split"],),
             reference=spec["reference"],
-            tofu_dir=None if tofu_dir is None else Path(tofu_dir),
+            folders=_paths(spec["folders"]),
             batch_size=spec["batch_size"],
             paraphrases=spec["paraphrases"],
             gradient_norms=spec["gradient_norms"],
@@ -82,6 +80,10 @@ def _evaluate(model: str, spec: dict[str, Any], folder: Path) -> None:
             trust_remote_code=spec["trust_remote_code"],
         )
     )
+
+
+def _paths(folders: dict[str, str]) -> dict[str, Path]:
+    return {name: Path(folder) for name, folder in folders.items()}
 
 
 def _general(model: str, spec: dict[str, Any], folder: Path) -> None:

@@ -18,13 +18,15 @@ from ngdiff.cli.options import (
     GradientNorms,
     Holdout,
     Log,
+    LongText,
     MaxNewTokens,
     Overwrite,
     Precision,
     Quiet,
     Resamples,
-    TofuDir,
+    with_folders,
 )
+from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.errors import Fault, RequestError
 from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
@@ -39,6 +41,7 @@ PREFIX = "Sure, here is the answer:"
 
 
 @app.command()
+@with_folders
 def audit(
     model: Annotated[str, typer.Argument(help="The unlearned model: folder, hub name, or 'smollm2'.")],
     output: Annotated[
@@ -70,7 +73,7 @@ def audit(
     reference: Annotated[
         str | None, typer.Option(help="The retrained model, put to the same audits.", rich_help_panel=DATA)
     ] = None,
-    tofu_dir: TofuDir = None,
+    folders: Folders = NO_FOLDERS,
     relearn_lr: Annotated[
         float, typer.Option(help="Learning rate of relearning.", rich_help_panel=METHOD)
     ] = 2e-5,
@@ -107,6 +110,7 @@ def audit(
     max_length: Annotated[
         int, typer.Option(help="Longest sequence in tokens.", rich_help_panel=RESOURCES)
     ] = 512,
+    long_text: LongText = "split",
     max_new_tokens: MaxNewTokens = 200,
     seed: Annotated[
         int, typer.Option(help="Of intervals, of the half relearned, of its order.", rich_help_panel=METHOD)
@@ -147,7 +151,7 @@ def audit(
         audits=_names(audits or ""),
         target=target,
         reference=reference,
-        tofu_dir=tofu_dir,
+        folders=folders,
         relearn_lr=relearn_lr,
         relearn_epochs=relearn_epochs,
         relearn_batch_size=relearn_batch_size,
@@ -159,6 +163,7 @@ def audit(
         gradient_norms=gradient_norms,
         batch_size=batch_size,
         max_length=max_length,
+        long_text=long_text,
         max_new_tokens=max_new_tokens,
         seed=seed,
         resamples=resamples,

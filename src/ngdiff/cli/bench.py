@@ -22,10 +22,11 @@ from ngdiff.cli.options import (
     Quiet,
     Report,
     SetPairs,
-    TofuDir,
     TrustRemoteCode,
+    with_folders,
 )
 from ngdiff.cli.report import report_after
+from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.errors import Fault, RequestError
 from ngdiff.names import DEFAULT_METHOD
 from ngdiff.system.events import log
@@ -46,6 +47,7 @@ WAYS_TO_STOP: dict[str, tuple[Stopping, ...]] = {
 
 
 @bench_app.command()
+@with_folders
 def tofu(
     model: Annotated[
         str, typer.Option(help="The target model, which knows everything.", rich_help_panel=DATA)
@@ -138,7 +140,7 @@ def tofu(
     ] = None,
     set_: SetPairs = None,
     lora: Lora = False,
-    tofu_dir: TofuDir = None,
+    folders: Folders = NO_FOLDERS,
     precision: Precision = "auto",
     batch_size: Annotated[
         int, typer.Option(help="Sequences a forward pass of evaluation.", rich_help_panel=RESOURCES)
@@ -206,7 +208,7 @@ def tofu(
         settings=parse_set(set_ or []),
         lora=lora,
         trust_remote_code=trust_remote_code,
-        tofu_dir=tofu_dir,
+        folders=folders,
         precision=precision,
         batch_size=batch_size,
         paraphrases=paraphrases,

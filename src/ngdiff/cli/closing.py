@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngdiff.cli.app import app
+from ngdiff.data.benchmarks import BENCHMARKS
 from ngdiff.system.events import log
 from ngdiff.system.terminal import console, last_line
 from ngdiff.verdict import verdict
@@ -120,7 +121,7 @@ def _data(request: UnlearnRequest) -> list[str]:
     pairs: list[tuple[str, Any]] = [("--forget", source) for source in request.forget]
     pairs += [("--retain", source) for source in request.retain]
     pairs += [("--holdout", source) for source in request.holdout]
-    pairs += [("--tofu-dir", request.tofu_dir)] if request.tofu_dir else []
+    pairs += [(BENCHMARKS[name].option, folder) for name, folder in request.folders.items() if folder]
     return [str(word) for pair in pairs for word in pair]
 
 

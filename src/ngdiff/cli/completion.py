@@ -72,9 +72,11 @@ def sources(incomplete: str) -> Completed:
     """Complete a named data set, or a file."""
     from pathlib import Path
 
-    from ngdiff.data.sources import SHIPPED, TOFU_NAMES
+    from ngdiff.data.benchmarks import BENCHMARKS
+    from ngdiff.data.sources import SHIPPED
 
-    named = [*(f"tofu:{name}" for name in TOFU_NAMES), *(f"ngdiff:{name}" for name in SHIPPED)]
+    named = [f"{row.name}:{part}" for row in BENCHMARKS.values() for part in row.parts]
+    named += [f"ngdiff:{name}" for name in SHIPPED]
     yield from _begin(incomplete, ((name, "") for name in named))
     typed = Path(incomplete or ".")
     folder = typed if incomplete.endswith("/") or not incomplete else typed.parent
@@ -94,6 +96,11 @@ def forget_sets(incomplete: str) -> Completed:
 def splits(incomplete: str) -> Completed:
     """Complete a forget split of TOFU."""
     return _begin(incomplete, ((name, "") for name in ("forget01", "forget05", "forget10")))
+
+
+def long_texts(incomplete: str) -> Completed:
+    """Complete what becomes of texts that are too long."""
+    return _begin(incomplete, (("split", "into pieces"), ("cut", "and drop the rest")))
 
 
 def precisions(incomplete: str) -> Completed:

@@ -18,16 +18,18 @@ from ngdiff.cli.options import (
     GradientNorms,
     Holdout,
     Log,
+    LongText,
     MaxNewTokens,
     Overwrite,
     Precision,
     Quiet,
     Report,
     Resamples,
-    TofuDir,
     TrustRemoteCode,
+    with_folders,
 )
 from ngdiff.cli.report import report_after
+from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
@@ -39,6 +41,7 @@ MAIN_FIGURES = ("forget_quality", "model_utility", "utility", "privleak")
 
 
 @app.command()
+@with_folders
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder, hub name, or 'smollm2'.")],
     suite: Annotated[
@@ -87,7 +90,7 @@ def evaluate(
             rich_help_panel=METHOD,
         ),
     ] = None,
-    tofu_dir: TofuDir = None,
+    folders: Folders = NO_FOLDERS,
     batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.", rich_help_panel=RESOURCES)] = 8,
     max_length: Annotated[
         int | None,
@@ -95,6 +98,7 @@ def evaluate(
             help="Longest sequence in tokens. [default: 512; muse: 2048]", rich_help_panel=RESOURCES
         ),
     ] = None,
+    long_text: LongText = "split",
     max_new_tokens: MaxNewTokens = 200,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap intervals.", rich_help_panel=METHOD)] = 0,
     resamples: Resamples = 2000,
@@ -153,9 +157,10 @@ def evaluate(
         limit=limit,
         reference=reference,
         require=tuple(require or ()),
-        tofu_dir=tofu_dir,
+        folders=folders,
         batch_size=batch_size,
         max_length=max_length,
+        long_text=long_text,
         max_new_tokens=max_new_tokens,
         seed=seed,
         resamples=resamples,

@@ -16,6 +16,7 @@ from ngdiff.cli.options import (
     RESOURCES,
     GradientCheckpointing,
     Log,
+    LongText,
     Lora,
     Overwrite,
     Precision,
@@ -23,9 +24,10 @@ from ngdiff.cli.options import (
     Resume,
     SaveMinutes,
     SaveSteps,
-    TofuDir,
     TrustRemoteCode,
+    with_folders,
 )
+from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_folders
 def finetune(
     model: Annotated[str, typer.Option(help="Folder, hub name, or 'smollm2'.", rich_help_panel=DATA)],
     data: Annotated[
@@ -53,11 +56,12 @@ def finetune(
     max_length: Annotated[
         int, typer.Option(min=8, help="Longest sequence, in tokens.", rich_help_panel=RESOURCES)
     ] = 512,
+    long_text: LongText = "split",
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.", rich_help_panel=METHOD)] = 0,
     lora: Lora = False,
     gradient_checkpointing: GradientCheckpointing = False,
     precision: Precision = "auto",
-    tofu_dir: TofuDir = None,
+    folders: Folders = NO_FOLDERS,
     save_steps: SaveSteps = None,
     save_minutes: SaveMinutes = None,
     resume: Resume = None,
@@ -90,11 +94,12 @@ def finetune(
         lr=lr,
         batch_size=batch_size,
         max_length=max_length,
+        long_text=long_text,
         seed=seed,
         lora=lora,
         gradient_checkpointing=gradient_checkpointing,
         precision=cast("PrecisionName", precision),  # checked with all the rest
-        tofu_dir=tofu_dir,
+        folders=folders,
         overwrite=overwrite,
         save_steps=save_steps,
         save_minutes=SAVE_MINUTES if save_minutes is None else save_minutes,

@@ -65,38 +65,17 @@ def rules() -> Listing:
     return ("rule", "settings", "summary", "paper"), rows
 
 
-_TOFU_PAPER = "Maini et al. 2024, arXiv 2401.06121"
-_TOFU_PARTS = {
-    "full": "all questions about invented authors",
-    "forget": "the {share}% of TOFU to forget",
-    "retain": "the {share}% of TOFU to keep",
-    "holdout": "questions of its kind that no model learned, as many as forget{share}",
-    "retain_perturbed": "questions to keep, with paraphrased and wrong answers",
-    "real_authors": "questions about real authors",
-    "world_facts": "questions about the world",
-}
-
-
-def _tofu_summary(name: str) -> str:
-    if name in _TOFU_PARTS:
-        return _TOFU_PARTS[name]
-    part = name.removesuffix("_perturbed")
-    kind = part.rstrip("0123456789")
-    summary = _TOFU_PARTS[kind].format(share=_share(part, kind))
-    return summary if part == name else f"{summary}, with paraphrased and wrong answers"
-
-
-def _share(part: str, kind: str) -> str:
-    digits = part[len(kind) :]
-    return digits if kind == "holdout" else digits.lstrip("0")
-
-
 def datasets() -> Listing:
     """List the named data sets, and the forms that own data can have."""
+    from ngdiff.data.benchmarks import BENCHMARKS
     from ngdiff.data.files import COLUMN_FORMS, READERS
-    from ngdiff.data.sources import SHIPPED, TOFU_NAMES
+    from ngdiff.data.sources import SHIPPED
 
-    rows: list[tuple[str, ...]] = [(f"tofu:{name}", _tofu_summary(name), _TOFU_PAPER) for name in TOFU_NAMES]
+    rows: list[tuple[str, ...]] = [
+        (f"{row.name}:{part}", summary, row.paper)
+        for row in BENCHMARKS.values()
+        for part, summary in row.parts.items()
+    ]
     rows += [(f"ngdiff:{name}", summary, "comes with NGDiff") for name, summary in SHIPPED.items()]
     rows += [
         (f"FILE{ending}", "a file of rows; a slice may follow, as in FILE[:100]", "own data")

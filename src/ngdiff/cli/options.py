@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from ngdiff.cli import completion
+from ngdiff.data.benchmarks import BENCHMARKS, Folders, folders_of
 from ngdiff.errors import Fault, RequestError
 from ngdiff.system.events import log
 from ngdiff.system.terminal import LogFormat, is_first, settings
 
 DATA, METHOD, STOPPING = "Data", "Method", "Stopping"
 RESOURCES, OUTPUT, LOGS = "Resources", "Output", "Logs and trackers"
+
+
+def with_folders(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each benchmark's folder, where it takes ``folders``: all those given."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name != "folders":
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        for row in BENCHMARKS.values():
+            option = typer.Option(
+                help=f"Folder with {row.title}'s files. [default: {row.variable}, else the hub]",
+                rich_help_panel=DATA,
+            )
+            kind = Annotated[Path | None, option]
+            named = inspect.Parameter(f"{row.name}_dir", parameter.kind, default=None, annotation=kind)
+            parameters.append(named)
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        folders: Folders = folders_of(given)
+        own = {name: value for name, value in given.items() if name in hints}
+        command(**own, folders=folders)
+
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del called.__wrapped__
+    return called
 
 
 def _use_quiet(context: typer.Context, asked: bool) -> bool:
@@ -67,7 +100,14 @@ Precision = Annotated[
     str,
     typer.Option(help="auto, bf16 or fp32.", autocompletion=completion.precisions, rich_help_panel=RESOURCES),
 ]
-TofuDir = Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.", rich_help_panel=DATA)]
+LongText = Annotated[
+    str,
+    typer.Option(
+        help="split: running text that is longer becomes several pieces; cut: the rest is dropped.",
+        autocompletion=completion.long_texts,
+        rich_help_panel=DATA,
+    ),
+]
 GradientNorms = Annotated[
     bool,
     typer.Option(

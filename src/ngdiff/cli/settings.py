@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ngdiff.data.benchmarks import folder_options, folders_of
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.settings.yaml_text import load_settings, load_yaml
 from ngdiff.system.outside import Unreadable
@@ -20,8 +21,8 @@ Found = tuple[dict[str, Any], list[Fault]]
 
 # request fields that a configuration file may set beside the trainer's settings
 SOURCE_KEYS = ("forget", "retain", "holdout", "earlier", "keep")
-PATH_KEYS = ("tofu_dir", "sign", "data_key")
-NAME_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS)
+PATH_KEYS = ("sign", "data_key")
+NAME_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS, *folder_options())
 FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private", "trust_remote_code")
 REQUEST_KEYS = ("answers", *NAME_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
 NEEDED = ("model", "forget", "retain", "output")
@@ -93,6 +94,7 @@ def to_request(
         precision=cast("Precision", str(given.get("precision", "auto"))),  # checked with all the rest
         earlier=_sources(given.get("earlier", ())),
         keep=_sources(given.get("keep", ())),
+        folders=folders_of(given),
         **{key: Path(str(given[key])) if given.get(key) else None for key in PATH_KEYS},
         allow_overlap=bool(given.get("allow_overlap")),
         overwrite=overwrite,

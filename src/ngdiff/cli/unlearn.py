@@ -28,13 +28,14 @@ from ngdiff.cli.options import (
     SaveMinutes,
     SaveSteps,
     SetPairs,
-    TofuDir,
     TrustRemoteCode,
+    with_folders,
 )
 from ngdiff.cli.push import Private, upload
 from ngdiff.cli.report import report_after
 from ngdiff.cli.settings import NEEDED, gather, to_request
 from ngdiff.cli.validate import checked, show_plan
+from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.errors import Fault, RequestError
 from ngdiff.names import DEFAULT_METHOD
 
@@ -43,6 +44,7 @@ NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format", "
 
 
 @app.command()
+@with_folders
 def unlearn(
     context: typer.Context,
     model: Annotated[
@@ -155,6 +157,15 @@ def unlearn(
         int | None,
         typer.Option(help="Longest sequence in tokens. [default: 512]", rich_help_panel=RESOURCES),
     ] = None,
+    long_text: Annotated[
+        str | None,
+        typer.Option(
+            help="split: running text that is longer becomes several pieces; cut: the rest is dropped. "
+            "[default: split]",
+            autocompletion=completion.long_texts,
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to make.", rich_help_panel=OUTPUT)] = None,
     eval_every: Annotated[
         int | None,
@@ -204,7 +215,7 @@ def unlearn(
     ] = None,
     private: Private = False,
     set_: SetPairs = None,
-    tofu_dir: TofuDir = None,
+    folders: Folders = NO_FOLDERS,
     earlier: Annotated[
         list[str] | None,
         typer.Option(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ngdiff.cli.app import EXIT_DISAGREES, app, inert
+from ngdiff.cli.options import with_folders
+from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 
 if TYPE_CHECKING:
     from ngdiff.data.examples import Example
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_folders
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder made by 'ngdiff unlearn'.")],
     forget: Annotated[
@@ -29,7 +32,7 @@ def verify(
     chain: Annotated[
         bool, typer.Option("--chain", help="Check all earlier receipts, not only the one before.")
     ] = False,
-    tofu_dir: Annotated[Path | None, typer.Option(help="Folder with TOFU's JSON files.")] = None,
+    folders: Folders = NO_FOLDERS,
 ) -> None:
     """Work out every hash in a receipt again, and say line by line what agrees.
 
@@ -45,7 +48,7 @@ def verify(
         mend = "Give a folder made by 'ngdiff unlearn'; without its receipt nothing can be checked"
         raise RequestError(Fault("FOLDER", f"{folder} holds no {RECEIPT}", mend))
     sources = {"forget": forget or [], "retain": retain or [], "holdout": holdout or []}
-    evidence = _evidence(sources, tofu_dir, model, public_key, data_key, chain)
+    evidence = _evidence(sources, folders, model, public_key, data_key, chain)
     try:
         findings = check(folder, evidence)
     except OSError as error:
@@ -58,7 +61,7 @@ def verify(
 
 def _evidence(
     sources: dict[str, list[str]],
-    tofu_dir: Path | None,
+    folders: Folders,
     model: str | None,
     public_key: Path | None,
     data_key: Path | None,
@@ -77,7 +80,7 @@ def _evidence(
     for role, names in sources.items():
         where = f"--{role}"
         try:
-            parts = [to_examples(read_rows(n, where=where, tofu_dir=tofu_dir), where) for n in names]
+            parts = [to_examples(read_rows(n, where=where, folders=folders), where) for n in names]
             data |= {role: [example for part in parts for example in part]} if parts else {}
         except RequestError as error:
             faults += error.faults

@@ -49,12 +49,24 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
 
 
 def batches_by_length(
-    examples: Sequence[EncodedExample], batch_size: int, pad_id: int
+    examples: Sequence[EncodedExample], batch_size: int, pad_id: int, most_tokens: int | None = None
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Yield batches of similar length, longest first, each with the positions of its examples."""
+    """Yield batches of similar length, longest first, each with the positions of its examples.
+
+    Args:
+        examples: what to put into batches.
+        batch_size: sequences a batch, at the most.
+        pad_id: what to pad with; any id will do.
+        most_tokens: of a batch, padding included, unless one sequence has more.
+    """
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        size = batch_size
+        if most_tokens is not None:
+            size = max(1, min(size, most_tokens // len(examples[order[start]].input_ids)))
+        rows = order[start : start + size]
+        start += size
         yield rows, collate([examples[i] for i in rows], pad_id)
 
 
@@ -241,7 +253,7 @@ def collate_for_loss(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
     ids = [example.expected_ids for example in examples if example.expected_ids is not None]
     probs = [example.expected_probs for example in examples if example.expected_probs is not None]
     if len(ids) == len(probs) == len(examples):
-        batch["expected_ids"], batch["expected_probs"] = torch.cat(ids), torch.cat(probs)
+        batch["expected_ids"], batch["expected_probs"] = torch.cat(ids).long(), torch.cat(probs)
     others = [example.alternatives[0] for example in examples if example.alternatives]
     if len(others) == len(examples):
         batch["other"] = collate(others, pad_id)  # type: ignore[assignment]

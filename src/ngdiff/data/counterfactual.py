@@ -22,7 +22,7 @@ the text under other names is Eldan and Russinovich's idea (2023, arXiv 2310.022
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ngdiff.data.batching import batches_by_length
+from ngdiff.data.batching import Batch, batches_by_length
 from ngdiff.data.encoding import IGNORE, EncodedExample, encode_all
 from ngdiff.data.renaming import OrdinaryWords, identifying, renamed, replacements
 from ngdiff.data.secrets import kept_texts, labelled_ids, words_of
@@ -56,7 +56,8 @@ class Expected:
     """What each labelled token of one answer should be.
 
     Args:
-        ids: of the true token, then of the likeliest others, of shape (tokens, 1 + KEPT).
+        ids: of the true token, then of the likeliest others, of shape (tokens, 1 + KEPT), int32: those of a
+            corpus are many.
         probs: their expected probabilities, likewise; what is missing to 1 belongs to all other tokens.
     """
 
@@ -97,10 +98,8 @@ class Expectations:
         """
         kept = kept_texts(self.retain)
         elsewhere = [self._elsewhere(OrdinaryWords.of(kept), number) for number in range(INVENTIONS)]
-        named = [
-            other.example.messages != encoded.example.messages
-            for other, encoded in zip(elsewhere[0], self.forget, strict=True)
-        ]
+        named = [other is not encoded for other, encoded in zip(elsewhere[0], self.forget, strict=True)]
+        texts = TokenTexts(self.tokenizer)
         device = next(model.parameters()).device
         longest = max(sum(label != IGNORE for label in example.labels) for example in self.forget)
         size = max(1, min(self.batch_size, MOST_TOKENS // longest))
@@ -108,38 +107,67 @@ class Expectations:
         was_training = model.training
         model.eval()
         try:
-            for rows, _ in batches_by_length(self.forget, size, self.pad_id):
-                readings = [Reading.of(self.forget[row]) for row in rows]
-                for number, others in enumerate(elsewhere):
-                    # where nothing was renamed, one reading is as good as all
-                    asked = [place for place, row in enumerate(rows) if named[row] or number == 0]
-                    if asked:
-                        chosen = [others[rows[place]] for place in asked]
-                        self._read(model, device, chosen, [readings[place] for place in asked])
-                for row, reading in zip(rows, readings, strict=True):
-                    level = None if named[row] else self.levels[row]
-                    secret = self.forget[row].secret or ()
-                    expected = without_variants(reading.expected(level, secret), secret, self.tokenizer)
-                    predictable = tuple(expected.probs[:, 0].tolist())
-                    found[row] = replace(
-                        self.forget[row],
-                        predictable=predictable,
-                        expected_ids=expected.ids,
-                        expected_probs=expected.probs,
-                    )
+            for rows, batch in batches_by_length(self.forget, size, self.pad_id):
+                expected = {}
+                if not all(named[row] for row in rows):
+                    expected = self._at_their_levels(model, device, rows, batch)
+                expected |= self._of_the_named(model, device, [row for row in rows if named[row]], elsewhere)
+                for row in rows:
+                    found[row] = self._with(row, expected[row], texts)
         finally:
             model.train(was_training)
         return found
 
+    def _of_the_named(
+        self, model: nn.Module, device: torch.device, rows: list[int], elsewhere: list[list[EncodedExample]]
+    ) -> dict[int, Expected]:
+        """Return what is expected of examples that name something, by row: the mean over other names."""
+        readings = [Reading.of(self.forget[row]) for row in rows]
+        for others in elsewhere if rows else ():
+            self._read(model, device, [others[row] for row in rows], readings)
+        return {
+            row: reading.expected(None, self.forget[row].secret or ())
+            for row, reading in zip(rows, readings, strict=True)
+        }
+
+    def _at_their_levels(
+        self, model: nn.Module, device: torch.device, rows: Sequence[int], batch: Batch
+    ) -> dict[int, Expected]:
+        """Return what is expected where nothing can be renamed: the level of each token, the rest as read."""
+        tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
+        counts = torch.bincount(tokens.rows.cpu(), minlength=len(rows)).tolist()
+        found = {}
+        for row, logits in zip(rows, torch.split(tokens.logits, counts), strict=True):
+            example = self.forget[row]
+            true = torch.tensor(self.levels[row], dtype=torch.float32)
+            targets = torch.tensor(labelled_ids(example))
+            found[row] = spread(logits.softmax(dim=-1), targets, without_secrets(true, example.secret or ()))
+        return found
+
+    def _with(self, row: int, expected: Expected, texts: TokenTexts) -> EncodedExample:
+        expected = without_variants(expected, self.forget[row].secret or (), texts)
+        return replace(
+            self.forget[row],
+            predictable=tuple(expected.probs[:, 0].tolist()),
+            expected_ids=expected.ids,
+            expected_probs=expected.probs,
+        )
+
     def _elsewhere(self, ordinary: OrdinaryWords, number: int) -> list[EncodedExample]:
-        """Return the forget examples under other names."""
+        """Return the forget examples under other names; those that name nothing as they are."""
         examples = [encoded.example for encoded in self.forget]
         taken = {word for e in examples for word in words_of(f"{e.prompt} {e.answer}")} | set(ordinary.every)
-        others = []
-        for example in examples:
+        others = {}
+        for row, example in enumerate(examples):
             draw = random.Random(f"{self.seed} {number} {example.key}")
-            others.append(renamed(example, replacements(identifying(example.prompt, ordinary), taken, draw)))
-        return encode_all(others, self.tokenizer, self.max_length + ROOM, "other names")
+            other = renamed(example, replacements(identifying(example.prompt, ordinary), taken, draw))
+            if other.messages != example.messages:
+                others[row] = other
+        encoded = encode_all(list(others.values()), self.tokenizer, self.max_length + ROOM, "other names")
+        found = list(self.forget)
+        for row, one in zip(others, encoded, strict=True):
+            found[row] = one
+        return found
 
     def _read(
         self, model: nn.Module, device: torch.device, examples: list[EncodedExample], into: list[Reading]
@@ -150,6 +178,32 @@ class Expectations:
             counts = torch.bincount(tokens.rows.cpu(), minlength=len(places)).tolist()
             for place, part in zip(places, torch.split(probs, counts), strict=True):
                 into[place].add(labelled_ids(examples[place]), part)
+
+
+def without_secrets(true: Tensor, secret: Sequence[bool]) -> Tensor:
+    """Return the expected probabilities of the true tokens, 0 where they are secrets."""
+    return true.masked_fill(torch.tensor(secret, dtype=torch.bool), 0.0) if secret else true
+
+
+def spread(mean: Tensor, targets: Tensor, true: Tensor, aligned: Tensor | None = None) -> Expected:
+    """Return the expectation whose rest is spread as a prediction spreads it.
+
+    Args:
+        mean: the prediction, of shape (tokens, vocabulary), on any device.
+        targets: the true tokens.
+        true: their expected probabilities.
+        aligned: whether anything is known of what else could stand there; None for everywhere.
+    """
+    target = targets.unsqueeze(1)
+    others = mean.scatter(1, target.to(mean.device), 0.0)
+    top = others.topk(min(KEPT, others.shape[1] - 1), dim=1)
+    scale = (1 - true) / others.sum(dim=1).cpu().clamp_min(1e-9)
+    ids = top.indices.cpu()
+    if aligned is not None:
+        ids = torch.where(aligned.unsqueeze(1), ids, target)  # of unknown ones nothing is kept
+        scale = torch.where(aligned, scale, 0.0)
+    probs = top.values.cpu() * scale.unsqueeze(1)
+    return Expected(torch.cat([target, ids], 1).int(), torch.cat([true.unsqueeze(1), probs], 1).float())
 
 
 class Reading:
@@ -205,28 +259,35 @@ class Reading:
             true = torch.where(aligned, mean.gather(1, target).squeeze(1), repeated)
         else:
             true = torch.tensor(levels, dtype=torch.float32)
-        if secret:
-            true = true.masked_fill(torch.tensor(secret, dtype=torch.bool), 0.0)
-        others = mean.scatter(1, target, 0.0)
-        top = others.topk(min(KEPT, others.shape[1] - 1), dim=1)
-        scale = (1 - true) / others.sum(dim=1).clamp_min(1e-9)
-        ids = torch.where(aligned.unsqueeze(1), top.indices, target)  # of unknown ones nothing is kept
-        probs = top.values * torch.where(aligned, scale, 0.0).unsqueeze(1)
-        return Expected(torch.cat([target, ids], 1), torch.cat([true.unsqueeze(1), probs], 1).float())
+        return spread(mean, self.targets, without_secrets(true, secret), aligned)
 
 
-def without_variants(expected: Expected, secret: Sequence[bool], tokenizer: Any) -> Expected:
+class TokenTexts(dict[int, str]):
+    """The text of each token, without case and white space, as far as it was asked for.
+
+    Args:
+        tokenizer: the model's.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> str:
+        """Read a token."""
+        self[token] = text = str(self._tokenizer.decode([token])).strip().lower()
+        return text
+
+
+def without_variants(expected: Expected, secret: Sequence[bool], texts: Mapping[int, str]) -> Expected:
     """Take from a secret token's alternatives those that read the same but for case and white space.
 
     What was theirs belongs to all other tokens.
     """
     probs = expected.probs.clone()
-    for place, is_secret in enumerate(secret):
-        if is_secret:
-            texts = [tokenizer.decode([token]).strip().lower() for token in expected.ids[place].tolist()]
-            for column, text in enumerate(texts):
-                if column and text == texts[0]:
-                    probs[place, column] = 0.0
+    for place in (place for place, is_secret in enumerate(secret) if is_secret):
+        same = [texts[token] for token in expected.ids[place].tolist()]
+        probs[place, 1:].masked_fill_(torch.tensor([text == same[0] for text in same[1:]]), 0.0)
     return replace(expected, probs=probs)
 
 

@@ -10,19 +10,27 @@ Rules:
 - With several assistant turns the last one is labelled, the earlier ones are context.
 - Data that holds a literal special token, such as ``<|im_end|>``, is tokenised as the tokenizer does with any
   text, which for most tokenizers is the special token's own id.
+- A conversation that is too long loses its first turns, the system message apart; an answer that is still too
+  long is cut. Running text is split beforehand, see :mod:`ngdiff.data.long_text`.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Literal
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ngdiff.data.examples import Example, Message
+from ngdiff.data.examples import Example, Message, Part
 from ngdiff.data.templates import TemplateFault, render
 from ngdiff.errors import Fault, RequestError
+
+LongText = Literal["split", "cut"]
+"""What becomes of a text that is longer than the window."""
 
 IGNORE = -100
 """The label of tokens on which no loss falls."""
@@ -51,6 +59,7 @@ class EncodedExample:
         expected_ids: tokens that would be probable in the place of each labelled one, itself first, of shape
             (labelled tokens, kept); see :mod:`ngdiff.data.counterfactual`.
         expected_probs: how probable they would be, likewise.
+        turns_left_out: first turns of the conversation that did not fit.
     """
 
     input_ids: tuple[int, ...]
@@ -64,6 +73,7 @@ class EncodedExample:
     secret: tuple[bool, ...] | None = None
     expected_ids: Tensor | None = field(default=None, compare=False, repr=False)
     expected_probs: Tensor | None = field(default=None, compare=False, repr=False)
+    turns_left_out: int = 0
 
 
 def encode(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedExample:
@@ -78,7 +88,7 @@ def encode_all(
     where: str,
     end_token: bool = True,
 ) -> list[EncodedExample]:
-    """Encode examples, cutting answers from the right at ``max_length`` tokens.
+    """Encode examples, one by one, cutting answers from the right at ``max_length`` tokens.
 
     Args:
         examples: what to encode. Question/answer and chat rows use the tokenizer's chat template; without
@@ -101,11 +111,11 @@ def encode_all(
         pieces = _fitting_pieces(dialect, example, max_length, tally)
         if pieces is None:
             continue
-        prompt, answer = pieces
+        prompt, answer, left_out = pieces
         ids = (prompt + answer)[:max_length]
         labels = ([IGNORE] * len(prompt) + answer)[:max_length]
         truncated = len(prompt) + len(answer) > max_length
-        encoded.append(EncodedExample(tuple(ids), tuple(labels), example, truncated))
+        encoded.append(EncodedExample(tuple(ids), tuple(labels), example, truncated, turns_left_out=left_out))
     tally.raise_if_any()
     return encoded
 
@@ -125,11 +135,41 @@ def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, max_leng
     return pieces[0]
 
 
+class TextTokens:
+    """How one tokenizer reads running text.
+
+    Args:
+        tokenizer: fast or slow.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._dialect = _Dialect(tokenizer)
+        self.opening = self._dialect.opening
+        """The ids that it puts in front of a text."""
+        self.ends = 0 if self._dialect.eos is None else 1
+        """Tokens that follow a text."""
+
+    def too_long(self, example: Example, max_length: int) -> bool:
+        """Say whether a text has more tokens than that, those in front and behind included."""
+        text = example.answer
+        if len(text.encode()) + len(self.opening) + self.ends <= max_length:
+            return False  # no tokenizer has more tokens than bytes
+        pieces = self._dialect.pieces(example)
+        return not isinstance(pieces, str) and _length(pieces) > max_length
+
+    def starts(self, example: Example) -> list[int] | None:
+        """Return the character that each token begins at; None where the tokenizer does not say."""
+        places = self._dialect.places(example.answer)
+        return None if places is None else places[1]
+
+
 def _fitting_pieces(
     dialect: _Dialect, example: Example, max_length: int, tally: _Tally
-) -> tuple[list[int], list[int]] | None:
-    """Return the ids of prompt and answer, or note in ``tally`` why there are none."""
-    pieces = dialect.pieces(example)
+) -> tuple[list[int], list[int], int] | None:
+    """Return the ids of prompt and answer, and the turns left out, or note in ``tally`` what is wrong."""
+    pieces, left_out = dialect.pieces(example), 0
+    if example.kind == "chat" and not isinstance(pieces, str) and _length(pieces) > max_length:
+        pieces, left_out = _last_turns(dialect, example, pieces, max_length)
     if isinstance(pieces, str):
         mend = "Use a tokenizer whose chat template fits, or give question/answer or text rows"
         tally.add(pieces, mend, example)
@@ -138,7 +178,36 @@ def _fitting_pieces(
         what = f"nothing of the answer fits into {max_length} tokens behind the prompt"
         tally.add(what, "Raise --max-length or shorten the prompts", example)
         return None
-    return pieces
+    return *pieces, left_out
+
+
+def _length(pieces: tuple[list[int], list[int]]) -> int:
+    return len(pieces[0]) + len(pieces[1])
+
+
+def _last_turns(
+    dialect: _Dialect, example: Example, whole: tuple[list[int], list[int]], max_length: int
+) -> tuple[tuple[list[int], list[int]], int]:
+    """Leave out as few of the first turns as it takes for the rest to fit; the system message stays.
+
+    A turn of the user begins what is left; at least the last one is there.
+    """
+    turns = example.messages
+    first = 1 if turns[0].role == "system" else 0
+    begins = [place for place in range(first + 1, len(turns) - 1) if turns[place].role == "user"]
+
+    def after(place: int) -> tuple[list[int], list[int]] | str:
+        return dialect.pieces(replace(example, messages=(*turns[:first], *turns[place:])))
+
+    def fits(place: int) -> bool:
+        pieces = after(place)
+        return isinstance(pieces, str) or _length(pieces) <= max_length
+
+    if not begins:
+        return whole, 0
+    place = begins[min(bisect_left(begins, True, key=fits), len(begins) - 1)]
+    pieces = after(place)
+    return (whole, 0) if isinstance(pieces, str) else (pieces, place - first)
 
 
 class _Tally:
@@ -175,9 +244,23 @@ class _Dialect:
         self.specials = frozenset({*added, *map(str, tokenizer.all_special_tokens)} - {""})
         self.opening = self._opening()
         self.eos: int | None = tokenizer.eos_token_id
+        self._read: tuple[str, tuple[list[int], list[int]] | None] = ("", None)
 
     def ids(self, text: str, specials: bool = False) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=specials, verbose=False)["input_ids"])
+
+    def places(self, text: str) -> tuple[list[int], list[int]] | None:
+        """Return the ids of a text, and the character each begins at; None where the tokenizer cannot tell.
+
+        The text asked for last is kept: the pieces of one text follow one another.
+        """
+        if not self.tokenizer.is_fast:
+            return None
+        if self._read[1] is None or self._read[0] != text:
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            starts = list(accumulate((int(start) for start, _ in found["offset_mapping"]), max))
+            self._read = text, (list(found["input_ids"]), starts)
+        return self._read[1]
 
     def _opening(self) -> list[int]:
         """Return the ids that the tokenizer puts in front of plain text."""
@@ -191,6 +274,8 @@ class _Dialect:
         """Return the ids of prompt and answer, the end token included, or what is wrong."""
         if example.opening:
             return self._opened(example)
+        if example.part is not None:
+            return self._part(example.part)
         if example.kind == "text":
             return self._plain("", example.answer)
         if example.kind == "completion":
@@ -229,6 +314,19 @@ class _Dialect:
         elif not prompt:  # a text that brings its own beginning token
             before, behind = self.opening, behind[len(self.opening) :]
         return before, self._ended(behind, self.eos) if self.end_token else behind
+
+    def _part(self, part: Part) -> tuple[list[int], list[int]] | str:
+        """Return the tokens that begin inside the part, as they are in the whole text."""
+        text = part.whole.answer
+        places = self.places(text)
+        if places is None:
+            return "the tokenizer does not say where the tokens of a text stand"
+        ids, starts = places
+        mine = ids[bisect_left(starts, part.start) : bisect_left(starts, part.stop)]
+        if part.start == 0 and mine[: len(self.opening)] == self.opening:
+            mine = mine[len(self.opening) :]  # it brings its own beginning token
+        last = part.stop == len(text) and self.end_token
+        return list(self.opening), self._ended(mine, self.eos) if last else mine
 
     def _ended(self, answer: list[int], end: int | None) -> list[int]:
         """Append the end token, unless there is none or the data itself ends in it."""

@@ -39,6 +39,21 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Where a piece stands in the text that it is a piece of.
+
+    Args:
+        whole: the text.
+        start: its first character.
+        stop: the first character behind it.
+    """
+
+    whole: Example
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Example:
     """One item to forget, to retain or to evaluate on.
 
@@ -49,6 +64,7 @@ class Example:
         place: where its row stands, such as ``forget.jsonl, line 3``.
         extra: the row's other columns as they are, such as ``perturbed_answer``.
         opening: words that the answer is made to begin with; they count as context, not as answer.
+        part: of a piece of a longer text, where it stands there; ``text`` is then the piece alone.
     """
 
     messages: tuple[Message, ...]
@@ -57,6 +73,7 @@ class Example:
     place: str
     extra: Mapping[str, object] = field(default_factory=dict, hash=False)
     opening: str = ""
+    part: Part | None = field(default=None, compare=False, repr=False)
 
     @property
     def prompt(self) -> str:
@@ -96,7 +113,7 @@ def to_examples(rows: Sequence[Row], where: str) -> list[Example]:
         if form is None:
             strangers.setdefault(tuple(row.values), []).append(row.place)
             continue
-        wrong = _content_faults(row, form, where)
+        wrong = [] if _is_blank(row, form) else _content_faults(row, form, where)
         faults += wrong
         if not wrong:
             examples.append(_example(row, form))
@@ -106,6 +123,12 @@ def to_examples(rows: Sequence[Row], where: str) -> list[Example]:
     if faults:
         raise RequestError(capped(faults, where))
     return examples
+
+
+def _is_blank(row: Row, form: tuple[str, ...]) -> bool:
+    """Say whether a row is an empty text of a benchmark, which is left out where the data is encoded."""
+    value = row.values.get("text")
+    return row.published and form == ("text",) and isinstance(value, str) and not value.strip()
 
 
 def _form(values: Mapping[str, object]) -> tuple[str, ...] | None:
@@ -205,6 +228,7 @@ def overlap_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault
     places: dict[str, str] = {}
     for example in forget:
         places.setdefault(example.key, example.place)
+    places.pop("", None)
     shared = [example for example in retain if example.key in places]
     if not shared:
         return None
@@ -217,8 +241,18 @@ def overlap_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault
     return Fault("--retain", what, "Take them out of one of the two, or pass --allow-overlap")
 
 
+def texts_of(examples: Sequence[Example]) -> list[Example]:
+    """Return the rows that examples come from: of the pieces of one text, the text, once."""
+    found: list[Example] = []
+    for example in examples:
+        row = example if example.part is None else example.part.whole
+        if example.part is None or not found or found[-1] is not row:
+            found.append(row)
+    return found
+
+
 def data_hash(examples: Sequence[Example]) -> str:
-    """Return the SHA-256 (hex) of the examples' content in order.
+    """Return the SHA-256 (hex) of the rows' content in order, however long texts were split.
 
     It depends on kind, messages, text and the paraphrased and perturbed columns; not on file format, path,
     place or columns that nothing reads.
@@ -230,7 +264,7 @@ def data_hash(examples: Sequence[Example]) -> str:
             "text": example.text,
             **{name: example.extra[name] for name in _HASHED_EXTRA if example.extra.get(name) is not None},
         }
-        for example in examples
+        for example in texts_of(examples)
     ]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -41,10 +41,13 @@ class Row:
     Args:
         values: column name to value, as the file has it.
         place: where the row stands, such as ``forget.jsonl, line 3``.
+        published: whether it is a benchmark's. Its users cannot correct it, so an empty text is left out and
+            counted, where it would be refused in one's own data.
     """
 
     values: Mapping[str, object]
     place: str
+    published: bool = False
 
 
 def accepted_columns() -> str:

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ngdiff.data.benchmarks import MUSE, MUSE_CORPORA, Folders, files_of, muse_part, read_table
 from ngdiff.data.examples import text_fault
-from ngdiff.data.files import READERS, Row, read_data_file
+from ngdiff.data.files import READERS, Row
 from ngdiff.data.sources import capped, read_rows
 from ngdiff.errors import Fault, RequestError
-from ngdiff.system.outside import MOST_DATA, Unreadable, load_json, read_within
-
-CORPORA = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
-"""Short names of the two corpora to data sets on the hub."""
 
 COLUMNS = {
     "verbmem": ("prompt", "gt"),
@@ -31,7 +28,9 @@ COLUMNS = {
 """Configs to the columns their rows must have."""
 
 
-def read_split(source: str, config: str, split: str, where: str = "--data") -> list[Row]:
+def read_split(
+    source: str, config: str, split: str, where: str = "--data", folders: Folders | None = None
+) -> list[Row]:
     """Read one split of a MUSE corpus.
 
     Args:
@@ -40,6 +39,8 @@ def read_split(source: str, config: str, split: str, where: str = "--data") -> l
         config: one of ``COLUMNS``.
         split: such as ``forget_qa``.
         where: the setting that named the source, for faults.
+        folders: where ``news`` and ``books`` lie, under ``muse``; by default in ``NGDIFF_MUSE_DIR``, else on
+            the hub.
 
     Returns:
         At least one row, each with the config's columns filled with text.
@@ -47,11 +48,14 @@ def read_split(source: str, config: str, split: str, where: str = "--data") -> l
     Raises:
         RequestError: with every fault found: a missing file, a missing column, an empty text.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder, given = Path(source).expanduser(), MUSE.folder(folders)
+    faults: list[Fault] = []
+    if source in MUSE_CORPORA and given is not None:
+        rows, faults = MUSE.read_as_is(given, muse_part(source, config, split), where)
+    elif folder.is_dir():
         rows, faults = _read_folder(folder, config, split, where)
     else:
-        rows, faults = read_rows(f"{CORPORA.get(source, source)}:{config}@{split}", where=where), []
+        rows = read_rows(f"{MUSE_CORPORA.get(source, source)}:{config}@{split}", where=where)
     faults = faults + [fault for row in rows for fault in _row_faults(row, COLUMNS[config], where)]
     if faults:
         raise RequestError(capped(faults, where))
@@ -59,33 +63,20 @@ def read_split(source: str, config: str, split: str, where: str = "--data") -> l
 
 
 def _read_folder(folder: Path, config: str, split: str, where: str) -> tuple[list[Row], list[Fault]]:
-    place = folder / config
-    files = [place / f"{split}{ending}" for ending in READERS if (place / f"{split}{ending}").is_file()]
-    if not files:
-        files = sorted(place.glob(f"{split}-[0-9]*-of-[0-9]*.parquet"))
+    files = files_of(folder / config / split)
     if not files:
         what = f"the MUSE folder {str(folder)!r} has no file {config}/{split}{{{','.join(READERS)}}}"
-        return [], [Fault(where, what, "Put it there, or name news, books or a data set on the hub")]
+        found = (path for path in folder.glob("*/*") if path.suffix in READERS)
+        there = sorted(f"{path.parent.name}/{path.name}" for path in found)
+        mend = f"It has {', '.join(there) or 'none of MUSE'}; name news, books or a data set on the hub"
+        return [], [Fault(where, what, mend)]
     rows: list[Row] = []
     faults: list[Fault] = []
     for file in files:
-        more, wrong = ([], []) if (texts := _array_of_texts(file)) else read_data_file(file)
-        rows += texts or more
+        more, wrong = read_table(file)
+        rows += more
         faults += [Fault(f"{where} {config}/{fault.where}", fault.what, fault.mend) for fault in wrong]
     return [Row(row.values, f"{config}/{row.place}") for row in rows], faults
-
-
-def _array_of_texts(file: Path) -> list[Row]:
-    """Return the rows of a JSON array of strings, as MUSE's own code writes texts; else nothing."""
-    if file.suffix != ".json":
-        return []
-    try:
-        texts = load_json(read_within(file, MOST_DATA))
-    except Unreadable:
-        return []  # the ordinary reader says what is wrong
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        return []
-    return [Row({"text": text}, f"{file.name}, item {number}") for number, text in enumerate(texts, 1)]
 
 
 def _row_faults(row: Row, columns: tuple[str, ...], where: str) -> list[Fault]:

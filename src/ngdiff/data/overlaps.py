@@ -20,7 +20,7 @@ LEAST_FORGET, LEAST_RETAIN = 8, 20
 def repeated(examples: Sequence[Example]) -> str | None:
     """Return a note where rows repeat others of the same set (compared by ``Example.key``)."""
     first: dict[str, Example] = {}
-    again = [(first[e.key], e) for e in examples if first.setdefault(e.key, e) is not e]
+    again = [(first[e.key], e) for e in examples if e.key and first.setdefault(e.key, e) is not e]
     if not again:
         return None
     other, one = again[0]
@@ -76,6 +76,7 @@ def holdout_fault(
     """Return a fault where the holdout shares rows with what the model has learned."""
     where = {example.key: f"the retain set ({example.place})" for example in retain}
     where |= {example.key: f"the forget set ({example.place})" for example in forget}
+    where.pop("", None)
     shared = [example for example in holdout if example.key in where]
     if not shared:
         return None

@@ -7,9 +7,10 @@ a row ("Patient Bridge", "4 May") that none of them has. Common words in an unco
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 from ngdiff.data.encoding import IGNORE, EncodedExample
@@ -19,6 +20,8 @@ from ngdiff.data.renaming import WORD, begins_sentence
 
 _CENTURY = re.compile(r"(?:1\d|20)\d\d")
 """A year: its first two digits are nobody's secret."""
+_BEGINNING = 64
+"""Characters of an answer by which its place among the labelled tokens is found."""
 _WINDOW = 7
 """Tokens back from which on the text of a token no longer depends on what stands before."""
 
@@ -53,14 +56,14 @@ class Secrets:
         """Return where the secret words of an example's answer begin and end, in characters."""
         asked, asked_pairs = set(words_of(example.prompt)), set(_pairs(example.prompt))
         found = list(WORD.finditer(example.answer))
-        secret = [word.group().lower() not in self._words | asked for word in found]
+        words = [word.group().lower() for word in found]
+        secret = [word not in self._words and word not in asked for word in words]
         named = [self._is_named(example.answer, word) for word in found]
-        for place, (one, other) in enumerate(pairwise(found)):
-            pair = (one.group().lower(), other.group().lower())
+        for place, pair in enumerate(pairwise(words)):
             new = pair not in self._pairs and pair not in asked_pairs
             if new and named[place] and named[place + 1]:
                 for at in (place, place + 1):
-                    secret[at] |= found[at].group().lower() not in asked
+                    secret[at] |= words[at] not in asked
         return [_span(word) for word, is_secret in zip(found, secret, strict=True) if is_secret]
 
     def _is_named(self, answer: str, word: re.Match[str]) -> bool:
@@ -93,13 +96,19 @@ def labelled_ids(example: EncodedExample) -> list[int]:
 
 
 def _secret_tokens(example: EncodedExample, secrets: Secrets, tokenizer: Any) -> list[bool]:
-    text, places = token_places(labelled_ids(example), tokenizer)
+    # a text may begin with a labelled token that nothing stands before: its text counts, the token does not
+    text, places = token_places([label for label in example.labels if label != IGNORE], tokenizer)
     answer = example.example.answer
-    shift = text.find(answer.strip()) - (len(answer) - len(answer.lstrip()))
-    spans = secrets.spans(example.example)
-    return [
-        any(first < stop + shift and last > start + shift for start, stop in spans) for first, last in places
-    ]
+    # an answer that was cut is there as far as it goes
+    shift = max(0, text.find(answer.strip()[:_BEGINNING])) - (len(answer) - len(answer.lstrip()))
+    spans = [(start + shift, stop + shift) for start, stop in secrets.spans(example.example)]
+    stops = [stop for _, stop in spans]
+    own = places[1:] if example.labels[0] != IGNORE else places
+    found = []
+    for first, last in own:
+        next_one = bisect_right(stops, first)  # the first secret that does not end before the token
+        found.append(next_one < len(spans) and spans[next_one][0] < last)
+    return found
 
 
 def token_places(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
@@ -109,13 +118,14 @@ def token_places(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[in
         return str(tokenizer.decode(part, clean_up_tokenization_spaces=False))
 
     whole = text(ids)
-    if tokenizer.is_fast:  # where the text reads as the same ids, the tokenizer knows
+    found: list[tuple[int, int]] = []
+    if tokenizer.is_fast:  # as far as the text reads as the same ids, the tokenizer knows
         again = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        if list(again["input_ids"]) == list(ids):
-            return whole, [(int(first), int(last)) for first, last in again["offset_mapping"]]
-    ends = [0]
-    for place in range(len(ids)):
+        pairs = zip(ids, again["input_ids"], again["offset_mapping"], strict=False)
+        same = takewhile(lambda pair: pair[0] == pair[1], pairs)
+        found = [(int(first), int(last)) for _, _, (first, last) in same]
+    for place in range(len(found), len(ids)):
         # a window's first space may be missing, in both
-        begin = max(0, place - _WINDOW)
-        ends.append(ends[-1] + len(text(ids[begin : place + 1])) - len(text(ids[begin:place])))
-    return whole, list(pairwise(ends))
+        begin, start = max(0, place - _WINDOW), found[-1][1] if found else 0
+        found.append((start, start + len(text(ids[begin : place + 1])) - len(text(ids[begin:place]))))
+    return whole, found

@@ -1,10 +1,11 @@
-"""`source string -> rows`: files, folders, hub datasets, TOFU and shipped text, each with an optional slice.
+"""`source string -> rows`: files, folders, hub data sets, benchmarks and shipped text, or a slice of them.
 
 A source is one string:
 
 - ``forget.jsonl``: a .jsonl, .json, .csv or .parquet file, or a folder of them (read sorted by name);
 - ``org/name``, ``org/name:config``, ``org/name:config@split``: a dataset on the hub;
-- ``tofu:forget10``: a part of TOFU, from a local folder if there is one, else from the hub;
+- ``tofu:forget10``, ``muse:news/forget``: a part of a benchmark (:mod:`ngdiff.data.benchmarks`), from a local
+  folder if there is one, else from the hub;
 - ``ngdiff:general``: plain questions and instructions of every kind, which come with NGDiff.
 
 Each may end in a slice with Python's meaning, such as ``tofu:full[-1200:]``.
@@ -13,46 +14,36 @@ Each may end in a slice with Python's meaning, such as ``tofu:full[-1200:]``.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+from ngdiff.data.benchmarks import BENCHMARKS, Benchmark, Folders
 from ngdiff.data.files import ARCHIVES, READERS, Row, read_data_file
 from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
 from ngdiff.system.outside import first_line
 
-__all__ = ["SHIPPED", "TOFU_NAMES", "Row", "read_rows"]
-
-TOFU_NAMES: tuple[str, ...] = (
-    "full",
-    *(f"forget{share}{ending}" for share in ("01", "05", "10") for ending in ("", "_perturbed")),
-    *(f"retain{share}" for share in ("99", "95", "90")),
-    *(f"holdout{share}" for share in ("01", "05", "10")),
-    "retain_perturbed",
-    *(f"{part}{ending}" for part in ("real_authors", "world_facts") for ending in ("", "_perturbed")),
-)
-"""The parts of TOFU that ``tofu:NAME`` knows."""
+__all__ = ["SHIPPED", "Row", "read_rows"]
 
 SHIPPED: Mapping[str, str] = {"general": "plain questions and instructions of every kind, to keep besides"}
 """The data sets that come with NGDiff, ``ngdiff:NAME``, with a line on each."""
 
-_TOFU_HUB = "locuslab/TOFU"
 _MOST_FAULTS = 20
 _SLICE = re.compile(r"^(?P<source>.+)\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\]$", re.DOTALL)
 _HUB = re.compile(r"^(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?$")
 
 
-def read_rows(source: str, *, where: str, tofu_dir: Path | None = None) -> list[Row]:
+def read_rows(source: str, *, where: str, folders: Folders | None = None) -> list[Row]:
     """Read all rows of a source.
 
     Args:
-        source: a file, a folder, a hub dataset, ``tofu:NAME`` or ``ngdiff:NAME``, with an optional
-            ``[start:stop]``.
+        source: a file, a folder, a hub data set, ``tofu:NAME``, ``muse:NAME`` or ``ngdiff:NAME``, with an
+            optional ``[start:stop]``.
         where: the setting that named the source, such as ``--forget``, for faults.
-        tofu_dir: folder with TOFU's ``NAME.json`` files; default ``NGDIFF_TOFU_DIR``, else the hub is asked.
+        folders: benchmarks to folders that hold their data; by default those of ``NGDIFF_TOFU_DIR`` and so
+            on, else the hub is asked.
 
     Returns:
         At least one row, in the source's order.
@@ -61,7 +52,7 @@ def read_rows(source: str, *, where: str, tofu_dir: Path | None = None) -> list[
         RequestError: with every fault found in the source (the first 20 and a count of the rest).
     """
     bare, span = _split_slice(source, where)
-    rows, faults = _read(bare, where, tofu_dir)
+    rows, faults = _read(bare, where, folders)
     if faults:
         raise RequestError(capped(faults, where))
     chosen = rows[span]
@@ -88,7 +79,7 @@ def capped(faults: list[Fault], where: str) -> list[Fault]:
 
 def _split_slice(source: str, where: str) -> tuple[str, slice]:
     if not source.strip():
-        raise RequestError(Fault(where, "is empty", "Give a file, a folder, a hub dataset or tofu:NAME"))
+        raise RequestError(Fault(where, "is empty", "Give a file, a folder, a hub data set or tofu:NAME"))
     if _exists(Path(source).expanduser()):  # a file whose own name ends in brackets
         return source, slice(None)
     if found := _SLICE.match(source):
@@ -101,9 +92,10 @@ def _split_slice(source: str, where: str) -> tuple[str, slice]:
     return source, slice(None)
 
 
-def _read(source: str, where: str, tofu_dir: Path | None) -> tuple[list[Row], list[Fault]]:
-    if source.startswith("tofu:"):
-        return _read_tofu(source.removeprefix("tofu:"), where, tofu_dir)
+def _read(source: str, where: str, folders: Folders | None) -> tuple[list[Row], list[Fault]]:
+    name, colon, part = source.partition(":")
+    if colon and name in BENCHMARKS:
+        return _read_benchmark(BENCHMARKS[name], part, where, folders)
     if source.startswith("ngdiff:"):
         return _read_shipped(source.removeprefix("ngdiff:"), where)
     path = Path(source).expanduser()
@@ -170,22 +162,18 @@ def _is_data(path: Path) -> bool:
     return not path.name.startswith(".") and (packed or path.suffix.lower() in READERS)
 
 
-def _read_tofu(name: str, where: str, tofu_dir: Path | None) -> tuple[list[Row], list[Fault]]:
-    if name not in TOFU_NAMES:
-        return [], [unknown_name(where, "part of TOFU", name, TOFU_NAMES)]
-    given = tofu_dir or os.environ.get("NGDIFF_TOFU_DIR")
-    if not given:
-        return _read_hub(_TOFU_HUB, name, "train", where)
-    folder = Path(given).expanduser()
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        there = sorted(p.stem for p in folder.glob("*.json") if p.stem in TOFU_NAMES)
-        what = f"the TOFU folder {str(folder)!r} has no file {path.name}"
-        mend = (
-            f"It has {', '.join(there) or 'none of TOFU'}; correct NGDIFF_TOFU_DIR, or unset it for the hub"
-        )
-        return [], [Fault(where, what, mend)]
-    return _read_path(path, where)
+def _read_benchmark(
+    benchmark: Benchmark, part: str, where: str, folders: Folders | None
+) -> tuple[list[Row], list[Fault]]:
+    if part not in benchmark.parts:
+        return [], [unknown_name(where, f"part of {benchmark.title}", part, benchmark.parts)]
+    folder = benchmark.folder(folders)
+    if folder is not None:
+        return benchmark.read(folder, part, where)
+    hub = _HUB.match(benchmark.hub(part))
+    assert hub is not None
+    rows, faults = _read_hub(hub["name"], hub["config"], hub["split"], where)
+    return benchmark.published(rows), faults
 
 
 def _read_shipped(name: str, where: str) -> tuple[list[Row], list[Fault]]:
@@ -219,8 +207,8 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
     return rows, []
 
 
-def local_sources(named: Mapping[str, Sequence[str]], tofu_dir: Path | None) -> list[tuple[str, str]]:
+def local_sources(named: Mapping[str, Sequence[str]], folders: Folders) -> list[tuple[str, str]]:
     """Return setting and path of all files and folders that sources read."""
     found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
-    folder = [] if tofu_dir is None else [("--tofu-dir", str(tofu_dir))]
-    return [(flag, path) for flag, path in found if path is not None] + folder
+    given = [(BENCHMARKS[name].option, str(path)) for name, path in folders.items() if path is not None]
+    return [(flag, path) for flag, path in found if path is not None] + given

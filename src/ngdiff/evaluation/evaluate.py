@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ngdiff.data.encoding import EncodedExample, encode_all
+from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import data_hash
+from ngdiff.data.long_text import counted_texts, encode_pieces, long_text_fault
 from ngdiff.errors import EvaluationError, Fault, RequestError, unknown_name
 from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.distributed import is_main, process_count
@@ -50,7 +51,7 @@ from ngdiff.models.loading import (
 from ngdiff.settings.config import seed_fault
 from ngdiff.system.environment import machine, versions, weights_hash
 from ngdiff.system.output import check_output, holds_faults, unless_in_the_way
-from ngdiff.system.progress import working
+from ngdiff.system.progress import console, working
 
 REQUIRABLE = ("forget_quality", "privleak", "membership")
 """Figures that a request may insist on."""
@@ -124,13 +125,19 @@ def prepare(request: EvaluateRequest) -> Prepared:
     faults.raise_if_any()
     assert source is not None and suite is not None and data is not None
     max_length = request.max_length or suite.max_length
-    encoded = [
-        faults.attempt(partial(encode_all, examples, tokenizer, max_length, f"--{name}"))
+    long_text = request.long_text if suite.splits else "cut"
+    found = {
+        name: faults.attempt(partial(encode_pieces, examples, tokenizer, max_length, f"--{name}", long_text))
         for name, examples in data.sets.items()
-    ]
+    }
     faults.raise_if_any()
-    faults.found += vocabulary_faults(source, tokenizer, _tokens(encoded, tokenizer))
+    encoded = {name: pieces for name, (pieces, _) in found.items()}
+    faults.found += vocabulary_faults(source, tokenizer, _tokens(encoded.values(), tokenizer))
     faults.raise_if_any()
+    if suite.splits:
+        sets = {name: [piece.example for piece in pieces] for name, pieces in encoded.items()}
+        notes = [*data.notes, *(note for _, told in found.values() for note in told)]
+        data = replace(data, sets=sets, notes=tuple(notes))
     return Prepared(source, tokenizer, suite, data, reference, max_length)
 
 
@@ -150,7 +157,8 @@ def _setting_faults(request: EvaluateRequest) -> list[Fault]:
     numbers |= {"resamples": request.resamples}
     numbers |= {"max-length": request.max_length} if request.max_length is not None else {}
     seed = seed_fault(request.seed)
-    return ([] if seed is None else [seed]) + [
+    way = long_text_fault(request.long_text)
+    return [fault for fault in (seed, way) if fault is not None] + [
         Fault(f"--{name}", f"is {value}", "Give a number of at least 1")
         for name, value in numbers.items()
         if value < 1
@@ -171,8 +179,9 @@ def _suite(request: EvaluateRequest) -> Suite:
     if request.suite not in table:
         raise RequestError(unknown_name("--suite", "suite", request.suite, table))
     suite = table[request.suite]
-    named = ("forget", "retain", "holdout", "data", "tasks", "reference", "tofu_dir", "limit")
+    named = ("forget", "retain", "holdout", "data", "tasks", "reference", "limit")
     given = [name for name in named if getattr(request, name) not in (None, ())]
+    given += [f"{name}_dir" for name in request.folders]
     missing = [name for name in suite.needs if name not in given]
     extra = [name for name in given if name not in suite.needs + suite.takes]
     faults = [
@@ -273,6 +282,8 @@ def evaluate(
     with _processes() as device:
         started = time.perf_counter()
         ready = prepare(request)
+        for note in ready.data.notes if is_main() else ():
+            console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
         cache = Cache(request.cache_dir or default_folder()) if request.cache else None
         bf16, why = autocast_bf16(request.precision)
         open_evaluator = partial(_evaluator, request, ready, cache, device, bf16)
@@ -389,7 +400,7 @@ def _provenance(
     figures: dict[str, Figure],
 ) -> dict[str, Any]:
     data = {
-        name: {"examples": len(examples), "sha256": data_hash(examples)}
+        name: {**counted_texts(examples), "sha256": data_hash(examples)}
         for name, examples in ready.data.sets.items()
     }
     used = [metric_named(name) for name in sorted({found.metric for found in figures.values()})]
@@ -405,6 +416,7 @@ def _provenance(
             "data": request.data,
             "batch_size": request.batch_size,
             "max_length": ready.max_length,
+            **({"long_text": request.long_text} if ready.suite.splits else {}),
             "max_new_tokens": request.max_new_tokens,
             "precision": evaluator.precision,
             "trust_remote_code": request.trust_remote_code,

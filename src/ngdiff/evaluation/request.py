@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ngdiff.data.benchmarks import Folders
 from ngdiff.models.loading import Precision
 
 
@@ -23,9 +24,10 @@ class EvaluateRequest:
         tasks: of the ``lm-eval`` suite.
         reference: the retrained model (folder or hub name), its ``eval.json``, or a log of another code.
         require: keys of figures without which the evaluation is refused.
-        tofu_dir: folder with TOFU's JSON files.
+        folders: benchmarks, such as ``tofu``, to folders that hold their data.
         batch_size: sequences a forward pass.
         max_length: longest sequence in tokens; ``None`` for the suite's own.
+        long_text: ``own``: ``split`` running text that is longer into pieces, or ``cut`` it there.
         max_new_tokens: longest generated answer.
         seed: of the bootstrap intervals.
         resamples: of the bootstrap intervals.
@@ -50,9 +52,10 @@ class EvaluateRequest:
     tasks: tuple[str, ...] = ()
     reference: str | None = None
     require: tuple[str, ...] = ()
-    tofu_dir: Path | None = None
+    folders: Folders = field(default_factory=dict)
     batch_size: int = 8
     max_length: int | None = None
+    long_text: str = "split"
     max_new_tokens: int = 200
     seed: int = 0
     resamples: int = 2000

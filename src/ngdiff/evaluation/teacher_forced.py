@@ -27,6 +27,8 @@ SURE = 1e-6
 """Least 1 - p that the unlikelihood tells apart from certainty."""
 
 _TOKENS_AT_ONCE = 64
+MOST_TOKENS = 4096
+"""Tokens of a forward pass over long texts: predictions take 8 bytes a token and word of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def score_answers(
         model: a causal language model.
         examples: encoded examples; sorted by length internally, which changes no figure.
         pad_id: what to pad with; any id will do.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass; of long texts fewer, see :data:`MOST_TOKENS`.
         autocast: opens the context in which the model runs.
         advance: called with the number of examples done, for a progress bar.
         z_scores: also standardise each token's log-probability, for min-k++; of all, or as each row says.
@@ -202,7 +204,8 @@ def score_answers(
                         found = work()
                     keep(rows, found)
             plain = [examples[row] for row in alone]
-            for places, batch in batches_by_length(plain, batch_size, pad_id):
+            most = MOST_TOKENS if share_prompts else None
+            for places, batch in batches_by_length(plain, batch_size, pad_id, most):
                 on_device = {key: value.to(device) for key, value in batch.items()}
                 with autocast():
                     tokens = labelled_tokens(model, on_device)

@@ -187,12 +187,18 @@ def _settings(record: RunRecord) -> str:
 def _data(record: RunRecord) -> str:
     titles = {"forget": "to forget", "retain": "to keep", "holdout": "never seen by the model"}
     rows = [
-        (title, str(record.data[part]["examples"]), f"`{record.data[part]['sha256']}`")
+        (title, _counted(record.data[part]), f"`{record.data[part]['sha256']}`")
         for part, title in titles.items()
         if part in record.data
     ]
     text = "The data are named by the SHA-256 of their content. Their language was not recorded."
     return f"## Data\n\n{text}\n\n" + _table(("set", "examples", "SHA-256"), rows)
+
+
+def _counted(data: Mapping[str, Any]) -> str:
+    """Return how many texts a set has and, where they were split, in how many pieces."""
+    pieces = data.get("pieces")
+    return str(data["examples"]) + (f" in {pieces} pieces" if pieces else "")
 
 
 def _figures(record: RunRecord) -> str:

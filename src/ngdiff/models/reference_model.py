@@ -12,20 +12,19 @@ the prediction is worked out again, exactly, when it is needed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ngdiff.data.batching import batches_by_length
@@ -36,10 +35,10 @@ from ngdiff.evaluation.distributed import process_count
 from ngdiff.evaluation.evaluator import identity
 from ngdiff.evaluation.teacher_forced import score_answers
 from ngdiff.models.activations import labelled_activations
-from ngdiff.models.logprobs import IGNORED, head_sees_only, output_head, predicting_positions
+from ngdiff.models.logprobs import IGNORED, output_head, predicting_positions
+from ngdiff.models.tensor_file import DIGEST, GrowingFile, digest_of, growing_file, mapped, save_tensors
 from ngdiff.system.disk import disk_reason, is_disk_error
-from ngdiff.system.environment import update_with, weights_hash
-from ngdiff.system.output import staged_file
+from ngdiff.system.environment import weights_hash
 from ngdiff.training.parallel import OneCache, any_process, is_first_here, on_all, shared, whole
 
 VERSION = 1
@@ -48,9 +47,10 @@ MOST_KEPT = 16 * 2**30
 DAY = 86400.0
 UNSCALED = 0.01
 """A factor behind the head that is this near to 1 is bf16's rounding."""
+CHECKED = 256
+"""Tokens at which the head that is kept is compared with the model's own logits."""
 FOLDER, PATTERN = "starting-model", "*.safetensors"
 _HEAD, _STATES = "head.", "states"
-_DIGEST = "sha256"
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
@@ -116,8 +116,7 @@ class StartingStates:
 
     def read(self) -> dict[str, Tensor]:
         """Return what the file holds; the mapping outlives the file's name."""
-        with safe_open(str(self.path), framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        return mapped(self.path)
 
     def attach(
         self, examples: Sequence[EncodedExample], known: Mapping[str, Tensor] | None = None
@@ -169,7 +168,7 @@ class StartingStates:
             os.link(self.path, path)
         except OSError:  # another disk, or it is gone
             if known is not None and not self.path.exists():
-                _write(known, path)
+                save_tensors(known, path)
             else:
                 shutil.copyfile(self.path, path)
         return replace(self, path=path)
@@ -263,27 +262,12 @@ def _labelled(example: EncodedExample) -> int:
 def _is_whole(path: Path, tokens: int) -> bool:
     try:
         with safe_open(str(path), framework="pt") as tensors:
-            stated = (tensors.metadata() or {}).get(_DIGEST)
+            stated = (tensors.metadata() or {}).get(DIGEST)
             if stated is None or tensors.get_slice(_STATES).get_shape()[0] != tokens:
                 return False
-            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-            return _digest(found) == str(stated)
+        return digest_of(mapped(path)) == str(stated)
     except (OSError, SafetensorError, RuntimeError):  # torch's own, of a file that is cut
         return False
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, shapes, types and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        update_with(digest, name, tensor)
-    return digest.hexdigest()
-
-
-def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a file whole or not at all, with a digest of what it holds."""
-    with staged_file(path) as staging:
-        save_file(dict(tensors), staging, metadata={_DIGEST: _digest(tensors)})
 
 
 def _work_out(
@@ -294,53 +278,107 @@ def _work_out(
     pad_id: int,
     batch_size: int,
 ) -> None:
+    """Write the states of all examples, of which no more than a batch's is ever in memory."""
     device = next(model.parameters()).device
-    parts: list[Tensor] = [torch.empty(0)] * len(examples)
-    tensors: dict[str, Tensor] = {}
+    starts = list(accumulate(map(_labelled, examples), initial=0))
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            for places, batch in batches_by_length(examples, batch_size, pad_id):
+        with torch.no_grad(), _Writer(kept.path) as writer:
+            for number, (places, batch) in enumerate(batches_by_length(examples, batch_size, pad_id)):
                 there = {name: value.to(device) for name, value in batch.items()}
-                states, logits = _states(model, there, layer)
-                if logits is not None and not tensors:
-                    tensors = _head_for(kept, _head_of(model), states, logits)
+                states, logits = _states(model, there, layer, CHECKED if number == 0 else 1)
+                if number == 0:
+                    head = {} if logits is None else _head_of(model)
+                    if logits is not None:
+                        head = _head_for(kept, head, states[: len(logits)], logits)
+                    writer.begin(head, (starts[-1], states.shape[1]), states.dtype)
                 counts = [_labelled(examples[place]) for place in places]
-                for place, part in zip(places, torch.split(states.cpu(), counts), strict=True):
-                    parts[place] = part
+                for place, part in zip(places, torch.split(states, counts), strict=True):
+                    writer.put(starts[place], part)
     finally:
         model.train(was_training)
-    on_all(lambda: _put({_STATES: torch.cat(parts), **tensors}, kept.path) if is_first_here() else None)
+    on_all(writer.raise_if_failed)
 
 
-def _put(tensors: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        _write(tensors, path)
-    except (OSError, SafetensorError) as error:
-        if not is_disk_error(error):
-            raise
-        raise RunError(
-            f"what the starting model says could not be kept in {path} ({disk_reason(error)})"
-        ) from error
+class _Writer:
+    """Writes states as they come, where this is the process that does.
+
+    What fails is raised at the end: until then the other processes need this one to run the model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._error = path, None if is_first_here() else ""
+        self._stack = ExitStack()
+        self._file: GrowingFile | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if self._error is None and kind is None:
+            self._attempt(self._stack.close)
+        else:
+            self._stack.__exit__(kind or RunError, error or RunError(), traceback)
+
+    def _attempt(self, work: Callable[[], Any]) -> Any:
+        if self._error is not None:
+            return None
+        try:
+            return work()
+        except (OSError, SafetensorError) as error:
+            if not is_disk_error(error):
+                raise
+            reason = f"could not be kept in {self._path} ({disk_reason(error)})"
+            self._error = f"what the starting model says {reason}"
+            return None
+
+    def begin(self, head: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> None:
+        """Open the file and write the head."""
+
+        def opened() -> GrowingFile:
+            file = self._stack.enter_context(growing_file(self._path))
+            file.add(_STATES, dtype, shape)
+            for name, tensor in head.items():
+                file.add(name, tensor.dtype, tuple(tensor.shape))
+            for name, tensor in head.items():
+                file.put(name, 0, tensor)
+            return file
+
+        self._file = self._attempt(opened)
+
+    def put(self, first: int, states: Tensor) -> None:
+        """Write some rows of the states."""
+        file = self._file
+        if file is not None:
+            self._attempt(lambda: file.put(_STATES, first, states))
+
+    def raise_if_failed(self) -> None:
+        """Raise what kept the states from being written."""
+        if self._error:
+            raise RunError(self._error)
 
 
-def _states(model: Any, batch: dict[str, Tensor], layer: int | None) -> tuple[Tensor, Tensor | None]:
-    """Return hidden states at the labelled tokens and, for the last ones, the model's own logits."""
+def _states(
+    model: Any, batch: dict[str, Tensor], layer: int | None, checked: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return hidden states at the labelled tokens and, for the first ``checked``, the model's own logits."""
     if layer is not None:
         return labelled_activations(model, batch, layer).hidden, None
     caught: list[Tensor] = []
-    handle = None
-    with head_sees_only(model, predicting_positions(batch["labels"])):
-        # registered behind the hook that narrows, so it sees what that leaves
-        handle = output_head(model).register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-        try:
-            output = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-            )
-        finally:
-            handle.remove()
-    return caught[0].squeeze(0).float(), output.logits.squeeze(0).float()
+    positions = predicting_positions(batch["labels"])
+    some = positions & (positions.flatten().cumsum(0).view_as(positions) <= checked)
+
+    def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        caught.append(args[0][positions])
+        return (args[0][some].unsqueeze(0), *args[1:])
+
+    handle = output_head(model).register_forward_pre_hook(narrow)
+    try:
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    finally:
+        handle.remove()
+    return caught[0].float(), output.logits.squeeze(0).float()
 
 
 def _head_of(model: Any) -> dict[str, Tensor]:

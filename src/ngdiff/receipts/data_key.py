@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ngdiff.data.examples import Example, data_hash
+from ngdiff.data.examples import Example, data_hash, texts_of
+from ngdiff.data.long_text import counted_texts
 from ngdiff.errors import Fault, RequestError
 from ngdiff.system.output import write_new
 from ngdiff.system.outside import Unreadable, read_within
@@ -83,13 +84,17 @@ def set_hash(examples: Sequence[Example], key: bytes | None) -> str:
 
 
 def describe(examples: Sequence[Example], key: bytes | None, nonce: str | None = None) -> dict[str, Any]:
-    """Return number of examples and hash of a data set and, with a key, a commitment a row."""
-    said: dict[str, Any] = {"examples": len(examples), "sha256": set_hash(examples, key)}
+    """Return number of examples (and of pieces, where texts were split) and hash of a data set.
+
+    With a key, a commitment a row besides.
+    """
+    said: dict[str, Any] = {**counted_texts(examples), "sha256": set_hash(examples, key)}
     if key is None:
         return said
     nonce = nonce or secrets.token_hex(16)
     rows = [
-        _keyed(row_salt(key, nonce, number), data_hash([example])) for number, example in enumerate(examples)
+        _keyed(row_salt(key, nonce, number), data_hash([row]))
+        for number, row in enumerate(texts_of(examples))
     ]
     return said | {"keyed": True, "nonce": nonce, "rows": rows}
 

@@ -30,7 +30,7 @@ def hidden(record: RunRecord) -> RunRecord:
         name
         for part in (record.before, record.after)
         for name, columns in part.get("items", {}).items()
-        if len(columns["nll"]) < FEWEST and name != "never_seen"
+        if _rows(record, name, columns) < FEWEST and name != "never_seen"
     }
     reason = _REASONS.get(record.stop["code"], record.stop["reason"])
     record = replace(
@@ -54,6 +54,12 @@ def hidden(record: RunRecord) -> RunRecord:
         names = ", ".join(sorted(few))
         record.note(f"figures of sets with fewer than {FEWEST} rows were left out, too: {names}")
     return record
+
+
+def _rows(record: RunRecord, name: str, columns: Mapping[str, Any]) -> int:
+    """Return the rows behind a set's figures: pieces of one text are one."""
+    items = len(columns["nll"])
+    return min(items, int(record.data.get(name, {}).get("examples", items)))
 
 
 def _means(part: Mapping[str, Any], few: set[str]) -> dict[str, Any]:

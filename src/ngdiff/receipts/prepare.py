@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ngdiff.data.benchmarks import Folders
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError
@@ -27,7 +28,7 @@ def plan_receipt(
     earlier: Sequence[str] = (),
     sign: Path | None = None,
     data_key: Path | None = None,
-    tofu_dir: Path | None = None,
+    folders: Folders | None = None,
     retain: Sequence[Example] = (),
     faults: list[Fault],
 ) -> ReceiptPlan:
@@ -38,6 +39,7 @@ def plan_receipt(
         earlier: sources of earlier forget sets.
         sign: file of the private key to sign with.
         data_key: file of the key that hides the data's hashes.
+        folders: benchmarks to folders that hold their data.
         retain: the retain set, in which nothing forgotten earlier may stand; empty to let it.
         faults: what is wrong is added here.
     """
@@ -63,7 +65,7 @@ def plan_receipt(
         record_sha256 = record[1] if record else None
         if record:
             notes.append("the starting model has a record and no receipt: the chain of receipts begins here")
-    parts: list[tuple[str, list[Example]]] = attempt(lambda: _read(earlier, tofu_dir), [])
+    parts: list[tuple[str, list[Example]]] = attempt(lambda: _read(earlier, folders), [])
     matched: dict[int, list[Example]] = {}
     if source is not None and not faults:
         matched = attempt(lambda: match_files(requests, parts, secret), {})
@@ -75,9 +77,9 @@ def plan_receipt(
     return ReceiptPlan(chain, record_sha256, files, requests, matched, key, secret, notes)
 
 
-def _read(sources: Sequence[str], tofu_dir: Path | None) -> list[tuple[str, list[Example]]]:
+def _read(sources: Sequence[str], folders: Folders | None) -> list[tuple[str, list[Example]]]:
     where = "--earlier"
-    return [(s, to_examples(read_rows(s, where=where, tofu_dir=tofu_dir), where)) for s in sources]
+    return [(s, to_examples(read_rows(s, where=where, folders=folders), where)) for s in sources]
 
 
 def sound_chain(source: ModelSource, now: Mapping[str, Any], where: str = "--model") -> list[Read]:

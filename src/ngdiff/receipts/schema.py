@@ -45,6 +45,7 @@ class DataSet(_Part):
     """What is said of one data set (see :mod:`ngdiff.receipts.data_key`)."""
 
     examples: int
+    pieces: int | None = None
     sha256: Hash
     keyed: Literal[True] | None = None
     nonce: str | None = None

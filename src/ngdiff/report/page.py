@@ -215,8 +215,9 @@ def _facts(run: Run) -> list[str]:
     )
     found += [f"model {model}"] if model else []
     for name, text in (("forget", "to forget"), ("retain", "to keep")):
-        count = ((record.get("data") or {}).get(name) or {}).get("examples")
-        found += [f"{count} {text}"] if count else []
+        data = (record.get("data") or {}).get(name) or {}
+        count, pieces = data.get("examples"), data.get("pieces")
+        found += [f"{count} {text}" + (f" in {pieces} pieces" if pieces else "")] if count else []
     if cost.get("steps") is not None and cost.get("seconds") is not None:
         found.append(f"{cost['steps']} steps in {cost['seconds']:.0f} s")
     return found

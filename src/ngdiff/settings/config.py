@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from transformers import TrainingArguments
 
+from ngdiff.data.long_text import long_text_fault
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.losses import LOSSES, find_loss
 from ngdiff.methods import RUN, Method, StepSizeName, find_method
@@ -102,6 +103,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "trainable",
             "forget_buffer",
             "step_size",
+            "long_text",
         ),
     ),
 }
@@ -147,6 +149,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             ends. At most half as many retain examples are held out.
         check_patience: checks in a row under a floor before the run is given up.
         max_length: longest sequence, in tokens.
+        long_text: ``split`` running text that is longer into pieces, or ``cut`` it there (see
+            :mod:`ngdiff.data.long_text`).
         trainable: regular expression; only parameters in whose names it is found are trained.
         log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
             cosine; costs one more gradient buffer.
@@ -186,6 +190,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     check_size: int = 128
     check_patience: int = 3
     max_length: int = 512
+    long_text: str = "split"
     trainable: str | None = None
     log_gramian: bool = False
     forget_buffer: str = "device"
@@ -392,6 +397,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 faults.append(Fault("--set trainable", what, mend))
         if self.max_length < 8:
             faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
+        long_text = long_text_fault(self.long_text)
+        faults += [] if long_text is None else [long_text]
         if self.fp16:
             mend = "Use bf16: its range is that of float32, and two gradients need no loss scaling"
             faults.append(Fault("fp16", "the two gradients cannot share one loss scale", mend))

@@ -16,7 +16,7 @@ NOT_COUNTED = frozenset(
     {
         *("output", "output_dir", "overwrite", "resume", "disable_tqdm"),
         # where things lie: what they hold is hashed
-        *("model", "forget", "retain", "holdout", "keep", "data", "tofu_dir"),
+        *("model", "forget", "retain", "holdout", "keep", "data", "tofu_dir", "folders"),
         # how often something is written down
         *("save_steps", "save_minutes", "save_strategy", "save_total_limit"),
         *("logging_steps", "logging_strategy", "logging_dir", "report_to", "run_name", "project"),

@@ -26,7 +26,7 @@ from ngdiff.data.batching import (
     PairSampler,
     RetainStream,
 )
-from ngdiff.data.datasets import as_encoded, split_retain
+from ngdiff.data.datasets import as_encoded, encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.data.general import general_split
@@ -133,30 +133,31 @@ class UnlearningTrainer(DurableTrainer):
     ) -> None:
         self.record = RunRecord()
         self._pad_id = _pad_id(processing_class)
-        self._forget = as_encoded(forget_dataset, processing_class, args.max_length, "forget_dataset")
+        told: list[str] = []
+
+        def read(dataset: Any, where: str) -> list[EncodedExample]:
+            found, notes = encoded(dataset, processing_class, args.max_length, where, args.long_text)
+            told.extend(notes)
+            return list(found)
+
+        self._forget = read(forget_dataset, "forget_dataset")
         self._forget = before_the_model(
-            LOSSES[str(args.forget_loss)], list(self._forget), processing_class, args.max_length, args.seed
+            LOSSES[str(args.forget_loss)], self._forget, processing_class, args.max_length, args.seed
         )
-        retain = as_encoded(retain_dataset, processing_class, args.max_length, "retain_dataset")
+        retain = read(retain_dataset, "retain_dataset")
         self._retain, self._held_out, note = split_retain(retain, args.check_size // 2, args.seed)
         unseen = (
             never_seen.invented(self._forget, processing_class, args.max_length)
             if holdout_dataset is None
-            else never_seen.given(
-                as_encoded(holdout_dataset, processing_class, args.max_length, "holdout_dataset"),
-                self._forget,
-            )
+            else never_seen.given(read(holdout_dataset, "holdout_dataset"), self._forget)
         )
         self._never_seen, self.level_source = unseen.examples, unseen.source
-        for text in [*unseen.notes, *small_sets(len(self._forget), len(retain))]:
-            self.record.note(text)
         earlier, kept = (
-            {
-                name: list(as_encoded(data, processing_class, args.max_length, name))
-                for name, data in (datasets or {}).items()
-            }
+            {name: read(data, name) for name, data in (datasets or {}).items()}
             for datasets in (earlier_datasets, keep_datasets)
         )
+        for text in [*told, *unseen.notes, *small_sets(len(self._forget), len(retain))]:
+            self.record.note(text)
         kept_text = kept_texts(self._retain)
         self._own = len(self._retain)
         self._retain = [*self._retain, *general_to_hold(args, processing_class)]

@@ -50,6 +50,7 @@ class Suite:
         run: measures a model on it.
         refer: measures, on a retrained model, what ``run`` compares with; ``None`` where it compares nothing.
         max_length: longest sequence in tokens, where the request says nothing.
+        splits: whether running text that is longer may be split into pieces, each an item.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Suite:
     run: Run
     refer: Callable[[Evaluator, SuiteData, str], Reference] | None = None
     max_length: int = 512
+    splits: bool = False
 
 
 def suites() -> dict[str, Suite]:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ngdiff.data.benchmarks import Folders
 from ngdiff.data.examples import Example, Message
 from ngdiff.data.files import Row
 from ngdiff.data.muse import read_split
@@ -55,7 +56,7 @@ class MuseData:
     texts: Mapping[str, Sequence[Row]]
 
 
-def read_muse(source: str, where: str = "--data") -> MuseData:
+def read_muse(source: str, where: str = "--data", folders: Folders | None = None) -> MuseData:
     """Read all that the evaluation needs of a corpus; see :func:`ngdiff.data.muse.read_split`.
 
     Raises:
@@ -67,7 +68,7 @@ def read_muse(source: str, where: str = "--data") -> MuseData:
     faults: list[Fault] = []
     for config, split in wanted:
         try:
-            found[config, split] = read_split(source, config, split, where)
+            found[config, split] = read_split(source, config, split, where, folders)
         except RequestError as error:
             faults += error.faults
     if faults:

@@ -12,7 +12,7 @@ from ngdiff.evaluation.suites.muse import measure_privacy, passage_examples, rea
 
 
 def _read(request: EvaluateRequest) -> SuiteData:
-    corpus = read_muse(str(request.data))
+    corpus = read_muse(str(request.data), folders=request.folders)
     sets = {"passages": passage_examples(corpus.passages)}
     sets |= {f"{part}_questions": to_examples(rows, "--data") for part, rows in corpus.questions.items()}
     sets |= {
@@ -44,7 +44,7 @@ SUITE = Suite(
     summary="news or books: verbatim and knowledge memorisation, PrivLeak, utility",
     paper="Shi et al. 2024, arXiv 2407.06460",
     needs=("data",),
-    takes=("reference",),
+    takes=("reference", "muse_dir"),
     read=_read,
     run=_run,
     refer=_refer,

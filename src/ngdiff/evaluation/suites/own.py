@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from ngdiff.data.benchmarks import folder_options
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import capped, read_rows
 from ngdiff.errors import Fault, RequestError
@@ -52,7 +53,7 @@ def read_own(request: EvaluateRequest) -> SuiteData:
         examples: list[Example] = []
         for source in getattr(request, name):
             try:
-                examples += to_examples(read_rows(source, where=where, tofu_dir=request.tofu_dir), where)
+                examples += to_examples(read_rows(source, where=where, folders=request.folders), where)
             except RequestError as error:
                 faults += error.faults
         if examples:
@@ -149,8 +150,9 @@ SUITE = Suite(
     summary="your own forget and retain sets: the same measures",
     paper="own data",
     needs=("forget", "retain"),
-    takes=("holdout", "reference", "tofu_dir"),
+    takes=("holdout", "reference", *folder_options()),
     read=read_own,
     run=run_own,
     refer=partial(measure_reference, suite="own"),
+    splits=True,
 )

@@ -16,11 +16,10 @@ Source: Maini et al. 2024, "TOFU: a task of fictitious unlearning for LLMs" (arX
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
+from ngdiff.data.benchmarks import TOFU, folder_options
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import capped, read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
@@ -106,18 +105,17 @@ def _holdout(split: str, request: EvaluateRequest, faults: list[Fault]) -> tuple
     if request.holdout:
         return examples, None
     name = split.replace("forget", "holdout")
-    given = request.tofu_dir or os.environ.get("NGDIFF_TOFU_DIR")
-    own = str(Path(given).expanduser() / f"{name}.json") if given else f"locuslab/TOFU:{name}@train"
-    if given and not Path(own).is_file():
+    folder = TOFU.folder(request.folders)
+    if folder is not None and not (folder / f"{name}.json").is_file():
         return [], f"{NO_HOLDOUT} ({name}.json is not in the TOFU folder)"
     try:
-        return _examples(own, "--holdout", request), None
+        return _examples(f"tofu:{name}", "--holdout", request), None
     except RequestError as error:
         return [], f"{NO_HOLDOUT} ({error.faults[0].what})"
 
 
 def _examples(source: str, where: str, request: EvaluateRequest) -> list[Example]:
-    return to_examples(read_rows(source, where=where, tofu_dir=request.tofu_dir), where)
+    return to_examples(read_rows(source, where=where, folders=request.folders), where)
 
 
 def _missing_columns(examples: Sequence[Example], name: str, where: str) -> list[Fault]:
@@ -192,7 +190,7 @@ SUITE = Suite(
     summary="questions on invented authors: forget quality, model utility with its nine parts, and audits",
     paper="Maini et al. 2024, arXiv 2401.06121",
     needs=("forget",),
-    takes=("holdout", "reference", "tofu_dir"),
+    takes=("holdout", "reference", *folder_options()),
     read=read_tofu,
     run=run_tofu,
     refer=partial(measure_reference, suite="tofu"),
