@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ngdiff.errors import RunError
+from ngdiff.steps import fused
 from ngdiff.steps.weighting import Verdict
 from ngdiff.training.checks import every_row, look, view_of
 from ngdiff.training.criterion import SHARE, View
@@ -52,6 +53,9 @@ def conclude(trainer: UnlearningTrainer) -> None:
     }
     _note_broken(trainer, ends)
     _warn_of_vanishing_updates(trainer)
+    refused = fused.refused.get(str(trainer.args.device))
+    if refused is not None:
+        trainer.record.note(f"{refused}: the Gramian was worked out tensor by tensor, which takes longer")
     trainer.record.cost = {
         "seconds": trainer.seconds,
         "steps": step,
