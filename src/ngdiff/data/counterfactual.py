@@ -146,7 +146,7 @@ class Expectations:
     ) -> None:
         for places, batch in batches_by_length(examples, len(examples), self.pad_id):
             tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
-            probs = tokens.logits.softmax(dim=-1).cpu()
+            probs = tokens.whole_logits().softmax(dim=-1).cpu()
             counts = torch.bincount(tokens.rows.cpu(), minlength=len(places)).tolist()
             for place, part in zip(places, torch.split(probs, counts), strict=True):
                 into[place].add(labelled_ids(examples[place]), part)

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ngdiff.errors import RunError
+from ngdiff.models.head import refused
+from ngdiff.models.logprobs import output_head
 from ngdiff.steps import fused
 from ngdiff.steps.weighting import Verdict
 from ngdiff.training.checks import every_row, look, view_of
@@ -53,9 +55,7 @@ def conclude(trainer: UnlearningTrainer) -> None:
     }
     _note_broken(trainer, ends)
     _warn_of_vanishing_updates(trainer)
-    refused = fused.refused.get(str(trainer.args.device))
-    if refused is not None:
-        trainer.record.note(f"{refused}: the Gramian was worked out tensor by tensor, which takes longer")
+    _note_slower_ways(trainer)
     trainer.record.cost = {
         "seconds": trainer.seconds,
         "steps": step,
@@ -140,6 +140,16 @@ def _keep_the_best(trainer: UnlearningTrainer, step: int, sound: bool) -> int:
         return step
     trainer._best.restore()
     return best
+
+
+def _note_slower_ways(trainer: UnlearningTrainer) -> None:
+    """Note what could not be done the fast or the sparing way."""
+    kernels = fused.refused.get(str(trainer.args.device))
+    if kernels is not None:
+        trainer.record.note(f"{kernels}: the Gramian was worked out tensor by tensor, which takes longer")
+    head = refused.get(output_head(trainer.model))
+    if head is not None:
+        trainer.record.note(f"{head}: all logits of a micro-batch were held at once")
 
 
 def _go_back_if_broken(trainer: UnlearningTrainer) -> bool:

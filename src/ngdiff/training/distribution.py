@@ -13,6 +13,8 @@ from transformers.utils import strtobool
 
 from ngdiff.data.sharing import StepShares, examples_of_a_step
 from ngdiff.errors import Fault, RequestError
+from ngdiff.models.head import may_stand_apart
+from ngdiff.models.logprobs import output_head
 from ngdiff.steps.weighting import RULES
 from ngdiff.training.parallel import summed
 
@@ -152,12 +154,12 @@ def adds_up_itself(trainer: UnlearningTrainer, model: nn.Module) -> bool:
     """Say whether gradients are added up over the processes after the last micro-batch, not by DDP's reducer.
 
     The reducer follows the graph of what the forward pass returned: it knows nothing of a loss on hidden
-    states. And it writes into ``parameter.grad``, which a forget buffer that lies elsewhere has emptied.
+    states, from which logits may be worked out some at a time. And it writes into ``parameter.grad``, which a forget buffer that lies elsewhere has emptied.
     """
     if not isinstance(model, nn.parallel.DistributedDataParallel):
         return False
     hidden = any(loss.looks_at == "activations" for loss in trainer._losses.values())
-    return hidden or trainer.args.forget_buffer != "device"
+    return hidden or may_stand_apart(output_head(model)) or trainer.args.forget_buffer != "device"
 
 
 Weighted = list[tuple[float, float]]
