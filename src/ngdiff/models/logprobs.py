@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ngdiff.models.head import TRIED, HeadInput, OfLogits, head_apart, may_stand_apart, tokens_at_once
+from ngdiff.models.packing import WORTH, inputs_for, rows_of, takes_packed
 
 IGNORED = -100
 
@@ -142,24 +143,23 @@ def labelled_tokens(
 
     Args:
         model: a causal language model, wrapped or not.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, each of shape (rows, length).
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, each of shape (rows, length); with ``real``
+            and ``labelled``, as :func:`ngdiff.data.batching.collate` makes it, no padding is run over.
         in_parts: where all logits would take more than :data:`ngdiff.models.head.AT_ONCE`, keep the head's
             input instead. Under DDP the gradients then have to be added up by the caller.
     """
-    labels = batch["labels"]
-    positions = predicting_positions(labels)
-    rows, columns = positions.nonzero(as_tuple=True)
+    places = Places.of(model, batch)
     logits, deferred = None, None
-    if in_parts and len(rows) > _most_at_once(model):
-        deferred = _deferred(model, batch, positions)
+    if in_parts and len(places.labelled) > _most_at_once(model):
+        deferred = _deferred(model, places)
     if deferred is None:
-        with head_sees_only(model, positions):
-            logits = _run(model, batch)
+        with head_sees(model, places.seen):
+            logits = _logits(model, places)
     return LabelledTokens(
         logits=logits,
-        targets=labels[rows, columns + 1],
-        rows=rows,
-        row_count=labels.shape[0],
+        targets=places.targets,
+        rows=places.rows,
+        row_count=batch["labels"].shape[0],
         reference=batch.get("reference"),
         predictable=batch.get("predictable"),
         expected_ids=batch.get("expected_ids"),
@@ -168,10 +168,64 @@ def labelled_tokens(
     )
 
 
-def _run(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    logits: Tensor = output.logits.squeeze(0).float()
+@dataclass(frozen=True)
+class Places:
+    """What a model is called with for one batch, and where in it the labelled tokens are predicted.
+
+    Args:
+        inputs: of the model, packed where that is worth while and the model takes it.
+        labelled: places that predict labelled tokens, among those of the padded batch, row behind row.
+        seen: the same places, among those that the model runs over.
+        targets: the token ids that are predicted there.
+        rows: which sequence of the batch each belongs to.
+    """
+
+    inputs: Mapping[str, Any]
+    labelled: Int[Tensor, " tokens"]
+    seen: Int[Tensor, " tokens"]
+    targets: Int[Tensor, " tokens"]
+    rows: Int[Tensor, " tokens"]
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: Mapping[str, Tensor]) -> Places:
+        """Look a batch over; where it brings its places along, without waiting for the device."""
+        labels, real, labelled = batch["labels"], batch.get("real"), batch.get("labelled")
+        if labelled is None:
+            labelled = predicting_positions(labels).flatten().nonzero().squeeze(1)
+        packed = None
+        if real is not None and len(real) < (1 - WORTH) * labels.numel() and takes_packed(model):
+            packed = rows_of(real, *labels.shape)
+        return cls(
+            inputs=inputs_for(model, batch, packed),
+            labelled=labelled,
+            seen=labelled if packed is None else packed.token[labelled],
+            targets=labels.flatten()[labelled + 1],
+            rows=labelled // labels.shape[1],
+        )
+
+
+def labelled_states(states: Float[Tensor, "rows length width"], places: Int[Tensor, " tokens"]) -> Tensor:
+    """Return the states at some places, counted row behind row."""
+    return states.flatten(0, 1).index_select(0, places)
+
+
+def _logits(model: nn.Module, places: Places) -> Tensor:
+    logits: Tensor = model(**places.inputs).logits.squeeze(0).float()
     return logits
+
+
+@contextmanager
+def head_sees(model: nn.Module, places: Int[Tensor, " tokens"]) -> Iterator[None]:
+    """Narrow the head's input to some places, counted row behind row."""
+
+    def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (labelled_states(args[0], places).unsqueeze(0), *args[1:])
+
+    handle = output_head(model).register_forward_pre_hook(narrow)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _most_at_once(model: nn.Module) -> float:
@@ -179,7 +233,7 @@ def _most_at_once(model: nn.Module) -> float:
     return tokens_at_once(layer.weight.shape[0]) if may_stand_apart(layer) else math.inf
 
 
-def _deferred(model: nn.Module, batch: Mapping[str, Tensor], positions: Tensor) -> HeadInput | None:
+def _deferred(model: nn.Module, places: Places) -> HeadInput | None:
     """Run the model with a few positions in front of its head, and keep the states at all of them.
 
     These few tell whether the head gives the same without its model; None where it does not.
@@ -188,13 +242,12 @@ def _deferred(model: nn.Module, batch: Mapping[str, Tensor], positions: Tensor) 
     layer = output_head(model)
 
     def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        states = args[0][positions]
-        caught.append(states)
-        return (states[:TRIED].unsqueeze(0), *args[1:])
+        caught.append(labelled_states(args[0], places.seen))
+        return (caught[0][:TRIED].unsqueeze(0), *args[1:])
 
     handle = layer.register_forward_pre_hook(narrow)
     try:
-        few = _run(model, batch)
+        few = _logits(model, places)
     finally:
         handle.remove()
     head = head_apart(getattr(model, "module", model), layer, caught[0][:TRIED], few)
@@ -203,4 +256,6 @@ def _deferred(model: nn.Module, batch: Mapping[str, Tensor], positions: Tensor) 
 
 def count_labelled(batch: Mapping[str, Tensor]) -> int:
     """Count the labelled tokens that a loss over this batch averages over."""
+    if "labelled" in batch:
+        return len(batch["labelled"])
     return int(predicting_positions(batch["labels"]).sum())

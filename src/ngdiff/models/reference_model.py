@@ -36,7 +36,7 @@ from ngdiff.evaluation.distributed import process_count
 from ngdiff.evaluation.evaluator import identity
 from ngdiff.evaluation.teacher_forced import score_answers
 from ngdiff.models.activations import labelled_activations
-from ngdiff.models.logprobs import IGNORED, head_sees_only, output_head, predicting_positions
+from ngdiff.models.logprobs import IGNORED, Places, head_sees, output_head
 from ngdiff.system.disk import disk_reason, is_disk_error
 from ngdiff.system.environment import update_with, weights_hash
 from ngdiff.system.output import staged_file
@@ -330,14 +330,12 @@ def _states(model: Any, batch: dict[str, Tensor], layer: int | None) -> tuple[Te
     if layer is not None:
         return labelled_activations(model, batch, layer).hidden, None
     caught: list[Tensor] = []
-    handle = None
-    with head_sees_only(model, predicting_positions(batch["labels"])):
+    places = Places.of(model, batch)
+    with head_sees(model, places.seen):
         # registered behind the hook that narrows, so it sees what that leaves
         handle = output_head(model).register_forward_pre_hook(lambda _, args: caught.append(args[0]))
         try:
-            output = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-            )
+            output = model(**places.inputs)
         finally:
             handle.remove()
     return caught[0].squeeze(0).float(), output.logits.squeeze(0).float()

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ngdiff.errors import RunError
+from ngdiff.models import packing
 from ngdiff.models.head import refused
 from ngdiff.models.logprobs import output_head
 from ngdiff.steps import fused
@@ -150,6 +151,9 @@ def _note_slower_ways(trainer: UnlearningTrainer) -> None:
     head = refused.get(output_head(trainer.model))
     if head is not None:
         trainer.record.note(f"{head}: all logits of a micro-batch were held at once")
+    padded = packing.refused.get(trainer.accelerator.unwrap_model(trainer.model))
+    if padded is not None:
+        trainer.record.note(f"{padded}: batches were padded")
 
 
 def _go_back_if_broken(trainer: UnlearningTrainer) -> bool:

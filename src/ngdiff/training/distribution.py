@@ -154,7 +154,8 @@ def adds_up_itself(trainer: UnlearningTrainer, model: nn.Module) -> bool:
     """Say whether gradients are added up over the processes after the last micro-batch, not by DDP's reducer.
 
     The reducer follows the graph of what the forward pass returned: it knows nothing of a loss on hidden
-    states, from which logits may be worked out some at a time. And it writes into ``parameter.grad``, which a forget buffer that lies elsewhere has emptied.
+    states, from which logits may be worked out some at a time. And it writes into ``parameter.grad``, which a
+    forget buffer that lies elsewhere has emptied.
     """
     if not isinstance(model, nn.parallel.DistributedDataParallel):
         return False
