@@ -49,6 +49,8 @@ def share_steps(args: Any, record: RunRecord | None = None, forget: int = 0) -> 
     if asked is None:
         asked = examples_of_a_step(forget)
     examples = asked or largest * accumulation * processes
+    if getattr(args, "batch_is_found", False) and args.device.type == "cuda":
+        largest = -(-examples // processes)  # as many as fit: see ngdiff.training.micro_batches
     shares = StepShares.of(examples, largest, processes)
     args.per_device_train_batch_size = shares.micro_batch
     args.gradient_accumulation_steps = shares.accumulation

@@ -25,6 +25,7 @@ class StepState:
         self.extraction_strength: Weighted = []
         self.forget_nll: Weighted = []
         self.absent = False
+        self.reported = torch.zeros(())
         self.gramian: Gramian | None = None
         self.weights = Weights(0.0, 0.0)
         self.combined_norm: float | None = None

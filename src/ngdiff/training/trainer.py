@@ -55,6 +55,7 @@ from ngdiff.training.criterion import Guess, ItemWatch
 from ngdiff.training.durable import DurableTrainer
 from ngdiff.training.floors import ROOM, KeptSets
 from ngdiff.training.guess import guesses
+from ngdiff.training.micro_batches import MicroBatches, try_largest
 from ngdiff.training.parallel import looking, no_exchange, raise_faults, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.training.probe_loss import ProbeLoss, where_it_began
@@ -80,6 +81,8 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self._owner()
         trainer._begin()
+        if trainer.args.device.type == "cuda" and trainer._recovers and trainer._decision is None:
+            try_largest(trainer)
         if trainer._resumed is not None and trainer._decision is not None:
             trainer.no_more_steps = control.should_training_stop = True
 
@@ -203,6 +206,7 @@ class UnlearningTrainer(DurableTrainer):
         self._pair: GradientPair | None = None
         self._step_size: StepSize = FixedRate()
         self._step = StepState({"forget": 0, "retain": 0}, set())
+        self._micro = MicroBatches(self.note)
         self._stopping: StoppingRule | None = None
         self._decision: Decision | None = None
         self._skipped_in_a_row = 0
@@ -270,6 +274,7 @@ class UnlearningTrainer(DurableTrainer):
             mine = sum(self._losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
             counts[task] = int(summed(torch.tensor(mine, device=device)))
         self._step = StepState(counts, self._retain_rows_of_step())
+        self._micro.begin_step()
         if self._pair is not None:
             self._pair.clear()
         return batches, None
@@ -294,7 +299,28 @@ class UnlearningTrainer(DurableTrainer):
             return self._single_backward(model, inputs, weights)
         if self._pair is None:
             self._pair = GradientPair(model.parameters(), self.args.forget_buffer)
-        reported = torch.zeros((), device=self.args.device)
+        if self._recovers:
+            self._micro.take(inputs, lambda part: self._add(model, part, weights), self._begin_step_anew)
+        else:
+            self._add(model, inputs, weights)
+        if self.accelerator.sync_gradients:
+            self._finish_gradients()
+            self._combine(weights)
+        return self._step.reported
+
+    @property
+    def _recovers(self) -> bool:
+        """Whether a process can run its micro-batches in other pieces than the others do."""
+        return process_count() == 1 or self._adds_up
+
+    def _begin_step_anew(self) -> None:
+        assert self._pair is not None
+        self._pair.clear()
+        self._step = StepState(self._step.counts, self._step.retain_rows)
+
+    def _add(self, model: nn.Module, inputs: Mapping[str, Any], weights: Weights | None) -> None:
+        """Add one micro-batch to both gradients, or with fixed weights to one."""
+        assert self._pair is not None
         self._step.absent = ABSENT in inputs
         for task in TASKS:
             factor = 1.0 if weights is None else getattr(weights, task)
@@ -305,11 +331,7 @@ class UnlearningTrainer(DurableTrainer):
                 with self._pair.task(task if weights is None else "retain"):
                     torch.autograd.backward(loss * (factor * self._averaged_over))
             self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
-            reported = loss.detach()  # the retain loss, where there is one
-        if self.accelerator.sync_gradients:
-            self._finish_gradients()
-            self._combine(weights)
-        return reported
+            self._step.reported = loss.detach()  # the retain loss, where there is one
 
     def _single_backward(self, model: nn.Module, inputs: dict[str, Any], weights: Weights) -> Tensor:
         """Add one micro-batch in one backward pass, after the last of which DeepSpeed steps by itself.
