@@ -205,6 +205,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     save_strategy: str = "no"
     save_total_limit: int | None = 2
     logging_steps: float = 1
+    logging_nan_inf_filter: bool = False  # it waits for the device at every micro-batch
     seed: int = 0
 
     def __post_init__(self) -> None:

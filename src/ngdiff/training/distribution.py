@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import strtobool
 
 from ngdiff.data.sharing import StepShares, examples_of_a_step
@@ -16,7 +16,6 @@ from ngdiff.errors import Fault, RequestError
 from ngdiff.models.head import may_stand_apart
 from ngdiff.models.logprobs import output_head
 from ngdiff.steps.weighting import RULES
-from ngdiff.training.parallel import summed
 
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord
@@ -173,16 +172,3 @@ def weighted_mean(values: Weighted) -> float | None:
     """Return the mean; None where there is nothing to average."""
     total = sum(weight for _, weight in values)
     return sum(value * weight for value, weight in values) / total if total > 0 else None
-
-
-def completed(losses: dict[Any, float], means: list[Weighted], device: torch.device) -> list[Weighted]:
-    """Complete losses (sums, in place) and weighted means over all processes."""
-    keys = sorted(losses)
-    flat = [losses[key] for key in keys]
-    for values in means:
-        flat += [sum(value * weight for value, weight in values), sum(weight for _, weight in values)]
-    found: Tensor = summed(torch.tensor(flat, dtype=torch.float64, device=device)).cpu()
-    for key, value in zip(keys, found.tolist(), strict=False):
-        losses[key] = value
-    pairs = found[len(keys) :].view(-1, 2).tolist()
-    return [[(total / weight, weight)] if weight > 0 else [] for total, weight in pairs]

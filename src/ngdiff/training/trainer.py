@@ -306,7 +306,7 @@ class UnlearningTrainer(DurableTrainer):
         if self.accelerator.sync_gradients:
             self._finish_gradients()
             self._combine(weights)
-        return self._step.reported
+        return self._step.reported.nan_to_num(0.0, 0.0, 0.0)  # a look would make the host wait
 
     @property
     def _recovers(self) -> bool:
@@ -330,8 +330,7 @@ class UnlearningTrainer(DurableTrainer):
                 loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
                 with self._pair.task(task if weights is None else "retain"):
                     torch.autograd.backward(loss * (factor * self._averaged_over))
-            self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
-            self._step.reported = loss.detach()  # the retain loss, where there is one
+            self._step.add_loss(task, loss)
 
     def _single_backward(self, model: nn.Module, inputs: dict[str, Any], weights: Weights) -> Tensor:
         """Add one micro-batch in one backward pass, after the last of which DeepSpeed steps by itself.
@@ -346,7 +345,7 @@ class UnlearningTrainer(DurableTrainer):
             if factor == 0:
                 continue
             loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
-            self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
+            self._step.add_loss(task, loss)
             if self._decision is not None:  # already decided before the first step: change nothing
                 factor = 0.0
             reported, scaled = loss.detach(), loss * (factor * process_count())
@@ -357,7 +356,8 @@ class UnlearningTrainer(DurableTrainer):
         # the losses are shares of the whole step's already
         self.accelerator.backward(total, scale_wrt_gas=False)
         if self.accelerator.sync_gradients:
-            self._step.complete(self.args.device)
+            self._step.send(self.args.device)
+            self._step.receive(arrived=False)
             self._step.weights = weights
         return reported
 
@@ -375,7 +375,7 @@ class UnlearningTrainer(DurableTrainer):
         assert self._pair is not None
         if self._adds_up:
             self._pair.add_up()
-        self._step.complete(self.args.device)
+        self._step.send(self.args.device)
 
     def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
         assert self._compared is not None
@@ -384,12 +384,10 @@ class UnlearningTrainer(DurableTrainer):
         if self._step.absent:
             return loss * 0
         if task == "forget" and isinstance(tokens, LabelledTokens) and self._losses[task].own_answers:
-            strength = float(batch_extraction_strength(tokens))
-            self._step.extraction_strength.append((strength, tokens.row_count))
+            self._step.watch("strength", batch_extraction_strength(tokens), tokens.row_count)
             if self._stopping is not None and self._stopping.watches_nll:
                 with torch.no_grad():
-                    nll = -float(tokens.log_probs().mean())
-                self._step.forget_nll.append((nll, len(tokens.targets)))
+                    self._step.watch("nll", -tokens.log_probs().mean(), len(tokens.targets))
         return loss
 
     def _loss_now(self, task: Task) -> Loss:
@@ -408,10 +406,12 @@ class UnlearningTrainer(DurableTrainer):
             self._step.weights = fixed
             self._step.verdict = Verdict.STEP
             self._pair.combine(Weights(1.0, 0.0))
+            self._step.receive(arrived=False)
             if not all(math.isfinite(loss) for loss in self._step.losses.values()):
                 self._step.verdict = Verdict.NON_FINITE
             return
         gramian = self._pair.gramian()
+        self._step.receive(arrived=True)
         self._step.gramian, self._step.verdict = gramian, judge(gramian)
         if self._step.verdict is Verdict.STEP:
             self._step.weights = self._rule(gramian, self._global_losses())
@@ -462,8 +462,7 @@ class UnlearningTrainer(DurableTrainer):
         if self._step.probe is not None:
             self._step.rate = self._step.probe.applied
             self.record.probes.append(self._step.probe)
-        self._step.changed = self._meter.after()
-        self._step.descent = {task: self._meter.descent(part) for task, part in self._step.sampled.items()}
+        self._step.changed, self._step.descent = self._meter.measured(self._step.sampled)
         self._step.sampled = {}
 
     def _probe_loss(self) -> ProbeLoss:
