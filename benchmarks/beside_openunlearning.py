@@ -24,7 +24,6 @@ from typing import Any
 from benchmarks.pages import put
 from benchmarks.study_tables import publish
 from ngdiff.evaluation.openunlearning import TOFU_FIGURES
-from ngdiff.evaluation.predictions import Predictions
 
 EVIDENCE = Path("docs/study/openunlearning")
 OURS, THEIRS, PADDED = (EVIDENCE / f"{name}.json" for name in ("ours", "theirs", "theirs-padded"))
@@ -66,6 +65,7 @@ def first_item(model: str, data: Path) -> dict[str, float]:
 
     from ngdiff.data.batching import collate
     from ngdiff.data.datasets import as_encoded
+    from ngdiff.evaluation.teacher_forced import score_tokens
     from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
     from ngdiff.models.logprobs import labelled_tokens
 
@@ -81,7 +81,7 @@ def first_item(model: str, data: Path) -> dict[str, float]:
     double = tokens.logits.double().log_softmax(-1).gather(1, tokens.targets[:, None])
     return {
         "OpenUnlearning's cross-entropy": float(theirs.mean()),
-        "ngdiff": -float(Predictions.of(tokens).log_probs().double().mean()),
+        "ngdiff": score_tokens(tokens)[0].mean_nll,
         "double precision": -float(double.mean()),
     }
 

@@ -13,6 +13,7 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.models.activations import decoder_layers, freeze_behind, labelled_activations, layer_count
 from ngdiff.models.logprobs import IGNORED
+from ngdiff.models.packing import takes_packed
 from tiny import tiny_llama
 
 torch.set_num_threads(1)
@@ -57,6 +58,7 @@ def test_they_are_the_whole_models_hidden_states(make: type[nn.Module], layer: i
 
 def test_nothing_behind_the_layer_runs_or_learns() -> None:
     model = tiny_llama(layers=3)
+    assert takes_packed(model)  # finding that out runs the whole model
     ran: list[int] = []
     for number, layer in enumerate(model.model.layers):
         layer.register_forward_hook(lambda *_, n=number: ran.append(n))

@@ -45,6 +45,12 @@ def test_collate_by_hand_with_the_end_token_as_padding() -> None:
         "input_ids": [[5, EOS, 6, EOS], [8, EOS, EOS, EOS], [EOS, EOS, EOS, EOS]],
         "attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]],
         "labels": [[-100, -100, 6, EOS], [-100, EOS, -100, -100], [EOS, -100, -100, -100]],
+        "real": [0, 1, 2, 3, 4, 5, 8],
+        "labelled": [
+            1,
+            2,
+            4,
+        ],  # nothing predicts the first of a sequence
     }
     assert {value.dtype for value in batch.values()} == {torch.int64}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.models.logprobs import IGNORED
+from ngdiff.models.logprobs import IGNORED, predicting_positions
 
 Batch = dict[str, Tensor]
 """Tensors by name; ``other`` holds a batch of its own."""
@@ -25,8 +25,9 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels`` (-100 where no loss falls), int64 of shape
-        (rows, longest); ``reference``, float32 of shape (rows,), where the starting model's log-probabilities
-        of the answers are known.
+        (rows, longest); ``real``, the places of all tokens that are not padding, and ``labelled``, those
+        whose next token is labelled, int64, counted row behind row; ``reference``, float32 of shape
+        (rows,), where the starting model's log-probabilities of the answers are known.
     """
     longest = max(len(example.input_ids) for example in examples)
     shape = (len(examples), longest)
@@ -39,6 +40,9 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
         labels[row, :length] = torch.tensor(example.labels)
         attention_mask[row, :length] = 1
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    # worked out here, on the host: on a GPU the number of places would have to be waited for
+    batch["real"] = attention_mask.flatten().nonzero().squeeze(1)
+    batch["labelled"] = predicting_positions(labels).flatten().nonzero().squeeze(1)
     references = [example.reference_log_prob for example in examples]
     if None not in references:
         batch["reference"] = torch.tensor(references, dtype=torch.float32)

@@ -137,7 +137,7 @@ class Expectations:
         tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
         counts = torch.bincount(tokens.rows.cpu(), minlength=len(rows)).tolist()
         found = {}
-        for row, logits in zip(rows, torch.split(tokens.logits, counts), strict=True):
+        for row, logits in zip(rows, torch.split(tokens.whole_logits(), counts), strict=True):
             example = self.forget[row]
             true = torch.tensor(self.levels[row], dtype=torch.float32)
             targets = torch.tensor(labelled_ids(example))
@@ -174,7 +174,7 @@ class Expectations:
     ) -> None:
         for places, batch in batches_by_length(examples, len(examples), self.pad_id):
             tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
-            probs = tokens.logits.softmax(dim=-1).cpu()
+            probs = tokens.whole_logits().softmax(dim=-1).cpu()
             counts = torch.bincount(tokens.rows.cpu(), minlength=len(places)).tolist()
             for place, part in zip(places, torch.split(probs, counts), strict=True):
                 into[place].add(labelled_ids(examples[place]), part)

@@ -105,7 +105,7 @@ def _mean_nlls(tokens: LabelledTokens) -> Tensor:
     rows = tokens.rows
     several = torch.bincount(rows, minlength=tokens.row_count) > 1
     last = rows != torch.cat([rows[1:], rows.new_full((1,), -1)])
-    zeros = torch.zeros(tokens.row_count, device=tokens.logits.device)
+    zeros = torch.zeros(tokens.row_count, device=tokens.targets.device)
     counted = (~(last & several[rows])).to(zeros.dtype)
     return zeros.index_add(0, rows, -tokens.log_probs() * counted) / zeros.index_add(0, rows, counted)
 

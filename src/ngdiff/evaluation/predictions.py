@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ngdiff.models.logprobs import LabelledTokens
-
 _AT_ONCE = 64
 """Rows of logits worked on at a time, so that what is in between stays small."""
 
@@ -33,12 +31,6 @@ class Predictions:
     targets: Int[Tensor, " tokens"]
     rows: Int[Tensor, " tokens"]
     row_count: int
-
-    @classmethod
-    def of(cls, tokens: LabelledTokens) -> Predictions:
-        """Take a batch in which every token has logits of its own."""
-        nodes = torch.arange(len(tokens.targets), device=tokens.targets.device)
-        return cls(tokens.logits.detach(), nodes, tokens.targets, tokens.rows, tokens.row_count)
 
     def log_probs(self) -> Float[Tensor, " tokens"]:
         """Return log p(token | text before it), in nats, worked out in float32."""

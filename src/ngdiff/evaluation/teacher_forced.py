@@ -122,17 +122,37 @@ def score_tokens(
     tokens: LabelledTokens | Predictions, z_scores: Sequence[bool] | None = None
 ) -> list[AnswerScore]:
     """Score each sequence of one batch, in the batch's order; ``z_scores`` says which get theirs."""
-    found = tokens if isinstance(tokens, Predictions) else Predictions.of(tokens)
-    asked = [False] * found.row_count if z_scores is None else z_scores
-    wanted = torch.tensor(asked)[found.rows.cpu()]
-    z = torch.zeros(len(wanted), dtype=torch.float64)
-    if bool(wanted.any()):
-        there = wanted.to(found.logits.device)
-        z[wanted] = standardised(found.logits[found.nodes[there]], found.targets[there]).double().cpu()
-    counts = torch.bincount(found.rows.cpu(), minlength=found.row_count).tolist()
-    columns = (found.log_probs().double(), found.targets, found.likeliest(), z)
+    asked = [False] * tokens.row_count if z_scores is None else z_scores
+    wanted = torch.tensor(asked)[tokens.rows.cpu()]
+    if isinstance(tokens, LabelledTokens):
+        log_probs, likeliest, z = _in_parts(tokens, wanted.to(tokens.rows.device))
+    else:
+        log_probs, likeliest, z = _columns(tokens, wanted.to(tokens.rows.device))
+    counts = torch.bincount(tokens.rows.cpu(), minlength=tokens.row_count).tolist()
+    columns = (log_probs.double(), tokens.targets, likeliest, z)
     parts = zip(*(torch.split(column.cpu(), counts) for column in columns), asked, strict=True)
     return [_answer_score(*part) for part in parts]
+
+
+def _columns(found: Predictions, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log p of each token, the most probable one in its place, and its z-score where it is wanted."""
+    z = torch.zeros(len(wanted), dtype=torch.float64, device=wanted.device)
+    if bool(wanted.any()):
+        z[wanted] = standardised(found.logits[found.nodes[wanted]], found.targets[wanted]).double()
+    return found.log_probs(), found.likeliest(), z
+
+
+@torch.no_grad()
+def _in_parts(tokens: LabelledTokens, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same where all logits may not be there at once."""
+
+    def columns(logits: Tensor, targets: Tensor, wanted: Tensor) -> Tensor:
+        nodes = torch.arange(len(targets), device=targets.device)
+        part = Predictions(logits, nodes, targets, nodes, len(targets))
+        return torch.stack([column.double() for column in _columns(part, wanted)], dim=1)
+
+    log_probs, likeliest, z = tokens.each(columns, tokens.targets, wanted).unbind(dim=1)
+    return log_probs, likeliest.long(), z  # float64 holds every token's number exactly
 
 
 def _answer_score(
@@ -208,7 +228,7 @@ def score_answers(
             for places, batch in batches_by_length(plain, batch_size, pad_id, most):
                 on_device = {key: value.to(device) for key, value in batch.items()}
                 with autocast():
-                    tokens = labelled_tokens(model, on_device)
+                    tokens = labelled_tokens(model, on_device, in_parts=True)
                 keep([alone[place] for place in places], tokens)
     finally:
         model.train(was_training)

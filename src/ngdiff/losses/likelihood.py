@@ -79,14 +79,17 @@ def counterfactual(tokens: LabelledTokens) -> Float[Tensor, ""]:
     """
     if tokens.expected_ids is None or tokens.expected_probs is None:
         return selective_unlikelihood(tokens)
-    divergence: Float[Tensor, ""] = _GroupedDivergence.apply(  # type: ignore[no-untyped-call]
-        tokens.logits, tokens.expected_ids, tokens.expected_probs.to(tokens.logits)
-    )
-    return divergence
+    return tokens.each(_grouped_divergence, tokens.expected_ids, tokens.expected_probs).sum()
+
+
+def _grouped_divergence(logits: Tensor, ids: Tensor, probs: Tensor) -> Tensor:
+    return _GroupedDivergence.apply(logits, ids, probs.to(logits))  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _GroupedDivergence(torch.autograd.Function):
-    """KL over some tokens and the group of all others; its gradient takes one buffer of the logits' size.
+    """KL over some tokens and the group of all others, at each position.
+
+    Its gradient takes one buffer of the logits' size.
 
     With p the model's probabilities, q the expected ones, and r their rest, the gradient on a logit is p - q
     of a token that is told apart, and p - q_r p / p_r of one of the others.
@@ -105,7 +108,7 @@ class _GroupedDivergence(torch.autograd.Function):
         # where nothing is expected, nothing is lost, however improbable the model finds it
         there = torch.where(probs > 0, probs * chosen, 0.0).sum(dim=1)
         elsewhere = torch.where(rest > 0, rest * others, 0.0)
-        return (wanted - there - elsewhere).sum()
+        return wanted - there - elsewhere
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -114,7 +117,7 @@ class _GroupedDivergence(torch.autograd.Function):
         chosen = found.gather(1, ids)
         found.mul_(1 - (rest * (-others.clamp(min=_GroupedDivergence.LEAST)).exp()).unsqueeze(1))
         found.scatter_(1, ids, chosen).scatter_add_(1, ids, -probs)
-        return found.mul_(gradients[0]), None, None
+        return found.mul_(gradients[0].unsqueeze(1)), None, None
 
 
 def _probabilities(log_probs: Float[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
@@ -162,9 +165,12 @@ def cross_entropy_unlearning(tokens: LabelledTokens) -> Float[Tensor, ""]:
     Source: Yang 2025, "CE-U: cross entropy unlearning", arXiv 2503.01224. OpenUnlearning leaves out the first
     token of each answer, after a footnote there; here all labelled tokens count.
     """
-    target = tokens.logits.detach().scatter(1, tokens.targets.unsqueeze(1), -torch.inf).softmax(dim=1)
-    log_probs = tokens.logits.log_softmax(dim=1)
-    return -(target * log_probs).sum()
+    return tokens.each(_without_the_true_token, tokens.targets).sum()
+
+
+def _without_the_true_token(logits: Tensor, targets: Tensor) -> Tensor:
+    target = logits.detach().scatter(1, targets.unsqueeze(1), -torch.inf).softmax(dim=1)
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1)
 
 
 def logit_margin(tokens: LabelledTokens) -> Float[Tensor, ""]:
@@ -174,4 +180,4 @@ def logit_margin(tokens: LabelledTokens) -> Float[Tensor, ""]:
     models", arXiv 2506.05314. OpenUnlearning takes the labelled positions themselves, one further on, where
     the next token is predicted; as with RMU the first word of an answer is left out there.
     """
-    return (tokens.logits.amax(dim=1) - tokens.logits.mean(dim=1)).square().sum()
+    return tokens.each(lambda logits: (logits.amax(dim=1) - logits.mean(dim=1)).square()).sum()

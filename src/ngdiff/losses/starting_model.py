@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ngdiff.models.head import OfLogits
 from ngdiff.models.logprobs import LabelledTokens
 
 
-def _starting_logits(tokens: LabelledTokens) -> Float[Tensor, "tokens vocab"]:
-    if tokens.reference_logits is None:
+def _beside(tokens: LabelledTokens, function: OfLogits, *columns: Tensor) -> Float[Tensor, ""]:
+    """Sum a function of each token's logits, the starting model's, and further columns."""
+    if tokens.reference_logits is not None:
+        return tokens.each(function, tokens.reference_logits.detach(), *columns).sum()
+    if tokens.starting is None:
         raise ValueError("this loss compares with the starting model: the batch lacks its predictions")
-    return tokens.reference_logits.detach()
+    states, head = tokens.starting
+
+    def with_logits(logits: Tensor, states: Tensor, *columns: Tensor) -> Tensor:
+        with torch.no_grad():
+            start = head(states)
+        return function(logits, start, *columns)
+
+    return tokens.each(with_logits, states, *columns).sum()
 
 
 def kl_to_start(tokens: LabelledTokens) -> Float[Tensor, ""]:
@@ -22,8 +36,24 @@ def kl_to_start(tokens: LabelledTokens) -> Float[Tensor, ""]:
     Source: Maini et al. 2024, "TOFU", arXiv 2401.06121, eq. 3 (KL minimisation). OpenUnlearning averages over
     prompt and padding besides.
     """
-    start = _starting_logits(tokens).log_softmax(dim=1)
-    return (start.exp() * (start - tokens.logits.log_softmax(dim=1))).nan_to_num().sum()
+    return _beside(tokens, _Divergence.apply)
+
+
+class _Divergence(torch.autograd.Function):
+    """KL(start || model) at each position; keeps its gradient, p - p_start, and nothing else as large."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, start: Tensor) -> Tensor:
+        found, wanted = logits.log_softmax(dim=1), start.log_softmax(dim=1)
+        probs = wanted.exp()
+        divergence = (wanted.sub_(found).mul_(probs)).nan_to_num_().sum(dim=1)
+        ctx.save_for_backward(found.exp_().sub_(probs))
+        return divergence
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (found,) = ctx.saved_tensors
+        return found * gradients[0].unsqueeze(1), None
 
 
 def self_distillation(tokens: LabelledTokens, beta: float = 10.0) -> Float[Tensor, ""]:
@@ -38,6 +68,9 @@ def self_distillation(tokens: LabelledTokens, beta: float = 10.0) -> Float[Tenso
         tokens: the labelled tokens, with the starting model's logits.
         beta: by how much the true token's logit is lowered.
     """
-    target = _starting_logits(tokens).clone()
-    target[range(len(target)), tokens.targets] -= beta
-    return cross_entropy(tokens.logits, target.softmax(dim=1), reduction="sum")
+
+    def distil(logits: Tensor, start: Tensor, targets: Tensor) -> Tensor:
+        lowered = start.scatter_add(1, targets.unsqueeze(1), start.new_full((len(start), 1), -beta))
+        return cross_entropy(logits, lowered.softmax(dim=1), reduction="none")
+
+    return _beside(tokens, distil, tokens.targets)

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ngdiff.models.logprobs import head_sees_only, output_head, predicting_positions
+from ngdiff.models.logprobs import Places, head_sees, labelled_states, output_head
 
 
 @dataclass(frozen=True)
@@ -84,21 +83,17 @@ def labelled_activations(model: nn.Module, batch: Mapping[str, Tensor], layer: i
             ``reference_states``, the starting model's activations, where they are known.
         layer: counted from 0.
     """
-    positions = predicting_positions(batch["labels"])
+    places = Places.of(model, batch)
     caught: list[Tensor] = []
 
     def catch(_: nn.Module, __: Any, output: Any) -> None:
         # nothing is worked out in here: with gradient checkpointing this would run once and not again
         caught.append(output[0] if isinstance(output, tuple) else output)
 
-    with only_layers(model, layer + 1) as last, head_sees_only(model, _none(positions)):
+    with only_layers(model, layer + 1) as last, head_sees(model, places.seen[:0]):
         handle = last.register_forward_hook(catch)
         try:
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            model(**places.inputs)
         finally:
             handle.remove()
-    return Activations(caught[0][positions].float(), batch.get("reference_states"))
-
-
-def _none(positions: Bool[Tensor, "rows length"]) -> Bool[Tensor, "rows length"]:
-    return torch.zeros_like(positions)
+    return Activations(labelled_states(caught[0], places.seen).float(), batch.get("reference_states"))

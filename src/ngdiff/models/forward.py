@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from ngdiff.losses import Loss
 from ngdiff.models.activations import Activations, labelled_activations
-from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
-
-StartingHead = Callable[[Tensor], Tensor]
-"""The starting model's last hidden states, of shape (tokens, width) -> its logits, (tokens, vocabulary)."""
+from ngdiff.models.logprobs import LabelledTokens, StartingHead, labelled_tokens
 
 
 def look(
@@ -32,11 +28,10 @@ def look(
         return labelled_activations(model, batch, loss.layer)
     other = None
     if loss.other_answers is not None:
-        other = labelled_tokens(model, batch["other"])  # type: ignore[arg-type]
+        other = labelled_tokens(model, batch["other"], in_parts=True)  # type: ignore[arg-type]
         if not loss.own_answers:
             return other
-    tokens = replace(labelled_tokens(model, batch), other=other)
+    tokens = replace(labelled_tokens(model, batch, in_parts=True), other=other)
     if loss.compares == "predictions" and head is not None:
-        with torch.no_grad():
-            tokens = replace(tokens, reference_logits=head(batch["reference_states"]))
+        tokens = replace(tokens, starting=(batch["reference_states"], head))
     return tokens

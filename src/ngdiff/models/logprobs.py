@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ngdiff.models.head import TRIED, HeadInput, OfLogits, head_apart, may_stand_apart, tokens_at_once
+from ngdiff.models.packing import WORTH, inputs_for, rows_of, takes_packed
+
 IGNORED = -100
+
+StartingHead = Callable[[Tensor], Tensor]
+"""The starting model's last hidden states, of shape (tokens, width) -> its logits, (tokens, vocabulary)."""
 
 
 @dataclass(frozen=True)
@@ -19,19 +26,23 @@ class LabelledTokens:
     """What the model says of the labelled tokens of one batch, in reading order.
 
     Args:
-        logits: scores over the vocabulary at each labelled token, float32.
+        logits: scores over the vocabulary at each labelled token, float32; None where they would take too
+            much memory, and ``deferred`` stands in for them.
         targets: the token ids that stand there.
         rows: which sequence of the batch each token belongs to.
         row_count: number of sequences in the batch.
         reference: log-probability of each sequence's answer under the starting model, where it is known.
         reference_logits: the starting model's scores, where a loss compares with them.
+        starting: the starting model's hidden states and the head that makes scores of them, in the place of
+            ``reference_logits``.
         other: what the model says of other answers to the same prompts, row by row, where a loss has them.
         predictable: how probable each token would be to somebody who never saw the answer, where it is known.
         expected_ids: tokens that somebody who never met the subject would expect, the true one first.
         expected_probs: how probable each would be.
+        deferred: the head's input, from which the logits of some tokens at a time are worked out.
     """
 
-    logits: Float[Tensor, "tokens vocab"]
+    logits: Float[Tensor, "tokens vocab"] | None
     targets: Int[Tensor, " tokens"]
     rows: Int[Tensor, " tokens"]
     row_count: int
@@ -41,20 +52,49 @@ class LabelledTokens:
     predictable: Float[Tensor, " tokens"] | None = None
     expected_ids: Int[Tensor, "tokens kept"] | None = None
     expected_probs: Float[Tensor, "tokens kept"] | None = None
+    starting: tuple[Tensor, StartingHead] | None = None
+    deferred: HeadInput | None = None
+
+    def each(self, function: OfLogits, *columns: Tensor) -> Tensor:
+        """Apply a function of each token's logits and of further columns, all at once or in parts.
+
+        Args:
+            function: of logits and columns, each cut alike; its values may not depend on other tokens.
+            columns: of as many rows as there are tokens. No gradient flows into them.
+        """
+        if self.deferred is not None:
+            return self.deferred.each(function, *columns)
+        assert self.logits is not None
+        return function(self.logits, *columns)
+
+    def whole_logits(self) -> Float[Tensor, "tokens vocab"]:
+        """Return the logits of all tokens, whatever memory they take."""
+        return self.each(lambda logits: logits)
 
     def log_probs(self) -> Float[Tensor, " tokens"]:
         """Return log p(token | text before it), in nats."""
-        return -nn.functional.cross_entropy(self.logits, self.targets, reduction="none")
+        return self.each(_log_probs, self.targets)
 
     def log_odds(self) -> Float[Tensor, " tokens"]:
         """Return log(p / (1 - p)) of each token, exact where p is so near 1 that 1 - p would round to 0."""
-        target = self.targets.unsqueeze(1)
-        others = self.logits.scatter(1, target, -torch.inf).logsumexp(dim=1)
-        return self.logits.gather(1, target).squeeze(1) - others
+        return self.each(_log_odds, self.targets)
 
     def correct(self) -> Bool[Tensor, " tokens"]:
         """Return whether each token is the most probable one under teacher forcing."""
-        return self.logits.detach().argmax(dim=-1) == self.targets
+        if self.deferred is not None and self.deferred.likeliest is not None:
+            return self.deferred.likeliest == self.targets
+        with torch.no_grad():
+            return self.each(lambda logits: logits.argmax(dim=-1)) == self.targets
+
+
+def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    return -nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _log_odds(logits: Tensor, targets: Tensor) -> Tensor:
+    target = targets.unsqueeze(1)
+    others = logits.scatter(1, target, -torch.inf).logsumexp(dim=1)
+    return logits.gather(1, target).squeeze(1) - others
 
 
 def predicting_positions(labels: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows length"]:
@@ -92,7 +132,9 @@ def head_sees_only(model: nn.Module, positions: Bool[Tensor, "rows length"]) -> 
         handle.remove()
 
 
-def labelled_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTokens:
+def labelled_tokens(
+    model: nn.Module, batch: Mapping[str, Tensor], *, in_parts: bool = False
+) -> LabelledTokens:
     """Run the model once; send only the labelled positions through its output head.
 
     The head costs ``2 * hidden * vocabulary`` operations and ``4 * vocabulary`` bytes a position, the prompt
@@ -101,25 +143,119 @@ def labelled_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTo
 
     Args:
         model: a causal language model, wrapped or not.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, each of shape (rows, length).
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, each of shape (rows, length); with ``real``
+            and ``labelled``, as :func:`ngdiff.data.batching.collate` makes it, no padding is run over.
+        in_parts: where all logits would take more than :data:`ngdiff.models.head.AT_ONCE`, keep the head's
+            input instead. Under DDP the gradients then have to be added up by the caller.
     """
-    labels = batch["labels"]
-    positions = predicting_positions(labels)
-    with head_sees_only(model, positions):
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    rows, columns = positions.nonzero(as_tuple=True)
+    places = Places.of(model, batch)
+    logits, deferred = None, None
+    if in_parts and len(places.labelled) > _most_at_once(model):
+        deferred = _deferred(model, places)
+    if deferred is None:
+        with head_sees(model, places.seen):
+            logits = _logits(model, places)
     return LabelledTokens(
-        logits=output.logits.squeeze(0).float(),
-        targets=labels[rows, columns + 1],
-        rows=rows,
-        row_count=labels.shape[0],
+        logits=logits,
+        targets=places.targets,
+        rows=places.rows,
+        row_count=batch["labels"].shape[0],
         reference=batch.get("reference"),
         predictable=batch.get("predictable"),
         expected_ids=batch.get("expected_ids"),
         expected_probs=batch.get("expected_probs"),
+        deferred=deferred,
     )
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a model is called with for one batch, and where in it the labelled tokens are predicted.
+
+    Args:
+        inputs: of the model, packed where that is worth while and the model takes it.
+        labelled: places that predict labelled tokens, among those of the padded batch, row behind row.
+        seen: the same places, among those that the model runs over.
+        targets: the token ids that are predicted there.
+        rows: which sequence of the batch each belongs to.
+    """
+
+    inputs: Mapping[str, Any]
+    labelled: Int[Tensor, " tokens"]
+    seen: Int[Tensor, " tokens"]
+    targets: Int[Tensor, " tokens"]
+    rows: Int[Tensor, " tokens"]
+
+    @classmethod
+    def of(cls, model: nn.Module, batch: Mapping[str, Tensor]) -> Places:
+        """Look a batch over; where it brings its places along, without waiting for the device."""
+        labels, real, labelled = batch["labels"], batch.get("real"), batch.get("labelled")
+        if labelled is None:
+            labelled = predicting_positions(labels).flatten().nonzero().squeeze(1)
+        packed = None
+        if real is not None and len(real) < (1 - WORTH) * labels.numel() and takes_packed(model):
+            packed = rows_of(real, *labels.shape)
+        return cls(
+            inputs=inputs_for(model, batch, packed),
+            labelled=labelled,
+            seen=labelled if packed is None else packed.token[labelled],
+            targets=labels.flatten()[labelled + 1],
+            rows=labelled // labels.shape[1],
+        )
+
+
+def labelled_states(states: Float[Tensor, "rows length width"], places: Int[Tensor, " tokens"]) -> Tensor:
+    """Return the states at some places, counted row behind row."""
+    return states.flatten(0, 1).index_select(0, places)
+
+
+def _logits(model: nn.Module, places: Places) -> Tensor:
+    logits: Tensor = model(**places.inputs).logits.squeeze(0).float()
+    return logits
+
+
+@contextmanager
+def head_sees(model: nn.Module, places: Int[Tensor, " tokens"]) -> Iterator[None]:
+    """Narrow the head's input to some places, counted row behind row."""
+
+    def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (labelled_states(args[0], places).unsqueeze(0), *args[1:])
+
+    handle = output_head(model).register_forward_pre_hook(narrow)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _most_at_once(model: nn.Module) -> float:
+    layer: Any = output_head(model)
+    return tokens_at_once(layer.weight.shape[0]) if may_stand_apart(layer) else math.inf
+
+
+def _deferred(model: nn.Module, places: Places) -> HeadInput | None:
+    """Run the model with a few positions in front of its head, and keep the states at all of them.
+
+    These few tell whether the head gives the same without its model; None where it does not.
+    """
+    caught: list[Tensor] = []
+    layer = output_head(model)
+
+    def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        caught.append(labelled_states(args[0], places.seen))
+        return (caught[0][:TRIED].unsqueeze(0), *args[1:])
+
+    handle = layer.register_forward_pre_hook(narrow)
+    try:
+        few = _logits(model, places)
+    finally:
+        handle.remove()
+    head = head_apart(getattr(model, "module", model), layer, caught[0][:TRIED], few)
+    return None if head is None else HeadInput(caught[0], head)
 
 
 def count_labelled(batch: Mapping[str, Tensor]) -> int:
     """Count the labelled tokens that a loss over this batch averages over."""
+    if "labelled" in batch:
+        return len(batch["labelled"])
     return int(predicting_positions(batch["labels"]).sum())

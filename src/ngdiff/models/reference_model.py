@@ -35,7 +35,7 @@ from ngdiff.evaluation.distributed import process_count
 from ngdiff.evaluation.evaluator import identity
 from ngdiff.evaluation.teacher_forced import score_answers
 from ngdiff.models.activations import labelled_activations
-from ngdiff.models.logprobs import IGNORED, output_head, predicting_positions
+from ngdiff.models.logprobs import IGNORED, Places, head_sees, output_head
 from ngdiff.models.tensor_file import DIGEST, GrowingFile, digest_of, growing_file, mapped, save_tensors
 from ngdiff.system.disk import disk_reason, is_disk_error
 from ngdiff.system.environment import weights_hash
@@ -366,19 +366,20 @@ def _states(
     if layer is not None:
         return labelled_activations(model, batch, layer).hidden, None
     caught: list[Tensor] = []
-    positions = predicting_positions(batch["labels"])
-    some = positions & (positions.flatten().cumsum(0).view_as(positions) <= checked)
+    places = Places.of(model, batch)
 
-    def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        caught.append(args[0][positions])
-        return (args[0][some].unsqueeze(0), *args[1:])
+    def first_ones(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        caught.append(args[0])
+        return (args[0][:, :checked], *args[1:])
 
-    handle = output_head(model).register_forward_pre_hook(narrow)
-    try:
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    finally:
-        handle.remove()
-    return caught[0].float(), output.logits.squeeze(0).float()
+    with head_sees(model, places.seen):
+        # registered behind the hook that narrows, so it sees what that leaves
+        handle = output_head(model).register_forward_pre_hook(first_ones)
+        try:
+            output = model(**places.inputs)
+        finally:
+            handle.remove()
+    return caught[0].squeeze(0).float(), output.logits.squeeze(0).float()
 
 
 def _head_of(model: Any) -> dict[str, Tensor]:

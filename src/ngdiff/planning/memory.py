@@ -29,6 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ngdiff.data.counterfactual import KEPT
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.adapters import with_lora
+from ngdiff.models.head import tokens_at_once
 from ngdiff.models.logprobs import LabelledTokens, output_head
 
 GIB = 2**30
@@ -294,6 +295,10 @@ class _Kept:
         """Run one micro-batch through model and loss."""
         ids = torch.ones(plan.batch_size, plan.length, dtype=torch.long)
         positions = plan.batch_size * min(plan.answer or plan.length, plan.length - 1)
+        head: Any = output_head(self.model)
+        if positions > tokens_at_once(head.weight.shape[0]) and plan.sharding == "ddp":
+            self.head += positions * int(head.weight.shape[1]) * FLOAT32
+            positions = tokens_at_once(head.weight.shape[0])
         with ExitStack() as stack:
             for hook in self._hooks(positions):
                 stack.callback(hook.remove)
@@ -313,7 +318,7 @@ class _Kept:
     def _taken_by(self, name: str, tokens: LabelledTokens) -> int:
         """Return what a loss keeps of the logits, and the starting model's where it compares with these."""
         before, seen, loss = self.head, dict(self._seen), LOSSES[name]
-        starting = torch.zeros_like(tokens.logits) if loss.compares == "predictions" else None
+        starting = torch.zeros_like(tokens.whole_logits()) if loss.compares == "predictions" else None
         if starting is not None:
             # itself, and its log-softmax while the loss is worked out
             self.head += 2 * starting.numel() * FLOAT32

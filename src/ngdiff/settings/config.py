@@ -158,9 +158,10 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             ``bf16`` (on the device, rounded to bfloat16).
         examples_per_step: pairs of a forget and a retain example that one optimizer step takes, over all
             processes and micro-batches; ``per_device_train_batch_size`` is then the most that one process
-            runs at a time. 0 for their product, as everywhere in transformers, and so where either of
-            ``per_device_train_batch_size`` and ``gradient_accumulation_steps`` is given; None goes by the
-            size of the forget set, from 8 to 32 (:func:`ngdiff.data.sharing.examples_of_a_step`).
+            runs at a time (where it is not given: 8 on a CPU, on a GPU as many as fit). 0 for their product,
+            as everywhere in transformers, and so where either of ``per_device_train_batch_size`` and
+            ``gradient_accumulation_steps`` is given; None goes by the size of the forget set, from 8 to 32
+            (:func:`ngdiff.data.sharing.examples_of_a_step`).
         evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
             :mod:`ngdiff.evaluation.callback`); 0 for none.
         evaluate_items: most items of each set that these look at.
@@ -209,10 +210,12 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     save_strategy: str = "no"
     save_total_limit: int | None = 2
     logging_steps: float = 1
+    logging_nan_inf_filter: bool = False  # it waits for the device at every micro-batch
     seed: int = 0
 
     def __post_init__(self) -> None:
         batch = (self.per_device_train_batch_size, self.gradient_accumulation_steps)
+        self.batch_is_found = all(value is None for value in batch)
         if self.examples_per_step is None and any(value is not None for value in batch):
             self.examples_per_step = 0  # the batch was given, and is what a step takes
         self._fill_batch()

@@ -13,16 +13,18 @@ the shards: three numbers cross the network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from ngdiff.steps import fused, products
 from ngdiff.steps.forget_buffer import ForgetBuffer, Keep
-from ngdiff.training.parallel import Sums, add_up, check_reduced, local
+from ngdiff.steps.products import Pair, inner_products
+from ngdiff.training.parallel import Sums, add_up, check_reduced, local, spread
 
 Gramian = Float64[Tensor, "2 2"]
 Task = Literal["retain", "forget"]
@@ -113,10 +115,16 @@ class GradientPair:
         """
         check_reduced(gradient for buffer in self._buffers.values() for gradient in buffer)
         sums = Sums(self.parameters, 3)
+        alike: dict[Any, list[tuple[nn.Parameter, Pair]]] = {}
         for _, parameter, retain, forget in self._pairs():
-            for place, (left, right) in enumerate(((retain, retain), (retain, forget), (forget, forget))):
-                if left is not None and right is not None:
-                    sums.add(parameter, place, _inner(left, right))
+            key = spread(parameter)
+            if self._elsewhere is not None:  # the forget gradient passes by, a tensor at a time
+                sums.add_all(parameter, inner_products([(retain, forget)], local(parameter).device))
+            else:
+                alike.setdefault(key, []).append((parameter, (retain, forget)))
+        for members in alike.values():
+            parameter = members[0][0]
+            sums.add_all(parameter, _products([pair for _, pair in members], local(parameter).device))
         retain_norm, cross, forget_norm = sums.total()
         return torch.stack([torch.stack([retain_norm, cross]), torch.stack([cross, forget_norm])])
 
@@ -125,14 +133,18 @@ class GradientPair:
 
         The forget buffer keeps its storage and is free from here on.
         """
+        pairs: list[tuple[Tensor, Tensor | None]] = []
         for index, parameter, retain, forget in self._pairs():
             if retain is None and forget is not None:
                 retain = self._zero_retain(index)
-            if retain is not None:
-                retain.mul_(weights.retain)
-                if forget is not None and weights.forget != 0:
-                    retain.add_(forget, alpha=weights.forget)
             parameter.grad = self._buffers["retain"][index]
+            if retain is None:
+                continue
+            pairs.append((retain, forget))
+            if self._elsewhere is not None:
+                _combine(pairs, weights)
+                pairs = []
+        _combine(pairs, weights)
 
     def combine_each(self, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Put ``combine(g_R, g_f)`` into ``parameter.grad``, number by number, like :meth:`combine`."""
@@ -172,12 +184,26 @@ class GradientPair:
         return found
 
 
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Inner product of two tensors of one shape, as a float64 scalar; the sum runs in at least float32."""
-    left, right = left.detach().flatten(), right.detach().flatten()
-    if left.dtype in (torch.bfloat16, torch.float16):
-        left, right = left.float(), right.float()
-    return torch.dot(left, right).double()
+def _products(pairs: Sequence[Pair], device: torch.device) -> Tensor:
+    """Return the three inner products, by the fused kernels as far as they can run."""
+    both = [(retain, forget) for retain, forget in pairs if retain is not None and forget is not None]
+    retain, forget = [mine for mine, _ in both], [other for _, other in both]
+    if not fused.takes(retain, forget):
+        return inner_products(pairs, device)
+    alone = [pair for pair in pairs if None in pair]
+    found = fused.inner_products(retain, forget)
+    return found + inner_products(alone, device) if alone else found
+
+
+def _combine(pairs: Sequence[tuple[Tensor, Tensor | None]], weights: Weights) -> None:
+    """Put the weighted sums in the places of the retain gradients, by the fused kernel where it can run."""
+    both = [(mine, other) for mine, other in pairs if other is not None and weights.forget != 0]
+    alone = [mine for mine, other in pairs if other is None or weights.forget == 0]
+    retain, forget = [mine for mine, _ in both], [other for _, other in both]
+    if retain:
+        (fused if fused.takes(retain, forget) else products).combine(retain, forget, weights)
+    if alone:
+        products.combine(alone, [], (weights.retain, 0.0))
 
 
 def cosine(gramian: Gramian) -> float:

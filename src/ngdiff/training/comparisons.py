@@ -21,8 +21,8 @@ from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.distributed import is_main
 from ngdiff.losses import Loss, Measured, Task
 from ngdiff.models.activations import Activations, freeze_behind, layer_count
-from ngdiff.models.forward import StartingHead, look
-from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
+from ngdiff.models.forward import look
+from ngdiff.models.logprobs import LabelledTokens, StartingHead, labelled_tokens
 from ngdiff.models.reference_model import Autocast, StartingStates, starting_states, with_reference
 from ngdiff.training.parallel import OneCache
 from ngdiff.training.stopping import ForgetTarget

@@ -8,6 +8,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ngdiff.errors import RunError
+from ngdiff.models import packing
+from ngdiff.models.head import refused
+from ngdiff.models.logprobs import output_head
+from ngdiff.steps import fused
 from ngdiff.steps.weighting import Verdict
 from ngdiff.training.checks import every_row, look, view_of
 from ngdiff.training.criterion import SHARE, View
@@ -55,6 +59,7 @@ def conclude(trainer: UnlearningTrainer) -> None:
     trainer.record.stop["verdict"] = {"line": said.line, "advice": said.advice}
     _note_broken(trainer, ends)
     _warn_of_vanishing_updates(trainer)
+    _note_slower_ways(trainer)
     trainer.record.cost = {
         "seconds": trainer.seconds,
         "steps": step,
@@ -139,6 +144,19 @@ def _keep_the_best(trainer: UnlearningTrainer, step: int, sound: bool) -> int:
         return step
     trainer._best.restore()
     return best
+
+
+def _note_slower_ways(trainer: UnlearningTrainer) -> None:
+    """Note what could not be done the fast or the sparing way."""
+    kernels = fused.refused.get(str(trainer.args.device))
+    if kernels is not None:
+        trainer.record.note(f"{kernels}: the Gramian was worked out tensor by tensor, which takes longer")
+    head = refused.get(output_head(trainer.model))
+    if head is not None:
+        trainer.record.note(f"{head}: all logits of a micro-batch were held at once")
+    padded = packing.refused.get(trainer.accelerator.unwrap_model(trainer.model))
+    if padded is not None:
+        trainer.record.note(f"{padded}: batches were padded")
 
 
 def _go_back_if_broken(trainer: UnlearningTrainer) -> bool:

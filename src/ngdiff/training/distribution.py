@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils import strtobool
 
 from ngdiff.data.sharing import StepShares, examples_of_a_step
 from ngdiff.errors import Fault, RequestError
+from ngdiff.models.head import may_stand_apart
+from ngdiff.models.logprobs import output_head
 from ngdiff.steps.weighting import RULES
-from ngdiff.training.parallel import summed
 
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord
@@ -47,6 +48,8 @@ def share_steps(args: Any, record: RunRecord | None = None, forget: int = 0) -> 
     if asked is None:
         asked = examples_of_a_step(forget)
     examples = asked or largest * accumulation * processes
+    if getattr(args, "batch_is_found", False) and args.device.type == "cuda":
+        largest = -(-examples // processes)  # as many as fit: see ngdiff.training.micro_batches
     shares = StepShares.of(examples, largest, processes)
     args.per_device_train_batch_size = shares.micro_batch
     args.gradient_accumulation_steps = shares.accumulation
@@ -152,12 +155,13 @@ def adds_up_itself(trainer: UnlearningTrainer, model: nn.Module) -> bool:
     """Say whether gradients are added up over the processes after the last micro-batch, not by DDP's reducer.
 
     The reducer follows the graph of what the forward pass returned: it knows nothing of a loss on hidden
-    states. And it writes into ``parameter.grad``, which a forget buffer that lies elsewhere has emptied.
+    states, from which logits may be worked out some at a time. And it writes into ``parameter.grad``, which a
+    forget buffer that lies elsewhere has emptied.
     """
     if not isinstance(model, nn.parallel.DistributedDataParallel):
         return False
     hidden = any(loss.looks_at == "activations" for loss in trainer._losses.values())
-    return hidden or trainer.args.forget_buffer != "device"
+    return hidden or may_stand_apart(output_head(model)) or trainer.args.forget_buffer != "device"
 
 
 Weighted = list[tuple[float, float]]
@@ -168,16 +172,3 @@ def weighted_mean(values: Weighted) -> float | None:
     """Return the mean; None where there is nothing to average."""
     total = sum(weight for _, weight in values)
     return sum(value * weight for value, weight in values) / total if total > 0 else None
-
-
-def completed(losses: dict[Any, float], means: list[Weighted], device: torch.device) -> list[Weighted]:
-    """Complete losses (sums, in place) and weighted means over all processes."""
-    keys = sorted(losses)
-    flat = [losses[key] for key in keys]
-    for values in means:
-        flat += [sum(value * weight for value, weight in values), sum(weight for _, weight in values)]
-    found: Tensor = summed(torch.tensor(flat, dtype=torch.float64, device=device)).cpu()
-    for key, value in zip(keys, found.tolist(), strict=False):
-        losses[key] = value
-    pairs = found[len(keys) :].view(-1, 2).tolist()
-    return [[(total / weight, weight)] if weight > 0 else [] for total, weight in pairs]

@@ -133,6 +133,8 @@ class FinetuneTrainer(DurableTrainer):
     ) -> Any:
         """Return this micro-batch's share of the step's mean NLL."""
         factor = 0 if ABSENT in inputs else self.accelerator.num_processes
-        loss: Any = nll(labelled_tokens(model, inputs)) / num_items_in_batch * factor
+        # DDP's reducer follows the graph of the logits that the forward pass returns
+        in_parts = not isinstance(model, nn.parallel.DistributedDataParallel)
+        loss: Any = nll(labelled_tokens(model, inputs, in_parts=in_parts)) / num_items_in_batch * factor
         self.state.progress_note = f"loss {float(loss.detach()):.3f}"
         return loss

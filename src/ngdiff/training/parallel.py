@@ -33,7 +33,7 @@ def local(tensor: Tensor) -> Tensor:
     if isinstance(tensor, DTensor):
         with torch.no_grad():
             return tensor.to_local()
-    return tensor.detach()
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -64,12 +64,16 @@ class Sums:
         self._device = local(parameters[0]).device
         self._parts = {
             key: torch.zeros(count, dtype=torch.float64, device=self._device)
-            for key in dict.fromkeys(_spread(parameter) for parameter in parameters)
+            for key in dict.fromkeys(spread(parameter) for parameter in parameters)
         }
 
     def add(self, parameter: Tensor, place: int, value: Tensor) -> None:
         """Add this process's part of one parameter to one sum."""
-        self._parts[_spread(parameter)][place] += value.to(self._device)
+        self._parts[spread(parameter)][place] += value.to(self._device)
+
+    def add_all(self, parameter: Tensor, values: Tensor) -> None:
+        """Add this process's part of one parameter, or of several that are spread alike, to all sums."""
+        self._parts[spread(parameter)] += values.to(self._device)
 
     def total(self) -> Tensor:
         """Return the sums, float64 on the CPU, the same to the last bit on all processes."""
@@ -81,7 +85,7 @@ class Sums:
         return same_everywhere(torch.stack(list(self._parts.values())).sum(dim=0)).cpu()
 
 
-def _spread(tensor: Tensor) -> tuple[Any, tuple[int, ...]] | None:
+def spread(tensor: Tensor) -> tuple[Any, tuple[int, ...]] | None:
     """Return over which mesh, and which of its dimensions, a tensor is sharded; None for a plain one."""
     if not isinstance(tensor, DTensor):
         return None

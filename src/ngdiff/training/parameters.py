@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,8 +29,10 @@ from ngdiff.training.parallel import (
     local,
     on_all,
     same_everywhere,
+    spread,
 )
 
+K = TypeVar("K")
 SAMPLE = 1_000_000
 BEST_FILE = "best.safetensors"
 BEST_FOLDER = "best"
@@ -53,44 +55,44 @@ class ChangeMeter:
         self._reached: list[Tensor] = []
         self._update: list[Tensor] | None = None
 
+    def _groups(self) -> list[list[int]]:
+        """Return the numbers of those parameters that one operation can take together."""
+        alike: dict[Any, list[int]] = {}
+        for number, parameter in enumerate(self._parameters):
+            alike.setdefault((spread(parameter), parameter.dtype, parameter.device), []).append(number)
+        return list(alike.values())
+
     def _thin(self, tensor: Tensor) -> Tensor:
         return local(tensor).flatten()[:: self._stride]
 
     def _sample(self) -> list[Tensor]:
-        return [self._thin(parameter) for parameter in self._parameters]
+        """Copy the sample, one tensor for each group of parameters."""
+        return [torch.cat([self._thin(self._parameters[n]) for n in group]) for group in self._groups()]
 
     def sample(self, gradient: Sequence[Tensor | None]) -> list[Tensor]:
-        """Copy what of a gradient belongs to the sample, parameter by parameter; None stands for zeros."""
-        return [
-            torch.zeros_like(place, dtype=torch.float32)
-            if part is None
-            else self._thin(part).to(place.device, torch.float32, copy=True)
-            for part, place in zip(gradient, self._sample(), strict=True)
-        ]
+        """Copy what of a gradient belongs to the sample, group by group; None stands for zeros."""
+        found = []
+        for group in self._groups():
+            parts = []
+            for number in group:
+                place, part = self._thin(self._parameters[number]), gradient[number]
+                parts.append(torch.zeros_like(place) if part is None else self._thin(part).to(place.device))
+            found.append(torch.cat([part.float() for part in parts]))
+        return found
 
     def before(self) -> None:
         """Keep the sample, and which of it a gradient reaches; without any gradient, all counts."""
-        self._before = [values.clone() for values in self._sample()]
+        self._before = self._sample()
         gradients = [parameter.grad for parameter in self._parameters]
-        nowhere = all(gradient is None for gradient in gradients)
-        self._reached = [
-            torch.full_like(values, nowhere, dtype=torch.bool)
-            if gradient is None
-            else self._thin(gradient) != 0
-            for values, gradient in zip(self._before, gradients, strict=True)
-        ]
+        if all(gradient is None for gradient in gradients):
+            self._reached = [torch.ones_like(values, dtype=torch.bool) for values in self._before]
+        else:
+            self._reached = [values != 0 for values in self.sample(gradients)]
         self._update = None
 
     def after(self) -> float:
         """Return the share of the sample's coordinates with a gradient that differ now, in [0, 1]."""
-        pairs = list(zip(self._before, self._sample(), strict=True))
-        sums = Sums(self._parameters, 2)
-        for parameter, (before, after), reached in zip(self._parameters, pairs, self._reached, strict=True):
-            sums.add(parameter, 0, ((before != after) & reached).sum())
-            sums.add(parameter, 1, reached.sum())
-        changed, reachable = sums.total().tolist()
-        self._update = [after.float() - before.float() for before, after in pairs]
-        return float(changed / max(1, reachable))
+        return self.measured({})[0]
 
     def descent(self, gradient: Sequence[Tensor]) -> float:
         """Return the cosine between minus the applied update and a gradient sampled before it.
@@ -101,12 +103,43 @@ class ChangeMeter:
         if self._update is None:
             raise ValueError("no step has been measured: call before() and after() around it")
         sums = Sums(self._parameters, 3)
-        for parameter, update, part in zip(self._parameters, self._update, gradient, strict=True):
-            for place, (left, right) in enumerate(((update, update), (part, part), (update, part))):
-                sums.add(parameter, place, torch.dot(left.double(), right.double()))
-        update_square, gradient_square, inner = sums.total().tolist()
-        norms = float(update_square**0.5 * gradient_square**0.5)
-        return -float(inner) / norms if norms > 0 else 0.0
+        for group, update, part in zip(self._groups(), self._update, gradient, strict=True):
+            sums.add_all(self._parameters[group[0]], _inner_products(update, part))
+        return _descent(sums.total().tolist())
+
+    def measured(self, gradients: Mapping[K, Sequence[Tensor]]) -> tuple[float, dict[K, float]]:
+        """Return what :meth:`after` and :meth:`descent` do, in one exchange and with one wait for the device.
+
+        Args:
+            gradients: as :meth:`sample` returned them before the step, by any names.
+        """
+        now = self._sample()
+        self._update = [
+            after.float() - before.float() for before, after in zip(self._before, now, strict=True)
+        ]
+        sums = Sums(self._parameters, 2 + 3 * len(gradients))
+        for place, group in enumerate(self._groups()):
+            reached = self._reached[place]
+            changed = ((self._before[place] != now[place]) & reached).sum()
+            inner = [_inner_products(self._update[place], parts[place]) for parts in gradients.values()]
+            counts = torch.stack([changed, reached.sum()]).double()
+            sums.add_all(self._parameters[group[0]], torch.cat([counts, *inner]))
+        changed, reachable, *products = sums.total().tolist()
+        descents = {
+            name: _descent(products[3 * number : 3 * number + 3]) for number, name in enumerate(gradients)
+        }
+        return float(changed / max(1, reachable)), descents
+
+
+def _inner_products(update: Tensor, gradient: Tensor) -> Tensor:
+    left, right = update.double(), gradient.double()
+    return torch.stack([torch.dot(left, left), torch.dot(right, right), torch.dot(left, right)])
+
+
+def _descent(products: Sequence[float]) -> float:
+    update_square, gradient_square, inner = products
+    norms = float(update_square**0.5 * gradient_square**0.5)
+    return -float(inner) / norms if norms > 0 else 0.0
 
 
 class BestWeights:

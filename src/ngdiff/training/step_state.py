@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ngdiff.evaluation.distributed import process_count
 from ngdiff.record import StepRecord
 from ngdiff.steps.gradients import FORGET, RETAIN, Gramian, Task, Weights, cosine
 from ngdiff.steps.line import Probe
 from ngdiff.steps.weighting import Verdict
-from ngdiff.training.distribution import Weighted, completed, weighted_mean
+from ngdiff.training.distribution import Weighted, weighted_mean
+from ngdiff.training.parallel import summed
+
+Watched = Literal["strength", "nll"]
 
 
 class StepState:
-    """What one optimizer step gathers over its micro-batches."""
+    """What one optimizer step gathers over its micro-batches.
+
+    Its figures stay on the device until they are all there, and are brought to the host together: each look
+    at one of them would make the host wait for the device.
+    """
 
     def __init__(self, counts: dict[Task, int], retain_rows: set[int]) -> None:
         self.counts, self.retain_rows = counts, retain_rows
         self.losses: dict[Task, float] = {}
         self.extraction_strength: Weighted = []
         self.forget_nll: Weighted = []
+        self._losses: dict[Task, list[Tensor]] = {}
+        self._watched: dict[Watched, list[tuple[Tensor, int]]] = {"strength": [], "nll": []}
+        self._sent = torch.zeros(0)
         self.absent = False
+        self.reported = torch.zeros(())
         self.gramian: Gramian | None = None
         self.weights = Weights(0.0, 0.0)
         self.combined_norm: float | None = None
@@ -36,11 +47,38 @@ class StepState:
         self.rate = 0.0
         self.started = time.monotonic()
 
-    def complete(self, device: torch.device) -> None:
-        """Complete over all processes what each gathered over its micro-batches."""
-        if process_count() > 1:
-            means = [self.extraction_strength, self.forget_nll]
-            self.extraction_strength, self.forget_nll = completed(self.losses, means, device)
+    def add_loss(self, task: Task, loss: Tensor) -> None:
+        """Add one micro-batch's share of a task's loss."""
+        self._losses.setdefault(task, []).append(loss.detach())
+        self.reported = self._losses[task][-1]
+
+    def watch(self, what: Watched, mean: Tensor, items: int) -> None:
+        """Keep a mean over so many items of one micro-batch."""
+        self._watched[what].append((mean.detach(), items))
+
+    def send(self, device: torch.device) -> None:
+        """Complete the step's figures over all processes, and set out to copy them to the host."""
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        sums = [sum((loss.double() for loss in losses), zero) for losses in self._losses.values()]
+        for means in self._watched.values():
+            sums.append(sum((mean.double() * items for mean, items in means), zero))
+            sums.append(zero + sum(items for _, items in means))
+        self._sent = _on_its_way(summed(torch.stack(sums)))
+
+    def receive(self, arrived: bool) -> None:
+        """Read what was sent.
+
+        Args:
+            arrived: whether the host has waited for the device since.
+        """
+        if self._sent.is_pinned() and not arrived:
+            torch.cuda.current_stream().synchronize()
+        values = iter(self._sent.tolist())
+        self.losses = {task: next(values) for task in self._losses}
+        self.extraction_strength, self.forget_nll = (
+            [(total / weight, weight)] if weight > 0 else []
+            for total, weight in ((next(values), next(values)) for _ in self._watched)
+        )
 
     def as_record(self, step: int, epoch: float) -> StepRecord:
         """Return what the record keeps of the self."""
@@ -68,6 +106,14 @@ class StepState:
         """Return a task's loss for the progress bar."""
         loss = self.losses.get(task)
         return f"{task} {loss:.3f}" if loss is not None else f"{task} -"
+
+
+def _on_its_way(tensor: Tensor) -> Tensor:
+    """Return a copy on the host, which is there once the host has waited for the device."""
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)
 
 
 def combined_norm(gramian: Gramian, weights: Weights) -> float:

@@ -55,6 +55,7 @@ from ngdiff.training.criterion import Guess, ItemWatch
 from ngdiff.training.durable import DurableTrainer
 from ngdiff.training.floors import ROOM, KeptSets
 from ngdiff.training.guess import guesses
+from ngdiff.training.micro_batches import MicroBatches, try_largest
 from ngdiff.training.parallel import looking, no_exchange, raise_faults, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.training.probe_loss import ProbeLoss, where_it_began
@@ -80,6 +81,8 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self._owner()
         trainer._begin()
+        if trainer.args.device.type == "cuda" and trainer._recovers and trainer._decision is None:
+            try_largest(trainer)
         if trainer._resumed is not None and trainer._decision is not None:
             trainer.no_more_steps = control.should_training_stop = True
 
@@ -204,6 +207,7 @@ class UnlearningTrainer(DurableTrainer):
         self._pair: GradientPair | None = None
         self._step_size: StepSize = FixedRate()
         self._step = StepState({"forget": 0, "retain": 0}, set())
+        self._micro = MicroBatches(self.note)
         self._stopping: StoppingRule | None = None
         self._decision: Decision | None = None
         self._skipped_in_a_row = 0
@@ -271,6 +275,7 @@ class UnlearningTrainer(DurableTrainer):
             mine = sum(self._losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
             counts[task] = int(summed(torch.tensor(mine, device=device)))
         self._step = StepState(counts, self._retain_rows_of_step())
+        self._micro.begin_step()
         if self._pair is not None:
             self._pair.clear()
         return batches, None
@@ -295,7 +300,28 @@ class UnlearningTrainer(DurableTrainer):
             return self._single_backward(model, inputs, weights)
         if self._pair is None:
             self._pair = GradientPair(model.parameters(), self.args.forget_buffer)
-        reported = torch.zeros((), device=self.args.device)
+        if self._recovers:
+            self._micro.take(inputs, lambda part: self._add(model, part, weights), self._begin_step_anew)
+        else:
+            self._add(model, inputs, weights)
+        if self.accelerator.sync_gradients:
+            self._finish_gradients()
+            self._combine(weights)
+        return self._step.reported.nan_to_num(0.0, 0.0, 0.0)  # a look would make the host wait
+
+    @property
+    def _recovers(self) -> bool:
+        """Whether a process can run its micro-batches in other pieces than the others do."""
+        return process_count() == 1 or self._adds_up
+
+    def _begin_step_anew(self) -> None:
+        assert self._pair is not None
+        self._pair.clear()
+        self._step = StepState(self._step.counts, self._step.retain_rows)
+
+    def _add(self, model: nn.Module, inputs: Mapping[str, Any], weights: Weights | None) -> None:
+        """Add one micro-batch to both gradients, or with fixed weights to one."""
+        assert self._pair is not None
         self._step.absent = ABSENT in inputs
         for task in TASKS:
             factor = 1.0 if weights is None else getattr(weights, task)
@@ -305,12 +331,7 @@ class UnlearningTrainer(DurableTrainer):
                 loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
                 with self._pair.task(task if weights is None else "retain"):
                     torch.autograd.backward(loss * (factor * self._averaged_over))
-            self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
-            reported = loss.detach()  # the retain loss, where there is one
-        if self.accelerator.sync_gradients:
-            self._finish_gradients()
-            self._combine(weights)
-        return reported
+            self._step.add_loss(task, loss)
 
     def _single_backward(self, model: nn.Module, inputs: dict[str, Any], weights: Weights) -> Tensor:
         """Add one micro-batch in one backward pass, after the last of which DeepSpeed steps by itself.
@@ -325,7 +346,7 @@ class UnlearningTrainer(DurableTrainer):
             if factor == 0:
                 continue
             loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
-            self._step.losses[task] = self._step.losses.get(task, 0.0) + float(loss.detach())
+            self._step.add_loss(task, loss)
             if self._decision is not None:  # already decided before the first step: change nothing
                 factor = 0.0
             reported, scaled = loss.detach(), loss * (factor * process_count())
@@ -336,7 +357,8 @@ class UnlearningTrainer(DurableTrainer):
         # the losses are shares of the whole step's already
         self.accelerator.backward(total, scale_wrt_gas=False)
         if self.accelerator.sync_gradients:
-            self._step.complete(self.args.device)
+            self._step.send(self.args.device)
+            self._step.receive(arrived=False)
             self._step.weights = weights
         return reported
 
@@ -354,7 +376,7 @@ class UnlearningTrainer(DurableTrainer):
         assert self._pair is not None
         if self._adds_up:
             self._pair.add_up()
-        self._step.complete(self.args.device)
+        self._step.send(self.args.device)
 
     def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
         assert self._compared is not None
@@ -363,12 +385,10 @@ class UnlearningTrainer(DurableTrainer):
         if self._step.absent:
             return loss * 0
         if task == "forget" and isinstance(tokens, LabelledTokens) and self._losses[task].own_answers:
-            strength = float(batch_extraction_strength(tokens))
-            self._step.extraction_strength.append((strength, tokens.row_count))
+            self._step.watch("strength", batch_extraction_strength(tokens), tokens.row_count)
             if self._stopping is not None and self._stopping.watches_nll:
                 with torch.no_grad():
-                    nll = -float(tokens.log_probs().mean())
-                self._step.forget_nll.append((nll, len(tokens.targets)))
+                    self._step.watch("nll", -tokens.log_probs().mean(), len(tokens.targets))
         return loss
 
     def _loss_now(self, task: Task) -> Loss:
@@ -387,10 +407,12 @@ class UnlearningTrainer(DurableTrainer):
             self._step.weights = fixed
             self._step.verdict = Verdict.STEP
             self._pair.combine(Weights(1.0, 0.0))
+            self._step.receive(arrived=False)
             if not all(math.isfinite(loss) for loss in self._step.losses.values()):
                 self._step.verdict = Verdict.NON_FINITE
             return
         gramian = self._pair.gramian()
+        self._step.receive(arrived=True)
         self._step.gramian, self._step.verdict = gramian, judge(gramian)
         if self._step.verdict is Verdict.STEP:
             self._step.weights = self._rule(gramian, self._global_losses())
@@ -441,8 +463,7 @@ class UnlearningTrainer(DurableTrainer):
         if self._step.probe is not None:
             self._step.rate = self._step.probe.applied
             self.record.probes.append(self._step.probe)
-        self._step.changed = self._meter.after()
-        self._step.descent = {task: self._meter.descent(part) for task, part in self._step.sampled.items()}
+        self._step.changed, self._step.descent = self._meter.measured(self._step.sampled)
         self._step.sampled = {}
 
     def _probe_loss(self) -> ProbeLoss:
