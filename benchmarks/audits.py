@@ -5,8 +5,8 @@
 
 Models are made as by ``benchmarks.goals``, in the same folder, unless they are there. Each is put to all
 audits, beside the retrained model and text never seen (TOFU's first questions, where they were not learned;
-else the holdout, where the data has one). The retrained model is compared with text never seen alone.
-An audit that is there is not made again.
+else TOFU's holdout, where the data has it). The retrained model itself is compared with text never seen
+alone. An audit that is there is not made again.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Audits(Goals):
 def table(audits: Mapping[str, Audit]) -> str:
     """Return one row a figure of each form of an audit and one column a model, in Markdown.
 
-    A cell has the figure, before → under the audit, and its excess over the comparison that says least, in
-    bold where something was found.
+    A cell has the figure, before → under the audit, and how far it is above the comparison that says least,
+    in bold where something was found.
     """
     by_model = {
         name: {(one["audit"], one["form"], one["figure"]): one for one in found["findings"]}
