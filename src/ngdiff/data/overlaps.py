@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from ngdiff.data.examples import Example
+from ngdiff.data.renaming import OrdinaryWords, identifying
 from ngdiff.errors import Fault
 
 MOST_NAMED = 10
@@ -95,9 +96,9 @@ def reworded(forget: Sequence[Example], retain: Sequence[Example]) -> str | None
     """Return a note where retain rows seem to say in other words what is to be forgotten.
 
     A word of an answer that few rows have, and its question has not, tells what is to be forgotten. A retain
-    row says it too if it has most of these words, and one of the rarest words of the question: the name of
-    who is asked about.
+    row says it too if it has most of these words, and the question's rarest name: that of who is asked about.
     """
+    ordinary = OrdinaryWords.of(f"{example.prompt} {example.answer}" for example in retain)
     rows = [(_words(e.prompt), _words(e.answer)) for e in (*forget, *retain)]
     count = Counter(word for asked, said in rows for word in asked | said)
     most = max(2, round(COMMON * len(rows)))
@@ -108,8 +109,9 @@ def reworded(forget: Sequence[Example], retain: Sequence[Example]) -> str | None
     found = []
     for example, (asked, said) in zip(forget, rows, strict=False):
         telling = {word for word in said - asked if count[word] <= most}
-        rarest = min((count[word] for word in asked), default=0)
-        about = {place for word in asked if count[word] == rarest for place in where.get(word, ())}
+        names = _words(" ".join(identifying(example.prompt, ordinary)))
+        rarest = min((count[word] for word in names), default=0)
+        about = {place for word in names if count[word] == rarest for place in where.get(word, ())}
         hits = Counter(
             place for word in telling for place in where.get(word, ()) if not asked or place in about
         )
