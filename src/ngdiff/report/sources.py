@@ -18,6 +18,8 @@ AUDIT = "audit.json"
 OWN_NAMES = ("evaluation.json", "eval.json")
 REFERENCE_NAMES = ("retrained.json", "reference.json", "reference-evaluation.json")
 BEFORE_NAMES = ("target.json", "before.json", "before-evaluation.json")
+CHECK = ".check"
+"""What the folder of 'ngdiff check' is called beyond the run's own name."""
 UNLEARNED = "unlearned"
 """The folder of the run inside a demonstration's."""
 
@@ -127,6 +129,8 @@ def read_record(path: Path, where: str) -> Mapping[str, Any]:
 def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: str | None = None) -> Run:
     """Read a run's folder, or the ``eval.json`` of a model.
 
+    What ``ngdiff check`` left in the folder beside it belongs to it.
+
     Args:
         place: the folder (of ``unlearn`` or ``demo``) or the file.
         given: evaluations that win over those in the folder.
@@ -151,19 +155,22 @@ def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: 
         reference = reference or _named_by(evaluation)
         return Run(name, None, evaluation, reference, before, audit=_audit(given.audit, "--audit"))
     demo = _optional(place / DEMO, where)
+    beside = Path(f"{place}{CHECK}")
     folder = place / UNLEARNED if demo is not None and not (place / RECORD).exists() else place
     record = read_record(folder / RECORD, where) if (folder / RECORD).exists() else None
-    evaluation = evaluation or _found(place, folder, OWN_NAMES, where)
+    places = tuple(dict.fromkeys((place, folder, beside)))
+    evaluation = evaluation or _found(places, OWN_NAMES, where)
+    audits = [_audit(path / AUDIT, where) for path in (folder, place, beside)]
     run = Run(
         name,
         record,
         evaluation,
-        reference or _found(place, folder, REFERENCE_NAMES, where) or _named_by(evaluation),
-        before or _found(place, folder, BEFORE_NAMES, where),
+        reference or _found(places, REFERENCE_NAMES, where) or _named_by(evaluation),
+        before or _found(places, BEFORE_NAMES, where),
         _optional(folder / ANSWERS, where),
         _optional(folder / RECEIPT, where),
         demo,
-        _audit(given.audit, "--audit") or _audit(folder / AUDIT, where) or _audit(place / AUDIT, where),
+        _audit(given.audit, "--audit") or next((found for found in audits if found is not None), None),
     )
     if run.record is None and run.evaluation is None:
         what = f"{place} holds no {RECORD} and no evaluation" if place.is_dir() else f"{place} is not there"
@@ -227,8 +234,8 @@ def _named_by(evaluation: EvaluationResult | None) -> EvaluationResult | None:
     return read_result(path) if path.is_file() and is_result(path) else None
 
 
-def _found(place: Path, folder: Path, names: Sequence[str], where: str) -> EvaluationResult | None:
-    for path in (base / name for base in dict.fromkeys((place, folder)) for name in names):
+def _found(places: Sequence[Path], names: Sequence[str], where: str) -> EvaluationResult | None:
+    for path in (place / name for place in places for name in names):
         if path.is_file() and is_result(path):
             return read_result(path, where)
     return None
