@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -325,6 +326,48 @@ def test_general_knowledge_is_watched_by_answers_and_probability(
     assert floors["general.text"]["start"] == pytest.approx(0.1)
     assert trainer.record.checks[2]["broken"] == ["general.facts", "general.answers"]
     assert trainer.record.stop["kept_step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("behind", "ahead", "share"),
+    [(0.08, 0.08, 0.75), (0.12, 0.08, 0.5), (0.08, 0.12, 1.0), (0.12, 0.12, 0.75)],
+)
+def test_a_fact_is_lost_or_gained_beyond_a_near_tie_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: float, ahead: float, share: float
+) -> None:
+    """Ten facts are barely right, ten barely wrong; at step 2 all have changed sides, by so many nats."""
+    from ngdiff.invented.people import general_knowledge_rows
+
+    TRUE = [str(row["answer"]) for row in general_knowledge_rows()]
+
+    def known(example: Example, step: int) -> tuple[float, float]:
+        if example.prompt[0] in "FRU" and example.prompt[1:4].isdigit():
+            return KNOWN if example.prompt[0] == "F" else (0.9, 0.9)
+        if example.answer not in TRUE:
+            return 0.1, 0.3
+        place = TRUE.index(example.answer)
+        if place >= 20:
+            return 0.5, 0.6
+        lead = 0.01 if place < 10 else -0.01
+        if step == 2:
+            lead = -behind if place < 10 else ahead
+        return 0.5, 0.3 * math.exp(lead)
+
+    trainer = trainer_that_knows(
+        monkeypatch,
+        tmp_path,
+        known,
+        forget=FORGET[:8],
+        retain=RETAIN,
+        holdout=[{"prompt": "U001:", "completion": " x"}],
+        stop_at="none",
+        floors={"general.facts": 0.0},
+        keep_utility=0.98,
+    )
+    trainer.train()
+    answers = [check["kept"]["general.answers"] for check in trainer.record.checks]
+    assert (answers[0], answers[1], answers[2]) == (0.75, 0.75, share)
+    assert trainer.kept.state_dict()["right"] == [True] * 10 + [False] * 10 + [True] * 20
 
 
 def test_what_the_model_never_knew_has_no_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,8 +106,8 @@ def next_commands(record: RunRecord, request: UnlearnRequest) -> list[tuple[str,
         named = ["--model", request.model] if request.qlora else []
         words = ["merge", output, *named, "--output", f"{output}-merged"]
         found.append((words, f"fold the adapter into {request.model}"))
-    found.append((["report", output], "see it"))
-    found.append((_evaluation(request), "measure it in full"))
+    found.append((["ask", output, "--before", request.model], "ask both models"))
+    found.append((["check", output, *_folders(request)], "evaluate, audit and report, with one verdict"))
     found.append((["verify", output], "check what record.json says"))
     if record.stop.get("target_met") is False:
         kept = [word for source in request.keep for word in ("--keep", source)]
@@ -121,13 +121,12 @@ def _data(request: UnlearnRequest) -> list[str]:
     pairs: list[tuple[str, Any]] = [("--forget", source) for source in request.forget]
     pairs += [("--retain", source) for source in request.retain]
     pairs += [("--holdout", source) for source in request.holdout]
-    pairs += [(BENCHMARKS[name].option, folder) for name, folder in request.folders.items() if folder]
-    return [str(word) for pair in pairs for word in pair]
+    return [str(word) for pair in pairs for word in pair] + _folders(request)
 
 
-def _evaluation(request: UnlearnRequest) -> list[str]:
-    target = f"{request.output}.eval.json"
-    return ["evaluate", str(request.output), "--suite", "own", *_data(request), "--output", target]
+def _folders(request: UnlearnRequest) -> list[str]:
+    given = [(BENCHMARKS[name].option, folder) for name, folder in request.folders.items() if folder]
+    return [str(word) for pair in given for word in pair]
 
 
 def commands() -> set[str]:

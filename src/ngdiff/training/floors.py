@@ -5,7 +5,8 @@ floor              figure
 =================  ==============================================================================
 retain             mean answer probability of the part of the retain set that is held out
 general.facts      40 facts that ship with the project: p(true answer) / (p(true) + p(wrong ones))
-general.answers    share of these facts whose true answer is more probable than every wrong one
+general.answers    share of these facts whose true answer is more probable than every wrong one; one that
+                   was right counts as lost only beyond a near tie
 general.text       mean answer probability of 48 questions and instructions that ship as well
 language           mean probability of the tokens of the forget answers that need no knowledge
 a set of --keep    mean answer probability
@@ -39,6 +40,8 @@ MORE_THAN_GUESSED = 0.375
 """Share of the facts answered rightly that guessing, one in four, reaches in one case of twenty."""
 KNOWN = 0.01
 """Answer probability of general text under which a model knows next to nothing of it."""
+TIE = 0.1
+"""Nats per token by which a wrong answer has to win before a fact that was right counts as lost."""
 NO_KNOWLEDGE = 0.5
 """Level from which on a token of a forget answer needs no knowledge."""
 
@@ -97,12 +100,20 @@ class KeptSets:
             for name, examples in kept.items()
             if self.shares[name] > 0
         }
+        self._right: list[bool] | None = None
         self._facts: list[list[EncodedExample]] = []
         if self.shares["general.facts"] > 0 or self.shares["general.answers"] > 0:
             self._facts = _facts(tokenizer, args.max_length)
         self._text: list[EncodedExample] = []
         if self.shares["general.text"] > 0:
             self._text = _encoded(general_split()[1], tokenizer, args.max_length)
+
+    def start(
+        self, rows: Sequence[int], forget: Sequence[AnswerScore], retain: Sequence[AnswerScore]
+    ) -> dict[str, float]:
+        """Measure before the first step: see :meth:`measure`."""
+        self._right = None
+        return self.measure(rows, forget, retain)
 
     def measure(
         self, rows: Sequence[int], forget: Sequence[AnswerScore], retain: Sequence[AnswerScore]
@@ -119,13 +130,40 @@ class KeptSets:
             found["retain"] = fmean(score.probability for score in retain)
         score = self._trainer.survey.score
         if self._facts:
-            found |= _fact_figures(score([one for fact in self._facts for one in fact]), self._facts)
+            found |= self._of_the_facts(score([one for fact in self._facts for one in fact]))
         if self._text:
             found["general.text"] = fmean(one.probability for one in score(self._text))
         for name, examples in self._kept.items():
             found[name] = fmean(one.probability for one in score(examples))
         language = self._language(rows, forget) if self.shares["language"] > 0 else None
         return found if language is None else found | {"language": language}
+
+    def _of_the_facts(self, scores: Sequence[AnswerScore]) -> dict[str, float]:
+        """Return the figures of the facts; what is right at the first look is remembered.
+
+        A fact that was right counts as lost where a wrong answer is ahead by more than :data:`TIE`, one that
+        was wrong as gained where it leads by as much: near ties change sides with every step.
+        """
+        losses, place = [], 0
+        for fact in self._facts:
+            losses.append([score.mean_nll for score in scores[place : place + len(fact)]])
+            place += len(fact)
+        leads = [_lead(one) for one in losses]
+        if self._right is None:
+            self._right = [lead > 0 for lead in leads]
+        right = [lead > (-TIE if was else TIE) for lead, was in zip(leads, self._right, strict=True)]
+        return {
+            "general.facts": fmean(_probability(one) for one in losses),
+            "general.answers": sum(right) / len(self._facts),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"right": self._right}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        self._right = state["right"]
 
     def _language(self, rows: Sequence[int], scores: Sequence[AnswerScore]) -> float | None:
         """Return the mean probability of tokens that need no knowledge; None where none are known.
@@ -210,14 +248,12 @@ def _facts(tokenizer: Any, max_length: int) -> list[list[EncodedExample]]:
     return found
 
 
-def _fact_figures(
-    scores: Sequence[AnswerScore], facts: Sequence[Sequence[EncodedExample]]
-) -> dict[str, float]:
-    shares, right, place = [], 0, 0
-    for fact in facts:
-        # differences of logarithms, so that no underflow divides 0 by 0
-        losses = [score.mean_nll for score in scores[place : place + len(fact)]]
-        place += len(fact)
-        shares.append(1 / math.fsum(math.exp(min(losses[0] - loss, 700.0)) for loss in losses))
-        right += losses[0] < min(losses[1:])
-    return {"general.facts": fmean(shares), "general.answers": right / len(facts)}
+def _probability(losses: Sequence[float]) -> float:
+    """Return p(true) / (p(true) + p(wrong)) of one fact, from NLL per token, the true answer's first."""
+    # differences of logarithms, so that no underflow divides 0 by 0
+    return 1 / math.fsum(math.exp(min(losses[0] - loss, 700.0)) for loss in losses)
+
+
+def _lead(losses: Sequence[float]) -> float:
+    """Return by how many nats per token the true answer is ahead of the best wrong one."""
+    return min(losses[1:]) - losses[0]

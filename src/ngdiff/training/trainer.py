@@ -540,7 +540,7 @@ class UnlearningTrainer(DurableTrainer):
             target = target.measured(scores["never_seen"], len(self._forget), self.level_source, self.guesses)
         for note in notes:
             self.record.note(note)
-        kept = self.kept.measure(every_row(self), scores["forget"], scores["retain"])
+        kept = self.kept.start(every_row(self), scores["forget"], scores["retain"])
         self._stopping = StoppingRule(target, self.kept.floors(kept), args.check_patience)
         view = view_of(self, every_row(self), scores["forget"])
         if self._stopping.checks_needed:

@@ -32,6 +32,7 @@ def save(trainer: UnlearningTrainer, folder: Path) -> None:
         "step_size": None if isinstance(rate, FixedRate) else rate.state_dict(),
         "stopping": None if trainer._stopping is None else trainer._stopping.state_dict(),
         "items": trainer._items.state_dict(),
+        "kept": trainer.kept.state_dict(),
         "epoch_rows": trainer._epoch_rows,
         "last_check": trainer._last_check,
         "last_strength": trainer._last_strength,
@@ -65,6 +66,7 @@ def take_up(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> 
     if state["stopping"] is not None:
         trainer._stopping = StoppingRule.from_state(state["stopping"], trainer.args.check_patience)
         trainer._items.load_state_dict(state["items"])
+        trainer.kept.load_state_dict(state["kept"])
         if _is_best(trainer):
             trainer._best.save()
         else:
