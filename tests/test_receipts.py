@@ -94,6 +94,7 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content["seal"] = "0" * 64
     content["seal"] = hashlib.sha256(canonical(content)).hexdigest()
     (folder / "receipt.json").write_bytes(canonical(content))
+    (folder / "report.html").unlink(missing_ok=True)  # which shows the receipt as it was
 
 
 # ---- a receipt that nobody touched ----
