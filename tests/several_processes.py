@@ -5,13 +5,19 @@ The tests run the same cases in their own process and compare.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -49,6 +55,7 @@ class Case:
         start: file with the weights to start from.
         resume: the checkpoint to go on from.
         command: ``unlearn`` or ``finetune``: make a folder of the request in ``settings`` instead.
+        full_disk: FSDP writes whole copies of weights and optimizer, and no room for the first.
     """
 
     name: str
@@ -58,6 +65,7 @@ class Case:
     start: str | None = None
     resume: str | None = None
     command: Literal["unlearn", "finetune"] | None = None
+    full_disk: bool = False
 
 
 def learn(file: Path, steps: int = 150) -> None:
@@ -163,6 +171,26 @@ def check_replicas() -> None:
     torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0)
 
 
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Have FSDP write whole copies, and let torch find no room for that of the weights, in one process."""
+
+    def save(content: Any, file: Any, *words: Any, **others: Any) -> None:
+        if Path(str(file)).name == "pytorch_model_fsdp.bin":
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        whole_save(content, file, *words, **others)
+
+    def gathered(accelerator: Accelerator, *words: Any, **others: Any) -> dict[str, Any]:
+        found = gather(accelerator, *words, **others)
+        # on an accelerator, the copy to the CPU makes plain tensors of them
+        return {name: whole(value).clone() for name, value in found.items()}
+
+    whole_save, gather = torch.save, Accelerator.get_state_dict
+    full = patch.dict(os.environ, FSDP_STATE_DICT_TYPE="FULL_STATE_DICT")
+    with full, patch("torch.save", save), patch.object(Accelerator, "get_state_dict", gathered):
+        yield
+
+
 def main() -> None:
     """Run the cases of a JSON file, in order, in the folder where it lies."""
     torch.set_num_threads(1)
@@ -170,7 +198,8 @@ def main() -> None:
     plan = Path(sys.argv[1])
     for case in (Case(**case) for case in json.loads(plan.read_text())):
         sharded_cpu.switch(case.how == "fsdp2")
-        run(case, plan.parent)
+        with full_disk() if case.full_disk else nullcontext():
+            run(case, plan.parent)
     if torch.distributed.get_world_size() == 2:
         check_replicas()
     torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -291,6 +292,12 @@ def test_a_file_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "replace", lambda *paths: (done.append("rename"), replace(*paths))[1])
     write_json({"a": 1}, tmp_path / "a.json")
     assert done == ["fsync", "rename", "fsync"]  # the file, its name, the folder
+
+
+def test_a_full_disk_is_named_by_the_file_that_it_did_not_take(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space") as caught, staged_file(tmp_path / "page.html"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as writing to an open file raises it
+    assert caught.value.filename == str(tmp_path / "page.html") and list(tmp_path.iterdir()) == []
 
 
 def test_what_has_appeared_in_a_files_place_is_kept_and_so_is_the_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -93,6 +94,7 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content["seal"] = "0" * 64
     content["seal"] = hashlib.sha256(canonical(content)).hexdigest()
     (folder / "receipt.json").write_bytes(canonical(content))
+    (folder / "report.html").unlink(missing_ok=True)  # which shows the receipt as it was
 
 
 # ---- a receipt that nobody touched ----
@@ -421,10 +423,21 @@ def test_a_report_is_the_one_of_this_folder_or_named(cli: Cli, copy: Path) -> No
     answer = cli("verify", copy)
     assert answer.code == 0 and "✓ report.html: is the page that 'ngdiff report' makes" in answer.out
     page = (copy / "report.html").read_text(encoding="utf-8")
-    for forged in ("x", page.replace("Unlearning report", "Unlearning report: all forgotten")):
-        (copy / "report.html").write_text(forged, encoding="utf-8")
+    forged = page.replace("Unlearning report", "Unlearning report: all forgotten")
+    (copy / "report.html").write_text(forged, encoding="utf-8")
+    answer = cli("verify", copy)
+    assert answer.code == 4 and "✗ report.html: is not the page that 'ngdiff report' makes" in answer.out
+    copy.rename(copy.with_name("elsewhere"))  # a page keeps the name that it was made under
+    assert cli("verify", copy.with_name("elsewhere")).code == 4
+    (copy.with_name("elsewhere") / "report.html").write_text(page, encoding="utf-8")
+    answer = cli("verify", copy.with_name("elsewhere"))
+    assert answer.code == 0 and "✓ report.html: is the page that 'ngdiff report' makes" in answer.out
+    copy.with_name("elsewhere").rename(copy)
+    others = ("x", forged.replace("alone&#34;: true", "alone&#34;: false"), forged.replace(": true}", ": [}"))
+    for page in (*others, re.sub('<meta name="ngdiff-origin".*', "", forged)):
+        (copy / "report.html").write_text(page, encoding="utf-8")
         answer = cli("verify", copy)
-        assert answer.code == 0, "it may be a page with an evaluation, which is no fault"
+        assert answer.code == 0, "it may be a page with an evaluation, or of another version"
         assert "- report.html: is not in the receipt, nor the page that" in answer.out
         assert "or forged" in answer.out
     (copy / ".report.html.abc123_x").write_text("half a pa")  # killed while it was written

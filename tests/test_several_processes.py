@@ -191,6 +191,9 @@ def places(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Places:
             ),
             sharded,
             replace(taken_up, resume=str(places.one / middle)),
+            replace(
+                sharded, name="full-disk", full_disk=True, settings={**CHECKPOINTS, "optim": "adamw_torch"}
+            ),
             Case(
                 "refused",
                 settings={**commands(inputs)["unlearned"].settings, "precision": "none"},
@@ -295,6 +298,14 @@ def test_sharded_checkpoints_pass_to_another_number_of_processes(places: Places)
     files = {file.name for file in (places.two / "whole" / "checkpoint-4").rglob("*")}
     assert {"pytorch_model_fsdp_0", "__0_0.distcp", "__1_0.distcp"} <= files
     assert BEST_FILE not in files
+
+
+def test_a_disk_that_fills_between_two_copies_stops_no_process(places: Places) -> None:
+    """transformers gathers the optimizer's state after the first process alone has written the weights."""
+    record, _ = read(places.two, "full-disk")
+    notes = [note for note in record["notes"] if "could not be written (No space left" in note]
+    assert [note.partition(":")[0] for note in notes] == ["step 4", "step 8"]
+    assert [step["step"] for step in record["steps"]] == list(range(1, 9))
 
 
 def test_the_hash_is_that_of_the_whole_weights(places: Places) -> None:

@@ -109,9 +109,11 @@ def _show(findings: Sequence[Finding], folder: Path) -> None:
         out.print(f"{marks[finding.agrees]} {what}: {text}", highlight=False, soft_wrap=True)
     wrong = sum(finding.agrees is False for finding in findings)
     right = sum(finding.agrees is True for finding in findings)
-    verdict = f"{wrong} claims do not agree" if wrong else "nothing disagrees"
+    agree = "1 claim agrees" if right == 1 else f"{right} claims agree"
+    disagree = "1 does not" if wrong == 1 else f"{wrong} do not"
+    verdict = disagree if wrong else "nothing disagrees"
     left = len(findings) - wrong - right
-    console.print(f"{escape(str(folder))}: {right} claims agree, {verdict}, {left} were not checked.")
+    console.print(f"{escape(str(folder))}: {agree}, {verdict}, {left} not checked.")
     console.print("What a receipt proves, and what not, stands in it: 'proves', 'does_not_prove'.")
 
 

@@ -164,10 +164,19 @@ def _page_finding(folder: Path) -> tuple[bool | None, str]:
     """Say whether the page in a folder is the one that its other files give."""
     from ngdiff.report.page import is_page_of  # which reads receipts itself
 
-    if is_page_of(folder):
+    agrees = is_page_of(folder)
+    if agrees:
         return True, "is the page that 'ngdiff report' makes of this folder"
+    if agrees is False and not _lacks_answers(folder):
+        why = "it says that this version made it of this folder alone, so it or the folder was changed"
+        return False, f"is not the page that 'ngdiff report' makes of this folder: {why}"
     why = "it was made with other files or by another version, or forged; to rely on it, make it again"
     return None, f"is not in the receipt, nor the page that 'ngdiff report' makes of this folder: {why}"
+
+
+def _lacks_answers(folder: Path) -> bool:
+    """Say whether answers were left at home, so that no page can be made with them."""
+    return not (folder / ANSWERS).is_file()
 
 
 def _missing(name: str) -> Finding:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -27,9 +30,10 @@ from ngdiff.report.text import embedded, visible
 from ngdiff.report.tradeoff import evaluated_tradeoff, tradeoff
 from ngdiff.report.verdict import judge
 from ngdiff.system.output import staged_file
-from ngdiff.system.outside import MOST_JSON, Unreadable, read_within
+from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
 
-REPORT = "report.html"
+REPORT, ORIGIN = "report.html", "ngdiff-origin"
+HERE = Path(__file__).parent
 GENERATOR = '<meta name="generator" content="ngdiff'
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 SCRIPTS = ("dom.js", "charts.js", "panels.js", "answers.js", "main.js")
@@ -66,14 +70,22 @@ def write_report(
     return _write(_made(lambda: run_page(run, rest), place), output)
 
 
-def is_page_of(place: Path) -> bool:
-    """Say whether the page in the folder of a run is the one that :func:`write_report` makes of it."""
+def is_page_of(place: Path) -> bool | None:
+    """Say whether the page in the folder of a run is the one that :func:`write_report` makes of it.
+
+    Returns:
+        None where that cannot be told: the page says that other versions or other files made it.
+    """
     try:
         page = read_within(place / REPORT, MOST_JSON).decode("utf-8")
-        run = read_run(place)
-        return page == _made(lambda: run_page(run), place)
-    except (Unreadable, ValueError):  # RequestError is a ValueError, and so is text that is not UTF-8
-        return False
+        stated = re.search(f'<meta name="{ORIGIN}" content="([^"]*)">', page)
+        found: Any = {} if stated is None else load_json(html.unescape(stated[1]).encode())
+        run = read_run(place, name=str(found["name"]))
+        if page == _made(lambda: run_page(run), place):
+            return True
+        return False if found == _origin(run) and found["alone"] else None
+    except (Unreadable, ValueError, LookupError, TypeError):  # RequestError and text not in UTF-8 are such
+        return None
 
 
 def write_comparison(places: Sequence[Path], output: Path) -> Path:
@@ -140,6 +152,7 @@ def run_page(run: Run, others: Sequence[Run] = ()) -> str:
     }
     context = {
         "title": run.name,
+        "origin": json.dumps(_origin(run, others)),
         "kind": "Unlearning report" if run.record is not None else "Evaluation report",
         "facts": _facts(run),
         "verdict": asdict(judge(run)),
@@ -179,6 +192,7 @@ def _comparison_page(
     }
     context = {
         "title": title,
+        "origin": None,
         "kind": kind,
         "facts": [f"{len(runs)} runs"],
         "verdict": None,
@@ -232,6 +246,21 @@ def _asked(run: Run) -> str | None:
         f"Of the {of.get('forget')} examples to forget, {asked.get('forget')} were asked: most at even "
         "distances, the rest those forgotten worst. Retain examples are held out from training."
     )
+
+
+def _origin(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
+    """Return what a page says of its making: by what software, and whether of a run's own folder alone."""
+    evaluated = any(part is not None for part in (run.evaluation, run.reference, run.before, run.demo))
+    return {"software": _software(), "name": run.name, "alone": not evaluated and not others}
+
+
+@cache
+def _software() -> str:
+    """Return the version, and the SHA-256 of all files of this package, without loading the others."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in HERE.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        digest.update(f"{file.relative_to(HERE).as_posix()}\n".encode() + file.read_bytes())
+    return f"{metadata.version('ngdiff')} {digest.hexdigest()}"
 
 
 # ---- html ----

@@ -309,8 +309,10 @@ def staged_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
         staging.chmod(mode)
         sync_file(staging)
         staging.replace(path)
-    except BaseException:
+    except BaseException as error:
         staging.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as where the disk is full
+            error.filename = str(path)
         raise
     finally:
         os.close(descriptor)

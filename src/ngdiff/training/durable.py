@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import transformers.trainer
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
@@ -112,7 +114,8 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
         self._write(lambda: super(DurableTrainer, self).save_model(output_dir, _internal_call))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        self._write(lambda: super(DurableTrainer, self)._save_optimizer_and_scheduler(output_dir))
+        with _agreeing_on_each_copy():
+            self._write(lambda: super(DurableTrainer, self)._save_optimizer_and_scheduler(output_dir))
 
     def _write(self, work: Callable[[], None]) -> None:
         on_each(work) if self._staging is not None else work()
@@ -201,6 +204,25 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
             if self.args.should_save:
                 shutil.rmtree(one.folder, ignore_errors=True)
         return str(good)
+
+
+@contextmanager
+def _agreeing_on_each_copy() -> Iterator[None]:
+    """Have the processes agree on FSDP's copy of the weights before they gather that of the optimizer.
+
+    transformers does both in one function. Where the first process alone writes whole copies, and finds no
+    room for the first one, the others would wait for it in the second gathering.
+    """
+    save = transformers.trainer.save_fsdp_model
+
+    def part(*words: Any, **others: Any) -> None:
+        on_each(lambda: save(*words, **others))
+
+    transformers.trainer.save_fsdp_model = part
+    try:
+        yield
+    finally:
+        transformers.trainer.save_fsdp_model = save
 
 
 def _end(step: int, error: NotWritten) -> NoReturn:
