@@ -1082,7 +1082,11 @@ def _nothing(rows: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "method", ["npo", "kl", "undial", "rmu", "idkdpo", "altpo", "idknll", "ngdiff-selective-kl"]
+    "method",
+    [
+        *("npo", "kl", "undial", "rmu", "adaptive-rmu", "jensun", "flat"),
+        *("idkdpo", "altpo", "idknll", "ngdiff-selective-kl"),
+    ],
 )
 def test_a_resumed_run_keeps_what_the_starting_model_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

@@ -282,6 +282,20 @@ METHODS: dict[str, Method] = {
         ),
         _with_loss("ceu", "cross-entropy to the prediction without the true token", retain=None),
         _with_loss(
+            "jensun",
+            "bounded divergence to refusals, held by the same divergence from the starting model",
+            retain="jsd",
+        ),
+        _with_loss(
+            "flat", "refusals against true answers by a divergence, without a retain loss", retain=None
+        ),
+        _with_loss(
+            "adaptive-rmu",
+            "RMU whose length follows the starting model's activations",
+            retain="embedding-difference",
+            scale=(3.0, 5.0, 10.0),
+        ),
+        _with_loss(
             "rmu",
             "steers one layer's activations away, holds those of the retain set",
             retain="embedding-difference",

@@ -5,7 +5,13 @@ that 8 sequences at once and 8 times one sequence give the same gradient. The fu
 whoever accumulates divides. Both tasks' losses are written so that they are minimised.
 """
 
-from ngdiff.losses.activations import control_vector, embedding_difference, steer_away
+from ngdiff.losses.activations import (
+    control_vector,
+    embedding_difference,
+    steer_away,
+    steer_away_in_proportion,
+)
+from ngdiff.losses.divergence import answer_divergence, jensen_shannon_to_answer, jensen_shannon_to_start
 from ngdiff.losses.likelihood import (
     bounded_nll,
     counterfactual,
@@ -31,6 +37,7 @@ __all__ = [
     "LossFunction",
     "Measured",
     "Task",
+    "answer_divergence",
     "bounded_nll",
     "control_vector",
     "counterfactual",
@@ -38,6 +45,8 @@ __all__ = [
     "dpo",
     "embedding_difference",
     "find_loss",
+    "jensen_shannon_to_answer",
+    "jensen_shannon_to_start",
     "kl_to_start",
     "logit_margin",
     "negated_nll",
@@ -48,6 +57,7 @@ __all__ = [
     "self_distillation",
     "simnpo",
     "steer_away",
+    "steer_away_in_proportion",
     "unlikelihood",
     "weighted_ascent",
 ]

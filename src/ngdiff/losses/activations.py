@@ -38,6 +38,30 @@ def steer_away(activations: Activations, coefficient: float = 2.0, seed: float =
     return (hidden - coefficient * vector).square().sum()
 
 
+def steer_away_in_proportion(
+    activations: Activations, scale: float = 5.0, seed: float = 0
+) -> Float[Tensor, ""]:
+    """Sum |h - scale * |h_start| * u|² over the labelled tokens, u a fixed random direction (adaptive RMU).
+
+    RMU whose length follows each token's own activation in the starting model, so that one setting serves
+    every layer: activations grow with depth.
+    Source: Dang et al. 2024, "On effects of steering latent representation for LLM unlearning", arXiv
+    2408.06223. The default scale is this project's choice.
+
+    Args:
+        activations: behind one layer, with the starting model's.
+        scale: how many times the starting activation's length.
+        seed: decides the direction.
+    """
+    if activations.reference is None:
+        raise ValueError("this loss compares with the starting model: the batch lacks its activations")
+    hidden = activations.hidden
+    vector = control_vector(hidden.shape[1], int(seed)).to(hidden.device, hidden.dtype)
+    lengths: Tensor = activations.reference.norm(dim=1, keepdim=True)
+    found: Tensor = (hidden - scale * lengths * vector).square().sum()
+    return found
+
+
 def embedding_difference(activations: Activations) -> Float[Tensor, ""]:
     """Sum |h - h_start|² over the labelled tokens (RMU, retain part).
 

@@ -24,7 +24,7 @@ def simnpo(tokens: LabelledTokens, beta: float = 4.5, delta: float = 0.0) -> Flo
         beta: sharpness.
         delta: margin, in nats per token.
     """
-    sums, counts = _by_sequence(tokens, -tokens.log_probs())
+    sums, counts = by_sequence(tokens, -tokens.log_probs())
     return (softplus(-beta * (sums / counts - delta)) * (2 / beta)).sum()
 
 
@@ -41,11 +41,11 @@ def npo(tokens: LabelledTokens, beta: float = 0.1) -> Float[Tensor, ""]:
     """
     if tokens.reference is None:
         raise ValueError("NPO compares with the starting model: the batch lacks its log-probabilities")
-    sums, _ = _by_sequence(tokens, tokens.log_probs())
+    sums, _ = by_sequence(tokens, tokens.log_probs())
     return (softplus(beta * (sums - tokens.reference)) * (2 / beta)).sum()
 
 
-def _by_sequence(
+def by_sequence(
     tokens: LabelledTokens, values: Float[Tensor, " tokens"]
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
     """Return the sum of each sequence's values, and the number of its tokens."""
@@ -73,6 +73,6 @@ def dpo(tokens: LabelledTokens, beta: float = 0.1) -> Float[Tensor, ""]:
     other = tokens.other
     if other is None or tokens.reference is None or other.reference is None:
         raise ValueError("DPO compares two answers with the starting model: the batch lacks some of it")
-    true_ratio = _by_sequence(tokens, tokens.log_probs())[0] - tokens.reference
-    other_ratio = _by_sequence(other, other.log_probs())[0] - other.reference
+    true_ratio = by_sequence(tokens, tokens.log_probs())[0] - tokens.reference
+    other_ratio = by_sequence(other, other.log_probs())[0] - other.reference
     return (softplus(beta * (true_ratio - other_ratio)) / beta).sum()

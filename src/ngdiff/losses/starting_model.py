@@ -13,7 +13,7 @@ from ngdiff.models.head import OfLogits
 from ngdiff.models.logprobs import LabelledTokens
 
 
-def _beside(tokens: LabelledTokens, function: OfLogits, *columns: Tensor) -> Float[Tensor, ""]:
+def beside_start(tokens: LabelledTokens, function: OfLogits, *columns: Tensor) -> Float[Tensor, ""]:
     """Sum a function of each token's logits, the starting model's, and further columns."""
     if tokens.reference_logits is not None:
         return tokens.each(function, tokens.reference_logits.detach(), *columns).sum()
@@ -36,7 +36,7 @@ def kl_to_start(tokens: LabelledTokens) -> Float[Tensor, ""]:
     Source: Maini et al. 2024, "TOFU", arXiv 2401.06121, eq. 3 (KL minimisation). OpenUnlearning averages over
     prompt and padding besides.
     """
-    return _beside(tokens, _Divergence.apply)
+    return beside_start(tokens, _Divergence.apply)
 
 
 class _Divergence(torch.autograd.Function):
@@ -73,4 +73,4 @@ def self_distillation(tokens: LabelledTokens, beta: float = 10.0) -> Float[Tenso
         lowered = start.scatter_add(1, targets.unsqueeze(1), start.new_full((len(start), 1), -beta))
         return cross_entropy(logits, lowered.softmax(dim=1), reduction="none")
 
-    return _beside(tokens, distil, tokens.targets)
+    return beside_start(tokens, distil, tokens.targets)

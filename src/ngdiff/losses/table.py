@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.losses.activations import embedding_difference, steer_away
+from ngdiff.losses.activations import embedding_difference, steer_away, steer_away_in_proportion
+from ngdiff.losses.divergence import answer_divergence, jensen_shannon_to_answer, jensen_shannon_to_start
 from ngdiff.losses.likelihood import (
     bounded_nll,
     counterfactual,
@@ -185,6 +186,45 @@ LOSSES: dict[str, Loss] = {
             "Li et al. 2024, arXiv 2403.03218",
             settings={"layer": "layer at 7/32 of the depth", "coefficient": 2.0, "seed": 0},
             looks_at="activations",
+        ),
+        Loss(
+            "adaptive-rmu",
+            "forget",
+            "token",
+            steer_away_in_proportion,
+            "squared distance of one layer's activations from a random direction as long as they were",
+            "Dang et al. 2024, arXiv 2408.06223",
+            settings={"layer": "layer at 7/32 of the depth", "scale": 5.0, "seed": 0},
+            compares="activations",
+            looks_at="activations",
+        ),
+        Loss(
+            "jensun",
+            "forget",
+            "token",
+            jensen_shannon_to_answer,
+            "Jensen-Shannon divergence from refusals, such as 'I do not know.'",
+            "Singh et al. 2025, arXiv 2509.02820",
+            other_answers="refusals",
+            own_answers=False,
+        ),
+        Loss(
+            "flat",
+            "forget",
+            "sequence",
+            answer_divergence,
+            "divergence between a refusal and the true answer, by mean token probability",
+            "Wang et al. 2024, arXiv 2410.11143",
+            other_answers="refusals",
+        ),
+        Loss(
+            "jsd",
+            "retain",
+            "token",
+            jensen_shannon_to_start,
+            "Jensen-Shannon divergence from the starting model's predictions",
+            "Singh et al. 2025, arXiv 2509.02820",
+            compares="predictions",
         ),
         Loss(
             "kl",
