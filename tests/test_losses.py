@@ -91,7 +91,7 @@ def seen(name: str, model: torch.nn.Module, examples: list[EncodedExample]) -> L
         examples = [
             replace(
                 one,
-                reference_states=_states(before, {k: v for k, v in collate([one], 1).items()}, layer)[0],
+                reference_states=_states(before, {k: v for k, v in collate([one], 1).items()}, layer, 1)[0],
                 alternatives=(example(len(one.input_ids), 3, 4),),
             )
             for one in examples
