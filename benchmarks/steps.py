@@ -1,13 +1,15 @@
 """What an NGDiff step costs, beside a GradDiff step on the same batches.
 
     python -m benchmarks.steps [--model smollm2] [--batch 8] [--rounds 7]
+    python -m benchmarks.steps --device cuda
 
 Prints, as medians over paired rounds: seconds of a GradDiff step (constant weights, one gradient buffer), of
 an NGDiff step (two buffers, Gramian, combination), of such a step with the default method's losses (held by
 the divergence from the starting model, which was asked beforehand), and their ratios; the automatic rate's
 share of ten steps; peak memory of each kind of step, each in a process of its own, in gradient buffers;
 tokens per second against the floor that the matrix products alone set on this machine. Batches are made
-as the trainer makes them: examples in random order, probes with little padding.
+as the trainer makes them: examples in random order, probes with little padding. On a GPU
+:mod:`benchmarks.gpu_steps` measures instead.
 """
 
 from __future__ import annotations
@@ -233,8 +235,15 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peak-of", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.device == "cuda":
+        from benchmarks import gpu_steps
+
+        found = gpu_steps.report(torch.device("cuda"), args.rounds, ("smollm2", "llama-1b"), 30)
+        print(json.dumps(found, indent=1))
+        return
     if not args.peak_of:
         keep_freed_memory()
     bench = Bench(args.model, args.batch)

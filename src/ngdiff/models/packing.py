@@ -10,13 +10,12 @@ begin, as :class:`transformers.DataCollatorWithFlattening` does.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import AttentionInterface
 
 WORTH = 0.02
 """Share of a batch that has to be padding for it to be packed."""
@@ -132,6 +131,8 @@ def attend(
         packed_rows: where the tokens lie; None for a batch like any other.
         settings: scaling, dropout and such; a sliding window is heeded.
     """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     if packed_rows is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **settings
@@ -161,7 +162,12 @@ def _window(size: int | None, length: int, device: torch.device) -> Tensor | Non
     return ((apart >= 0) & (apart < size))[None, None]
 
 
-AttentionInterface.register("sdpa", attend)
+@cache
+def _register() -> None:
+    """Let ``transformers`` call :func:`attend`; not before it is needed, since that is slow to import."""
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register("sdpa", attend)
 
 
 # ---- which models take packed rows ----
@@ -193,6 +199,7 @@ def _why_not(model: nn.Module) -> str | None:
         return f"attention of the kind {name!r} cannot keep packed rows apart"
     if "chunked_attention" in (getattr(_config(model), "layer_types", None) or ()):
         return "attention to chunks of a text cannot keep packed rows apart"
+    _register()
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
