@@ -200,7 +200,7 @@ def main() -> None:
         )
     print("| forget loss | figure | level | step | ROUGE-L left | items beyond | rank correlation |")
     print("|---|---|---|---|---|---|---|")
-    for loss, lr in (("negated-nll", 2e-5), ("unlikelihood", 1e-4), ("ce-u", 1e-4)):
+    for loss, lr in (("negated-nll", 1e-4), ("unlikelihood", 3e-4), ("ceu", 3e-4)):
         model.load_state_dict(weights)
         states = []
         for _ in forget(model, learned, loss, args.steps, lr):

@@ -33,7 +33,7 @@ from ngdiff.data.general import general_split
 from ngdiff.data.overlaps import small_sets
 from ngdiff.data.secrets import kept_texts, with_secrets
 from ngdiff.data.sharing import loader
-from ngdiff.errors import RunError
+from ngdiff.errors import Fault, RunError
 from ngdiff.evaluation.distributed import process_count
 from ngdiff.evaluation.teacher_forced import AnswerScore, batch_extraction_strength
 from ngdiff.losses import LOSSES, Loss
@@ -521,8 +521,7 @@ class UnlearningTrainer(DurableTrainer):
             return
         scores = {name: self.survey.scores(name) for name in ("forget", "retain", "never_seen")}
         if self._has_holdout:
-            known = never_seen.known_text_faults if self._is_text else never_seen.known_faults
-            raise_faults(known(scores["forget"], scores["never_seen"]))
+            raise_faults(self._known_faults(scores, target))
         elif self._is_text:
             found = never_seen.unknown_retain(
                 self._held_out, scores["forget"], scores["retain"], self._forget
@@ -558,6 +557,16 @@ class UnlearningTrainer(DurableTrainer):
             self._decision = self._stopping.judge(0, view, self.record.before["retain"], kept)
             self._best.save()
             self._items.keep()
+
+    def _known_faults(
+        self, scores: Mapping[str, list[AnswerScore]], target: ForgetTarget | None
+    ) -> list[Fault]:
+        """Say so where a holdout cannot serve as a level; texts are let be where nothing hangs on it."""
+        ours, theirs = scores["forget"], scores["never_seen"]
+        if not self._is_text:
+            return never_seen.known_faults(ours, theirs)
+        measured = target is not None and target.value is None
+        return never_seen.known_text_faults(ours, theirs) if measured else []
 
     def _with_level(self, target: ForgetTarget, scores: Sequence[AnswerScore]) -> ForgetTarget:
         """Return the target with the thresholds that scores of never-seen text set."""
