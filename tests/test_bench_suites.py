@@ -121,7 +121,7 @@ def test_own_data(cli: Cli, place: Path, here: list[Path]) -> None:  # noqa: F81
     assert answer.code == 0, answer.err
     rows = json.loads((place / "out" / "results.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["target", "graddiff"]
-    assert {"forget.extraction_strength", "retain.probability", "utility", "kept"} <= set(rows[1]["cells"])
+    assert {"forget.extraction_strength", "retain.probability", "utility"} <= set(rows[1]["cells"])
     assert len(here) == 2
 
 

@@ -24,8 +24,9 @@ MUSE_FORGET = ("forget.verbatim", "forget.knowledge", "forget.extraction_strengt
 MUSE_SHARES = ("retain.knowledge",)
 PARTS = FORGET + SHARES + NLLS
 MUSE_PARTS = MUSE_FORGET + MUSE_SHARES + ("general_nll",)
-VITAL = ("retain.probability", "retain.rouge", "retain.knowledge", "general_nll")
+VITAL = ("retain.probability", "retain.rouge", "general_nll")
 """A model that lost half of one of these is destroyed. Of the NLL the half is that of exp(-NLL)."""
+MUSE_VITAL = ("retain.knowledge", "general_nll")
 LEAST = 0.05
 """Least denominator: smaller figures, and smaller differences between target and retrained, are noise."""
 HALF = 0.5
@@ -87,7 +88,8 @@ def destroyed(model: Mapping[str, float], target: Mapping[str, float]) -> list[s
         model: its figures by key.
         target: those of the model that knows everything.
     """
-    return [key for key in VITAL if key in target and _is_lost(key, model.get(key), target[key])]
+    vital = MUSE_VITAL if "forget.verbatim" in target else VITAL
+    return [key for key in vital if key in target and _is_lost(key, model.get(key), target[key])]
 
 
 def _loss(key: str, found: float, target: float) -> float:
