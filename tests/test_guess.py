@@ -40,16 +40,17 @@ def test_a_guess_by_hand() -> None:
     forget = [item([[0.5, 0.4], [0.0, 0.9], [0.8, 0.1], [1.0, 0.0]], (False, True, False, False))]
     unseen = [item(None, (True,))]
     found = guesses(forget, unseen, [score(-4.0)])
-    strength, probability = found[0]
+    strength, probability, passage = found[0]
     assert strength == pytest.approx(1 / 3)  # of three tokens the last alone follows, behind the secret
+    assert passage == pytest.approx(1 / 3)  # a run of one
     assert probability == pytest.approx(math.exp((math.log(0.5) - 4.0 + math.log(0.8)) / 4), rel=1e-5)
 
 
 def test_a_yes_is_guessed_at_its_expectation_and_nothing_is_below_the_least() -> None:
     forget = [item([[0.6, 0.4], [1.0, 0.0]], (False, False)), item([[0.0, 1.0], [1.0, 0.0]], None)]
     found = guesses(forget, [item(None, None)], [score(-1.0)])
-    assert found[0] == (1.0, pytest.approx(math.sqrt(0.6), rel=1e-5))
-    assert found[1] == (0.0, pytest.approx(math.sqrt(LEAST), rel=1e-5))
+    assert found[0] == (1.0, pytest.approx(math.sqrt(0.6), rel=1e-5), 1.0)
+    assert found[1] == (0.0, pytest.approx(math.sqrt(LEAST), rel=1e-5), 0.0)
 
 
 def test_without_expectations_nothing_is_guessed() -> None:

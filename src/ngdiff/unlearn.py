@@ -18,7 +18,15 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.holdouts import for_stopping
 from ngdiff.data.long_text import counted_texts, encode_pieces
-from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated, reworded, small_sets, swapped
+from ngdiff.data.overlaps import (
+    answer_fault,
+    holdout_fault,
+    part_fault,
+    repeated,
+    reworded,
+    small_sets,
+    swapped,
+)
 from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.data.sources import local_sources, read_rows
 from ngdiff.errors import Fault, RequestError
@@ -56,6 +64,7 @@ from ngdiff.training.answers import AnswerBook
 from ngdiff.training.callbacks import UnlearningProgress
 from ngdiff.training.claim import claimed, may_replace
 from ngdiff.training.floors import floor_shares, reserved_faults
+from ngdiff.training.never_seen import missing_holdout
 from ngdiff.training.parallel import from_main, joined, on_all
 from ngdiff.training.trainer import UnlearningTrainer
 from ngdiff.training.unfinished import Asked, Workplace
@@ -168,7 +177,8 @@ def prepare(request: UnlearnRequest) -> Prepared:
         name: _read((source,), "--keep", request.folders, faults)
         for name, source in kept_names(request.keep).items()
     }
-    found_ = [] if request.allow_overlap else [overlap_fault(forget, retain), answer_fault(forget, retain)]
+    checks = () if request.allow_overlap else (overlap_fault, answer_fault, part_fault)
+    found_ = [check(forget, retain) for check in checks]
     found_.append(holdout_fault(holdout, forget, retain))
     faults += [fault for fault in found_ if fault is not None]
     faults += reserved_faults(list(kept))
@@ -214,6 +224,8 @@ def prepare(request: UnlearnRequest) -> Prepared:
     keep = {name: encoded[f"--keep {name}"] for name in kept}
     earlier = {number: encoded[_earlier(number)] for number in receipt.earlier}
     notes += forewarnings(forget, retain)
+    lacking = None if holdout else missing_holdout(forget_)
+    notes += [] if lacking is None else [lacking]
     data = forget_, retain_, holdout_
     return Prepared(source, tokenizer, *data, config, receipt, keep, earlier, tuple(notes))
 

@@ -7,17 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ngdiff.bench.data import FORGET_SIZES, TOFU_SIZE, evaluation_folder, sources, tuning_reach
+from ngdiff.bench.data import FORGET_SIZES, TOFU_SIZE, tuning_reach
 from ngdiff.bench.grid import candidates, nested
 from ngdiff.bench.plan import TRIALS, BenchRequest, tuning
+from ngdiff.bench.suites import suite_of
 from ngdiff.bench.variants import Variant, find_variant
 from ngdiff.bench.worker import EVALUATION
+from ngdiff.data.benchmarks import folders_of
 from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.references import resolve_reference
 from ngdiff.evaluation.request import EvaluateRequest
-from ngdiff.evaluation.suites import SuiteData
-from ngdiff.evaluation.suites.tofu import SPLITS, read_tofu
+from ngdiff.evaluation.suites import SuiteData, suites
 from ngdiff.methods import METHODS
 from ngdiff.models.loading import check_causal, check_precision, resolve_model
 from ngdiff.settings.config import UnlearningConfig
@@ -60,8 +61,8 @@ def _with_known_names(request: BenchRequest) -> BenchRequest:
     return replace(
         request,
         methods=tuple(name for name in request.methods if name in METHODS),
-        splits=tuple(split for split in request.splits if split in SPLITS),
-        tune_on=request.tune_on if request.tune_on in SPLITS else None,
+        splits=tuple(split for split in request.splits if split in suite_of(request).splits),
+        tune_on=request.tune_on if request.tune_on in suite_of(request).splits else None,
         trials=max(1, request.trials),
     )
 
@@ -75,17 +76,11 @@ def _name_faults(request: BenchRequest) -> list[Fault]:
     for name in request.methods:
         if name not in METHODS:
             faults.append(unknown_name("--methods", "method", name, METHODS))
-        elif name == "dpo":
+        elif name == "dpo" and request.suite != "own":
             mend = "Take idkdpo or altpo, which need no column"
-            faults.append(Fault("--methods", "TOFU has no preferred answers for 'dpo'", mend))
-    asked = [("--splits", split) for split in request.splits]
-    asked += [("--reference", split) for split in request.references if split]
-    asked += [("--tune-on", request.tune_on)] if request.tune_on is not None else []
-    faults += [
-        unknown_name(flag, "forget set of TOFU", split, SPLITS)
-        for flag, split in asked
-        if split not in SPLITS
-    ]
+            title = suite_of(request).title
+            faults.append(Fault("--methods", f"{title} has no preferred answers for 'dpo'", mend))
+    faults += suite_of(request).faults(request)
     for flag, given in (("--methods", request.methods), ("--splits", request.splits)):
         if not given:
             faults.append(Fault(flag, "is empty", "Name at least one"))
@@ -132,8 +127,9 @@ def _data_faults(request: BenchRequest) -> list[Fault]:
             read_rows(beside, where="--also-retain", folders=request.folders)
         except RequestError as error:
             faults += error.faults
-    for split in (split for split in request.splits if split in SPLITS):
+    for split in _with_known_names(request).splits:
         data = None
+        faults += _source_faults(request, split, "--splits") if request.suite != "tofu" else []
         try:
             data = _evaluated_data(request, split)
         except RequestError as error:
@@ -144,7 +140,7 @@ def _data_faults(request: BenchRequest) -> list[Fault]:
         reference = request.reference(split)
         try:
             if reference is not None and reference.endswith(".json"):
-                resolve_reference(reference, "tofu", data)
+                resolve_reference(reference, request.suite, data)
         except RequestError as error:
             faults += error.faults
     return faults
@@ -154,24 +150,34 @@ def _tuning_faults(request: BenchRequest) -> list[Fault]:
     """Find questions to tune on that are not there, or that the target did not learn."""
     faults: list[Fault] = []
     for split in dict.fromkeys(trial.split for trial in tuning(request)):
-        reach = tuning_reach(request, split)
+        reach = tuning_reach(request, split) if request.suite == "tofu" else 0
         if request.learned is not None and request.learned <= reach:
             what = f"{request.learned} leaves nothing to keep: the last {reach} are reported or tuned on"
             faults.append(Fault("--learned", what, f"Give more than {reach}, or --trials 1 for no tuning"))
             continue
-        for source in sources(request, split):
-            try:
-                read_rows(source, where="--trials", folders=request.folders)
-            except RequestError as error:
-                faults += error.faults
+        faults += _source_faults(request, split, "--trials")
+    return faults
+
+
+def _source_faults(request: BenchRequest, split: str, where: str) -> list[Fault]:
+    """Find sources of runs that cannot be read."""
+    faults: list[Fault] = []
+    for source in {source for step in suite_of(request).steps(request, split) for source in step.all}:
+        try:
+            read_rows(source, where=where, folders=request.folders)
+        except RequestError as error:
+            faults += error.faults
     return faults
 
 
 def _evaluated_data(request: BenchRequest, split: str) -> SuiteData:
     """Read what the evaluations of a split will read."""
+    suite = suite_of(request)
     with tempfile.TemporaryDirectory() as scratch:
-        folder, output = evaluation_folder(request, split, Path(scratch)), request.output / EVALUATION
-        return read_tofu(EvaluateRequest(request.model, "tofu", output, (split,), folders={"tofu": folder}))
+        asked = suite.asks(request, split, suite.folder(request, split, Path(scratch)))
+        asked["folders"] = folders_of({f"{name}_dir": path for name, path in asked["folders"].items()})
+        needed = EvaluateRequest(request.model, output=request.output / EVALUATION, **asked)
+        return suites()[suite.name].read(needed)
 
 
 DECIDED = {"seed": "--seeds", "method": "--methods", "num_train_epochs": "--epochs"}

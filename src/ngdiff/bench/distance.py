@@ -19,9 +19,14 @@ SHARES = tuple(f"{name}.{measure}" for name in UTILITY_SETS for measure in UTILI
 """Parts of model utility, which should be no less than the target's."""
 NLLS = ("general_nll", "holdout.nll")
 """Losses in nats per token, of general and of never-seen text, which should be no more than the target's."""
+MUSE_FORGET = ("forget.verbatim", "forget.knowledge", "forget.extraction_strength")
+"""Likewise, of MUSE."""
+MUSE_SHARES = ("retain.knowledge",)
 PARTS = FORGET + SHARES + NLLS
+MUSE_PARTS = MUSE_FORGET + MUSE_SHARES + ("general_nll",)
 VITAL = ("retain.probability", "retain.rouge", "general_nll")
 """A model that lost half of one of these is destroyed. Of the NLL the half is that of exp(-NLL)."""
+MUSE_VITAL = ("retain.knowledge", "general_nll")
 LEAST = 0.05
 """Least denominator: smaller figures, and smaller differences between target and retrained, are noise."""
 HALF = 0.5
@@ -56,23 +61,24 @@ def distance(
         target: those of the model that knows everything.
         retrained: those of the model that never saw the forget set.
     """
-    compared = [key for key in FORGET if key in target and key in retrained]
+    wanted, kept = (MUSE_FORGET, MUSE_PARTS) if "forget.verbatim" in target else (FORGET, PARTS)
+    compared = [key for key in wanted if key in target and key in retrained]
     if not compared:
         return None
-    compared += [key for key in SHARES + NLLS if key in target]
+    compared += [key for key in kept if key in target and key not in wanted]
     parts = {}
     for key in compared:
         found = model.get(key, math.nan)
         if not math.isfinite(found):
             parts[key] = math.inf
-        elif key in FORGET:
+        elif key in wanted:
             parts[key] = abs(found - retrained[key]) / max(abs(target[key] - retrained[key]), LEAST)
         else:
             parts[key] = _loss(key, found, target[key])
     lost = destroyed(model, target)
     part = max(lost or parts, key=lambda key: parts[key])
     value = math.inf if lost else parts[part]
-    return Distance(value, part, parts, tuple(key for key in PARTS if key not in parts))
+    return Distance(value, part, parts, tuple(key for key in kept if key not in parts))
 
 
 def destroyed(model: Mapping[str, float], target: Mapping[str, float]) -> list[str]:
@@ -82,7 +88,8 @@ def destroyed(model: Mapping[str, float], target: Mapping[str, float]) -> list[s
         model: its figures by key.
         target: those of the model that knows everything.
     """
-    return [key for key in VITAL if key in target and _is_lost(key, model.get(key), target[key])]
+    vital = MUSE_VITAL if "forget.verbatim" in target else VITAL
+    return [key for key in vital if key in target and _is_lost(key, model.get(key), target[key])]
 
 
 def _loss(key: str, found: float, target: float) -> float:

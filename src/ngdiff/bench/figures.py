@@ -21,7 +21,7 @@ def figures_of(outcome: Outcome, base: Mapping[str, Figures]) -> Figures:
     """Return the figures of one model, with those shares that compare it with the target and others."""
     found = _evaluated(outcome) if outcome.given is None else _given_figures(outcome.given)
     target = base.get("target")
-    if target and "forget.extraction_strength" in found:  # none where an evaluation failed
+    if target and forgetting(target) in found:  # none where an evaluation failed
         shares = shares_of(values_of(found), values_of(target), values_of(base.get("retrained", {})))
         found |= {name: (value, (None, None)) for name, value in shares.items()}
     return found
@@ -79,20 +79,22 @@ def shares_of(
 ) -> dict[str, float]:
     """Return three shares in [0, 1] that say how a model compares with the target.
 
-    - forgotten: how far the forget set's extraction strength came down from the target's to the retrained
-      model's (or, without one, to that of the holdout), no more than all of it counting.
+    - forgotten: how far the forget set's extraction strength (of MUSE, its verbatim memorisation) came down
+      from the target's to the retrained model's (or, without one, to that of the holdout), no more than all
+      of it counting.
     - kept: model utility over the target's.
     - collateral: the least of what is left of what was not to be touched: the answer probability of
       never-seen text of the same kind, of real authors and of world facts over the target's, and the
       probability a token of general text, likewise. A method that ruins one of them has ruined its
       neighbourhood, whatever the others say.
     """
-    key = "forget.extraction_strength"
+    key = forgetting(target)
     level = retrained.get(key, target.get("holdout.extraction_strength", 0.0))
     span = target[key] - level
     found = {"forgotten": _share(target[key] - model[key], span)}
-    if model.get("model_utility") is not None and target.get("model_utility"):
-        found["kept"] = _share(model["model_utility"], target["model_utility"])
+    utility = next((name for name in ("model_utility", "utility") if target.get(name)), None)
+    if utility is not None and model.get(utility) is not None:
+        found["kept"] = _share(model[utility], target[utility])
     parts = [
         _share(model[name], target[name])
         for name in ("holdout.probability", "real_authors.probability", "world_facts.probability")
@@ -101,6 +103,11 @@ def shares_of(
     if "general_nll" in model and "general_nll" in target:
         parts.append(min(1.0, math.exp(target["general_nll"] - model["general_nll"])))
     return found | ({"collateral": min(parts)} if parts else {})
+
+
+def forgetting(figures: Mapping[str, object]) -> str:
+    """Return the key of the figure that says how much of the forget set is left."""
+    return "forget.verbatim" if "forget.verbatim" in figures else "forget.extraction_strength"
 
 
 def _share(value: float, whole: float) -> float:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ngdiff.bench.data import evaluated_files, evaluation_folder, sources
 from ngdiff.bench.plan import TUNING, BenchRequest
-from ngdiff.data.benchmarks import Folders
+from ngdiff.bench.suites import suite_of
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.cache import cache_key
@@ -51,11 +50,12 @@ class Inputs:
         self._request = request
         self.of = cache(self._of)
         self.model = cache(self._model)
-        self.folders = cache(self._folders)
+        self.folder = cache(self._folder)
 
     def _of(self, split: str) -> Hashes:
         request = self._request
-        learned = cache_key([self._rows(one) for one in (*sources(request, split), *request.also_retain)])
+        steps = suite_of(request).steps(request, split)
+        learned = cache_key([self._rows(one) for step in steps for one in step.all])
         if split.startswith(TUNING):  # nothing is evaluated there
             return Hashes(self.model(request.model), learned, "")
         reference = request.reference(split)
@@ -63,15 +63,16 @@ class Inputs:
         if reference is not None:
             is_file = reference.endswith(".json")
             known = sha256_file(Path(reference).expanduser()) if is_file else self.model(reference)
-        evaluated = cache_key(evaluated_files(request, split))
+        files = suite_of(request).files(request, split)
+        evaluated = cache_key(files) if files else learned
         return Hashes(self.model(request.model), learned, evaluated, known)
 
     def _rows(self, source: str) -> str:
         rows = read_rows(source, where="--tofu-dir", folders=self._request.folders)
         return data_hash(to_examples(rows, "--tofu-dir"))
 
-    def _folders(self, split: str) -> Folders:
-        return {**self._request.folders, "tofu": evaluation_folder(self._request, split)}
+    def _folder(self, split: str) -> Path | None:
+        return suite_of(self._request).folder(self._request, split)
 
     def _model(self, name: str) -> str:
         """Hash the files of a local model, and of what its adapter goes on; the hub has names alone."""

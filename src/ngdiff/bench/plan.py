@@ -31,13 +31,13 @@ TRIALS, TUNING = "trials", "tuning-"
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """Everything that ``ngdiff bench tofu`` needs to know.
+    """Everything that ``ngdiff bench`` needs to know.
 
     Args:
         model: the target model: folder or hub name.
         output: the folder that holds everything; what is in it already is not done again.
         methods: names of rows of the table of methods.
-        splits: ``forget01``, ``forget05``, ``forget10``.
+        splits: forget sets of the suite, such as ``forget01``.
         references: split (or ``""`` for all) to the retrained model, or its evaluation.
         seeds: runs of each method that are reported.
         trials: settings tried where a method has a range to search; 1 for its defaults alone.
@@ -60,6 +60,12 @@ class BenchRequest:
         keep_models: keep the weights of the reported runs.
         jobs: trials at once; None for as many as there are GPUs, or one.
         trust_remote_code: run Python code that comes with the models.
+        suite: name of a row of :data:`ngdiff.bench.suites.SUITES`.
+        corpus: of MUSE, ``news`` or ``books``.
+        texts: the target learned so many texts of each set of MUSE, the first; None for all.
+        forget: one's own data: sources of what to forget.
+        retain: likewise, of what to keep; of MUSE, in place of its own retain text.
+        holdout: likewise, of text never seen.
     """
 
     model: str
@@ -87,6 +93,12 @@ class BenchRequest:
     keep_models: bool = False
     jobs: int | None = None
     trust_remote_code: bool = False
+    suite: str = "tofu"
+    corpus: str = "news"
+    texts: int | None = None
+    forget: tuple[str, ...] = ()
+    retain: tuple[str, ...] = ()
+    holdout: tuple[str, ...] = ()
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -249,7 +261,9 @@ def selection_score(record: Mapping[str, Any]) -> float | None:
     tunes a method for use.
     """
     before, after = record["before"], record["after"]
-    measures = ("extraction_strength", "probability")
+    target = (record.get("stop") or {}).get("target") or {}
+    text = target.get("measure") == "verbatim"  # of running text extraction strength says next to nothing
+    measures = ("verbatim" if text else "extraction_strength", "probability")
     parts = [("forget", measure) for measure in measures]
     parts += [("retain", "probability"), ("never_seen", "probability")]
     if any(side[part][figure] is None for side in (before, after) for part, figure in parts):

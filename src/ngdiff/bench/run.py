@@ -13,7 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from ngdiff.bench.check import check
-from ngdiff.bench.data import sources
 from ngdiff.bench.grid import MOST_WIDENINGS, Settings, searched, widened
 from ngdiff.bench.inputs import Hashes, Inputs
 from ngdiff.bench.plan import (
@@ -33,6 +32,7 @@ from ngdiff.bench.plan import (
     tuning,
     tuning_trial,
 )
+from ngdiff.bench.suites import suite_of
 from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
 from ngdiff.data.benchmarks import as_text
@@ -281,12 +281,13 @@ class _Workers:
     def _evaluation(self, split: str, reference: str | None) -> dict[str, Any]:
         request = self.request
         return {
-            "split": split,
-            "reference": reference,
-            "folders": as_text(self.inputs.folders(split)),
+            "request": {
+                **suite_of(request).asks(request, split, self.inputs.folder(split)),
+                "reference": reference,
+                "paraphrases": request.paraphrases,
+                "gradient_norms": request.gradient_norms,
+            },
             "batch_size": request.batch_size,
-            "paraphrases": request.paraphrases,
-            "gradient_norms": request.gradient_norms,
             "precision": request.precision,
             "trust_remote_code": request.trust_remote_code,
         }
@@ -298,15 +299,12 @@ class _Workers:
     def spec(self, trial: Trial) -> _Job:
         """Return what a trial's process has to be told."""
         request = self.request
-        forget, retain = sources(request, trial.split)
+        steps = suite_of(request).steps(request, trial.split)
         reference = self._reference(trial.split) if trial.evaluate else None
         spec = {
             "model": request.model,
             "unlearn": {
-                "model": request.model,
-                "forget": forget,
-                "retain": retain,
-                "also_retain": list(request.also_retain),
+                "steps": [asdict(step) for step in steps],
                 "settings": {**trial.settings, "method": find_variant(trial.method).row},
                 "lora": request.lora,
                 "precision": request.precision,

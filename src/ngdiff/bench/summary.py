@@ -53,6 +53,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("forget.probability", "forget P", None, "forgotten"),
     Column("forget.rouge", "forget ROUGE", None, "forgotten"),
     Column("forget.truth_ratio", "forget truth ratio", None, "forgotten"),
+    Column("forget.verbatim", "forget verbatim memorisation", None, "forgotten"),
+    Column("forget.knowledge", "forget knowledge memorisation", None, "forgotten"),
     Column("items_left", "items left", "down", "forgotten", high=inf),
     Column("forget_quality", "forget quality (KS p)", "up", "forgotten", logarithmic=True),
     Column(
@@ -64,6 +66,8 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("privleak", "PrivLeak", None, "forgotten", -inf, inf),
     Column("model_utility", "model utility", "up", "kept"),
+    Column("retain.knowledge", "retain knowledge memorisation", "up", "kept"),
+    Column("utility", "utility", "up", "kept"),
     Column("retain.probability", "retain P", "up", "kept"),
     Column("retain.extraction_strength", "retain ES", "up", "kept"),
     Column("holdout.probability", "never seen P", None, "neighbourhood"),

@@ -19,6 +19,8 @@ from ngdiff.bench.comparison_tables import (
 )
 from ngdiff.bench.numbers import markdown_table, written
 from ngdiff.bench.run import BenchResult
+from ngdiff.bench.sequence_tables import after_each
+from ngdiff.bench.suites import SUITES
 from ngdiff.bench.summary import COLUMNS, COMPARED, FORGOT_ENOUGH, Row
 from ngdiff.bench.tuning_tables import SELECTION, grid_rows, grid_table, tuned_on, tuning_rows, tuning_table
 from ngdiff.bench.variants import SAME
@@ -50,11 +52,15 @@ ABLATION = (
 
 def markdown(result: BenchResult, rows: Sequence[Row]) -> str:
     """Return the whole page: how settings were chosen, the tables of each split, and what failed."""
-    parts = ["# TOFU: methods compared", _asked(result), SELECTION, FIGURES, FRONT, DISTANCE]
+    title = SUITES[result.request.suite].title
+    parts = [f"# {title}: methods compared", _asked(result), SELECTION, FIGURES, FRONT, DISTANCE]
     parts += [CONDITIONS] if result.request.same_conditions else []
     for split in result.request.splits:
         mine = [row for row in rows if row.split == split]
         parts += [f"## {split}", table(mine)]
+        found = after_each(result, split)
+        if found:
+            parts += [f"### After each request, {split}", found]
         if found := distance_table(mine):
             parts += [f"### Distance, {split}", found]
         if found := ablation_table(mine):

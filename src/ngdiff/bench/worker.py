@@ -34,25 +34,44 @@ def main() -> None:
     spec = json.loads((folder / SPEC).read_text(encoding="utf-8"))
     model = spec["model"]
     if spec["unlearn"] is not None:
-        model = str(folder / "model")
-        if not (folder / "model" / RECORD).exists():
-            _unlearn(spec["unlearn"], folder)
-        shutil.copyfile(folder / "model" / RECORD, folder / RECORD)
+        model = _unlearn_in_a_row(spec, folder)
+        shutil.copyfile(Path(model) / RECORD, folder / RECORD)
     if spec["evaluate"] is not None:
         _evaluate(model, spec["evaluate"], folder)
         _general(model, spec["evaluate"], folder)
     if not spec["keep_model"]:
-        shutil.rmtree(folder / "model", ignore_errors=True)
+        for made in folder.glob("model*"):
+            shutil.rmtree(made, ignore_errors=True)
 
 
-def _unlearn(spec: dict[str, Any], folder: Path) -> None:
+def _unlearn_in_a_row(spec: dict[str, Any], folder: Path) -> str:
+    """Unlearn one request after another, each from the model of the one before; return the last one's.
+
+    After each but the last the model is evaluated, into a folder of its own.
+    """
+    model, steps = str(spec["model"]), spec["unlearn"].pop("steps")
+    for number, step in enumerate(steps, 1):
+        made = folder / ("model" if number == len(steps) else f"model-{number}")
+        if not (made / RECORD).exists():
+            _unlearn(model, step, dict(spec["unlearn"]), made)
+        model = str(made)
+        after = folder / f"after-{number}"
+        if spec["evaluate"] is not None and number < len(steps) and not (after / EVALUATION).exists():
+            after.mkdir(exist_ok=True)
+            _evaluate(model, spec["evaluate"], after)
+    return model
+
+
+def _unlearn(model: str, step: dict[str, list[str]], spec: dict[str, Any], output: Path) -> None:
     from ngdiff.unlearn import UnlearnRequest, unlearn
 
     unlearn(
         UnlearnRequest(
-            forget=(spec.pop("forget"),),
-            retain=(spec.pop("retain"), *spec.pop("also_retain", ())),
-            output=folder / "model",
+            model=model,
+            forget=tuple(step["forget"]),
+            retain=tuple(step["retain"]),
+            holdout=tuple(step["holdout"]),
+            output=output,
             folders=_paths(spec.pop("folders")),
             **spec,
             answers=0,  # its evaluation has them
@@ -64,17 +83,15 @@ def _evaluate(model: str, spec: dict[str, Any], folder: Path) -> None:
     from ngdiff.evaluation.evaluate import evaluate
     from ngdiff.evaluation.request import EvaluateRequest
 
+    asked: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in spec["request"].items()
+    }
     evaluate(
         EvaluateRequest(
             model=model,
-            suite="tofu",
             output=folder / EVALUATION,
-            forget=(spec["split"],),
-            reference=spec["reference"],
-            folders=_paths(spec["folders"]),
+            **{**asked, "folders": _paths(spec["request"]["folders"])},
             batch_size=spec["batch_size"],
-            paraphrases=spec["paraphrases"],
-            gradient_norms=spec["gradient_norms"],
             precision=spec["precision"],
             overwrite=True,
             trust_remote_code=spec["trust_remote_code"],

@@ -16,6 +16,7 @@ from ngdiff.cli.options import (
     RESOURCES,
     STOPPING,
     GradientNorms,
+    Holdout,
     Log,
     Lora,
     Precision,
@@ -46,23 +47,103 @@ WAYS_TO_STOP: dict[str, tuple[Stopping, ...]] = {
 }
 
 
+Model = Annotated[str, typer.Option(help="The target model, which knows everything.", rich_help_panel=DATA)]
+Output = Annotated[
+    Path, typer.Option(help="Folder for everything; run again, it goes on there.", rich_help_panel=OUTPUT)
+]
+Methods = Annotated[
+    str,
+    typer.Option(
+        help="Names with commas between; see 'ngdiff ls methods'.",
+        autocompletion=completion.methods,
+        rich_help_panel=METHOD,
+    ),
+]
+Reference = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The retrained model, or its eval.json; SPLIT=PATH where there are several.",
+        rich_help_panel=DATA,
+    ),
+]
+Seeds = Annotated[int, typer.Option(help="Reported runs a method.", rich_help_panel=METHOD)]
+Trials = Annotated[
+    int, typer.Option(help="Settings tried where a method has a range to search.", rich_help_panel=METHOD)
+]
+SameConditions = Annotated[
+    bool,
+    typer.Option(
+        "--same-conditions",
+        help="Also run each method with the default's retain loss, step size, stopping rule and floors, "
+        "as NAME+same.",
+        rich_help_panel=METHOD,
+    ),
+]
+Ablate = Annotated[
+    bool,
+    typer.Option(
+        "--ablate",
+        help="Also run the default method with one part changed at a time: rule, forget loss, "
+        "retain loss, step size.",
+        rich_help_panel=METHOD,
+    ),
+]
+Stop = Annotated[
+    str,
+    typer.Option(
+        help="rule: stop at the forget target; none: run to the end; both.", rich_help_panel=STOPPING
+    ),
+]
+Epochs = Annotated[
+    float | None,
+    typer.Option(
+        help="Most passes over the forget set. [default: that of unlearn]", rich_help_panel=STOPPING
+    ),
+]
+Items = Annotated[
+    int | None, typer.Option(min=1, help="Most items of each set to evaluate.", rich_help_panel=RESOURCES)
+]
+AlsoRetain = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What every run keeps beside the retain set, such as ngdiff:general; may be repeated.",
+        autocompletion=completion.sources,
+        rich_help_panel=DATA,
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option(help="Sequences a forward pass of evaluation.", rich_help_panel=RESOURCES)
+]
+KeepModels = Annotated[
+    bool,
+    typer.Option("--keep-models", help="Keep the weights of the reported runs.", rich_help_panel=OUTPUT),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Trials at once, sharing the cores, or with OMP_NUM_THREADS each. "
+        "[default: as many as GPUs, or 1]",
+        rich_help_panel=RESOURCES,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would run, and run nothing.", rich_help_panel=OUTPUT)
+]
+Retain = Annotated[
+    list[str] | None,
+    typer.Option(help="What to keep.", autocompletion=completion.sources, rich_help_panel=DATA),
+]
+METHODS_OF_TEXT = f"{DEFAULT_METHOD},ngdiff,graddiff,npo,simnpo"
+"""The usual methods of text: those that need no other answers."""
+
+
 @bench_app.command()
 @with_folders
 def tofu(
-    model: Annotated[
-        str, typer.Option(help="The target model, which knows everything.", rich_help_panel=DATA)
-    ],
-    output: Annotated[
-        Path, typer.Option(help="Folder for everything; run again, it goes on there.", rich_help_panel=OUTPUT)
-    ],
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="Names with commas between; see 'ngdiff ls methods'.",
-            autocompletion=completion.methods,
-            rich_help_panel=METHOD,
-        ),
-    ] = f"{DEFAULT_METHOD},ngdiff-kl,ngdiff,graddiff,npo,simnpo,undial,rmu",
+    model: Model,
+    output: Output,
+    methods: Methods = f"{DEFAULT_METHOD},ngdiff-kl,ngdiff,graddiff,npo,simnpo,undial,rmu",
     splits: Annotated[
         str,
         typer.Option(
@@ -71,17 +152,9 @@ def tofu(
             rich_help_panel=DATA,
         ),
     ] = "forget05",
-    reference: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The retrained model, or its eval.json; SPLIT=PATH where there are several.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Reported runs a method.", rich_help_panel=METHOD)] = 3,
-    trials: Annotated[
-        int, typer.Option(help="Settings tried where a method has a range to search.", rich_help_panel=METHOD)
-    ] = 1,
+    reference: Reference = None,
+    seeds: Seeds = 3,
+    trials: Trials = 1,
     tune_on: Annotated[
         str | None,
         typer.Option(
@@ -91,60 +164,23 @@ def tofu(
             rich_help_panel=METHOD,
         ),
     ] = None,
-    same_conditions: Annotated[
-        bool,
-        typer.Option(
-            "--same-conditions",
-            help="Also run each method with the default's retain loss, step size, stopping rule and floors, "
-            "as NAME+same.",
-            rich_help_panel=METHOD,
-        ),
-    ] = False,
-    ablate: Annotated[
-        bool,
-        typer.Option(
-            "--ablate",
-            help="Also run the default method with one part changed at a time: rule, forget loss, "
-            "retain loss, step size.",
-            rich_help_panel=METHOD,
-        ),
-    ] = False,
-    stopping: Annotated[
-        str,
-        typer.Option(
-            help="rule: stop at the forget target; none: run to the end; both.", rich_help_panel=STOPPING
-        ),
-    ] = "rule",
-    epochs: Annotated[
-        float | None,
-        typer.Option(
-            help="Most passes over the forget set. [default: that of unlearn]", rich_help_panel=STOPPING
-        ),
-    ] = None,
+    same_conditions: SameConditions = False,
+    ablate: Ablate = False,
+    stopping: Stop = "rule",
+    epochs: Epochs = None,
     learned: Annotated[
         int | None,
         typer.Option(
             min=1, help="The target learned TOFU's last so many questions only.", rich_help_panel=DATA
         ),
     ] = None,
-    items: Annotated[
-        int | None, typer.Option(min=1, help="Most items of each set to evaluate.", rich_help_panel=RESOURCES)
-    ] = None,
-    also_retain: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What every run keeps beside TOFU's retain set, such as ngdiff:general; may be repeated.",
-            autocompletion=completion.sources,
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    items: Items = None,
+    also_retain: AlsoRetain = None,
     set_: SetPairs = None,
     lora: Lora = False,
     folders: Folders = NO_FOLDERS,
     precision: Precision = "auto",
-    batch_size: Annotated[
-        int, typer.Option(help="Sequences a forward pass of evaluation.", rich_help_panel=RESOURCES)
-    ] = 8,
+    batch_size: BatchSize = 8,
     paraphrases: Annotated[
         bool,
         typer.Option(
@@ -152,23 +188,10 @@ def tofu(
         ),
     ] = True,
     gradient_norms: GradientNorms = False,
-    keep_models: Annotated[
-        bool,
-        typer.Option("--keep-models", help="Keep the weights of the reported runs.", rich_help_panel=OUTPUT),
-    ] = False,
+    keep_models: KeepModels = False,
     trust_remote_code: TrustRemoteCode = False,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Trials at once, sharing the cores, or with OMP_NUM_THREADS each. "
-            "[default: as many as GPUs, or 1]",
-            rich_help_panel=RESOURCES,
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run, and run nothing.", rich_help_panel=OUTPUT)
-    ] = False,
+    jobs: Jobs = None,
+    dry_run: DryRun = False,
     report: Report = True,
     quiet: Quiet = False,
     log_format: Log = "auto",
@@ -187,8 +210,6 @@ def tofu(
     from ngdiff.bench.plan import BenchRequest
     from ngdiff.cli.settings import parse_set
 
-    if stopping not in WAYS_TO_STOP:
-        raise RequestError(Fault("--stopping", f"{stopping!r} is none of them", "Give rule, none or both"))
     request = BenchRequest(
         model=model,
         output=output,
@@ -200,7 +221,7 @@ def tofu(
         tune_on=tune_on,
         same_conditions=same_conditions,
         ablate=ablate,
-        stopping=WAYS_TO_STOP[stopping],
+        stopping=_stopping(stopping),
         also_retain=tuple(also_retain or ()),
         epochs=epochs,
         learned=learned,
@@ -219,6 +240,178 @@ def tofu(
     _dry(request) if dry_run else _run(request, report)
 
 
+@bench_app.command()
+@with_folders
+def muse(
+    model: Model,
+    output: Output,
+    corpus: Annotated[str, typer.Option(help="news or books.", rich_help_panel=DATA)] = "news",
+    splits: Annotated[
+        str,
+        typer.Option(help="forget, scal_1 to scal_4, sust, with commas between.", rich_help_panel=DATA),
+    ] = "forget",
+    texts: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="The target learned the first so many texts of each set only.", rich_help_panel=DATA
+        ),
+    ] = None,
+    retain: Retain = None,
+    holdout: Holdout = None,
+    items: Items = None,
+    methods: Methods = METHODS_OF_TEXT,
+    reference: Reference = None,
+    seeds: Seeds = 3,
+    trials: Trials = 1,
+    same_conditions: SameConditions = False,
+    ablate: Ablate = False,
+    stopping: Stop = "rule",
+    epochs: Epochs = None,
+    also_retain: AlsoRetain = None,
+    set_: SetPairs = None,
+    lora: Lora = False,
+    folders: Folders = NO_FOLDERS,
+    precision: Precision = "auto",
+    batch_size: BatchSize = 8,
+    gradient_norms: GradientNorms = False,
+    keep_models: KeepModels = False,
+    trust_remote_code: TrustRemoteCode = False,
+    jobs: Jobs = None,
+    dry_run: DryRun = False,
+    report: Report = True,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
+) -> None:
+    """Run methods × settings × seeds on MUSE and lay out what came of them.
+
+    `ngdiff bench muse --model target --reference retrained --output DIR`
+
+    `ngdiff bench muse --model target --splits scal_1,sust --retain muse:news/privleak/retain --output DIR`
+
+    scal_1 to scal_4 are larger and larger sets; sust is four requests in a row, each from the model of the
+    one before, evaluated after each. Methods with a range to search are tuned on the forget set itself, on
+    another seed. Otherwise as `ngdiff bench tofu`.
+    """
+    from ngdiff.bench.plan import BenchRequest
+    from ngdiff.cli.settings import parse_set
+
+    request = BenchRequest(
+        model=model,
+        output=output,
+        methods=_names(methods),
+        references=_references(reference or []),
+        seeds=seeds,
+        trials=trials,
+        same_conditions=same_conditions,
+        ablate=ablate,
+        stopping=_stopping(stopping),
+        also_retain=tuple(also_retain or ()),
+        epochs=epochs,
+        settings=parse_set(set_ or []),
+        lora=lora,
+        trust_remote_code=trust_remote_code,
+        folders=folders,
+        precision=precision,
+        batch_size=batch_size,
+        gradient_norms=gradient_norms,
+        keep_models=keep_models,
+        jobs=jobs,
+        suite="muse",
+        corpus=corpus,
+        splits=_names(splits),
+        texts=texts,
+        retain=tuple(retain or ()),
+        holdout=tuple(holdout or ()),
+        items=items,
+    )
+    _dry(request) if dry_run else _run(request, report)
+
+
+@bench_app.command()
+@with_folders
+def own(
+    model: Model,
+    output: Output,
+    forget: Annotated[
+        list[str],
+        typer.Option(
+            help="What to forget; may be repeated.", autocompletion=completion.sources, rich_help_panel=DATA
+        ),
+    ],
+    retain: Annotated[
+        list[str],
+        typer.Option(help="What to keep, likewise.", autocompletion=completion.sources, rich_help_panel=DATA),
+    ],
+    holdout: Holdout = None,
+    methods: Methods = METHODS_OF_TEXT,
+    reference: Reference = None,
+    seeds: Seeds = 3,
+    trials: Trials = 1,
+    same_conditions: SameConditions = False,
+    ablate: Ablate = False,
+    stopping: Stop = "rule",
+    epochs: Epochs = None,
+    also_retain: AlsoRetain = None,
+    set_: SetPairs = None,
+    lora: Lora = False,
+    folders: Folders = NO_FOLDERS,
+    precision: Precision = "auto",
+    batch_size: BatchSize = 8,
+    gradient_norms: GradientNorms = False,
+    keep_models: KeepModels = False,
+    trust_remote_code: TrustRemoteCode = False,
+    jobs: Jobs = None,
+    dry_run: DryRun = False,
+    report: Report = True,
+    quiet: Quiet = False,
+    log_format: Log = "auto",
+) -> None:
+    """Run methods × settings × seeds on data of your own and lay out what came of them.
+
+    `ngdiff bench own --model target --forget forget.jsonl --retain retain.jsonl --output DIR`
+
+    With `--reference` every row has its distance to the retrained model. Methods with a range to search are
+    tuned on the forget set itself, on another seed. Otherwise as `ngdiff bench tofu`.
+    """
+    from ngdiff.bench.plan import BenchRequest
+    from ngdiff.cli.settings import parse_set
+
+    request = BenchRequest(
+        model=model,
+        output=output,
+        methods=_names(methods),
+        references=_references(reference or []),
+        seeds=seeds,
+        trials=trials,
+        same_conditions=same_conditions,
+        ablate=ablate,
+        stopping=_stopping(stopping),
+        also_retain=tuple(also_retain or ()),
+        epochs=epochs,
+        settings=parse_set(set_ or []),
+        lora=lora,
+        trust_remote_code=trust_remote_code,
+        folders=folders,
+        precision=precision,
+        batch_size=batch_size,
+        gradient_norms=gradient_norms,
+        keep_models=keep_models,
+        jobs=jobs,
+        suite="own",
+        splits=("own",),
+        forget=tuple(forget),
+        retain=tuple(retain),
+        holdout=tuple(holdout or ()),
+    )
+    _dry(request) if dry_run else _run(request, report)
+
+
+def _stopping(asked: str) -> tuple[Stopping, ...]:
+    if asked not in WAYS_TO_STOP:
+        raise RequestError(Fault("--stopping", f"{asked!r} is none of them", "Give rule, none or both"))
+    return WAYS_TO_STOP[asked]
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
@@ -227,7 +420,7 @@ def _references(given: list[str]) -> dict[str, str]:
     found = {}
     for text in given:
         split, equals, path = text.partition("=")
-        named = bool(equals) and split.startswith("forget") and "/" not in split
+        named = bool(equals) and split.startswith(("forget", "scal_", "sust", "own")) and "/" not in split
         found[split if named else ""] = path if named else text
     return found
 

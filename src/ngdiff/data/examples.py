@@ -65,6 +65,7 @@ class Example:
         extra: the row's other columns as they are, such as ``perturbed_answer``.
         opening: words that the answer is made to begin with; they count as context, not as answer.
         part: of a piece of a longer text, where it stands there; ``text`` is then the piece alone.
+        passage: whether it was running text, whose beginning stands for a question now.
     """
 
     messages: tuple[Message, ...]
@@ -74,6 +75,7 @@ class Example:
     extra: Mapping[str, object] = field(default_factory=dict, hash=False)
     opening: str = ""
     part: Part | None = field(default=None, compare=False, repr=False)
+    passage: bool = False
 
     @property
     def prompt(self) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from ngdiff.data.encoding import EncodedExample, LongText, TextTokens, encode_all
-from ngdiff.data.examples import Example, Part, texts_of
+from ngdiff.data.examples import Example, Message, Part, texts_of
 from ngdiff.errors import Fault, RequestError, unknown_name
 
-__all__ = ["LongText", "Pieces", "counted_texts", "encode_pieces", "in_pieces", "long_text_fault"]
+__all__ = ["LongText", "Pieces", "counted_texts", "encode_pieces", "in_pieces", "long_text_fault", "passages"]
 
 LAST_SHARE = 0.1
 """Share of a window, its end, in which a boundary is looked for."""
@@ -121,6 +121,28 @@ def encode_pieces(
     found = in_pieces(examples, tokenizer, max_length if long_text == "split" else None, where)
     encoded = encode_all(found.examples, tokenizer, max_length, where)
     return encoded, found.notes(where, max_length) + _shortened(where, encoded, max_length)
+
+
+def passages(examples: Sequence[Example], tokenizer: Any, length: int) -> list[Example]:
+    """Return texts as completions: so many tokens to begin with, and as many that are to follow.
+
+    A text that has not twice as many is halved; one of fewer than four tokens, or whose tokenizer does not
+    say where they stand, stays as it is. So do rows of other kinds.
+    """
+    tokens = TextTokens(tokenizer)
+    return [_passage(example, tokens, length) if example.kind == "text" else example for example in examples]
+
+
+def _passage(example: Example, tokens: TextTokens, length: int) -> Example:
+    starts = tokens.starts(example)
+    if starts is None or len(starts) < 4:
+        return example
+    half = min(length, len(starts) // 2)
+    text, ends = example.answer, [*starts, len(example.answer)]
+    turns = (Message("user", text[: ends[half]]), Message("assistant", text[ends[half] : ends[2 * half]]))
+    if not all(turn.content.strip() for turn in turns):
+        return example
+    return replace(example, messages=turns, text=None, kind="completion", part=None, passage=True)
 
 
 def _parts(whole: Example, bounds: Sequence[tuple[int, int]]) -> list[Example]:

@@ -14,6 +14,8 @@ MOST_NAMED = 10
 """Places that a message names."""
 LEAST_WORDS = 4
 """Words from which on an answer that two questions share counts as the same knowledge."""
+LEAST_SHARED = 12
+"""Words from which on a text inside another one counts as the same."""
 LEAST_FORGET, LEAST_RETAIN = 8, 20
 """Rows below which little can be promised."""
 
@@ -62,6 +64,45 @@ def answer_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault 
         f"{_listed(found)}"
     )
     return Fault("--retain", what, "Take them out of one of the two, or pass --allow-overlap")
+
+
+def part_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault | None:
+    """Return a fault where a text of one set is part of a longer one of the other set.
+
+    Texts are compared by their words; those of fewer than :data:`LEAST_SHARED` are too common to count. Texts
+    that are the same altogether are another fault (:func:`ngdiff.data.examples.overlap_fault`).
+    """
+    sets = [[example for example in part if example.kind == "text"] for part in (forget, retain)]
+    found = _parts_in(*sets) + [(longer, shorter) for shorter, longer in _parts_in(*reversed(sets))]
+    if not found:
+        return None
+    ours, theirs = found[0]
+    verb = "text of the forget set has" if len(found) == 1 else "pairs of texts of the two sets have"
+    what = (
+        f"{len(found)} {verb} one that is a part of the other, the first: {ours.place} and {theirs.place}; "
+        "it cannot be forgotten and kept"
+    )
+    return Fault("--retain", what, "Take one of the two out, or pass --allow-overlap")
+
+
+def _parts_in(shorter: Sequence[Example], longer: Sequence[Example]) -> list[tuple[Example, Example]]:
+    """Return the texts of one set that stand in longer ones of another, each with the first that holds it.
+
+    Looked for by the first words of each, so that the work grows with the number of words alone.
+    """
+    begins: dict[tuple[str, ...], list[tuple[list[str], Example]]] = {}
+    for example in shorter:
+        words = _plain(example.answer).split()
+        if len(words) >= LEAST_SHARED:
+            begins.setdefault(tuple(words[:LEAST_SHARED]), []).append((words, example))
+    found: dict[int, tuple[Example, Example]] = {}
+    for example in longer if begins else ():
+        words = _plain(example.answer).split()
+        for place in range(len(words) - LEAST_SHARED + 1):
+            for part, short in begins.get(tuple(words[place : place + LEAST_SHARED]), ()):
+                if len(part) < len(words) and words[place : place + len(part)] == part:
+                    found.setdefault(id(short), (short, example))
+    return list(found.values())
 
 
 def _first(examples: Sequence[Example], part: str) -> Mapping[str, Example]:

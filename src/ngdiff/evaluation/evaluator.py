@@ -34,7 +34,7 @@ from ngdiff.system.progress import Meter
 
 T = TypeVar("T")
 
-CODE_VERSIONS = {"score": 4, "generate": 1, "gradient_norm": 3}
+CODE_VERSIONS = {"score": 5, "generate": 1, "gradient_norm": 3}
 """Counted up when a measurement's code changes what it gives; part of every cache key."""
 
 BATCHES_A_CHUNK = 16

@@ -27,7 +27,9 @@ SURE = 1e-6
 """Least 1 - p that the unlikelihood tells apart from certainty."""
 
 _TOKENS_AT_ONCE = 64
-MOST_TOKENS = 4096
+PASSAGE = 50
+"""Tokens of a passage that counts as reproduced word for word."""
+MOST_TOKENS = 2048
 """Tokens of a forward pass over long texts: predictions take 8 bytes a token and word of the vocabulary."""
 
 
@@ -43,6 +45,7 @@ class AnswerScore:
         log_probs: log p of each labelled token, in nats, in reading order.
         z_scores: (log p - mu) / sigma of each, mu and sigma the mean and deviation of log p over the
             vocabulary under p; empty where they were not asked for.
+        verbatim: see :func:`verbatim`, in [0, 1].
         greedy: the first tokens that greedy decoding writes behind the prompt, as far as this pass shows
             them: those of the answer that are the argmax, and the argmax where the answer parts from it.
     """
@@ -54,6 +57,7 @@ class AnswerScore:
     log_probs: tuple[float, ...] = ()
     z_scores: tuple[float, ...] = ()
     greedy: tuple[int, ...] = ()
+    verbatim: float = 0.0
 
     @property
     def mean_nll(self) -> float:
@@ -89,6 +93,20 @@ def extraction_strength(correct: Bool[Tensor, " tokens"]) -> float:
     wrong = (~kept).nonzero()
     prefix = int(wrong[-1]) + 1 if len(wrong) else 0
     return 1 - prefix / len(kept)
+
+
+def verbatim(correct: Bool[Tensor, " tokens"]) -> float:
+    """Return the longest passage that greedy decoding reproduces, as a share of 50 tokens, at most 1.
+
+    It is the longest run of tokens that are the argmax: given the true text up to its beginning, greedy
+    decoding writes just these tokens. Texts of fewer than 50 tokens are measured by their own length. The end
+    of the text is left out, see :func:`but_last`. Fifty tokens are what Carlini et al. 2023, "Quantifying
+    memorization across neural language models" (arXiv 2202.07646), call extractable; they take one place of
+    each text, this takes the worst one.
+    """
+    kept = but_last(correct)
+    wrong = torch.cat([torch.tensor([-1]), (~kept).nonzero().flatten().cpu(), torch.tensor([len(kept)])])
+    return min(1.0, int(wrong.diff().max() - 1) / min(PASSAGE, len(kept)))
 
 
 def exact_memorisation(correct: Bool[Tensor, " tokens"]) -> float:
@@ -165,6 +183,7 @@ def _answer_score(
         tokens=len(targets),
         extraction_strength=extraction_strength(correct),
         exact_memorisation=exact_memorisation(correct),
+        verbatim=verbatim(correct),
         log_probs=tuple(log_probs.tolist()),
         z_scores=tuple(z_scores.tolist()) if asked else (),
         greedy=tuple(likeliest[: agreeing + 1].tolist()),

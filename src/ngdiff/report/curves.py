@@ -95,7 +95,7 @@ def panels(record: Mapping[str, Any]) -> list[Panel]:
     unseen = number(dig(record, "before", "never_seen", "nll"))
     likelihood = [("never seen", unseen)] if unseen is not None else []
     other = []
-    if target is not None and measure in ("exact_memorisation", "probability"):
+    if target is not None and measure in ("exact_memorisation", "probability", "verbatim"):
         lines = [Line(f"forget_{measure}_checked", "forget, checks", "forget", True)]
         title = f"{measure.replace('_', ' ')} of the forget set".capitalize()
         other = [Panel("measure", title, "", lines, rules=[("target", target)])]
@@ -184,7 +184,7 @@ def _weight(weights: Any, place: int) -> float | None:
 
 
 def _check(check: Mapping[str, Any]) -> dict[str, Any]:
-    measures = ("extraction_strength", "exact_memorisation", "probability", "nll")
+    measures = ("extraction_strength", "exact_memorisation", "probability", "nll", "verbatim")
     found: dict[str, Any] = {
         "step": number(check.get("step")),
         "above_floor": bool(check.get("above_floor")),

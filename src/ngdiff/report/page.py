@@ -25,7 +25,7 @@ from ngdiff.report.curves import curves
 from ngdiff.report.figures import figure_table
 from ngdiff.report.membership import membership, truth_ratios
 from ngdiff.report.repeat import command, notes, tables
-from ngdiff.report.sources import Bench, Given, Run, is_bench, read_bench, read_run
+from ngdiff.report.sources import Bench, Given, Run, is_bench, read_bench, read_run, rows_of
 from ngdiff.report.text import embedded, visible
 from ngdiff.report.tradeoff import evaluated_tradeoff, tradeoff
 from ngdiff.report.verdict import judge
@@ -242,10 +242,13 @@ def _asked(run: Run) -> str | None:
     if run.answers is None:
         return None
     asked, of = run.answers.get("asked") or {}, run.answers.get("of") or {}
-    return (
+    said = (
         f"Of the {of.get('forget')} examples to forget, {asked.get('forget')} were asked: most at even "
         "distances, the rest those forgotten worst. Retain examples are held out from training."
     )
+    if any(item.get("passage") for item in rows_of(run.answers.get("items"))):
+        said += " Of running text, a passage is asked: what the model writes behind its beginning."
+    return said
 
 
 def _origin(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """trainer, before its first step and after its last -> what the model answered: answers.json.
 
-The items are those that decide when a run stops: the checked part of the forget set and the retain examples
-held out from training. All of them are scored; some are answered besides: most at even distances, the rest
+The items are those that decide when a run stops: the forget set and the retain examples held out from
+training. Of running text they are passages: the beginning of a piece stands for the question, and what
+follows it for the answer. All of them are scored; some are answered besides: most at even distances, the rest
 those that were forgotten worst.
 """
 
@@ -19,6 +20,7 @@ import torch
 from transformers import TrainerCallback
 
 from ngdiff.data.examples import Example
+from ngdiff.data.long_text import passages
 from ngdiff.errors import EvaluationError
 from ngdiff.evaluation.distributed import is_main
 from ngdiff.evaluation.evaluator import Evaluator
@@ -46,7 +48,10 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: UnlearningTrainer, asked: int) -> None:
         self.trainer = trainer
         forget = [encoded.example for encoded in trainer.survey.examples("forget")]
-        self.sets: dict[str, list[Example]] = {"forget": forget, "retain": list(trainer.held_out_examples)}
+        self.sets: dict[str, list[Example]] = {
+            name: passages(examples, trainer.processing_class, NEW_TOKENS)
+            for name, examples in (("forget", forget), ("retain", trainer.held_out_examples))
+        }
         self.asked = {"forget": asked, "retain": math.ceil(asked * 2 / 3)}
         self._before: dict[str, _Look] = {}
         if asked:
@@ -112,7 +117,7 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
             rows |= {r for r, s in enumerate(scores) if s.extraction_strength == 1 and s.tokens <= most}
         else:
             rows = _after(scores, before, self.asked[name])
-        chosen = [row for row in sorted(rows) if examples[row].messages]  # plain text has no prompt
+        chosen = [row for row in sorted(rows) if examples[row].messages]  # a short text has no beginning
         texts = evaluator.generate(
             f"{name} generation",
             [examples[row] for row in chosen],
@@ -173,6 +178,7 @@ def _item(name: str, example: Example, before: _Look | None, after: _Look, row: 
         "place": example.place,
         "question": example.prompt,
         "truth": example.answer,
+        "passage": example.passage,
         "before": None if before is None else _side(before, row),
         "after": _side(after, row),
     }

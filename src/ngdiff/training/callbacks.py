@@ -17,7 +17,12 @@ from ngdiff.system.progress import Meter, Part
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
 
-SHORT = {"extraction_strength": "extraction", "exact_memorisation": "memorised", "nll": "forget NLL"}
+SHORT = {
+    "extraction_strength": "extraction",
+    "exact_memorisation": "memorised",
+    "verbatim": "verbatim",
+    "nll": "forget NLL",
+}
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]

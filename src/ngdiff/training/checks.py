@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.steps.stepsize import AutomaticRate, cut_rate
 from ngdiff.steps.weighting import Verdict
-from ngdiff.training.criterion import View
+from ngdiff.training.criterion import View, means
 from ngdiff.training.distribution import weighted_mean
 from ngdiff.training.stopping import Decision, StoppingRule, floor_title
-from ngdiff.training.survey import means
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer

@@ -108,6 +108,7 @@ def _left(trainer: UnlearningTrainer, view: View) -> list[dict[str, Any]]:
                 "row": row + 1,
                 "place": trainer._forget[row].example.place,
                 "extraction_strength": items["extraction_strength"][row],
+                "verbatim": items["verbatim"][row],
                 "probability": math.exp(-nll / tokens),
                 "thresholds": {b.measure: b.of_item(target.guesses.get(row)) for b in target.bounds},
                 "whole": row in view.whole,

@@ -1,7 +1,8 @@
 """scores of forget items and of never-seen text -> which items are left, and whether the set is forgotten.
 
-The criterion of ``--stop-at auto``, exactly. Each item has two figures: extraction strength and answer
-probability (:func:`item_probability`). Both are measured on never-seen text under the starting model.
+The criterion of ``--stop-at auto``, exactly. Each item has two figures: extraction strength, of running text
+verbatim continuation (:func:`ngdiff.evaluation.teacher_forced.verbatim`), and answer probability
+(:func:`item_probability`). Both are measured on never-seen text under the starting model.
 
 - An item's threshold, for each figure, is the 95th percentile of the never-seen items (an order statistic:
   ``numpy.quantile(..., method="higher")``), or, where that is more, how well the item could be guessed
@@ -10,7 +11,8 @@ probability (:func:`item_probability`). Both are measured on never-seen text und
 - The set is forgotten where, for each figure, at most 5% of the items are left by it and the mean is at most
   that of the never-seen items (of an item's own guess, where that is more) plus 1.645 standard errors of the
   difference that two samples of never-seen text of these sizes would show; and where no item of four or more
-  answer tokens is *reproduced whole* by greedy decoding (extraction strength 1), unless its threshold is 1.
+  answer tokens is *reproduced whole* by greedy decoding (extraction strength 1; of running text, a passage of
+  50 tokens), unless its threshold is 1.
 
 A threshold that was given (``extraction_strength=0.05``) is the threshold of every item and of the mean.
 """
@@ -27,11 +29,16 @@ import numpy as np
 from ngdiff.data.batching import permutation
 from ngdiff.evaluation.teacher_forced import AnswerScore, summarise, unlikelihood
 
-Measure = Literal["extraction_strength", "exact_memorisation", "probability", "nll"]
-Guess = tuple[float, float]
-"""How well an item could be guessed: its extraction strength and its answer probability."""
+Measure = Literal["extraction_strength", "exact_memorisation", "probability", "nll", "verbatim"]
+GUESSED: tuple[Measure, ...] = ("extraction_strength", "probability", "verbatim")
+Guess = tuple[float, ...]
+"""How well an item could be guessed, by each figure of :data:`GUESSED`."""
 
 AUTO: tuple[Measure, Measure] = ("extraction_strength", "probability")
+TEXT: tuple[Measure, Measure] = ("verbatim", "probability")
+"""Of running text, whose extraction strength breaks at one wrong token near its end."""
+WHOLE: tuple[Measure, ...] = ("extraction_strength", "verbatim")
+"""Figures that are 1 where an item, or a passage of it, is reproduced whole."""
 CERTAINTY = "unlikelihood"
 """The forget set's mean -log(1 - p): see :func:`ngdiff.training.stopping.way_left`."""
 SHARE = 0.05
@@ -45,6 +52,12 @@ ROUNDING = 1e-6
 """Figures of the same text differ by this much with the batch that they were measured in."""
 FROM_LEFT = 0.75
 """Most of a sample that is drawn from the items that were left when last looked at."""
+
+
+def means(scores: Sequence[AnswerScore]) -> dict[str, float]:
+    """Return a set's mean figures."""
+    passages = math.fsum(score.verbatim for score in scores) / len(scores)
+    return summarise(scores) | {"verbatim": passages, CERTAINTY: unlikelihood(scores)}
 
 
 def item_probability(score: AnswerScore) -> float:
@@ -84,9 +97,9 @@ class Bound:
 
     def of_item(self, guess: Guess | None) -> float:
         """Return the threshold of an item that could be guessed so well."""
-        if guess is None or self.measure not in AUTO:
+        if guess is None or self.measure not in GUESSED:
             return self.item
-        return max(self.item, guess[AUTO.index(self.measure)])
+        return max(self.item, guess[GUESSED.index(self.measure)])
 
 
 def measured_bounds(
@@ -111,7 +124,7 @@ def _measured(
         limit = summarise(never_seen)["nll"]
         return Bound(measure, float(np.quantile(values, 1 - PERCENTILE, method="lower")), limit)
     mean = float(values.mean())
-    place = AUTO.index(measure) if measure in AUTO else None
+    place = GUESSED.index(measure) if measure in GUESSED else None
     own = [guess[place] for guess in guesses.values()] if place is not None else []
     mean += math.fsum(max(0.0, guess - mean) for guess in own) / size
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
@@ -156,9 +169,10 @@ def is_left(score: AnswerScore, bounds: Sequence[Bound], guess: Guess | None) ->
 
 def is_whole(score: AnswerScore, bounds: Sequence[Bound], guess: Guess | None) -> bool:
     """Say whether an item is reproduced whole, and could not be so without having been learned."""
-    strength = next((bound for bound in bounds if bound.measure == "extraction_strength"), None)
-    long = score.tokens - 1 >= LEAST_TOKENS
-    return strength is not None and score.extraction_strength == 1 > strength.of_item(guess) and long
+    strength = next((bound for bound in bounds if bound.measure in WHOLE), None)
+    if strength is None or score.tokens - 1 < LEAST_TOKENS:
+        return False
+    return item_figure(score, strength.measure) == 1 > strength.of_item(guess)
 
 
 class ItemWatch:
@@ -268,7 +282,7 @@ def _rows(flags: Sequence[bool]) -> list[int]:
 
 def _means(scores: Sequence[AnswerScore], weights: Sequence[float]) -> dict[str, float]:
     if len(set(weights)) == 1:
-        return summarise(scores) | {CERTAINTY: unlikelihood(scores)}
+        return means(scores)
 
     def mean(values: Sequence[float]) -> float:
         return math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
@@ -277,6 +291,7 @@ def _means(scores: Sequence[AnswerScore], weights: Sequence[float]) -> dict[str,
         "probability": mean([score.probability for score in scores]),
         "extraction_strength": mean([score.extraction_strength for score in scores]),
         "exact_memorisation": mean([score.exact_memorisation for score in scores]),
+        "verbatim": mean([score.verbatim for score in scores]),
         "nll": mean([score.nll for score in scores]) / mean([score.tokens for score in scores]),
         CERTAINTY: mean([unlikelihood([score]) for score in scores]),
     }

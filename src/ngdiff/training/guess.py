@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.evaluation.teacher_forced import AnswerScore, extraction_strength
+from ngdiff.evaluation.teacher_forced import AnswerScore, extraction_strength, verbatim
 from ngdiff.training.criterion import PERCENTILE, Guess
 
 LEAST = 1e-4
@@ -24,7 +24,7 @@ LEAST = 1e-4
 def guesses(
     forget: Sequence[EncodedExample], never_seen: Sequence[EncodedExample], scores: Sequence[AnswerScore]
 ) -> Mapping[int, Guess]:
-    """Return extraction strength and probability of each forget item that has expectations, by row.
+    """Return the figures of :data:`GUESSED` of each forget item that has expectations, by row.
 
     Args:
         forget: with ``expected_probs`` and ``secret`` filled in.
@@ -58,4 +58,4 @@ def _guess(example: EncodedExample, level: float) -> Guess:
     if example.secret:
         logs = logs.masked_fill(torch.tensor(example.secret, dtype=torch.bool), level)
     likeliest = probs[:, 0] > probs[:, 1:].amax(dim=1) if probs.shape[1] > 1 else probs[:, 0] > 0.5
-    return extraction_strength(likeliest), math.exp(float(logs.mean()))
+    return extraction_strength(likeliest), math.exp(float(logs.mean())), verbatim(likeliest)

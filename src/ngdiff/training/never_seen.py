@@ -17,7 +17,7 @@ from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, to_examples
 from ngdiff.data.sources import Row
 from ngdiff.errors import Fault
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.evaluation.teacher_forced import AnswerScore, summarise
 from ngdiff.invented.kinds import Kind, invented_rows
 from ngdiff.training.criterion import PERCENTILE, item_probability
 
@@ -33,6 +33,8 @@ LENGTHS_APART = 2.0
 KNOWN = 0.7
 """Mean answer probability from which on a model knows a set."""
 SIGNIFICANT = 0.05
+SURE = 0.01
+"""Greatest p-value of the test that says that the model does not know a part of the retain set."""
 MAILS = re.compile(r"\S@\S+\.\w|\+?\d[\d ()/-]{6,}\d")
 CODE = re.compile(r"```|^\s*(def|class|import|function|return|#include|public|SELECT)\b|[;{}]\s*$", re.M)
 NAMES: dict[Kind, str] = {
@@ -105,6 +107,69 @@ def invented(like: Sequence[EncodedExample], tokenizer: Any, max_length: int) ->
 def given(holdout: list[EncodedExample], like: Sequence[EncodedExample]) -> NeverSeen:
     """Return a holdout that the user gave."""
     return NeverSeen(holdout, f"the holdout that was given, {len(holdout)} items", differences(like, holdout))
+
+
+def is_text(like: Sequence[EncodedExample]) -> bool:
+    """Say whether most of a forget set is running text, in rows of the column ``text``."""
+    return sum(encoded.example.kind == "text" for encoded in like) * 2 > len(like)
+
+
+def missing_holdout(like: Sequence[EncodedExample]) -> str | None:
+    """Say what the lack of a holdout means where the forget set is running text."""
+    if not is_text(like):
+        return None
+    return (
+        "--holdout is missing: the level of text never seen is measured on the retain set's held-out texts "
+        "if the model does not know them, else on invented text, which is more predictable than real text, "
+        "so that too little may be forgotten; give texts of the forget set's kind that the model never saw"
+    )
+
+
+def unknown_retain(
+    held_out: list[EncodedExample],
+    forget: Sequence[AnswerScore],
+    retain: Sequence[AnswerScore],
+    like: Sequence[EncodedExample],
+) -> NeverSeen | None:
+    """Return the retain set's held-out texts as text never seen, where the model provably does not know them.
+
+    That is where they are running text, too; the model knows the forget set better by a one-sided
+    Mann-Whitney test (p below 0.01), and the best-known of them less than the median of the forget set; and
+    greedy decoding reproduces no passage of 50 tokens of any of them.
+
+    Args:
+        held_out: the part of the retain set that no step trains on.
+        forget: scores of the forget set under the starting model.
+        retain: likewise, of the held-out part.
+        like: the forget set.
+    """
+    if len(held_out) < LEAST_ITEMS or not is_text(held_out):
+        return None
+    ours, theirs = ([item_probability(score) for score in part] for part in (forget, retain))
+    if not all(map(math.isfinite, [*ours, *theirs])):
+        return None
+    p_value = float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)
+    if p_value >= SURE or max(theirs) >= median(ours) or any(score.verbatim == 1 for score in retain):
+        return None
+    source = f"{len(held_out)} held-out pieces of the retain set, which the model does not know"
+    return NeverSeen(held_out, source, differences(like, held_out))
+
+
+def known_text_faults(forget: Sequence[AnswerScore], holdout: Sequence[AnswerScore]) -> list[Fault]:
+    """Refuse texts as a level whose loss is no higher than the forget set's.
+
+    Args:
+        forget: scores of the forget set under the starting model.
+        holdout: likewise, of the holdout.
+    """
+    ours, theirs = (summarise(part)["nll"] for part in (forget, holdout))
+    if not theirs <= ours:
+        return []
+    what = (
+        f"it cannot serve as the level of text never seen: the model's loss on it is {theirs:.2f} nats a "
+        f"token, no higher than the {ours:.2f} of the forget set: it knows both or neither"
+    )
+    return [Fault("--holdout", what, "Give texts of the same kind that the model was not trained on")]
 
 
 def differences(like: Sequence[EncodedExample], unseen: Sequence[EncodedExample]) -> list[str]:

@@ -15,7 +15,17 @@ from typing import Any, Literal, get_args
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.steps.pace import NOTHING_LEFT, Standing, pace, relative_harm, tells
-from ngdiff.training.criterion import AUTO, CERTAINTY, SHARE, Bound, Guess, Measure, View, measured_bounds
+from ngdiff.training.criterion import (
+    AUTO,
+    CERTAINTY,
+    SHARE,
+    TEXT,
+    Bound,
+    Guess,
+    Measure,
+    View,
+    measured_bounds,
+)
 
 UTILITY: Measure = "probability"
 COUNTED = "general.answers"
@@ -54,7 +64,12 @@ class ForgetTarget:
             object.__setattr__(self, "bounds", (Bound(self.measure, self.value, self.value),))
 
     def measured(
-        self, never_seen: Sequence[AnswerScore], size: int, source: str, guesses: Mapping[int, Guess]
+        self,
+        never_seen: Sequence[AnswerScore],
+        size: int,
+        source: str,
+        guesses: Mapping[int, Guess],
+        text: bool = False,
     ) -> ForgetTarget:
         """Return the target with its thresholds measured on never-seen text; one that was given as it is.
 
@@ -63,13 +78,22 @@ class ForgetTarget:
             size: items of the forget set.
             source: what the text is, in words.
             guesses: by row, how well the item could be guessed.
+            text: whether the forget set is running text.
         """
         if self.value is not None:
             return self
         auto = self.measure != "nll"
-        bounds = measured_bounds(AUTO if auto else ("nll",), never_seen, size, guesses)
-        text = f"{self.source}: {source}"
-        return replace(self, value=bounds[0].mean, source=text, bounds=bounds, guesses=guesses, whole=auto)
+        measures: tuple[Measure, ...] = (TEXT if text else AUTO) if auto else ("nll",)
+        bounds = measured_bounds(measures, never_seen, size, guesses)
+        return replace(
+            self,
+            measure=measures[0],
+            value=bounds[0].mean,
+            source=f"{self.source}: {source}",
+            bounds=bounds,
+            guesses=guesses,
+            whole=auto,
+        )
 
     def met(self, figures: Mapping[str, float]) -> bool:
         """Say whether mean figures reach the target's main measure, whose value must be known by now."""
@@ -453,7 +477,7 @@ class StoppingRule:
 
 def _target_of(state: Mapping[str, Any]) -> ForgetTarget:
     bounds = tuple(Bound(**bound) for bound in state["bounds"])
-    guesses = {int(row): (guess[0], guess[1]) for row, guess in state["guesses"].items()}
+    guesses = {int(row): tuple(guess) for row, guess in state["guesses"].items()}
     return ForgetTarget(**{**state, "bounds": bounds, "guesses": guesses})
 
 
@@ -474,4 +498,4 @@ def floor_title(name: str) -> str:
 
 def named(measure: str) -> str:
     """Return a measure's name in words."""
-    return "NLL" if measure == "nll" else measure.replace("_", " ")
+    return {"nll": "NLL", "verbatim": "verbatim continuation"}.get(measure) or measure.replace("_", " ")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.evaluation.distributed import process_count
-from ngdiff.evaluation.teacher_forced import AnswerScore, items_of, score_answers, summarise, unlikelihood
-from ngdiff.training.criterion import CERTAINTY
+from ngdiff.evaluation.teacher_forced import AnswerScore, items_of, score_answers
+from ngdiff.training.criterion import means
 from ngdiff.training.parallel import looking, shared
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class Survey:
         """Return the examples of a set."""
         return self._sets[name]
 
+    def replace(self, name: str, examples: Sequence[EncodedExample]) -> None:
+        """Measure other examples under a name from now on."""
+        self._sets[name] = examples
+
     def scores(self, name: str, rows: Sequence[int] | None = None) -> list[AnswerScore]:
         """Return the scores of a set, or of some of its rows, under the model as it is now."""
         examples = self._sets[name]
@@ -49,7 +53,10 @@ class Survey:
         """
         known = known or {}
         scores = {name: known[name] if name in known else self.scores(name) for name in self._sets}
-        items = {name: items_of(found) for name, found in scores.items()}
+        items = {
+            name: items_of(found) | {"verbatim": [score.verbatim for score in found]}
+            for name, found in scores.items()
+        }
         return {**{name: means(found) for name, found in scores.items()}, "items": items}
 
     def score(self, examples: Sequence[EncodedExample]) -> list[AnswerScore]:
@@ -64,8 +71,3 @@ class Survey:
                 )
 
             return shared(examples, score)
-
-
-def means(scores: Sequence[AnswerScore]) -> dict[str, float]:
-    """Return a set's mean figures."""
-    return summarise(scores) | {CERTAINTY: unlikelihood(scores)}

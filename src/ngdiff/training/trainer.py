@@ -33,9 +33,9 @@ from ngdiff.data.general import general_split
 from ngdiff.data.overlaps import small_sets
 from ngdiff.data.secrets import kept_texts, with_secrets
 from ngdiff.data.sharing import loader
-from ngdiff.errors import RunError
+from ngdiff.errors import Fault, RunError
 from ngdiff.evaluation.distributed import process_count
-from ngdiff.evaluation.teacher_forced import batch_extraction_strength
+from ngdiff.evaluation.teacher_forced import AnswerScore, batch_extraction_strength
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.logprobs import LabelledTokens
 from ngdiff.record import RunRecord
@@ -60,7 +60,7 @@ from ngdiff.training.parallel import looking, no_exchange, raise_faults, summed
 from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.training.probe_loss import ProbeLoss, where_it_began
 from ngdiff.training.step_state import StepState, combined_norm
-from ngdiff.training.stopping import Decision, StoppingRule, parse_stop_at
+from ngdiff.training.stopping import Decision, ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.training.survey import Survey
 
 PROBE_SHARE = 0.75
@@ -155,6 +155,9 @@ class UnlearningTrainer(DurableTrainer):
             else never_seen.given(read(holdout_dataset, "holdout_dataset"), self._forget)
         )
         self._never_seen, self.level_source = unseen.examples, unseen.source
+        self._is_text = never_seen.is_text(self._forget)
+        if holdout_dataset is None and (lacking := never_seen.missing_holdout(self._forget)):
+            told.append(lacking)
         earlier, kept = (
             {name: read(data, name) for name, data in (datasets or {}).items()}
             for datasets in (earlier_datasets, keep_datasets)
@@ -518,10 +521,17 @@ class UnlearningTrainer(DurableTrainer):
             return
         scores = {name: self.survey.scores(name) for name in ("forget", "retain", "never_seen")}
         if self._has_holdout:
-            raise_faults(never_seen.known_faults(scores["forget"], scores["never_seen"]))
+            raise_faults(self._known_faults(scores, target))
+        elif self._is_text:
+            found = never_seen.unknown_retain(
+                self._held_out, scores["forget"], scores["retain"], self._forget
+            )
+            if found is not None:
+                self._measure_level_on(found)
+                scores["never_seen"] = scores["retain"]
         self.record.before = self.survey.everything(scores)
         if target is not None:
-            target = target.measured(scores["never_seen"], len(self._forget), self.level_source, self.guesses)
+            target = self._with_level(target, scores["never_seen"])
         self._complete_losses()
         assert self._compared is not None
         passes = math.ceil(args.num_train_epochs if args.max_steps < 0 else self._pairs() / len(self._forget))
@@ -537,7 +547,7 @@ class UnlearningTrainer(DurableTrainer):
         if target is not None and self.guesses:
             target = parse_stop_at(args.stop_at)
             assert target is not None
-            target = target.measured(scores["never_seen"], len(self._forget), self.level_source, self.guesses)
+            target = self._with_level(target, scores["never_seen"])
         for note in notes:
             self.record.note(note)
         kept = self.kept.start(every_row(self), scores["forget"], scores["retain"])
@@ -547,6 +557,30 @@ class UnlearningTrainer(DurableTrainer):
             self._decision = self._stopping.judge(0, view, self.record.before["retain"], kept)
             self._best.save()
             self._items.keep()
+
+    def _known_faults(
+        self, scores: Mapping[str, list[AnswerScore]], target: ForgetTarget | None
+    ) -> list[Fault]:
+        """Say so where a holdout cannot serve as a level; texts are let be where nothing hangs on it."""
+        ours, theirs = scores["forget"], scores["never_seen"]
+        if not self._is_text:
+            return never_seen.known_faults(ours, theirs)
+        measured = target is not None and target.value is None
+        return never_seen.known_text_faults(ours, theirs) if measured else []
+
+    def _with_level(self, target: ForgetTarget, scores: Sequence[AnswerScore]) -> ForgetTarget:
+        """Return the target with the thresholds that scores of never-seen text set."""
+        size, source = len(self._forget), self.level_source
+        return target.measured(scores, size, source, self.guesses, self._is_text)
+
+    def _measure_level_on(self, found: never_seen.NeverSeen) -> None:
+        """Take other text as text never seen."""
+        kept = kept_texts(self._retain[: self._own])
+        self._never_seen = with_secrets(found.examples, kept, self.processing_class)
+        self.level_source = found.source
+        self.survey.replace("never_seen", self._never_seen)
+        for text in found.notes:
+            self.record.note(text)
 
     def _pairs(self) -> int:
         """Return the pairs of examples that all steps together take, over all processes."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ngdiff.record import RunRecord
 from ngdiff.steps.stepsize import FixedRate
 from ngdiff.steps.weighting import StatefulRule
+from ngdiff.training.never_seen import NeverSeen
 from ngdiff.training.stopping import Decision, StoppingRule
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def save(trainer: UnlearningTrainer, folder: Path) -> None:
         "items": trainer._items.state_dict(),
         "kept": trainer.kept.state_dict(),
         "epoch_rows": trainer._epoch_rows,
+        "level_source": trainer.level_source,
         "last_check": trainer._last_check,
         "last_strength": trainer._last_strength,
         "skipped_in_a_row": trainer._skipped_in_a_row,
@@ -71,6 +73,9 @@ def take_up(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> 
             trainer._best.save()
         else:
             trainer._best.take(folder)
+    if state.get("level_source", trainer.level_source) != trainer.level_source:
+        # the part of the retain set that the starting model did not know
+        trainer._measure_level_on(NeverSeen(trainer._held_out, state["level_source"], []))
     if state["epoch_rows"] is not None:
         trainer._epoch_rows = (int(state["epoch_rows"][0]), list(state["epoch_rows"][1]))
     trainer._last_check, trainer._last_strength = state["last_check"], state["last_strength"]
