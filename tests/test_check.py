@@ -93,7 +93,13 @@ def test_what_is_there_is_not_made_again_and_what_is_of_other_weights_is(cli: Cl
 
 
 def test_a_report_finds_what_the_check_left(cli: Cli, run: Path) -> None:
+    assert cli("report", run).code == 0
+    assert "Not audited" in (run / "report.html").read_text(encoding="utf-8")
     checked(cli, run)
+    verified = cli("verify", run)  # the page that was made before is what it was
+    assert verified.code == 0 and "not checked" not in "".join(
+        line for line in verified.out.splitlines() if "report.html" in line
+    )
     assert cli("report", run).code == 0
     assert "Not audited" not in (run / "report.html").read_text(encoding="utf-8")
 

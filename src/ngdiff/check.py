@@ -145,10 +145,8 @@ def _faults(prepare: Callable[[Any], Any], part: Any) -> Sequence[Fault]:
 
 
 def _made_on_the_way(fault: Fault, part: Any) -> bool:
-    reference = getattr(part, "reference", None)
-    return (
-        fault.where == "--reference" and str(reference).endswith(RETRAINED) and not Path(reference).exists()
-    )
+    path = Path(str(getattr(part, "reference", None)))
+    return fault.where == "--reference" and path.name == RETRAINED and not path.exists()
 
 
 def _evaluations(request: CheckRequest, record: Mapping[str, Any]) -> list[EvaluateRequest]:

@@ -80,7 +80,7 @@ def is_page_of(place: Path) -> bool | None:
         page = read_within(place / REPORT, MOST_JSON).decode("utf-8")
         stated = re.search(f'<meta name="{ORIGIN}" content="([^"]*)">', page)
         found: Any = {} if stated is None else load_json(html.unescape(stated[1]).encode())
-        run = read_run(place, name=str(found["name"]))
+        run = read_run(place, name=str(found["name"]), checked=not found["alone"])
         if page == _made(lambda: run_page(run), place):
             return True
         return False if found == _origin(run) and found["alone"] else None

@@ -126,7 +126,13 @@ def read_record(path: Path, where: str) -> Mapping[str, Any]:
     return record
 
 
-def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: str | None = None) -> Run:
+def read_run(
+    place: Path,
+    given: Given | None = None,
+    where: str = "OUT",
+    name: str | None = None,
+    checked: bool = True,
+) -> Run:
     """Read a run's folder, or the ``eval.json`` of a model.
 
     What ``ngdiff check`` left in the folder beside it belongs to it.
@@ -136,6 +142,7 @@ def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: 
         given: evaluations that win over those in the folder.
         where: the argument that named it, for faults.
         name: what to call the run; default: the folder's name.
+        checked: whether to read what ``ngdiff check`` left.
 
     Raises:
         RequestError: nothing that belongs on a page is there, or a file is damaged.
@@ -155,12 +162,12 @@ def read_run(place: Path, given: Given | None = None, where: str = "OUT", name: 
         reference = reference or _named_by(evaluation)
         return Run(name, None, evaluation, reference, before, audit=_audit(given.audit, "--audit"))
     demo = _optional(place / DEMO, where)
-    beside = Path(f"{place}{CHECK}")
+    beside = (Path(f"{place}{CHECK}"),) if checked else ()
     folder = place / UNLEARNED if demo is not None and not (place / RECORD).exists() else place
     record = read_record(folder / RECORD, where) if (folder / RECORD).exists() else None
-    places = tuple(dict.fromkeys((place, folder, beside)))
+    places = tuple(dict.fromkeys((place, folder, *beside)))
     evaluation = evaluation or _found(places, OWN_NAMES, where)
-    audits = [_audit(path / AUDIT, where) for path in (folder, place, beside)]
+    audits = [_audit(path / AUDIT, where) for path in (folder, place, *beside)]
     run = Run(
         name,
         record,
