@@ -64,7 +64,7 @@ def test_a_run_gives_a_page(tmp_path: Path, cli: Cli) -> None:
     assert answer.code == 0 and REPORT in answer.err
     page = (out / REPORT).read_text(encoding="utf-8")
     found = _Elements(page)
-    assert "Forgotten: extraction strength" in page
+    assert "FORGOTTEN (extraction strength 0." in page
     assert [item["after"] for item in found.data()["answers"]] == ["a cook 1", "a cook 0"]
     assert found.data()["curves"]["kept"] == 12
     assert cli("report", out).code == 0  # its own page may be replaced
