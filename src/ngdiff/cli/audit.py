@@ -199,8 +199,8 @@ def show(result: AuditResult, output: Path) -> None:
     if all(found.found is None for found in result.findings):
         console.print("Nothing could be compared: give --reference or --holdout.", style="bold")
     legend = (
-        "Figures are of the forget set, the first of each audit's (extraction strength; membership: AUC of "
-        "min-k), with 95% intervals over items; p is adjusted for all findings."
+        "Figures are of the forget set, with 95% intervals over items; p is adjusted for all findings. "
+        "audit.json has every figure of every audit."
     )
     console.print(legend, highlight=False)
     log.conclude(output=str(output))
@@ -208,14 +208,16 @@ def show(result: AuditResult, output: Path) -> None:
 
 
 def finding_table(result: AuditResult) -> Any:
-    """Lay out the first figure of every form of every audit."""
+    """Lay out one figure of every form of every audit: by which something was found, else the first."""
     from rich.markup import escape
     from rich.table import Table
 
     shown = Table("audit", "before → under it", "beside", "reading", show_lines=True)
     firsts: dict[tuple[str, str], Finding] = {}
     for found in result.findings:
-        firsts.setdefault((found.audit, found.form), found)
+        first = firsts.setdefault((found.audit, found.form), found)
+        if found.found and not first.found:
+            firsts[found.audit, found.form] = found
     for found in firsts.values():
         change = f"{_number(found.before)} → " if found.before is not None else ""
         under = f"{change}{_number(found.after)}\n{_bounds(found.after_interval).strip()}"
@@ -227,7 +229,13 @@ def finding_table(result: AuditResult) -> Any:
         )
         values = [(title, _value(result, role, found, key)) for title, role, key in named]
         beside = "\n".join(f"{title} {value}" for title, value in values if value)
-        cells = (f"{found.audit}\n{found.form}", under, beside, reading(found) + _also(result, found))
+        figure = found.figure.removeprefix("forget.").replace("_", " ")
+        cells = (
+            f"{found.audit}: {found.form}\n{figure}",
+            under,
+            beside,
+            reading(found) + _also(result, found),
+        )
         shown.add_row(*map(escape, cells))
     return shown
 
