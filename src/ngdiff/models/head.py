@@ -210,10 +210,10 @@ def head_apart(model: nn.Module, layer: nn.Module, states: Tensor, logits: Tenso
 
 
 def _why_not(layer: nn.Module) -> str | None:
+    if isinstance(getattr(layer, "weight", None), DTensor):
+        return "the output head lies in parts on several processes"
     if type(layer) is not nn.Linear:
         return f"the output head is a {type(layer).__name__}, not a linear layer"
-    if isinstance(layer.weight, DTensor):
-        return "the output head lies in parts on several processes"
     if layer._forward_hooks or hasattr(layer, "_hf_hook"):
         return "the output head has hooks"
     return None
