@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from ngdiff.system.environment import peak_memory_gib
 from ngdiff.system.events import log
 from ngdiff.system.progress import Meter, Part
+from ngdiff.system.terminal import console
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
@@ -83,6 +84,9 @@ class UnlearningProgress(ProgressCallback):
         """Count one optimizer step, show it, and write what is new in the record."""
         if self._meter is not None:
             self._meter.advance(1, figures=self._figures())
+            for text in self.trainer.record.notes:
+                if text.startswith(f"step {state.global_step}:"):  # told now, and once more at the end
+                    console.print(f"{text}.", markup=False, highlight=False, soft_wrap=True)
             self.catch_up()
 
     def catch_up(self) -> None:
@@ -132,7 +136,7 @@ class UnlearningProgress(ProgressCallback):
         name = SHORT.get(target.measure, target.measure)
         last = stopping.checks[-1] if stopping.checks else None
         left = "" if last is None or last.left is None else f", {last.left:.0f} of {last.of} left"
-        return "" if value is None else f"{name} {value:.2f} → {target.value:.2f}{left}"
+        return "" if value is None else f"{name} {value:.2f}, target {target.value:.2f}{left}"
 
 
 def _loss(task: str, value: float | None) -> str:
