@@ -147,7 +147,9 @@ def _faults(prepare: Callable[[Any], Any], part: Any) -> Sequence[Fault]:
 def _made_on_the_way(fault: Fault, part: Any) -> bool:
     reference = getattr(part, "reference", None)
     return (
-        fault.where == "--reference" and str(reference).endswith(RETRAINED) and not Path(reference).exists()
+        fault.where == "--reference"
+        and str(reference).endswith(RETRAINED)
+        and not Path(str(reference)).exists()
     )
 
 
