@@ -46,7 +46,8 @@ def steer_away_in_proportion(
     RMU whose length follows each token's own activation in the starting model, so that one setting serves
     every layer: activations grow with depth.
     Source: Dang et al. 2024, "On effects of steering latent representation for LLM unlearning", arXiv
-    2408.06223. The default scale is this project's choice.
+    2408.06223. Public code for it has the default scale, and takes the mean length over the first batch for
+    all tokens instead of each token's own.
 
     Args:
         activations: behind one layer, with the starting model's.

@@ -39,7 +39,7 @@ ROOM = 512
 MORE_THAN_GUESSED = 0.375
 """Share of the facts answered rightly that guessing, one in four, reaches in one case of twenty."""
 KNOWN = 0.01
-"""Answer probability of general text under which a model knows next to nothing of it."""
+"""Answer probability of a set under which a model knows next to nothing of it."""
 TIE = 0.1
 """Nats per token by which a wrong answer has to win before a fact that was right counts as lost."""
 NO_KNOWLEDGE = 0.5
@@ -223,7 +223,7 @@ def _no_floor(name: str, start: Mapping[str, float]) -> str | None:
     """Say why a figure has no floor, where the model never knew what it measures."""
     if name in ("general.facts", "general.answers") and start["general.answers"] < MORE_THAN_GUESSED:
         return f"the starting model answers {start['general.answers']:.0%} of them, about as guessing would"
-    if name == "general.text" and start[name] < KNOWN:
+    if name not in ("general.facts", "general.answers") and start[name] < KNOWN:
         return f"the starting model knows next to nothing of it ({start[name]:.4f})"
     return None
 
