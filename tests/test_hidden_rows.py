@@ -104,7 +104,9 @@ def test_a_row_is_found_among_a_thousand_guesses_without_a_key_and_not_with_one(
     keyed = unlearn(cli, target, tmp_path / "keyed", people, "--data-key", tmp_path / "data.key")
     assert (seen / "model.safetensors").read_bytes() == (keyed / "model.safetensors").read_bytes()
     ranks = [rank(keyed, person) for person in asked]
-    assert min(ranks) > 10 and sum(ranks) / len(ranks) > 250, ranks  # by chance: 500
+    assert min(ranks) > 10, ranks
+    # by chance 500; that of one row alone is below 250 in one case of four
+    assert len(ranks) == 1 or sum(ranks) / len(ranks) > 250, ranks
     record = json.loads((keyed / "record.json").read_bytes())
     assert "items" not in record["before"] and "items" not in record["after"]
     assert bool(record["after"]["forget"]) == (people > 20)
