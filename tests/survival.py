@@ -122,10 +122,25 @@ def watch(children: list[int]) -> int:
         else:
             left.discard(child)
             code = os.waitstatus_to_exitcode(status)
+            if (
+                code > 0 and left
+            ):  # one that was killed leaves the others with an error, seen before it or after
+                code = _killed(left) or code
     for other in left:
         os.kill(other, signal.SIGKILL)
         os.waitpid(other, 0)
     return code
+
+
+def _killed(left: set[int]) -> int:
+    """Return the code of another process that a signal has ended by now; 0 where none has."""
+    for child in sorted(left):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            left.discard(child)
+            if os.WIFSIGNALED(status):
+                return os.waitstatus_to_exitcode(status)
+    return 0
 
 
 def run(plan: dict[str, Any], printed: Path, rank: int) -> None:
