@@ -491,10 +491,10 @@ def test_a_failure_is_recorded_and_stops_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     broken = ngdiff.bench.worker._unlearn
 
-    def unlearn(spec: dict[str, Any], folder: Path) -> None:
+    def unlearn(model: str, step: dict[str, list[str]], spec: dict[str, Any], output: Path) -> None:
         if spec["settings"]["method"] == "ga":
             raise MemoryError("no room <b>at all</b>")
-        broken(spec, folder)
+        broken(model, step, spec, output)
 
     with monkeypatch.context() as patch:
         patch.setattr(ngdiff.bench.worker, "_unlearn", unlearn)
@@ -841,7 +841,7 @@ def test_code_that_comes_with_the_target_runs_only_where_asked_for(
     assert answer.code == 2 and "--trust-remote-code" in answer.err and here == []
     told = []
     monkeypatch.setattr(
-        ngdiff.bench.worker, "_unlearn", lambda spec, _: told.append(spec["trust_remote_code"])
+        ngdiff.bench.worker, "_unlearn", lambda *given: told.append(given[2]["trust_remote_code"])
     )
     monkeypatch.setattr(ngdiff.bench.run, "check", lambda request: None)
     cli(*asked, "--trust-remote-code")

@@ -290,7 +290,7 @@ def muse(
 
     scal_1 to scal_4 are larger and larger sets; sust is four requests in a row, each from the model of the
     one before, evaluated after each. Methods with a range to search are tuned on the forget set itself, on
-    another seed. Otherwise as `ngdiff bench tofu`.
+    another seed. Otherwise as for TOFU.
     """
     from ngdiff.bench.plan import BenchRequest
     from ngdiff.cli.settings import parse_set
@@ -371,7 +371,7 @@ def own(
     `ngdiff bench own --model target --forget forget.jsonl --retain retain.jsonl --output DIR`
 
     With `--reference` every row has its distance to the retrained model. Methods with a range to search are
-    tuned on the forget set itself, on another seed. Otherwise as `ngdiff bench tofu`.
+    tuned on the forget set itself, on another seed. Otherwise as for TOFU.
     """
     from ngdiff.bench.plan import BenchRequest
     from ngdiff.cli.settings import parse_set
