@@ -81,7 +81,7 @@ def test_every_loss_and_its_gradient_is_that_of_all_logits_at_once(
     assert parts.keys() == gradients.keys()
     for parameter, gradient in gradients.items():
         torch.testing.assert_close(
-            parts[parameter], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max())
+            parts[parameter], gradient, rtol=1e-5, atol=2e-6 * float(gradient.abs().max())
         )
 
 
