@@ -160,8 +160,8 @@ def test_tuning_goes_beyond_an_edge_twice_and_says_where_it_ended(
     assert {folder.parent.parent.name for folder in tuned} == {"tuning-forget01"}
     wider = {folder.name.split("-")[2] for folder in tuned if "wider" in folder.name}
     assert wider >= {str(number + 1) for number in range(rounds)} and "3" not in wider
-    spec = json.loads((tuned[0] / SPEC).read_text())["unlearn"]
-    assert (spec["forget"], spec["retain"]) == ("tofu:full[-80:-40]", "tofu:full[:-80]")
+    (step,) = json.loads((tuned[0] / SPEC).read_text())["unlearn"]["steps"]
+    assert (step["forget"], step["retain"]) == (["tofu:full[-80:-40]"], ["tofu:full[:-80]"])
     found = results(tmp_path)
     (rate,) = [row for row in found["grids"] if row["setting"] == "learning_rate"]
     assert rate["best"] == pytest.approx(best) and rate["edge"] == edge and best in rate["tried"]

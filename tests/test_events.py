@@ -149,7 +149,8 @@ def test_quiet_leaves_the_last_line(cli: Cli, folder: Path) -> None:
     words = ("unlearn", "--config", folder / "request.yaml", "--overwrite", "--max-steps", "1")
     answer = cli(*words, "--quiet", "--output", folder / "quiet")
     assert answer.out == ""
-    assert answer.err == f"The model, record.json and receipt.json are in {folder / 'quiet'}\n"
+    said = "NOTHING CHANGED (the model did not know this)"
+    assert answer.err == f"{said}: the model, record.json and receipt.json are in {folder / 'quiet'}\n"
     both = cli(*words, "--quiet", "--log-format", "json", "--output", folder / "quiet2")
     assert [line["event"] for line in events(both.out)] == ["end"] and both.err == ""
 

@@ -72,6 +72,11 @@ PADDED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def rows_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ngdiff.models.logprobs.PACKING", True)
+
+
 def built(config: Any) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = AutoModelForCausalLM.from_config(config).eval()

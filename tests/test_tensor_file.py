@@ -50,7 +50,7 @@ def test_nothing_is_left_of_a_file_that_failed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full"), growing_file(tmp_path / "a") as file:
         file.add("states", torch.float32, (2, 3))
         file.put("states", 0, torch.zeros(1, 3))
-        raise OSError("full")
+        raise OSError(28, "full")
     assert not list(tmp_path.iterdir())
 
 
