@@ -90,6 +90,7 @@ def measured_peak(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **s
         per_device_train_batch_size=plan.batch_size,
         gradient_accumulation_steps=2,
         max_length=plan.length,
+        long_text="cut",  # so many examples as the plan has, each of its length
         check_size=4,
         report_to="none",
         disable_tqdm=True,
@@ -142,8 +143,7 @@ def test_the_sum_is_the_measured_peak(name: str, tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(head, "AT_ONCE", 4 * 1024 * 40)
     predicted = parts(measure(builder(small_config()), plan), plan)
     without_gpu = predicted.total - predicted.context
-    # scoring and checks take up to 12 MB more than planned on these tiny models; the plan is of the steps
-    assert 0.72 < without_gpu / measured_peak(tmp_path, plan, monkeypatch, **settings) < 1.12
+    assert 0.95 < without_gpu / measured_peak(tmp_path, plan, monkeypatch, **settings) < 1.12
 
 
 def test_kept_bytes_are_those_of_a_real_pass() -> None:
