@@ -54,6 +54,10 @@ def complete(name: str) -> dict[str, Any]:
     return collate_for_loss(examples, pad_id=1)
 
 
+ROUNDING = {"jsd": 2e-6}
+"""Share of the largest gradient that sums in another order may differ by, where 1e-6 is too little."""
+
+
 def loss_and_gradients(
     name: str, model: nn.Module, batch: dict[str, Tensor], autocast: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,7 +85,7 @@ def test_every_loss_and_its_gradient_is_that_of_all_logits_at_once(
     assert parts.keys() == gradients.keys()
     for parameter, gradient in gradients.items():
         torch.testing.assert_close(
-            parts[parameter], gradient, rtol=1e-5, atol=2e-6 * float(gradient.abs().max())
+            parts[parameter], gradient, rtol=1e-5, atol=ROUNDING.get(name, 1e-6) * float(gradient.abs().max())
         )
 
 

@@ -91,24 +91,25 @@ def unlearn(cli: Cli, target: Path, folder: Path, people: int, *more: object) ->
     return folder / "out"
 
 
-@pytest.mark.parametrize("people", [24, 1])
 def test_a_row_is_found_among_a_thousand_guesses_without_a_key_and_not_with_one(
-    cli: Cli, target: Path, tmp_path: Path, people: int
+    cli: Cli, target: Path, tmp_path: Path
 ) -> None:
-    asked = range(0, people, 4)
-    for name in ("open", "keyed"):
-        (tmp_path / name).mkdir()
-    seen = unlearn(cli, target, tmp_path / "open", people)
-    assert [rank(seen, person) for person in asked] == [1 for _ in asked], "the attack works"
+    """Of 24 rows and of one alone; their ranks are judged together, as one rank shows little by itself."""
     assert cli("keygen", "--data", tmp_path / "data.key").code == 0
-    keyed = unlearn(cli, target, tmp_path / "keyed", people, "--data-key", tmp_path / "data.key")
-    assert (seen / "model.safetensors").read_bytes() == (keyed / "model.safetensors").read_bytes()
-    ranks = [rank(keyed, person) for person in asked]
-    assert min(ranks) > 10, ranks
-    # by chance 500; that of one row alone is below 250 in one case of four
-    assert len(ranks) == 1 or sum(ranks) / len(ranks) > 250, ranks
-    record = json.loads((keyed / "record.json").read_bytes())
-    assert "items" not in record["before"] and "items" not in record["after"]
-    assert bool(record["after"]["forget"]) == (people > 20)
-    assert cli("verify", keyed).code == 0
-    assert cli("report", keyed).code == 0
+    ranks = []
+    for people in (24, 1):
+        asked = range(0, people, 4)
+        places = [tmp_path / f"{name}{people}" for name in ("open", "keyed")]
+        for place in places:
+            place.mkdir()
+        seen = unlearn(cli, target, places[0], people)
+        assert [rank(seen, person) for person in asked] == [1 for _ in asked], "the attack works"
+        keyed = unlearn(cli, target, places[1], people, "--data-key", tmp_path / "data.key")
+        assert (seen / "model.safetensors").read_bytes() == (keyed / "model.safetensors").read_bytes()
+        ranks += [rank(keyed, person) for person in asked]
+        record = json.loads((keyed / "record.json").read_bytes())
+        assert "items" not in record["before"] and "items" not in record["after"]
+        assert bool(record["after"]["forget"]) == (people > 20)
+        assert cli("verify", keyed).code == 0
+        assert cli("report", keyed).code == 0
+    assert min(ranks) > 10 and sum(ranks) / len(ranks) > 250, ranks  # by chance: 500
