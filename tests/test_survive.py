@@ -166,7 +166,7 @@ def test_killed_anywhere_it_ends_as_if_left_alone(story: Story) -> None:
     # checkpoints at 2; 2 and 4; then the third attempt got to 4, and the fourth saved the last, 8
     assert resumed(story, "killed") == [f"resumed at step {step}" for step in (2, 4, 8)]
     last = story.answers["whole"]["printed"].splitlines()[-1]
-    assert last.startswith("NOT FORGOTTEN (")
+    assert last.startswith("NOT FORGOTTEN (") and ": the model, record.json and receipt.json are in" in last
     record = story.record("killed")
     assert [step["step"] for step in record["steps"]] == list(range(1, 9))
     assert len(record["request_sha256"]) == 64

@@ -38,7 +38,7 @@ def test_killed_and_killed_again_after_a_resume_it_ends_as_if_left_alone(story: 
 def test_a_missed_target_is_no_failure_under_torchrun(story: Story) -> None:
     assert story.code("whole") == 0 and story.record("whole")["stop"]["target_met"] is False
     last = story.answers["whole"]["printed"].splitlines()[-1]
-    assert last.startswith("NOT FORGOTTEN (")
+    assert last.startswith("NOT FORGOTTEN (") and ": the model, record.json and receipt.json are in" in last
 
 
 def test_a_checkpoint_that_finds_no_room_stops_no_process(story: Story) -> None:
