@@ -247,7 +247,7 @@ def audit(request: AuditRequest) -> AuditResult:
 
     Raises:
         RequestError: something in the request is wrong; nothing was written.
-        EvaluationError: a model gives an item no finite likelihood; likewise.
+        EvaluationError: a model gives an item no finite likelihood; nothing was written.
     """
     return audit_several([request])[0]
 

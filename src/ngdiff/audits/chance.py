@@ -36,7 +36,7 @@ def permuted(left: Sequence[float], right: Sequence[float], side: Side = "greate
 
     Args:
         left: one number an item.
-        right: likewise, of the other set.
+        right: those of the other set.
         side: ``greater`` asks whether the left mean is the greater one.
         seed: of the permutations drawn, where there are too many.
     """

@@ -152,7 +152,7 @@ def depth(retrained: Sequence[float], audited: Sequence[float]) -> float | None:
 
     Args:
         retrained: cost of the retrained model's states, one a layer.
-        audited: likewise, of the audited model's.
+        audited: those of the audited model.
     """
     counted = [(base, mine) for base, mine in zip(retrained, audited, strict=True) if base > TAU]
     if not counted:

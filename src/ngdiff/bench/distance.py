@@ -20,7 +20,7 @@ SHARES = tuple(f"{name}.{measure}" for name in UTILITY_SETS for measure in UTILI
 NLLS = ("general_nll", "holdout.nll")
 """Losses in nats per token, of general and of never-seen text, which should be no more than the target's."""
 MUSE_FORGET = ("forget.verbatim", "forget.knowledge", "forget.extraction_strength")
-"""Likewise, of MUSE."""
+"""Figures of the forget set under MUSE."""
 MUSE_SHARES = ("retain.knowledge",)
 PARTS = FORGET + SHARES + NLLS
 MUSE_PARTS = MUSE_FORGET + MUSE_SHARES + ("general_nll",)

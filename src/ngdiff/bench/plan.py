@@ -64,8 +64,8 @@ class BenchRequest:
         corpus: of MUSE, ``news`` or ``books``.
         texts: the target learned so many texts of each set of MUSE, the first; None for all.
         forget: one's own data: sources of what to forget.
-        retain: likewise, of what to keep; of MUSE, in place of its own retain text.
-        holdout: likewise, of text never seen.
+        retain: sources of what to keep; under MUSE in place of its own retain text.
+        holdout: sources of text never seen.
     """
 
     model: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -207,35 +208,13 @@ def tofu(
     model. Trials that are done are skipped, those that failed are noted and tried again next time. In DIR:
     results.md, .csv and .json, pareto.png and curves.png, and every run's record and evaluation.
     """
-    from ngdiff.bench.plan import BenchRequest
-    from ngdiff.cli.settings import parse_set
-
-    request = BenchRequest(
-        model=model,
-        output=output,
-        methods=_names(methods),
+    request = _request(
+        locals(),
         splits=_names(splits),
-        references=_references(reference or []),
-        seeds=seeds,
-        trials=trials,
         tune_on=tune_on,
-        same_conditions=same_conditions,
-        ablate=ablate,
-        stopping=_stopping(stopping),
-        also_retain=tuple(also_retain or ()),
-        epochs=epochs,
         learned=learned,
         items=items,
-        settings=parse_set(set_ or []),
-        lora=lora,
-        trust_remote_code=trust_remote_code,
-        folders=folders,
-        precision=precision,
-        batch_size=batch_size,
         paraphrases=paraphrases,
-        gradient_norms=gradient_norms,
-        keep_models=keep_models,
-        jobs=jobs,
     )
     _dry(request) if dry_run else _run(request, report)
 
@@ -292,30 +271,8 @@ def muse(
     one before, evaluated after each. Methods with a range to search are tuned on the forget set itself, on
     another seed. Otherwise as for TOFU.
     """
-    from ngdiff.bench.plan import BenchRequest
-    from ngdiff.cli.settings import parse_set
-
-    request = BenchRequest(
-        model=model,
-        output=output,
-        methods=_names(methods),
-        references=_references(reference or []),
-        seeds=seeds,
-        trials=trials,
-        same_conditions=same_conditions,
-        ablate=ablate,
-        stopping=_stopping(stopping),
-        also_retain=tuple(also_retain or ()),
-        epochs=epochs,
-        settings=parse_set(set_ or []),
-        lora=lora,
-        trust_remote_code=trust_remote_code,
-        folders=folders,
-        precision=precision,
-        batch_size=batch_size,
-        gradient_norms=gradient_norms,
-        keep_models=keep_models,
-        jobs=jobs,
+    request = _request(
+        locals(),
         suite="muse",
         corpus=corpus,
         splits=_names(splits),
@@ -340,7 +297,11 @@ def own(
     ],
     retain: Annotated[
         list[str],
-        typer.Option(help="What to keep, likewise.", autocompletion=completion.sources, rich_help_panel=DATA),
+        typer.Option(
+            help="What to keep: a source of the same kinds.",
+            autocompletion=completion.sources,
+            rich_help_panel=DATA,
+        ),
     ],
     holdout: Holdout = None,
     methods: Methods = METHODS_OF_TEXT,
@@ -373,30 +334,8 @@ def own(
     With `--reference` every row has its distance to the retrained model. Methods with a range to search are
     tuned on the forget set itself, on another seed. Otherwise as for TOFU.
     """
-    from ngdiff.bench.plan import BenchRequest
-    from ngdiff.cli.settings import parse_set
-
-    request = BenchRequest(
-        model=model,
-        output=output,
-        methods=_names(methods),
-        references=_references(reference or []),
-        seeds=seeds,
-        trials=trials,
-        same_conditions=same_conditions,
-        ablate=ablate,
-        stopping=_stopping(stopping),
-        also_retain=tuple(also_retain or ()),
-        epochs=epochs,
-        settings=parse_set(set_ or []),
-        lora=lora,
-        trust_remote_code=trust_remote_code,
-        folders=folders,
-        precision=precision,
-        batch_size=batch_size,
-        gradient_norms=gradient_norms,
-        keep_models=keep_models,
-        jobs=jobs,
+    request = _request(
+        locals(),
         suite="own",
         splits=("own",),
         forget=tuple(forget),
@@ -404,6 +343,29 @@ def own(
         holdout=tuple(holdout or ()),
     )
     _dry(request) if dry_run else _run(request, report)
+
+
+SHARED = (
+    *("model", "output", "seeds", "trials", "same_conditions", "ablate", "epochs", "lora", "folders"),
+    *("trust_remote_code", "precision", "batch_size", "gradient_norms", "keep_models", "jobs"),
+)
+"""Options that all suites have and that go to the request as they are."""
+
+
+def _request(given: Mapping[str, Any], **own: Any) -> BenchRequest:
+    """Build the request from the options that all suites have, by their names, and from a suite's own."""
+    from ngdiff.bench.plan import BenchRequest
+    from ngdiff.cli.settings import parse_set
+
+    return BenchRequest(
+        methods=_names(given["methods"]),
+        references=_references(given["reference"] or []),
+        stopping=_stopping(given["stopping"]),
+        also_retain=tuple(given["also_retain"] or ()),
+        settings=parse_set(given["set_"] or []),
+        **{name: given[name] for name in SHARED},
+        **own,
+    )
 
 
 def _stopping(asked: str) -> tuple[Stopping, ...]:

@@ -1,4 +1,4 @@
-"""`benchmark:part -> where its rows are`: on the hub, or in a folder that is laid out likewise.
+"""`benchmark:part -> where its rows are`: on the hub, or in a folder of the same layout.
 
 A benchmark is one row of :data:`BENCHMARKS`. Its name makes the sources (``muse:news/forget``), the option of
 its folder (``--muse-dir``) and the variable that stands for it (``NGDIFF_MUSE_DIR``).

@@ -1,4 +1,4 @@
-"""`MUSE corpus -> rows by config and split`: from the hub, or a folder that is laid out likewise.
+"""`MUSE corpus -> rows by config and split`: from the hub, or a folder of the same layout.
 
 Configs and splits, with their columns: ``verbmem`` forget (prompt, gt); ``knowmem`` forget_qa, forget_qa_icl,
 retain_qa, retain_qa_icl (question, answer); ``privleak`` forget, retain, holdout (text); ``raw`` forget,

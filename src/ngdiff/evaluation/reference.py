@@ -28,7 +28,7 @@ class Reference:
         split: ``forget01``, ``forget05`` or ``forget10`` where the number of items tells it, else ``None``.
         truth_ratios: p(wrong)/p(right) of each item of the forget set, in the data's order; empty where the
             evaluation has none.
-        guarded_truth_ratios: likewise, p(wrong)/(p(right) + 1e-10), as OpenUnlearning has them.
+        guarded_truth_ratios: the same as p(wrong)/(p(right) + 1e-10), OpenUnlearning's convention.
         membership: attack, such as ``min_k``, to its AUC of forget set against holdout.
         figures: key of a figure, such as ``forget.extraction_strength``, to its value.
         forget_nll: mean NLL of each item of the forget set, in nats per token; empty where it is not known.

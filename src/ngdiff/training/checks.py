@@ -134,12 +134,13 @@ def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
 
 def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     """Go back until no floor is broken, and take smaller steps."""
-    found, broken = trainer._stopping.best, trainer._stopping.checks[-1].broken  # type: ignore[union-attr]
+    stopping = trainer._stopping
+    assert stopping is not None
+    found, broken = stopping.best, stopping.checks[-1].broken
     best = 0 if found is None else found.step
     share = _go_back_as_far_as_needed(trainer)
     rate = step_size.be_careful(RETREAT)
-    assert trainer._stopping is not None
-    trainer._stopping.begin_stretch(trainer.state.global_step)
+    stopping.begin_stretch(trainer.state.global_step)
     where = "were put back" if share == 1 else f"were approached by {share:.0%} of the way"
     trainer.record.note(
         f"step {trainer.state.global_step}: {_fell(broken)} in two checks in a row, so the weights of step "

@@ -140,7 +140,7 @@ def unknown_retain(
     Args:
         held_out: the part of the retain set that no step trains on.
         forget: scores of the forget set under the starting model.
-        retain: likewise, of the held-out part.
+        retain: those of the held-out part.
         like: the forget set.
     """
     if len(held_out) < LEAST_ITEMS or not is_text(held_out):
@@ -160,7 +160,7 @@ def known_text_faults(forget: Sequence[AnswerScore], holdout: Sequence[AnswerSco
 
     Args:
         forget: scores of the forget set under the starting model.
-        holdout: likewise, of the holdout.
+        holdout: those of the holdout.
     """
     ours, theirs = (summarise(part)["nll"] for part in (forget, holdout))
     if not theirs <= ours:
@@ -203,7 +203,7 @@ def known_faults(forget: Sequence[AnswerScore], holdout: Sequence[AnswerScore]) 
 
     Args:
         forget: scores of the forget set under the starting model.
-        holdout: likewise, of the holdout.
+        holdout: those of the holdout.
     """
     ours, theirs = ([item_probability(score) for score in part] for part in (forget, holdout))
     if not fmean(ours) >= KNOWN or not all(map(math.isfinite, theirs)):
