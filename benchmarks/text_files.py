@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 KEPT_AS_THEY_ARE = ("docs/study/", "docs/images/")
-_PLAIN = ("py", "md", "toml", "yaml", "cff", "txt", "jsonl", "ipynb", "css", "js", "j2")
+_PLAIN = ("py", "md", "toml", "yaml", "yml", "cff", "txt", "jsonl", "ipynb", "css", "js", "j2")
 ENDINGS = {"", *(f".{ending}" for ending in _PLAIN)}
 
 
