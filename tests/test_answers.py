@@ -11,8 +11,8 @@ import torch
 
 from commandline import Cli, make_cli, questions, save_model, write_jsonl
 from ngdiff.data.encoding import encode_all
-from ngdiff.evaluation.generation import generate_answers
-from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
+from ngdiff.inference.generation import generate_answers
+from ngdiff.inference.teacher_forced import AnswerScore, score_answers
 from ngdiff.training.answers import AnswerBook, _after, _Look, _spread
 from test_evaluation_callback import FORGET, RETAIN, TOKENIZER, make
 

@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngdiff.data.batching import collate_for_loss
-from ngdiff.data.counterfactual import (
+from ngdiff.data.datasets import as_encoded
+from ngdiff.data.secrets import kept_texts, labelled_ids, with_secrets
+from ngdiff.losses import LOSSES, counterfactual, selective_unlikelihood
+from ngdiff.losses.forward import look
+from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
+from ngdiff.preparation.counterfactual import (
     INVENTIONS,
     Expectations,
     Expected,
@@ -22,11 +27,6 @@ from ngdiff.data.counterfactual import (
     with_expected,
     without_variants,
 )
-from ngdiff.data.datasets import as_encoded
-from ngdiff.data.secrets import kept_texts, labelled_ids, with_secrets
-from ngdiff.losses import LOSSES, counterfactual, selective_unlikelihood
-from ngdiff.models.forward import look
-from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.data.predictable import (
+from ngdiff.models.logprobs import predicting_positions
+from ngdiff.preparation.predictable import (
     ORDER,
     _Copying,
     _followers,
@@ -24,7 +25,6 @@ from ngdiff.data.predictable import (
     sharpened,
     with_predictable,
 )
-from ngdiff.models.logprobs import predicting_positions
 
 
 def example(prompt: Sequence[int], answer: Sequence[int]) -> EncodedExample:

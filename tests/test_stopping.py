@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngdiff.errors import RequestError
-from ngdiff.training.criterion import View
-from ngdiff.training.stopping import Floor, ForgetTarget, StoppingRule, parse_stop_at, way_left
+from ngdiff.stopping.criterion import View
+from ngdiff.stopping.rule import Floor, ForgetTarget, StoppingRule, parse_stop_at, way_left
 
 
 @pytest.mark.parametrize(

@@ -37,16 +37,16 @@ from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
 from ngdiff.data.benchmarks import as_text
 from ngdiff.errors import Interrupted
-from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.evaluation.result import texts_file
+from ngdiff.runs.signals import StopWish, wish_to_stop
+from ngdiff.runs.workplace import Workplace
+from ngdiff.system.cache import cache_key
 from ngdiff.system.events import log
 from ngdiff.system.lock import alone_in
 from ngdiff.system.output import write_json
-from ngdiff.system.outside import first_line
 from ngdiff.system.progress import Meter
-from ngdiff.training.signals import StopWish, wish_to_stop
-from ngdiff.training.unfinished import Workplace
+from ngdiff.system.untrusted import first_line
 
 STATUS, LOG = "trial.json", "log.txt"
 _LAST_WORDS = 2000

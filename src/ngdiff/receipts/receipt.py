@@ -18,10 +18,9 @@ from ngdiff.receipts.chain import copy_chain
 from ngdiff.receipts.earlier import EarlierRequest, looked_at_again
 from ngdiff.receipts.figures import figures_of_sets
 from ngdiff.receipts.files import RECEIPT, SIGNATURE, hash_files
-from ngdiff.receipts.hidden import is_hidden
 from ngdiff.receipts.schema import FORMAT, Read
 from ngdiff.receipts.signature import ALGORITHM, public_hex
-from ngdiff.record import RunRecord
+from ngdiff.record import RunRecord, is_hidden
 from ngdiff.settings.identity import NOT_COUNTED, request_hash
 from ngdiff.system.environment import code_hash
 from ngdiff.system.output import RECORD, staged_file

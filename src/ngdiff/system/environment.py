@@ -8,13 +8,13 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from ngdiff.evaluation.distributed import process_count
-from ngdiff.training.parallel import whole
+from ngdiff.system.processes import process_count, whole
 
 ROOT = Path(__file__).parent.parent
 """The package's own folder."""
@@ -122,3 +122,15 @@ def code_hash() -> str:
         digest.update(f"{path.relative_to(ROOT).as_posix()}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def matmul_flops(seconds: float = 0.5) -> float:
+    """Measure float32 operations per second in products of the sizes that SmolLM2-135M needs."""
+    left, right = torch.randn(512, 576), torch.randn(576, 1536)
+    torch.mm(left, right)
+    started, rounds = time.monotonic(), 0
+    while time.monotonic() - started < seconds:
+        torch.mm(left, right)
+        rounds += 1
+    elapsed = time.monotonic() - started
+    return rounds * 2 * 512 * 576 * 1536 / elapsed

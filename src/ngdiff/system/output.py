@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.errors import Fault, RunError
-from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
 RECORD, ANSWERS, REPORT = "record.json", "answers.json", "report.html"
 GIB = 2**30

@@ -22,10 +22,10 @@ from transformers import TrainerCallback
 from ngdiff.data.examples import Example
 from ngdiff.data.long_text import passages
 from ngdiff.errors import EvaluationError
-from ngdiff.evaluation.distributed import is_main
-from ngdiff.evaluation.evaluator import Evaluator
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.inference.evaluator import Evaluator
+from ngdiff.inference.teacher_forced import AnswerScore
 from ngdiff.system.output import staged_file
+from ngdiff.system.processes import is_main
 from ngdiff.training.trainer import UnlearningTrainer
 
 KIND, FORMAT = "answers", 1
