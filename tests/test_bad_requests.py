@@ -135,8 +135,10 @@ def test_shared_rows_are_counted_and_can_be_allowed(setting: Setting) -> None:
     retain = setting.write("r.jsonl", [*questions(100, 12), *questions(1, 2)])
     shown = setting.one_fault(retain=retain)
     assert "2 rows" in shown and "r.jsonl, line 13" in shown and "forget.jsonl, line 2" in shown
-    assert "--allow-overlap" in shown
-    assert not setting.refused("--allow-overlap", "--rule", "nonsense", retain=retain).err.count("2 rows")
+    assert "--set allow_overlap=true" in shown
+    assert not setting.refused("--set", "allow_overlap=true", "--rule", "nonsense", retain=retain).err.count(
+        "2 rows"
+    )
 
 
 def test_answers_that_do_not_fit_are_counted(setting: Setting) -> None:
@@ -167,13 +169,16 @@ def test_chat_rows_need_a_chat_template(setting: Setting) -> None:
         (["--stop-at", "nll=lots"], ["--stop-at", "'lots'"]),
         (["--lr", "-1"], ["--lr", "-1", "positive"]),
         (["--lr", "nan"], ["--lr", "positive"]),
-        (["--lr", "1e-5", "--lr-start", "1e-6"], ["--lr-start", "--lr was given too"]),
+        (["--set", "lr_start=1e-6"], ["'lr_start'", "--lr", "step_size=auto"]),
+        (["--set", "floors.general=2"], ["--set floors", "general=2"]),
+        (["--set", "floors.general=0.9", "--set", "floors.general=1"], ["floors.general", "twice"]),
+        (["--set", "flors.general=0.9"], ["'flors'", "floors"]),
         (["--keep-utility", "2"], ["--keep-utility", "2", "from 0"]),
         (["--max-length", "2"], ["--max-length", "at least 8"]),
         (["--epochs", "0"], ["--epochs", "0"]),
         (["--epochs", "-3"], ["--epochs", "-3"]),
-        (["--max-steps", "0"], ["--max-steps", "0"]),
-        (["--max-steps", "-5"], ["--max-steps", "-5"]),
+        (["--set", "max_steps=0"], ["--set max_steps", "0 is"]),
+        (["--set", "max_steps=-5"], ["--set max_steps", "-5"]),
         (["--batch-size", "0"], ["--batch-size", "0"]),
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--seed", str(2**32)], ["--seed", str(2**32)]),
@@ -181,13 +186,13 @@ def test_chat_rows_need_a_chat_template(setting: Setting) -> None:
         (["--set", "nonsense"], ["--set", "'nonsense'", "name=value"]),
         (["--set", "probe_evry=2"], ["--set", "probe_evry", "probe_every"]),
         (["--set", "probe_every=[2"], ["--set", "probe_every"]),
-        (["--set", "probe_every=often"], ["--probe-every", "'often'", "whole number"]),
-        (["--set", "probe_every=2.5"], ["--probe-every", "2.5", "whole number"]),
+        (["--set", "probe_every=often"], ["--set probe_every", "'often'", "whole number"]),
+        (["--set", "probe_every=2.5"], ["--set probe_every", "2.5", "whole number"]),
         (["--set", "keep_utility=most"], ["--keep-utility", "'most'", "number"]),
         (["--set", "stop_at=3"], ["--stop-at", "3"]),
-        (["--set", "rule_settings=3"], ["--rule-settings", "3"]),
+        (["--set", "rule_settings=3"], ["--set rule_settings", "3"]),
         (["--set", "rule_settings={alfa: 2}", "--rule", "constant"], ["--rule", "alfa", "alpha"]),
-        (["--set", "rule_settings={alpha: two}", "--rule", "constant"], ["--rule-settings", "'two'"]),
+        (["--set", "rule_settings={alpha: two}", "--rule", "constant"], ["--set rule_settings", "'two'"]),
         (["--set", "optim=adamx"], ["adamx"]),
         (["--set", "output_dir=x"], ["output_dir", "output"]),
         (["--set", "bf16=true"], ["bf16", "precision"]),

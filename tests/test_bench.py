@@ -575,7 +575,7 @@ def test_data_that_cannot_be_evaluated_ends_before_anything_runs(
         (["--reference", "gone.json"], "no such file: gone.json"),
         (["--model", "./gone", "--methods", "ngdiff"], "no folder and no hub name"),
         (["--set", "max_stepz=1"], "max_stepz"),
-        (["--set", "check_size=0"], "0 is too small"),
+        (["--set", "check_every=0"], "0 is too small"),
         (["--set", "seed=3"], "--set seed: is decided by the benchmark"),
         (["--set", "method=ga"], "--set method: is decided by the benchmark"),
         (["--set", "num_train_epochs=3", "--epochs", "2"], "num_train_epochs: is decided"),

@@ -28,7 +28,18 @@ from ngdiff.evaluation.statistics import interval
 from ngdiff.receipts.canonical import canonical
 from ngdiff.receipts.figures import figures_of
 
-SHORT = ("--stop-at", "none", "--max-steps", "2", "--batch-size", "2", "--max-length", "128", "--lr", "1e-4")
+SHORT = (
+    "--stop-at",
+    "none",
+    "--set",
+    "max_steps=2",
+    "--batch-size",
+    "2",
+    "--max-length",
+    "128",
+    "--lr",
+    "1e-4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +53,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run("keygen", "key.pem")
-        run("unlearn", *request(folder, "target", 1), "--sign", "key.pem")
+        run("unlearn", *request(folder, "target", 1), "--set", "sign=key.pem")
         run(
-            *("unlearn", *request(folder, "out1", 2), "--sign", "key.pem"),
+            *("unlearn", *request(folder, "out1", 2), "--set", "sign=key.pem"),
             "--earlier",
             folder / "forget1.jsonl",
         )
@@ -527,7 +538,7 @@ def test_bad_keys(cli: Cli, made: Path, tmp_path: Path) -> None:
     for what, key in keys.items():
         words = request(made, "target", 1)
         words[words.index("--output") + 1] = tmp_path / "out"
-        answer = cli("unlearn", *words, "--sign", key)
+        answer = cli("unlearn", *words, "--set", f"sign={key}")
         assert answer.code == 2 and not (tmp_path / "out").exists()
         assert what in answer.faults[0][0], what
 
@@ -540,7 +551,7 @@ def test_without_cryptography_signing_is_refused_and_a_signature_not_checked(
     words[words.index("--output") + 1] = tmp_path / "out"
     for answer in (
         cli("keygen", tmp_path / "key.pem"),
-        cli("unlearn", *words, "--sign", made / "key.pem"),
+        cli("unlearn", *words, "--set", f"sign={made / 'key.pem'}"),
         cli("verify", made / "out2", "--public-key", made / "key.pub.pem"),
     ):
         assert answer.code == 2
@@ -598,7 +609,7 @@ def test_data_under_a_key(cli: Cli, made: Path, tmp_path: Path) -> None:
     cli("keygen", "--data", tmp_path / "data.key")
     words = request(made, "target", 1)
     words[words.index("--output") + 1] = tmp_path / "out"
-    assert cli("unlearn", *words, "--data-key", tmp_path / "data.key").code == 0
+    assert cli("unlearn", *words, "--set", f"data_key={tmp_path / 'data.key'}").code == 0
     receipt = receipt_of(tmp_path / "out")
     examples = to_examples(read_rows(str(made / "forget1.jsonl"), where=""), "")
     plain = {data_hash(examples), *(data_hash([example]) for example in examples)}

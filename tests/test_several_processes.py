@@ -49,7 +49,7 @@ OTHERS = {
     "forget-buffer": {**FEW, "forget_buffer": "cpu"},
     "checkpointing": {**FEW, "gradient_checkpointing": True},
     "graddiff": {**FEW, "method": "graddiff", "learning_rate": 0.05},
-    "evaluated": {**FEW, "evaluate_every": 2, "evaluate_items": 6},
+    "evaluated": {**FEW, "eval_steps": 2, "eval_items": 6},
 }
 COMMANDS = ("unlearned", "adapter", "finetuned")
 # what takes a road of its own under one of the two
@@ -330,5 +330,5 @@ def test_fsdp1_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     with pytest.raises(RequestError, match="fsdp_version: 2"):
         UnlearningConfig(output_dir=str(tmp_path), use_cpu=True)
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(RequestError, match="--eval-every"):
-        UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, evaluate_every=5)
+    with pytest.raises(RequestError, match="--set eval_steps"):
+        UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, eval_steps=5)

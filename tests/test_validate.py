@@ -145,8 +145,10 @@ def test_a_dry_run_prints_the_same_and_runs_nothing(
 ) -> None:
     more = settings | {"max_steps": 3}
     path = write(tmp_path, more)
-    flags = [word for name, value in more.items() for word in (f"--{name.replace('_', '-')}", value)]
-    flags = [word for word in flags if word is not True]
+    flags = [
+        word for name in ("model", "forget", "retain", "output") for word in (f"--{name}", more.pop(name))
+    ]
+    flags += [word for name, value in more.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     before = tree(tmp_path)
     answer, other = cli("unlearn", *flags, "--dry-run"), cli("validate", path)
     assert answer.code == 0 and tree(tmp_path) == before

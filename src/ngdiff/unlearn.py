@@ -165,7 +165,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
         faults += error.faults
     faults += check_output(request.output, may_replace(request), needed)
     if type(request.answers) is not int or request.answers < 0:
-        faults.append(Fault("--answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
+        faults.append(Fault("--set answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
     sources = {"--forget": request.forget, "--retain": request.retain, "--holdout": request.holdout}
     sources |= {"--earlier": request.earlier, "--keep": request.keep}
     faults += holds_faults(request.output, local_sources(sources, request.folders))
@@ -403,7 +403,7 @@ def _plan(trainer: UnlearningTrainer) -> str:
     args = trainer.args
     rate = {
         "auto": "automatic learning rate",
-        "gen": f"GeN's learning rate from {args.lr_start}",
+        "gen": f"GeN's learning rate from {args.learning_rate}",
         "fixed": f"learning rate {args.learning_rate}",
     }[str(args.step_size)]
     return (
@@ -446,7 +446,6 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "rule_settings": config.rule_settings,
         "step_size": config.step_size,
         "learning_rate": config.learning_rate,
-        "lr_start": config.lr_start,
         "optimizer": str(getattr(config.optim, "value", config.optim)),
         "batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,

@@ -37,7 +37,7 @@ def methods() -> Listing:
         parts = (method.forget_loss, method.retain_loss, method.rule, method.step_size)
         rate = {} if method.learning_rate is None else {"lr": method.learning_rate}
         if method.step_size == "gen":
-            rate = {"lr_start": START}
+            rate = {"lr": START}
         search = "; ".join(_range(name, values) for name, values in method.search.items())
         defaults = _settings({**rate, **method.rule_settings, **method.run})
         cells = (" × ".join(parts), defaults, search or "-", method.summary, method.paper)

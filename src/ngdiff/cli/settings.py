@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ngdiff.data.benchmarks import folder_options, folders_of
 from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.names import SHORT
 from ngdiff.settings.yaml_text import load_settings, load_yaml
 from ngdiff.system.untrusted import Unreadable
 
@@ -26,8 +27,15 @@ NAME_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS, *folder_
 FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private", "trust_remote_code")
 REQUEST_KEYS = ("answers", *NAME_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
 NEEDED = ("model", "forget", "retain", "output")
-ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
-ALIASES |= {"eval_every": "evaluate_every", "eval_items": "evaluate_items"}
+ALIASES = {short: name for name, short in SHORT.items()}
+REPLACED = {
+    "lr_start": "Give --lr with --set step_size=auto or step_size=gen: the search begins at that rate",
+    "floor": "Give it as --set floors.NAME=SHARE",
+    "eval_every": "Give it as --set eval_steps=STEPS",
+    "evaluate_every": "Give it as --set eval_steps=STEPS",
+    "evaluate_items": "Give it as --set eval_items=ITEMS",
+}
+"""Settings of earlier versions, and what to give instead."""
 # trainer settings that a flag decides
 DECIDED_BY = {"output_dir": "output", "bf16": "precision", "fp16": "precision"}
 DECIDED_BY |= dict.fromkeys(
@@ -47,33 +55,13 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
         flags: values by the name of their flag (``lr``) or setting; None, False and empty lists say nothing.
     """
     given, faults = ({}, []) if config is None else _from_config(config)
-    more, wrong = _from_pairs(pairs)
+    more, wrong = _from_pairs(pairs, given)
     said = {key: value for key, value in flags.items() if value is not None and value is not False}
     given |= more
     given |= {ALIASES.get(key, key): value for key, value in said.items() if value not in ([], ())}
-    if given.get("floor"):
-        floors, bad = _floors(given.pop("floor"))
-        given["floors"] = {**given.get("floors", {}), **floors}
-        wrong += bad
-    mend = "Give it as a flag or in --config; see ngdiff unlearn --help"
+    mend = "Give it as a flag or in the file of --config; see ngdiff unlearn --help"
     missing = [Fault(f"--{name}", "is missing", mend) for name in NEEDED if not given.get(name)]
     return given, [*faults, *wrong, *missing]
-
-
-def _floors(pairs: Sequence[str]) -> Found:
-    """Read ``NAME=SHARE`` texts."""
-    found: dict[str, Any] = {}
-    faults = []
-    for pair in pairs:
-        name, equals, share = pair.rpartition("=")
-        try:
-            found[name] = float(share)
-        except ValueError:
-            equals = ""
-        if not equals or not name:
-            faults.append(Fault("--floor", f"{pair!r} is no floor", "Write NAME=SHARE, such as general=0.95"))
-            found.pop(name, None)
-    return found, faults
 
 
 def to_request(
@@ -141,8 +129,10 @@ def _from_config(path: Path) -> Found:
     return _checked(loaded, f"--config {path}")
 
 
-def _from_pairs(pairs: Sequence[str]) -> Found:
+def _from_pairs(pairs: Sequence[str], below: Mapping[str, Any] | None = None) -> Found:
+    """Read pairs; ``group.name=value`` sets one entry of a mapping, such as ``floors``, given ``below``."""
     settings: dict[str, Any] = {}
+    names: set[str] = set()
     faults = []
     mend = "Write --set name=value"
     for pair in pairs:
@@ -150,27 +140,28 @@ def _from_pairs(pairs: Sequence[str]) -> Found:
         try:
             loaded = load_yaml(value)
         except Unreadable as error:
-            faults.append(Fault("--set", f"{pair!r} is no setting: the value {error.what}", mend))
+            faults.append(Fault("--set", f"{pair!r} is not a setting: the value {error.what}", mend))
             continue
-        if not equals:
-            faults.append(Fault("--set", f"{pair!r} is no setting", mend))
-        elif name in settings:
+        group, dot, entry = name.partition(".")
+        if not equals or (dot and not entry):
+            faults.append(Fault("--set", f"{pair!r} is not a setting", mend))
+        elif name in names or (group if dot else name) in names:
             faults.append(Fault("--set", f"{name!r} is set twice", "Keep one of them"))
+        elif dot:
+            start = (below or {}).get(group)
+            settings.setdefault(group, dict(start) if isinstance(start, dict) else {})[entry] = loaded
         else:
             settings[name] = loaded
+        names.add(name)
     checked, wrong = _checked(settings, "--set")
     return checked, [*faults, *wrong]
 
 
 def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
     """Return the settings under their own names, and what is wrong; a null leaves the default."""
-    from ngdiff.training.config import UnlearningConfig
-
     names = {key: str(key).strip().replace("-", "_") for key in loaded}
     settings = {ALIASES.get(names[key], names[key]): value for key, value in loaded.items()}
-    known = {*REQUEST_KEYS, *(field.name for field in fields(UnlearningConfig) if field.init)} - set(
-        DECIDED_BY
-    )
+    known = known_settings()
     own = [ALIASES.get(name, name) for name in names.values()]
     faults = [
         Fault(where, f"{key!r} is set twice, under two names", "Keep one of them")
@@ -180,6 +171,8 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
     for key, value in settings.items():
         if key in DECIDED_BY:
             faults.append(Fault(where, f"{key!r} is not set here", f"Use {DECIDED_BY[key]!r}"))
+        elif key in REPLACED:
+            faults.append(Fault(where, f"there is no setting called {key!r}", REPLACED[key]))
         elif key not in known:
             faults.append(unknown_name(where, "setting", key, {*known, *ALIASES}))
         elif key in FLAG_KEYS and not isinstance(value, bool | None):
@@ -191,6 +184,14 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
         elif value is not None:
             good[key] = value
     return good, faults
+
+
+def known_settings() -> set[str]:
+    """Return the names of all settings that ``--set`` and a file of settings take."""
+    from ngdiff.training.config import UnlearningConfig
+
+    own = {field.name for field in fields(UnlearningConfig) if field.init}
+    return ({*REQUEST_KEYS} | own) - set(DECIDED_BY)
 
 
 def _shown(value: Any) -> str:

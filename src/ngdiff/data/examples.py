@@ -240,7 +240,7 @@ def overlap_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault
         f"{_rows(len(shared))} of the retain set {verb} in the forget set too, "
         f"the first at {first.place} and {places[first.key]}"
     )
-    return Fault("--retain", what, "Take them out of one of the two, or pass --allow-overlap")
+    return Fault("--retain", what, "Remove them from one of the two sets, or give --set allow_overlap=true")
 
 
 def texts_of(examples: Sequence[Example]) -> list[Example]:

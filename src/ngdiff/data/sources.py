@@ -210,5 +210,5 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
 def local_sources(named: Mapping[str, Sequence[str]], folders: Folders) -> list[tuple[str, str]]:
     """Return setting and path of all files and folders that sources read."""
     found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
-    given = [(BENCHMARKS[name].option, str(path)) for name, path in folders.items() if path is not None]
+    given = [(f"{name}_dir", str(path)) for name, path in folders.items() if path is not None]
     return [(flag, path) for flag, path in found if path is not None] + given

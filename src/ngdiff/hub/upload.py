@@ -22,7 +22,7 @@ BELONGS = (
     *("chat_template*", "spiece.model", "sentencepiece.*"),
 )
 """Files at the top of a result's folder that go to the hub."""
-WHERE = "--push-to-hub"
+WHERE = "--set push_to_hub"
 
 
 def belongs(name: str) -> bool:

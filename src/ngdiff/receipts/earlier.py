@@ -109,7 +109,7 @@ def match_files(
         if request is None:
             locked = key is None and any(r.data.get("keyed") for r in requests)
             what = f"{parts[place][0]} is the forget set of no earlier request of this model"
-            mend = "Give the very data that was forgotten" + (", and its --data-key" if locked else "")
+            mend = "Give exactly the data that was forgotten" + (", and its data_key" if locked else "")
             faults.append(Fault(where, what, mend))
         else:
             found[request.number] = [example for _, examples in parts[place:end] for example in examples]

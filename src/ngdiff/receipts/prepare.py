@@ -52,7 +52,7 @@ def plan_receipt(
             return otherwise
 
     key = None if sign is None else attempt(lambda: read_private_key(sign), None)
-    secret = None if data_key is None else attempt(lambda: read_data_key(data_key), None)
+    secret = None if data_key is None else attempt(lambda: read_data_key(data_key, "--set data_key"), None)
     chain: list[Read] = []
     requests: list[EarlierRequest] = []
     notes: list[str] = []

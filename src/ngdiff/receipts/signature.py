@@ -36,7 +36,7 @@ def _require_cryptography(where: str) -> None:
         raise RequestError(Fault(where, what, f"Install it with: {INSTALL}"))
 
 
-def read_private_key(path: Path, where: str = "--sign") -> Ed25519PrivateKey:
+def read_private_key(path: Path, where: str = "--set sign") -> Ed25519PrivateKey:
     """Read a private key.
 
     Raises:

@@ -83,22 +83,22 @@ def _fault(name: str, value: Any, hint: Any) -> Fault | None:
 
 
 def positive_fault(where: str, value: float, example: str) -> Fault | None:
-    """Say so where a number is not positive and finite."""
+    """Return the fault of a number that is not positive and finite."""
     if 0 < value < float("inf"):
         return None
-    return Fault(where, f"{value} is not above 0 and finite", f"Give a positive number, {example}")
+    return Fault(where, f"{value} is not a positive number", f"Give a finite number above 0, {example}")
 
 
 def seed_fault(seed: int) -> Fault | None:
-    """Say so where a seed is none that every library takes."""
+    """Return the fault of a seed that some library does not take."""
     if 0 <= seed < 2**32:
         return None
-    return Fault("--seed", f"{seed} is no seed", "Give a whole number from 0 to 4294967295")
+    return Fault("--seed", f"{seed} is not a valid seed", "Give a whole number from 0 to 4294967295")
 
 
-def minutes_fault(minutes: float) -> Fault | None:
-    """Say so where the minutes between two checkpoints are no length of time."""
+def minutes_fault(minutes: float, where: str = "--save-minutes") -> Fault | None:
+    """Return the fault of an interval between two checkpoints that is not a length of time."""
     if 0 <= minutes < float("inf"):
         return None
-    mend = "Give minutes, or 0 for no checkpoints by the clock"
-    return Fault("--save-minutes", f"{minutes} is no length of time", mend)
+    mend = "Give a number of minutes, or 0 for no checkpoints by time"
+    return Fault(where, f"{minutes} is not a length of time", mend)

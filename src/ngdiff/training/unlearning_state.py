@@ -66,7 +66,7 @@ def take_up(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> 
     if state["step_size"] is not None and not isinstance(trainer._step_size, FixedRate):
         trainer._step_size.load_state_dict(state["step_size"])
     if state["stopping"] is not None:
-        trainer._stopping = StoppingRule.from_state(state["stopping"], trainer.args.check_patience)
+        trainer._stopping = StoppingRule.from_state(state["stopping"], trainer.PATIENCE)
         trainer._items.load_state_dict(state["items"])
         trainer.kept.load_state_dict(state["kept"])
         if _is_best(trainer):
