@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.losses import LOSSES, find_loss
 from ngdiff.methods import RUN, Method, StepSizeName, find_method
 from ngdiff.names import DEFAULT_METHOD, flag_of
-from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault, type_faults
+from ngdiff.settings.faults import default_of, minutes_fault, positive_fault, seed_fault, type_faults
 from ngdiff.steps.forget_buffer import Keep
 from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES, make_rule
@@ -34,45 +34,6 @@ def checkpointing(wanted: bool) -> dict[str, Any]:
     name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     # the other kind runs layers in a graph of their own, which losses on hidden states cannot see
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-# kind of value -> its check, and the settings that hold it
-_KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-    "number": (
-        _is_number,
-        ("learning_rate", "probe_tolerance", "keep_utility", "num_train_epochs", "save_minutes"),
-    ),
-    "whole number": (
-        _is_whole,
-        (
-            *("probe_every", "check_every", "max_length"),
-            *("eval_steps", "eval_items", "examples_per_step"),
-            *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"),
-        ),
-    ),
-    "name": (
-        lambda value: isinstance(value, str),
-        (
-            "method",
-            "forget_loss",
-            "retain_loss",
-            "rule",
-            "stop_at",
-            "trainable",
-            "forget_buffer",
-            "step_size",
-            "long_text",
-        ),
-    ),
-}
 
 
 @dataclass
@@ -258,40 +219,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
 
     def _type_faults(self) -> list[Fault]:
         """List values of the wrong type; defaults take their place, so that the rest can be checked."""
-        faults = []
-        for kind, (fits, names) in _KINDS.items():
-            for name in names:
-                value = getattr(self, name)
-                default = type(self).__dataclass_fields__[name].default
-                if not (fits(value) or (value is None and default is None)):
-                    faults.append(Fault(flag_of(name), f"{value!r} is not a {kind}", f"Give a {kind}"))
-                    setattr(self, name, default)
-        self._fill_batch()
-        if not isinstance(self.floors, dict) or not all(map(_is_number, self.floors.values())):
-            mend = "Give names and shares, such as floors.general=0.95"
-            faults.append(
-                Fault(flag_of("floors"), f"{self.floors!r} is not a mapping of names to shares", mend)
-            )
-            self.floors = {}
-        for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
-            settings = getattr(self, name)
-            if not isinstance(settings, dict) or not all(map(_is_number, settings.values())):
-                mend = "Give names and numbers, such as {alpha: 2}"
-                faults.append(
-                    Fault(flag_of(name), f"{settings!r} is not a mapping of names to numbers", mend)
-                )
-                setattr(self, name, {})
-        return faults + self._other_type_faults()
-
-    def _other_type_faults(self) -> list[Fault]:
-        """Do the same for the settings that come from ``transformers.TrainingArguments``."""
-        checked = {name for _, names in _KINDS.values() for name in names}
-        checked |= {"rule_settings", "forget_loss_settings", "retain_loss_settings", "floors"}
         fields = {name: one for name, one in type(self).__dataclass_fields__.items() if one.init}
-        values = {name: getattr(self, name) for name in fields if name not in checked}
-        found = type_faults(type(self), fields, values)
+        found = type_faults(type(self), {name: getattr(self, name) for name in fields})
         for name in found:
-            setattr(self, name, fields[name].default)
+            setattr(self, name, default_of(fields[name]))
+        self._fill_batch()
         return list(found.values())
 
     def _range_faults(self) -> list[Fault]:
