@@ -107,5 +107,5 @@ def test_a_number_of_answers_that_is_none_is_refused(tmp_path: Path, cli: Cli) -
     answer = cli("unlearn", "--config", config)
     assert (
         answer.code == 2
-        and ("--set answers: is 'many'.", "Give a number, 0 for no answers.") in answer.faults
+        and ("--set answers: is 'many'.", "Give a whole number; 0 disables the answers.") in answer.faults
     )

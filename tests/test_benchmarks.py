@@ -85,7 +85,7 @@ def test_a_name_that_does_not_exist_is_answered_with_one_that_does() -> None:
 def test_a_broken_file_is_named_with_its_part(tmp_path: Path) -> None:
     write_muse(tmp_path, muse_rows())
     (tmp_path / "raw/forget.jsonl").write_text('{"text": "broken')
-    assert "--forget news/forget: forget.jsonl, line 1: is broken JSON" in refused(
+    assert "--forget news/forget: forget.jsonl, line 1: is not valid JSON" in refused(
         "muse:news/forget", folders={"muse": tmp_path}
     )
 

@@ -396,7 +396,7 @@ def test_adapters_on_quantised_weights(cli: Cli, data: dict[str, Path], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [(float("nan"), "not finite, the first in"), (None, "is not whole")]
+    ("value", "says"), [(float("nan"), "not finite, the first in"), (None, "is incomplete")]
 )
 def test_weights_are_looked_at_before_they_are_quantised(
     cli: Cli, data: dict[str, Path], tmp_path: Path, value: float | None, says: str
@@ -476,7 +476,7 @@ def test_a_used_folder_is_refused_then_overwritten(
     assert tree(tmp_path) == before
     (output / "left-over").touch()
     answer = cli(*words, "--overwrite", "--seed", "9")
-    assert answer.code == 2 and "holds left-over" in answer.err and (output / "left-over").exists()
+    assert answer.code == 2 and "contains left-over" in answer.err and (output / "left-over").exists()
     (output / "left-over").unlink()
     assert cli(*words, "--overwrite", "--seed", "9").code == 0
     assert record_of(output)["settings"]["seed"] == 9

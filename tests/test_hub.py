@@ -67,7 +67,7 @@ def test_only_what_belongs_goes(result: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none.json", "../unlearned/answers.json", "checkpoint-3/model.safetensors"])
 def test_files_that_cannot_be_asked_for(result: Path, name: str) -> None:
-    with pytest.raises(RequestError, match="is no file"):
+    with pytest.raises(RequestError, match="is not a file"):
         files_to_push(result, [name])
 
 
@@ -98,12 +98,12 @@ def test_push_is_public_unless_asked_and_goes_on_in_its_own_repository(
 @pytest.mark.parametrize(
     ("name", "token", "role", "told"),
     [
-        ("me/x", None, "write", "nobody is logged in"),
+        ("me/x", None, "write", "not logged in"),
         ("me/x", "hf_bad", "write", "does not accept the token"),
         ("me/x", "hf_good", "read", "can only read"),
         ("other/x", "hf_good", "write", "does not belong to 'other'"),
-        ("a b/c", "hf_good", "write", "is no name of a repository"),
-        ("a/b/c", "hf_good", "write", "is no name of a repository"),
+        ("a b/c", "hf_good", "write", "is not a valid repository name"),
+        ("a/b/c", "hf_good", "write", "is not a valid repository name"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(

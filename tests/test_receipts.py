@@ -119,7 +119,7 @@ def test_everything_agrees(cli: Cli, made: Path) -> None:
     assert answer.code == 0, answer.out
     assert lines(answer, "✗") == []
     unchecked = [line for line in lines(answer, "-") if not line.startswith("report.html")]  # written later
-    assert unchecked == ["software that ran: the very software that verifies"]
+    assert unchecked == ["software that ran: the same software that verifies"]
     agreed = "\n".join(lines(answer, "✓"))
     for claim in ("model.safetensors", "receipts/001.json", "weights", "forget data", "retain data"):
         assert claim in agreed
@@ -247,7 +247,7 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "weights and receipt": (
         reweigh,
-        ["weights: have the SHA-256", "signature of receipt.json: does not belong"],
+        ["weights: have the SHA-256", "signature of receipt.json: does not match"],
     ),
     "config": (edit("config.json", '"rope', '"rope '), ["config.json: was changed"]),
     "record": (
@@ -267,7 +267,7 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "receipt, resealed": (
         lambda f: reseal(f, improve),
-        ["signature of receipt.json: does not belong", "figures in the receipt: does not follow"],
+        ["signature of receipt.json: does not match", "figures in the receipt: does not follow"],
     ),
     "receipt's time, resealed": (lambda f: reseal(f, earlier_time), ["time in the receipt: does not follow"]),
     "file left out, resealed": (lambda f: reseal(f, drop_file), ["config.json: is not in the receipt"]),
@@ -281,7 +281,7 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["receipt.json: is no receipt of this form"],
     ),
     "no signature": (lambda f: (f / "receipt.sig").unlink(), ["signature of receipt.json: is missing"]),
-    "signature": (lambda f: flip(f / "receipt.sig"), ["signature of receipt.json: does not belong"]),
+    "signature": (lambda f: flip(f / "receipt.sig"), ["signature of receipt.json: does not match"]),
     "signer removed": (
         lambda f: reseal(f, lambda c: c.update(signer=None)),
         ["signature of receipt.json: is there, and the receipt says that nobody"],
@@ -317,19 +317,19 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a pipe for weights": (
         lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")),
-        ["model.safetensors: is no plain file", "weights: have the SHA-256 unreadable"],
+        ["model.safetensors: is not a regular file", "weights: have the SHA-256 unreadable"],
     ),
     "a pipe for the record": (
         lambda f: ((f / "record.json").unlink(), os.mkfifo(f / "record.json")),
-        ["record.json: is no plain file", "record.json: is needed"],
+        ["record.json: is not a regular file", "record.json: is needed"],
     ),
     "what it proves, resealed": (
         lambda f: reseal(f, lambda c: c["proves"].append("That the model has forgotten everything.")),
-        ["proves in the receipt: is not what receipts state"],
+        ["proves in the receipt: differs from the text of every receipt"],
     ),
     "what it does not prove, resealed": (
         lambda f: reseal(f, lambda c: c["does_not_prove"].pop()),
-        ["does_not_prove in the receipt: is not what receipts state"],
+        ["does_not_prove in the receipt: differs from the text of every receipt"],
     ),
     "the chain cut off, resealed": (
         lambda f: reseal(f, lambda c: c.update(previous=None)),
@@ -347,8 +347,8 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         edit_figures('"exact_memorisation": ', f'"exact_memorisation": {"7" * 299}, "x": '),
         ["record.json: was changed", "figures in"],
     ),
-    "link to nothing": (lambda f: (f / "link").symlink_to("nowhere"), ["link: is no plain file"]),
-    "link to a folder": (lambda f: (f / "link").symlink_to("/"), ["link: is no plain file"]),
+    "link to nothing": (lambda f: (f / "link").symlink_to("nowhere"), ["link: is not a regular file"]),
+    "link to a folder": (lambda f: (f / "link").symlink_to("/"), ["link: is not a regular file"]),
 }
 
 
@@ -401,7 +401,7 @@ def test_wrong_data_model_and_key(cli: Cli, made: Path, tmp_path: Path) -> None:
     assert answer.code == 4
     starts = ["signature of receipt.json: was made with another key", "forget data: is not what was used: 4"]
     starts += [
-        "holdout data: the receipt tells of none",
+        "holdout data: the receipt has none",
         "retain data: is not what",
         "starting model: is another",
     ]
@@ -511,7 +511,7 @@ def test_a_record_beside_the_starting_model_is_compared(cli: Cli, made: Path, tm
 
 def test_no_receipt_at_all(cli: Cli, made: Path) -> None:
     answer = cli("verify", made / "target")
-    assert answer.code == 2 and "holds no receipt.json" in answer.faults[0][0]
+    assert answer.code == 2 and "contains no receipt.json" in answer.faults[0][0]
 
 
 # ---- keys ----
@@ -528,12 +528,12 @@ def pem(path: Path, key: Any, password: bytes | None = None) -> Path:
 
 def test_bad_keys(cli: Cli, made: Path, tmp_path: Path) -> None:
     keys = {
-        "is locked with a password": pem(tmp_path / "locked.pem", Ed25519PrivateKey.generate(), b"secret"),
+        "is encrypted with a password": pem(tmp_path / "locked.pem", Ed25519PrivateKey.generate(), b"secret"),
         "another kind of key (RSA)": pem(tmp_path / "rsa.pem", rsa.generate_private_key(65537, 1024)),
         "holds a public key": made / "key.pub.pem",
-        "holds no private key": made / "retain.jsonl",
+        "contains no private key": made / "retain.jsonl",
         "cannot be read": tmp_path / "nowhere.pem",
-        "is no file": tmp_path,
+        "is not a file": tmp_path,
     }
     for what, key in keys.items():
         words = request(made, "target", 1)
@@ -636,7 +636,7 @@ def test_bad_data_keys(cli: Cli, made: Path, tmp_path: Path) -> None:
     for content in ("", "ab" * 31, "zz" * 32, "ab" * 1000):
         (tmp_path / "data.key").write_text(content)
         answer = cli("verify", made / "out1", "--data-key", tmp_path / "data.key")
-        assert answer.code == 2 and "holds no key of 64 hex digits" in answer.faults[0][0]
+        assert answer.code == 2 and "contains no key of 64 hex digits" in answer.faults[0][0]
 
 
 # ---- figures ----

@@ -188,8 +188,8 @@ def test_a_cache_that_is_emptied_during_a_run_costs_nothing(story: Story) -> Non
 def test_a_signal_ends_the_run_after_a_checkpoint_and_names_the_command(story: Story) -> None:
     assert story.code("terminated") == 128 + SIGTERM
     said = story.printed("terminated")
-    assert "Stopped after step 3." in said and "Go on from step 3 with: ngdiff unlearn --model" in said
-    assert said.split("Go on from step 3 with:")[1].split("The unfinished")[0].strip().endswith("--resume")
+    assert "Stopped after step 3." in said and "Resume from step 3 with: ngdiff unlearn --model" in said
+    assert said.split("Resume from step 3 with:")[1].split("The unfinished")[0].strip().endswith("--resume")
     assert story.code("interrupted") == 128 + SIGINT
     assert "Stopped after step 5." in story.printed("interrupted")
     assert story.code("resumed") == MISSED

@@ -121,7 +121,7 @@ def test_no_file_no_mapping(cli: Cli, tmp_path: Path) -> None:
     assert cli("validate", tmp_path / "none.yaml").code == 2
     (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
     answer = cli("validate", tmp_path / "list.yaml")
-    assert answer.code == 2 and "is no mapping" in answer.err
+    assert answer.code == 2 and "is not a mapping" in answer.err
 
 
 def test_most_steps_by_hand() -> None:

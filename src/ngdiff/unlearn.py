@@ -165,7 +165,9 @@ def prepare(request: UnlearnRequest) -> Prepared:
         faults += error.faults
     faults += check_output(request.output, may_replace(request), needed)
     if type(request.answers) is not int or request.answers < 0:
-        faults.append(Fault("--set answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
+        faults.append(
+            Fault("--set answers", f"is {request.answers!r}", "Give a whole number; 0 disables the answers")
+        )
     sources = {"--forget": request.forget, "--retain": request.retain, "--holdout": request.holdout}
     sources |= {"--earlier": request.earlier, "--keep": request.keep}
     faults += holds_faults(request.output, local_sources(sources, request.folders))

@@ -61,7 +61,7 @@ def _root(
 ) -> None:
     """Make a language model forget: no learning rate to choose, and evidence that it worked.
 
-    See it work: `ngdiff demo`
+    Try it: `ngdiff demo`
 
     Forget something:
 
@@ -73,7 +73,7 @@ def _root(
 
     `ngdiff evaluate unlearned --suite own --forget forget.jsonl --retain retain.jsonl --output eval.json`
 
-    What there is to choose from: `ngdiff ls methods`
+    List the methods: `ngdiff ls methods`
     """
 
 
@@ -115,7 +115,9 @@ def _run() -> None:
         if error.errno not in NO_ROOM:
             raise
         where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
-        show_faults((Fault("disk", f"{where} ({error.strerror})", "Free some room, or write elsewhere"),))
+        show_faults(
+            (Fault("disk", f"{where} ({error.strerror})", "Free some space, or choose another disk"),)
+        )
         sys.exit(EXIT_BAD_REQUEST)
     except EvaluationError as error:
         stop_bars()
@@ -144,7 +146,7 @@ def _stopped(ending: Interrupted) -> list[str]:
         return ["Stopped.", f"Resume with:\n  {shlex.join(['ngdiff', *sys.argv[1:]])}"]
     said = [f"Stopped after step {ending.step}."]
     if ending.checkpoint is not None:
-        said.append(f"Go on from step {ending.checkpoint} with:\n  {resume_command(sys.argv[1:])}")
+        said.append(f"Resume from step {ending.checkpoint} with:\n  {resume_command(sys.argv[1:])}")
     return said
 
 

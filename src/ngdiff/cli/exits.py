@@ -14,12 +14,12 @@ EXIT_TERMINATED = 143
 
 EXIT_CODES: dict[int, str] = {
     EXIT_DONE: "done",
-    EXIT_FAILED: "an unexpected failure, or a model that cannot be evaluated",
-    EXIT_BAD_REQUEST: "the request was wrong, and nothing was written",
+    EXIT_FAILED: "an unexpected error, or a model that cannot be evaluated",
+    EXIT_BAD_REQUEST: "the request was invalid, and nothing was written",
     EXIT_TARGET_MISSED: "the model was saved, but the forget target was not reached",
-    EXIT_DISAGREES: "something is not what a log or a receipt says",
+    EXIT_DISAGREES: "something differs from what a log or a receipt states",
     EXIT_INTERRUPTED: "interrupted (Ctrl-C)",
-    EXIT_TERMINATED: "asked to end (SIGTERM)",
+    EXIT_TERMINATED: "terminated (SIGTERM)",
 }
 """Every exit code there is, with its meaning."""
 

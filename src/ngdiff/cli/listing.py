@@ -154,15 +154,13 @@ def _written(table: str) -> Listing:
 
 @app.command("ls")
 def ls(
-    table: Annotated[
-        str | None, typer.Argument(help=f"{', '.join(TABLES)}; leave it out to list these.")
-    ] = None,
+    table: Annotated[str | None, typer.Argument(help=f"{', '.join(TABLES)}; omit it to list these.")] = None,
 ) -> None:
-    """List the methods, losses, rules, data sets, suites, metrics and audits there are.
+    """List the available methods, losses, rules, data sets, suites, metrics and audits.
 
     Example: `ngdiff ls methods`
 
-    Piped into another program, it prints one line a row: `ngdiff ls methods | grep ngdiff`
+    When piped, it prints one line per row: `ngdiff ls methods | grep ngdiff`
     """
     if table is not None and table not in TABLES:
         raise RequestError(unknown_name("ls", "table", table, TABLES))

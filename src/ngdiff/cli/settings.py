@@ -96,26 +96,13 @@ def _sources(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings, named as on the command line (with ``_`` or ``-``).
-
-    Raises:
-        RequestError: the file is missing, is no YAML mapping, or names settings that do not exist.
-    """
-    return _or_raise(_from_config(path))
-
-
 def parse_set(pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``name=value`` pairs; values are YAML.
 
     Raises:
-        RequestError: a pair has no ``=``, its value is no YAML, or there is no such setting.
+        RequestError: a pair has no ``=``, its value is not valid YAML, or there is no such setting.
     """
-    return _or_raise(_from_pairs(pairs))
-
-
-def _or_raise(found: Found) -> dict[str, Any]:
-    settings, faults = found
+    settings, faults = _from_pairs(pairs)
     if faults:
         raise RequestError(faults)
     return settings
@@ -170,7 +157,7 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
     good = {}
     for key, value in settings.items():
         if key in DECIDED_BY:
-            faults.append(Fault(where, f"{key!r} is not set here", f"Use {DECIDED_BY[key]!r}"))
+            faults.append(Fault(where, f"{key!r} cannot be set here", f"Use {DECIDED_BY[key]!r}"))
         elif key in REPLACED:
             faults.append(Fault(where, f"there is no setting called {key!r}", REPLACED[key]))
         elif key not in known:
@@ -180,7 +167,7 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
         elif key in SOURCE_KEYS and not _is_sources(value):
             faults.append(Fault(where, f"{key!r} is {_shown(value)}", "Write a source, or a list of sources"))
         elif key in NAME_KEYS and not isinstance(value, str | None):
-            faults.append(Fault(where, f"{key!r} is {_shown(value)}", "Write a name, in quotes if need be"))
+            faults.append(Fault(where, f"{key!r} is {_shown(value)}", "Write a name, in quotes if necessary"))
         elif value is not None:
             good[key] = value
     return good, faults

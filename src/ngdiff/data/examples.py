@@ -164,7 +164,7 @@ def _content_faults(row: Row, form: tuple[str, ...], where: str) -> list[Fault]:
         return [fault] if fault else []
     found = ((column, text_fault(row.values[column])) for column in form)
     return [
-        Fault(at, f"{column!r} {what}", f"Give {column!r} some text, or leave the row out")
+        Fault(at, f"{column!r} {what}", f"Give {column!r} some text, or remove the row")
         for column, what in found
         if what
     ]
@@ -183,7 +183,7 @@ def text_fault(value: object) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which is no character"
+        return "contains half of a surrogate pair, which is not a character"
     return None
 
 
@@ -200,7 +200,7 @@ def _messages_fault(value: object, at: str) -> Fault | None:
             return Fault(at, f"message {number} has the role {role!r}", f"Use one of {', '.join(ROLES)}")
         what = None if role == "system" and content == "" else text_fault(content)
         if what:
-            mend = "Give it some text, or leave the row out"
+            mend = "Give it some text, or remove the row"
             return Fault(at, f"the content of message {number} {what}", mend)
     if value[-1]["role"] != "assistant":
         what = f"the last message is from {value[-1]['role']!r}, not from 'assistant'"

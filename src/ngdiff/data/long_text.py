@@ -89,7 +89,7 @@ def in_pieces(examples: Iterable[Example], tokenizer: Any, max_length: int | Non
             continue
         starts = tokens.starts(example)
         if starts is None:
-            what = f"has more than {max_length} tokens, and the tokenizer does not say where they stand"
+            what = f"has more than {max_length} tokens, and its tokenizer does not return token offsets"
             mend = "Use a fast tokenizer, or set long_text=cut"
             raise RequestError(Fault(f"{where} {example.place}", what, mend))
         bounds = _bounds(example.answer, starts, max_length - len(tokens.opening), tokens.ends)

@@ -73,7 +73,9 @@ def capped(faults: list[Fault], where: str) -> list[Fault]:
     """Return at most 20 faults, the rest as a count."""
     if len(faults) <= _MOST_FAULTS:
         return faults
-    rest = Fault(where, f"has {len(faults) - _MOST_FAULTS} faults more", "Mend the ones above and run again")
+    rest = Fault(
+        where, f"has {len(faults) - _MOST_FAULTS} more errors", "Fix the errors above, and run again"
+    )
     return [*faults[:_MOST_FAULTS], rest]
 
 
@@ -88,7 +90,7 @@ def _split_slice(source: str, where: str) -> tuple[str, slice]:
     if source.endswith("]"):
         bare, _, inside = source.rpartition("[")
         mend = f"Write a slice as {bare}[start:stop], for instance {bare}[-100:]"
-        raise RequestError(Fault(where, f"[{inside} is no slice", mend))
+        raise RequestError(Fault(where, f"[{inside} is not a valid slice", mend))
     return source, slice(None)
 
 
@@ -118,7 +120,7 @@ def _missing(path: Path, where: str) -> Fault:
     parent = path.parent
     try:
         if path.is_symlink():
-            return Fault(where, f"{str(path)!r} is a link that leads nowhere", "Mend the link")
+            return Fault(where, f"{str(path)!r} is a broken link", "Fix the link")
         shown = [p for p in parent.iterdir() if p.name[0] != "."]
         files = sorted(p.name for p in shown if p.suffix.lower() in READERS)
         names = files + [p.name for p in shown if p.is_dir()]
@@ -191,7 +193,7 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the HTTP client, the hub and the data set's builder each raise their own
-        what = f"{source!r} is no file here and could not be loaded as a hub dataset ({first_line(error)})"
+        what = f"{source!r} is not a file here and could not be loaded as a hub dataset ({first_line(error)})"
         mend = "Check the name (org/name:config@split) and the connection, or give a file"
         return [], [Fault(where, what, mend)]
     if split is None:

@@ -25,7 +25,7 @@ _REASONS = {
 
 
 def hidden(record: RunRecord) -> RunRecord:
-    """Return a copy of a complete record that holds no figure of fewer than :data:`FEWEST` rows."""
+    """Return a copy of a complete record that contains no figure of fewer than :data:`FEWEST` rows."""
     few = {
         name
         for part in (record.before, record.after)

@@ -108,7 +108,7 @@ def sound_chain(source: ModelSource, now: Mapping[str, Any], where: str = "--mod
     if chain and not wrong:
         files = chain[-1].content["files"]
         weights = [name for name in now if name.endswith(".safetensors")]
-        what = "is not the file that receipt.json tells of"
+        what = "is not the file that receipt.json names"
         wrong = [(name, what) for name in weights if files.get(name) != now[name]]
     if wrong:
         faults = [Fault(where, f"{name} of {source.name!r} {what}", mend) for name, what in wrong]

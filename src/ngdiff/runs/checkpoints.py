@@ -210,8 +210,8 @@ def good_or_refused(run: Path) -> tuple[Path | None, list[Damaged]]:
     good, broken = last_good(run)
     if good is None and broken:
         listed = "; ".join(f"{one.folder.name}: {one.why}" for one in broken)
-        what = f"no checkpoint in {run} is whole ({listed})"
-        mend = "Start afresh with --no-resume, or put the files back from a copy"
+        what = f"no checkpoint in {run} is intact ({listed})"
+        mend = "Start over with --no-resume, or restore the files from a copy"
         raise RequestError(Fault("--resume", what, mend))
     return good, broken
 

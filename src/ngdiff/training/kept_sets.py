@@ -76,7 +76,7 @@ def reserved_faults(names: Sequence[str]) -> list[Fault]:
     """Say so where a set to keep has a name that means something else."""
     taken = {*FLOORS, "general", "forget", "never_seen", "items"}
     return [
-        Fault("--keep", f"the name {name!r} has another meaning here", "Rename the file")
+        Fault("--keep", f"the name {name!r} is reserved", "Rename the file")
         for name in names
         if name in taken or name.startswith("earlier ")
     ]

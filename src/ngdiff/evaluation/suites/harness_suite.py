@@ -14,7 +14,7 @@ from ngdiff.system.processes import process_count
 
 def _read(request: EvaluateRequest) -> SuiteData:
     if process_count() > 1:
-        what = "the suite lm-eval runs in one process here"
+        what = "the suite lm-eval supports only one process"
         raise RequestError(Fault("--suite lm-eval", what, "Start it without torchrun"))
     check_tasks(request.tasks)
     settings = HarnessSettings(
