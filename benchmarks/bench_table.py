@@ -18,9 +18,9 @@ from benchmarks.pages import page_of, put
 from benchmarks.study_tables import publish
 from ngdiff.bench.comparison_tables import ablation_table, distance_table
 from ngdiff.bench.picture import draw_front
-from ngdiff.bench.plan import TUNING
 from ngdiff.bench.summary import Row, mark_front, row_from_json
 from ngdiff.bench.tables import as_csv, table
+from ngdiff.bench.trials import TUNING
 from ngdiff.bench.tuning_tables import grid_table, tuning_table
 
 EVIDENCE, IMAGES = Path("docs/study/bench"), Path("docs/images")

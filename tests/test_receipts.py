@@ -24,8 +24,8 @@ from commandline import Answer, Cli, make_cli, questions, save_model, write_json
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.statistics import interval
-from ngdiff.receipts.canonical import canonical
-from ngdiff.receipts.figures import figures_of
+from ngdiff.receipts.hashes import canonical
+from ngdiff.receipts.set_figures import figures_of
 
 SHORT = ("--stop-at", "none", "--max-steps", "2", "--batch-size", "2", "--max-length", "128", "--lr", "1e-4")
 
