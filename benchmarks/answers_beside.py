@@ -1,6 +1,6 @@
 """Forget questions of a benchmark, evenly spread, and what each model answers -> a table in the results.
 
-python -m benchmarks.answers_beside docs/study/bench/forget05/trials/forget05 \\
+python -m benchmarks.answers_beside BENCHMARK/trials/forget05 \\
     ngdiff-unlikelihood ngdiff-selective --title "Answers, forget05"
 """
 

@@ -1,8 +1,8 @@
-"""A finished benchmark -> its evidence in docs/study, and its table and pictures in the documentation.
+"""A finished benchmark -> its figures in docs/study, and its table and pictures in the documentation.
 
 ngdiff bench tofu ... --output FOLDER
 python -m benchmarks.bench_table FOLDER --name forget01
-python -m benchmarks.bench_table --name forget01      # table and front once more, from the evidence alone
+python -m benchmarks.bench_table --name forget01      # table and front again, from those figures alone
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import page_of, put
-from benchmarks.study_tables import publish
+from benchmarks.evidence import STUDY, keep_bench, read_bench
+from benchmarks.pages import page_of, put, shows
 from ngdiff.bench.comparison_tables import ablation_table, distance_table
 from ngdiff.bench.picture import draw_front
-from ngdiff.bench.summary import Row, mark_front, row_from_json
-from ngdiff.bench.tables import as_csv, table
-from ngdiff.bench.trials import TUNING
+from ngdiff.bench.summary import COMPARED, Row, mark_front, row_from_json
+from ngdiff.bench.tables import table
 from ngdiff.bench.tuning_tables import grid_table, tuning_table
 
-EVIDENCE, IMAGES = Path("docs/study/bench"), Path("docs/images")
-FILES = ("record.json", "evaluation.json", "general.json", "trial.json", "results.json")
+EVIDENCE, IMAGES = STUDY / "bench", Path("docs/images")
 
 
 def main() -> None:
@@ -37,14 +35,15 @@ def main() -> None:
     args = parser.parse_args()
     evidence = EVIDENCE / args.name
     if args.folder is not None:
-        keep_evidence(args.folder.expanduser(), evidence)
-        shutil.copyfile(args.folder.expanduser() / "curves.png", IMAGES / f"curves-{args.name}.png")
-    results = json.loads((evidence / "results.json").read_text(encoding="utf-8"))
+        folder = args.folder.expanduser()
+        keep_bench(json.loads((folder / "results.json").read_text(encoding="utf-8")), evidence)
+        if shows(f"curves-{args.name}.png"):
+            shutil.copyfile(folder / "curves.png", IMAGES / f"curves-{args.name}.png")
+    results = read_bench(evidence)
     rows = published_rows(results)
     splits = list(dict.fromkeys(row.split for row in rows))
-    if args.folder is not None or args.pictures:
+    if (args.folder is not None or args.pictures) and shows(f"pareto-{args.name}.png"):
         draw_front(splits, rows, IMAGES / f"pareto-{args.name}.png")
-    (evidence / "results.csv").write_text(as_csv(rows), encoding="utf-8")
 
     def each_split(lay_out: Callable[[Sequence[Row]], str]) -> str:
         return "\n\n".join(lay_out([row for row in rows if row.split == split]) for split in splits)
@@ -62,25 +61,11 @@ def main() -> None:
             put(title, lay_out())
 
 
-def keep_evidence(folder: Path, evidence: Path) -> None:
-    """Copy record and evaluation of every run on the splits of the folder's table."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    splits = {row["split"] for row in results["rows"]}
-    for found in sorted(folder.rglob("*.json")):
-        kind, split = (*found.relative_to(folder).parts, "")[:2]
-        if found.name in FILES and (
-            found.parent == folder or (kind != "data" and split.removeprefix(TUNING) in splits)
-        ):
-            place = evidence / found.relative_to(folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            publish(found, place)
-
-
 def published_rows(results: Mapping[str, Any]) -> list[Row]:
     """Return the rows of the published results, the front of each split marked by today's rule."""
     rows = [row_from_json(value) for value in results["rows"]]
     for split in {row.split for row in rows}:
-        mark_front([row for row in rows if row.split == split and row.name not in ("target", "retrained")])
+        mark_front([row for row in rows if row.split == split and row.name not in COMPARED])
     return rows
 
 

@@ -1,7 +1,7 @@
 """One model evaluated by OpenUnlearning and by this project, figure by figure (docs/results-evaluation.md).
 
 python -m benchmarks.beside_openunlearning OURS/eval.json THEIRS/TOFU_EVAL.json PADDED/TOFU_EVAL.json
-python -m benchmarks.beside_openunlearning      # the table once more, from docs/study/openunlearning
+python -m benchmarks.beside_openunlearning      # the table again, from docs/study/openunlearning
 python -m benchmarks.beside_openunlearning --first-item MODEL DATA/forget05_perturbed.json
 
 Both evaluations have to be of the same model, rows, chat template and float32. OpenUnlearning reads a model
@@ -21,27 +21,36 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence import STUDY, read_csv, write_csv
 from benchmarks.pages import put
-from benchmarks.study_tables import publish
 from ngdiff.evaluation.openunlearning import TOFU_FIGURES
 
-EVIDENCE = Path("docs/study/openunlearning")
-OURS, THEIRS, PADDED = (EVIDENCE / f"{name}.json" for name in ("ours", "theirs", "theirs-padded"))
+FIGURES = STUDY / "openunlearning" / "figures.csv"
+THEIRS, OURS, PADDED = "openunlearning", "ngdiff", "openunlearning_padded"
 
 
-def keep(theirs: Path, place: Path) -> None:
-    """Keep the aggregates of one of their evaluations, those within other metrics included."""
-    log: dict[str, Any] = json.loads(theirs.read_text(encoding="utf-8"))
-    stated = {
-        name: metric["agg_value"] for name, metric in log.items() if metric.get("agg_value") is not None
+def stated(log: Path) -> dict[str, float]:
+    """Return the aggregates of one of their evaluations, those within other metrics included."""
+    metrics: dict[str, Any] = json.loads(log.read_text(encoding="utf-8"))
+    return {
+        name: metric["agg_value"] for name, metric in metrics.items() if metric.get("agg_value") is not None
     }
-    place.write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def keep(ours: Path, theirs: Path, padded: Path) -> None:
+    """Write every figure that both state into docs/study."""
+    figures = json.loads(ours.read_text(encoding="utf-8"))["figures"]
+    plain, other = stated(theirs), stated(padded)
+    lines = [
+        (key, name, plain[name], figures[key]["value"], other[name])
+        for name, key in TOFU_FIGURES.items()
+        if name in plain and figures.get(key, {}).get("value") is not None
+    ]
+    write_csv(FIGURES, ("figure", "name", THEIRS, OURS, PADDED), lines)
 
 
 def table() -> str:
     """Return every figure that both state."""
-    figures = json.loads(OURS.read_text(encoding="utf-8"))["figures"]
-    stated, padded = (json.loads(place.read_text(encoding="utf-8")) for place in (THEIRS, PADDED))
     head = [
         "figure",
         "OpenUnlearning's name",
@@ -51,11 +60,10 @@ def table() -> str:
         "OpenUnlearning, pad = end",
     ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for name, key in TOFU_FIGURES.items():
-        ours = figures.get(key, {}).get("value")
-        if ours is not None and name in stated:
-            cells = [key, name, f"{stated[name]:.6g}", f"{ours:.6g}", f"{ours - stated[name]:+.1e}"]
-            lines.append(f"| {' | '.join([*cells, f'{padded[name]:.6g}'])} |")
+    for line in read_csv(FIGURES):
+        theirs, ours, padded = (float(line[name]) for name in (THEIRS, OURS, PADDED))
+        cells = [line["figure"], line["name"], f"{theirs:.6g}", f"{ours:.6g}", f"{ours - theirs:+.1e}"]
+        lines.append(f"| {' | '.join([*cells, f'{padded:.6g}'])} |")
     return "\n".join(lines)
 
 
@@ -100,10 +108,7 @@ def main() -> None:
         print(json.dumps(first_item(model, Path(data).expanduser()), indent=1))
         return
     if args.padded is not None:
-        EVIDENCE.mkdir(parents=True, exist_ok=True)
-        publish(args.ours, OURS)
-        keep(args.theirs, THEIRS)
-        keep(args.padded, PADDED)
+        keep(args.ours, args.theirs, args.padded)
     text = table()
     put("Beside OpenUnlearning", text)
     print(text)

@@ -1,11 +1,14 @@
-"""records of real runs -> docs/images/parabola.svg and gradients.svg, the pictures of docs/method.md.
+"""the record of a run -> docs/images/parabola.svg and gradients.svg, the pictures of docs/method.md.
 
-Run it: ``python -m benchmarks.method_figures``. It reads ``docs/study/first/runs/ngdiff/record.json`` and
-makes nothing up: the losses are those the first probe measured, norms and cosines those of the steps.
+    python -m benchmarks.method_figures RECORD    # a run's record.json: what is drawn of it into docs/study
+    python -m benchmarks.method_figures           # the pictures again, from docs/study/method
+
+The losses are those that the first probe measured, norms and cosines those of the steps.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -13,11 +16,14 @@ from typing import Any
 
 import matplotlib
 
+from benchmarks.evidence import STUDY, read_csv, write_csv
+
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parent.parent / "docs"
-RUN = "ngdiff"
+EVIDENCE = STUDY / "method"
+POINT, STEP = ("width", "minus", "zero", "plus"), ("step", "retain_norm", "forget_norm", "cosine")
 RETAIN, FORGET, SUM, GREY = "#1a6faf", "#c1440e", "#2d7d46", "#777777"
 
 
@@ -26,9 +32,19 @@ def parabola(width: float, minus: float, zero: float, plus: float) -> tuple[floa
     return (minus - plus) / (2 * width), (plus - 2 * zero + minus) / width**2
 
 
-def read_record(name: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((DOCS / "study/first/runs" / name / "record.json").read_text("utf-8"))
-    return record
+def keep(record: dict[str, Any]) -> None:
+    """Write the first probe and the norms of the steps into docs/study."""
+    probe = record["probes"][0]
+    points = [[*(point[name] for name in POINT), probe["after"]] for point in probe["points"]]
+    write_csv(EVIDENCE / "probe.csv", (*POINT, "rate_after"), points)
+    write_csv(EVIDENCE / "steps.csv", STEP, ([step[name] for name in STEP] for step in record["steps"]))
+
+
+def read_record() -> dict[str, Any]:
+    """Return what :func:`keep` kept, in the form of a record."""
+    points = [{name: float(text) for name, text in line.items()} for line in read_csv(EVIDENCE / "probe.csv")]
+    steps = [{name: float(text) for name, text in line.items()} for line in read_csv(EVIDENCE / "steps.csv")]
+    return {"probes": [{"points": points, "after": points[-1]["rate_after"]}], "steps": steps}
 
 
 def draw_parabola(record: dict[str, Any]) -> plt.Figure:
@@ -108,8 +124,15 @@ def draw_norms(axes: Any, record: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("record", type=Path, nargs="?", help="record.json of a run")
+    args = parser.parse_args()
+    if args.record is not None:
+        keep(json.loads(args.record.read_text(encoding="utf-8")))
     matplotlib.rcParams["svg.hashsalt"] = "ngdiff"  # the same picture from the same record
-    record = read_record(RUN)
+    record = read_record()
     for name, draw in (("parabola", draw_parabola), ("gradients", draw_gradients)):
         figure = draw(record)
         figure.tight_layout()

@@ -1,7 +1,7 @@
 """MUSE's six criteria on a corpus and a model that are made from nothing, behind docs/results.md.
 
     python -m benchmarks.muse_table runs    # invents, trains, unlearns, evaluates; what is there is skipped
-    python -m benchmarks.muse_table tables  # Markdown tables, and the evaluations into docs/study
+    python -m benchmarks.muse_table tables  # figures into docs/study, and Markdown tables
 
 MUSE's corpora lie on a hub and its models have 7 billion parameters. This one invents a corpus of MUSE's
 layout (:mod:`ngdiff.invented.corpus`), trains a tokenizer and a Llama of a few million parameters on it, and
@@ -19,16 +19,16 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import LlamaConfig
 
+from benchmarks.evidence import STUDY, keep_figures, read_csv, read_figures, write_csv
 from benchmarks.pages import put
-from benchmarks.study_tables import publish
 from benchmarks.tiny_model import save_blank_model
 from benchmarks.tofu_table import cell, command
-from ngdiff.evaluation.result import EvaluationResult, read_result
+from ngdiff.evaluation.result import Figure, read_result
 from ngdiff.evaluation.suites.muse import forget_sizes, tabulate
 from ngdiff.invented.corpus import (
     REQUESTS,
@@ -42,7 +42,7 @@ from ngdiff.invented.corpus import (
 )
 from ngdiff.invented.people import DRAWS, Person, invent_people, write_jsonl
 
-EVIDENCE = Path("docs/study/muse")
+EVIDENCE = STUDY / "muse"
 SIZE = CorpusSize(request=3, retain=18, holdout=12)
 VOCABULARY, OTHER_PEOPLE, EPOCHS = 1024, 6, 100
 CRITERIA = {
@@ -152,7 +152,7 @@ def evaluate(folder: Path, model: str) -> None:
     command("evaluate", folder / model, *options)
 
 
-def models_table(results: dict[str, EvaluationResult]) -> str:
+def models_table(models: Mapping[str, Mapping[str, Figure]]) -> str:
     """Lay out criteria 1 to 4, one row a model."""
     lines = [f"| | {' | '.join(CRITERIA)} |", f"|---|{'---|' * len(CRITERIA)}"]
     for title, name in {
@@ -161,38 +161,44 @@ def models_table(results: dict[str, EvaluationResult]) -> str:
         "NGDiff, first request": "sust_1",
     }.items():
         digits = {"privleak": 1}
-        cells = [cell(results[name], key, digits.get(key, 3)) or "—" for key in CRITERIA.values()]
+        cells = [cell(models[name], key, digits.get(key, 3)) or "—" for key in CRITERIA.values()]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def sequence_table(results: dict[str, EvaluationResult], corpus: Path) -> str:
+def sequence_table(models: Mapping[str, Mapping[str, Figure]], sizes: Mapping[str, int]) -> str:
     """Lay out criteria 5 and 6: the same figures after larger requests, and after one more each time."""
     lines = [f"| | texts to forget | {' | '.join(CRITERIA)} |", f"|---|---|{'---|' * len(CRITERIA)}"]
     for title, criterion in (("scalability", "scal"), ("sustainability", "sust")):
-        named = [
-            (f"{criterion}_{step}", results[f"{criterion}_{step}"].figures) for step in range(1, REQUESTS + 1)
-        ]
-        rows, change = tabulate(named, forget_sizes(str(corpus), criterion, REQUESTS))
+        names = [f"{criterion}_{step}" for step in range(1, REQUESTS + 1)]
+        rows, change = tabulate([(name, models[name]) for name in names], [sizes[name] for name in names])
         for row in rows:
-            cells = [cell(results[row.name], key, 1 if key == "privleak" else 3) for key in CRITERIA.values()]
+            cells = [cell(models[row.name], key, 1 if key == "privleak" else 3) for key in CRITERIA.values()]
             lines.append(f"| {title} | {row.forget_texts} | {' | '.join(cells)} |")
         changes = " | ".join(f"{change[key]:+.3f}" for key in CRITERIA.values())
         lines.append(f"| {title}, first to last | | {changes} |")
     return "\n".join(lines)
 
 
-def write_tables(folder: Path) -> None:
-    """Copy the evaluations to where they are published, and put the tables into the page."""
-    names = ["target", "retrained", *(f"{c}_{s}" for c in ("scal", "sust") for s in range(1, REQUESTS + 1))]
-    EVIDENCE.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        publish(folder / f"{name}.json", EVIDENCE / f"{name}.json")
-        if name[:4] in ("scal", "sust"):
-            publish(folder / name / "record.json", EVIDENCE / f"{name}.record.json")
-    results = {name: read_result(EVIDENCE / f"{name}.json") for name in names}
-    put("MUSE", models_table(results))
-    put("MUSE requests", sequence_table(results, folder / "corpus"))
+def keep(folder: Path) -> None:
+    """Write the figures of every model, and how many texts each request was to forget, into docs/study."""
+    requests = {c: [f"{c}_{step}" for step in range(1, REQUESTS + 1)] for c in ("scal", "sust")}
+    names = ["target", "retrained", *(name for each in requests.values() for name in each)]
+    keep_figures({name: read_result(folder / f"{name}.json") for name in names}, EVIDENCE)
+    sizes = [
+        pair
+        for criterion, each in requests.items()
+        for pair in zip(each, forget_sizes(str(folder / "corpus"), criterion, REQUESTS), strict=True)
+    ]
+    write_csv(EVIDENCE / "requests.csv", ("model", "texts"), sizes)
+
+
+def write_tables() -> None:
+    """Put the tables into the page, from the figures in docs/study."""
+    models = read_figures(EVIDENCE)
+    sizes = {line["model"]: int(line["texts"]) for line in read_csv(EVIDENCE / "requests.csv")}
+    put("MUSE", models_table(models))
+    put("MUSE requests", sequence_table(models, sizes))
 
 
 def main() -> None:
@@ -203,7 +209,13 @@ def main() -> None:
     parser.add_argument("what", choices=("runs", "tables"))
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/ngdiff/muse"))
     args = parser.parse_args()
-    (run if args.what == "runs" else write_tables)(args.folder.expanduser())
+    folder = args.folder.expanduser()
+    if args.what == "runs":
+        run(folder)
+        return
+    if folder.exists():
+        keep(folder)
+    write_tables()
 
 
 if __name__ == "__main__":

@@ -31,3 +31,8 @@ def page_of(title: str) -> Path | None:
     if len(found) > 1:
         raise SystemExit(f"{' and '.join(map(str, found))} have {mark}: which is meant?")
     return found[0] if found else None
+
+
+def shows(picture: str) -> bool:
+    """Say whether a page shows a picture of ``docs/images``."""
+    return any(f"images/{picture})" in page.read_text(encoding="utf-8") for page in PAGES.glob("*.md"))

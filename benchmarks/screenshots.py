@@ -1,7 +1,8 @@
 """a report -> the pictures of it in the documentation.
 
-``python -m benchmarks.screenshots runs/demo/report.html --output docs/images`` writes report-light.png,
-report-dark.png, report-phone.png, report-answers.png and report-curves.png.
+``python -m benchmarks.screenshots runs/demo/report.html`` writes into docs/images those of report-light.png,
+report-dark.png, report-phone.png, report-answers.png and report-curves.png that a page shows; with
+``--output FOLDER`` it writes all of them there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.browser import chromium
+from benchmarks.pages import shows
 
+IMAGES = Path("docs/images")
 WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
 SHOTS: tuple[tuple[str, str, dict[str, int], str | None], ...] = (
     ("light", "light", WIDE, None),
@@ -28,15 +31,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("page", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("docs/images"))
+    parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
+    folder = asked.output or IMAGES
+    shots = [shot for shot in SHOTS if asked.output or shows(f"report-{shot[0]}.png")]
     with chromium() as browser:
-        for name, scheme, window, section in SHOTS:
+        for name, scheme, window, section in shots:
             context = browser.new_context(viewport=window, color_scheme=scheme)
             page = context.new_page()
             page.goto(asked.page.absolute().as_uri())
             show(page, section)
-            place = asked.output / f"report-{name}.png"
+            place = folder / f"report-{name}.png"
             page.screenshot(path=place)
             print(place)
             context.close()

@@ -1,8 +1,8 @@
-"""The study behind docs/results-earlier.md: TOFU with SmolLM2-135M.
+"""The first study: TOFU with SmolLM2-135M. Later ones begin with its target and its retrained model.
 
     python -m benchmarks.study targets   # knows everything; never saw the forget set
     python -m benchmarks.study runs      # NGDiff from every starting rate, GradDiff at every fixed rate
-    python -m benchmarks.study tables    # Markdown tables and the plot, and the runs' records into docs/study
+    python -m benchmarks.study tables    # figures and costs of all runs into docs/study/runs.csv
 
 TOFU's last ``--questions`` questions are learned, the last ``--forget`` of them are to be forgotten (200:
 forget05); TOFU's first 40 are never seen by any model. All is kept under ``--folder`` and skipped when it is
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence import STUDY, write_csv
 from ngdiff.data.datasets import as_encoded
 from ngdiff.finetune import FinetuneRequest, finetune
 from ngdiff.inference.teacher_forced import score_answers, summarise
@@ -32,7 +33,7 @@ FIXED_RATES = ("1e-5", "2e-5", "5e-5", "1e-4")
 METHOD = "ngdiff-unlikelihood"
 """The default when the study of forget05 was made."""
 MOST_RETAIN_MEASURED = 200
-EVIDENCE = Path("docs/study")
+SETS = ("forget", "retain", "never_seen")
 
 
 class Study:
@@ -126,8 +127,41 @@ def ran_to_the_end(output: Path) -> bool:
     path = output / "record.json"
     if not path.is_file():
         return False
-    stop = json.loads(path.read_text(encoding="utf-8"))["stop"]
+    stop = read_json(path)["stop"]
     return bool(stop["code"] == "end" and stop["kept_step"] == stop["step"])
+
+
+def keep(folder: Path, path: Path) -> None:
+    """Write a line a model: figures of every set, then what the run cost and why it ended."""
+    places = [folder / "target", folder / "retrained", *sorted((folder / "runs").glob("*"))]
+    found = [place for place in places if (place / "figures.json").is_file()]
+    figures = {place: read_json(place / "figures.json") for place in found}
+    measures = ("probability", "extraction_strength", "nll")
+    keys = [(part, measure) for part in SETS for measure in measures]
+    head = ["model", *(f"{part}.{measure}" for part, measure in keys), *COST]
+    lines = (
+        [place.name, *(figures[place][part][measure] for part, measure in keys), *cost(place)]
+        for place in found
+    )
+    write_csv(path, head, lines)
+
+
+COST = ("steps", "seconds", "peak_gib", "first_rate", "last_rate", "ended", "kept_step")
+
+
+def cost(place: Path) -> list[object]:
+    """Return what a model took, of a run of training without rates and stop."""
+    record = read_json(place / "record.json")
+    if "cost" not in record:
+        return [None, record["seconds"], record["peak_memory_gib"]["process"], *[None] * 4]
+    rates = [step["learning_rate"] for step in record["steps"] if not step["skipped"]] or [None]
+    took, stop = record["cost"], record["stop"]
+    spent = [took["steps"], took["seconds"], took["peak_memory_gib"]["process"]]
+    return [*spent, rates[0], rates[-1], stop["code"], stop["kept_step"]]
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -144,7 +178,7 @@ def main() -> None:
         "--most-epochs", type=float, default=4.0, help="of GradDiff, and of runs without stop"
     )
     parser.add_argument("--method", default=METHOD, help="of the runs called ngdiff")
-    parser.add_argument("--name", default="", help="of the study, for its tables and evidence")
+    parser.add_argument("--name", default="", help="of the study, for its file in docs/study")
     parser.add_argument("--only", nargs="*", help="names of runs")
     args = parser.parse_args()
     keep_freed_memory()
@@ -158,14 +192,8 @@ def main() -> None:
             study.run(name, runs[name])
             print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     else:
-        from benchmarks.study_tables import keep_evidence, write_tables
-
-        evidence, image, suffix = EVIDENCE, Path("docs/images/rates.png"), ""
-        if args.name:
-            evidence, suffix = evidence / args.name, f", {args.name}"
-            image = image.with_stem(f"rates-{args.name}")
-        keep_evidence(study.folder, evidence)
-        write_tables(evidence, image, suffix)
+        name = f"runs-{args.name}.csv" if args.name else "runs.csv"
+        keep(study.folder, STUDY / name)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.study targets                # makes the target and the retrained model
     python -m benchmarks.study runs --only ngdiff     # makes the unlearned one
     python -m benchmarks.tofu_table runs              # evaluates; what is there already is skipped
-    python -m benchmarks.tofu_table tables            # Markdown tables, and the evaluations into docs/study
+    python -m benchmarks.tofu_table tables            # figures into docs/study, and Markdown tables
 
 The study's models learned TOFU's last 1,200 questions only, so TOFU's own retain set, mostly of other
 authors, says little of what they keep. The retain set here is every second one of the 200 questions before
@@ -17,19 +17,20 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence import STUDY, keep_figures, read_csv, read_figures, write_csv
 from benchmarks.pages import put
-from benchmarks.study_tables import publish
 from ngdiff.cli.app import EXIT_TARGET_MISSED
 from ngdiff.data.sources import read_rows
-from ngdiff.evaluation.result import EvaluationResult, read_result
+from ngdiff.evaluation.result import EvaluationResult, Figure, read_result
 
 MEASURED_RETAIN, HOLDOUT = "tofu:full[-400:-200]", "tofu:full[:200]"
 MODELS = {"retrained": "retrained", "target": "target", "ngdiff": "runs/ngdiff"}
 """Name to where it lies in the study's folder."""
-EVIDENCE = Path("docs/study/evaluations")
+EVIDENCE = STUDY / "evaluations"
 
 SUMS = ("forget_quality", "ks_distance", "model_utility", "privleak")
 MEASURES = (
@@ -96,9 +97,9 @@ def run(study: Path, name: str) -> None:
     command("evaluate", model, "--suite", "tofu", "--forget", "forget05", *options)
 
 
-def cell(result: EvaluationResult, key: str, digits: int = 3) -> str:
+def cell(figures: Mapping[str, Figure], key: str, digits: int = 3) -> str:
     """Return a figure with its interval."""
-    found = result.figures.get(key)
+    found = figures.get(key)
     if found is None or found.value is None:
         return ""
     value = (
@@ -110,60 +111,60 @@ def cell(result: EvaluationResult, key: str, digits: int = 3) -> str:
     return f"{value} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def table(results: dict[str, EvaluationResult], keys: list[tuple[str, str]], digits: int = 3) -> str:
+def table(models: Mapping[str, Mapping[str, Figure]], keys: list[tuple[str, str]], digits: int = 3) -> str:
     """Lay figures out, one row a figure and one column a model."""
-    lines = [f"| | {' | '.join(results)} |", f"|---|{'---|' * len(results)}"]
+    lines = [f"| | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
     for title, key in keys:
-        cells = [cell(result, key, digits) for result in results.values()]
+        cells = [cell(figures, key, digits) for figures in models.values()]
         if any(cells):
             cells = [cell or "—" for cell in cells]
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def seconds(results: dict[str, EvaluationResult]) -> str:
-    """Lay out what each pass took, in the evaluations that found nothing in the cache."""
-    results = {n: r for n, r in results.items() if not any(r.provenance["cached"].values())}
-    passes: dict[str, dict[str, float]] = {}
-    for name, result in results.items():
-        for label, value in result.provenance["seconds"]["passes"].items():
-            kind = label.rsplit(" ", 1)[1]
-            passes.setdefault(kind, dict.fromkeys(results, 0.0))[name] += value
-    lines = [f"| pass | {' | '.join(results)} |", f"|---|{'---|' * len(results)}"]
-    for kind, found in passes.items():
-        lines.append(f"| {kind} | {' | '.join(f'{found[name]:.0f} s' for name in results)} |")
-    return "\n".join(lines)
+def seconds(results: Mapping[str, EvaluationResult]) -> Iterator[tuple[str, str, str, float]]:
+    """Yield what each pass took, and each metric alone: the passes that feed it, over all sets.
 
-
-def seconds_by_metric(results: dict[str, EvaluationResult]) -> str:
-    """Lay out what each metric would have taken alone: the passes that feed it, over all sets."""
-    results = {n: r for n, r in results.items() if not any(r.provenance["cached"].values())}
-    metrics: dict[str, dict[str, float]] = {}
-    for name, result in results.items():
-        for key, value in result.provenance["seconds"]["figures"].items():
+    Only of the evaluations that found nothing in the cache.
+    """
+    for model, result in results.items():
+        if any(result.provenance["cached"].values()):
+            continue
+        took = result.provenance["seconds"]
+        for label, value in took["passes"].items():
+            yield model, "pass", label.rsplit(" ", 1)[1], value
+        for key, value in took["figures"].items():
             title = f"AUC, {key.rsplit('.', 1)[1]}" if ".membership." in key else key.rsplit(".", 1)[-1]
-            row = metrics.setdefault(title.replace("_", " "), dict.fromkeys(results, 0.0))
-            row[name] += value
-    lines = [f"| metric | {' | '.join(results)} |", f"|---|{'---|' * len(results)}"]
-    for title, found in metrics.items():
-        lines.append(f"| {title} | {' | '.join(f'{found[name]:.0f} s' for name in results)} |")
-    return "\n".join(lines)
+            yield model, "metric", title.replace("_", " "), value
+
+
+def seconds_table(lines: Iterable[Mapping[str, str]], kind: str) -> str:
+    """Lay out the seconds of one kind, summed over the sets, one column a model."""
+    mine = [line for line in lines if line["kind"] == kind]
+    models = dict.fromkeys(line["model"] for line in mine)
+    sums: dict[str, dict[str, float]] = {}
+    for line in mine:
+        row = sums.setdefault(line["name"], dict.fromkeys(models, 0.0))
+        row[line["model"]] += float(line["seconds"])
+    head = [f"| {kind} | {' | '.join(models)} |", f"|---|{'---|' * len(models)}"]
+    return "\n".join(
+        [
+            *head,
+            *(f"| {name} | {' | '.join(f'{row[m]:.0f} s' for m in models)} |" for name, row in sums.items()),
+        ]
+    )
 
 
 def write_tables() -> None:
-    """Put the tables into the page, from the evidence."""
-    results = {
-        name: read_result(EVIDENCE / f"{name}.json")
-        for name in MODELS
-        if (EVIDENCE / f"{name}.json").exists()
-    }
+    """Put the tables into the page, from the figures in docs/study."""
     sums = [(key.replace("_", " "), key) for key in SUMS]
     of_sets = [(f"{s.replace('_', ' ')}: {m.replace('_', ' ')}", f"{s}.{m}") for s in SETS for m in MEASURES]
     attacks = [(f"AUC, {a.replace('_', ' ')}", f"forget.membership.{a}") for a in ATTACKS]
-    put("TOFU figures", table(results, sums + of_sets + attacks))
-    if any(not any(result.provenance["cached"].values()) for result in results.values()):
-        put("TOFU seconds", seconds(results))
-        put("TOFU seconds a metric", seconds_by_metric(results))
+    put("TOFU figures", table(read_figures(EVIDENCE), sums + of_sets + attacks))
+    if (EVIDENCE / "seconds.csv").exists():
+        lines = read_csv(EVIDENCE / "seconds.csv")
+        put("TOFU seconds", seconds_table(lines, "pass"))
+        put("TOFU seconds a metric", seconds_table(lines, "metric"))
 
 
 def main() -> None:
@@ -181,10 +182,12 @@ def main() -> None:
             if not args.only or name in args.only:
                 run(study, name)
         return
-    EVIDENCE.mkdir(parents=True, exist_ok=True)
-    for name in MODELS:
-        if (study / "evaluated" / f"{name}.json").exists():
-            publish(study / "evaluated" / f"{name}.json", EVIDENCE / f"{name}.json")
+    places = {name: study / "evaluated" / f"{name}.json" for name in MODELS}
+    results = {name: read_result(place) for name, place in places.items() if place.exists()}
+    if results:
+        keep_figures(results, EVIDENCE)
+        if took := list(seconds(results)):
+            write_csv(EVIDENCE / "seconds.csv", ("model", "kind", "name", "seconds"), took)
     write_tables()
 
 

@@ -242,7 +242,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = Workplace(tmp_path / "file" / "out")
     with (
-        pytest.raises(RequestError, match="cannot be written to"),
+        pytest.raises(RequestError, match="cannot write to"),
         place.reserved(ASKED, resume=None, overwrite=False),
     ):
         pass

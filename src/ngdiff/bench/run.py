@@ -373,18 +373,18 @@ class _Workers:
 
     def _end(self, pool: ThreadPoolExecutor) -> None:
         """Have the workers save what they do and end, and nothing more begin; a second signal kills them."""
-        self._send(signal.SIGTERM)
+        self._send(subprocess.Popen.terminate)
         try:
             pool.shutdown(wait=True, cancel_futures=True)
         except BaseException:
-            self._send(signal.SIGKILL)
+            self._send(subprocess.Popen.kill)
             raise
 
-    def _send(self, signum: int) -> None:
+    def _send(self, end: Callable[[subprocess.Popen[bytes]], None]) -> None:
         with self._lock:
             self._ending = True
             for process in self._running:
-                process.send_signal(signum)
+                end(process)
 
     def _one(self, job: _Job) -> _Job:
         try:

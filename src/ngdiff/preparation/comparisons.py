@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.data.secrets import labelled_ids
 from ngdiff.errors import Fault, RequestError
 from ngdiff.losses import Loss, Measured, Task
 from ngdiff.losses.loss import look
@@ -169,6 +168,7 @@ class Comparisons:
         forget: list[EncodedExample],
         retain: Sequence[EncodedExample],
         never_seen: Sequence[EncodedExample],
+        geometric: bool = False,
     ) -> list[EncodedExample]:
         found: list[float] = []
         device, size, training = next(model.parameters()).device, self.setting.batch_size, model.training
@@ -179,7 +179,7 @@ class Comparisons:
                 tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
                 found += tokens.log_probs().exp().tolist()
         model.train(training)
-        return with_predictable(forget, retain, never_seen, found)
+        return with_predictable(forget, retain, never_seen, found, geometric=geometric)
 
     def _expect(
         self,
@@ -191,12 +191,15 @@ class Comparisons:
         """Work out what each forget token would be, had the model never met its subject."""
         setting = self.setting
         enough = len(retain) >= LEAST_COUNTED
-        levelled = self._levelled(model, forget, retain, never_seen) if enough else forget
+        levels = None
+        if enough:
+            levelled = self._levelled(model, forget, retain, never_seen, geometric=True)
+            levels = [example.predictable or () for example in levelled]
         with self.autocast():
             forget[:] = Expectations(
                 forget,
                 retain,
-                [example.predictable or (0.0,) * len(labelled_ids(example)) for example in levelled],
+                levels,
                 tokenizer=setting.tokenizer,
                 pad_id=setting.pad_id,
                 max_length=setting.max_length,

@@ -7,9 +7,11 @@ instead of being known. Two things are asked:
 1. What would the model say of somebody it never met? The names, titles and numbers of the prompt are replaced
    by invented ones, in the prompt and in the answer (:mod:`ngdiff.data.renaming`), and the starting model
    reads the true answer under the invented names. Its predictions are averaged over several inventions.
-   Where the answer repeats a name of the prompt, it is expected to repeat it still. Where a prompt names
-   nothing, and in running text, the probability of the true token is its level instead
-   (:mod:`ngdiff.preparation.predictable`).
+   Where the answer repeats a name of the prompt, it is expected to repeat it still. The beginning of a true
+   answer recalls its rest, though, whatever the name: no token is expected to be likelier than never-seen
+   tokens are that are as predictable as it is from the texts to keep, its level
+   (:mod:`ngdiff.preparation.predictable`). Words of the prompt are free of this, since who answers repeats
+   them. Where a prompt names nothing, and in running text, the level alone is expected.
 2. Is the token a secret, that is, can it be known from the forget set alone (:mod:`ngdiff.data.secrets`)?
    Then its expected probability is 0. The model itself cannot say so. Asked about somebody invented, it
    falls back on what it memorised.
@@ -34,8 +36,8 @@ from torch import Tensor, nn
 
 from ngdiff.data.batching import Batch, batches_by_length
 from ngdiff.data.encoding import IGNORE, EncodedExample, encode_all
-from ngdiff.data.renaming import OrdinaryWords, identifying, renamed, replacements
-from ngdiff.data.secrets import kept_texts, labelled_ids, words_of
+from ngdiff.data.renaming import WORD, OrdinaryWords, identifying, renamed, replacements
+from ngdiff.data.secrets import kept_texts, labelled_ids, tokens_of, words_of
 from ngdiff.models.logprobs import labelled_tokens
 
 INVENTIONS = 4
@@ -72,7 +74,8 @@ class Expectations:
     Args:
         forget: the examples to forget.
         retain: those to keep.
-        levels: of each labelled token of each forget example, in [0, 1], for those that name nothing.
+        levels: of each labelled token of each forget example, in [0, 1]: the most that it is expected to be;
+            None where there are too few texts to keep to tell. Then what names nothing is expected to be 0.
         tokenizer: the model's.
         pad_id: what to pad with; any id will do.
         max_length: longest sequence, in tokens.
@@ -82,7 +85,7 @@ class Expectations:
 
     forget: Sequence[EncodedExample]
     retain: Sequence[EncodedExample]
-    levels: Sequence[Sequence[float]]
+    levels: Sequence[Sequence[float]] | None
     tokenizer: Any
     pad_id: int
     max_length: int
@@ -96,8 +99,8 @@ class Expectations:
         Args:
             model: the starting model. Of a sharded one every process has to ask.
         """
-        kept = kept_texts(self.retain)
-        elsewhere = [self._elsewhere(OrdinaryWords.of(kept), number) for number in range(INVENTIONS)]
+        ordinary = OrdinaryWords.of(kept_texts(self.retain))
+        elsewhere = [self._elsewhere(ordinary, number) for number in range(INVENTIONS)]
         named = [other is not encoded for other, encoded in zip(elsewhere[0], self.forget, strict=True)]
         texts = TokenTexts(self.tokenizer)
         device = next(model.parameters()).device
@@ -111,24 +114,33 @@ class Expectations:
                 expected = {}
                 if not all(named[row] for row in rows):
                     expected = self._at_their_levels(model, device, rows, batch)
-                expected |= self._of_the_named(model, device, [row for row in rows if named[row]], elsewhere)
+                renamed_rows = [row for row in rows if named[row]]
+                readings = self._under_other_names(model, device, renamed_rows, elsewhere)
+                for row, reading in readings.items():
+                    secret = self.forget[row].secret or ()
+                    expected[row] = reading.expected(self._most(row, ordinary), secret)
                 for row in rows:
                     found[row] = self._with(row, expected[row], texts)
         finally:
             model.train(was_training)
         return found
 
-    def _of_the_named(
+    def _under_other_names(
         self, model: nn.Module, device: torch.device, rows: list[int], elsewhere: list[list[EncodedExample]]
-    ) -> dict[int, Expected]:
-        """Return what is expected of examples that name something, by row: the mean over other names."""
+    ) -> dict[int, Reading]:
+        """Read the examples that name something under other names; by row."""
         readings = [Reading.of(self.forget[row]) for row in rows]
         for others in elsewhere if rows else ():
             self._read(model, device, [others[row] for row in rows], readings)
-        return {
-            row: reading.expected(None, self.forget[row].secret or ())
-            for row, reading in zip(rows, readings, strict=True)
-        }
+        return dict(zip(rows, readings, strict=True))
+
+    def _most(self, row: int, ordinary: OrdinaryWords) -> Tensor | None:
+        """Return the most that each token is expected to be: its level, or 1 in words of the prompt."""
+        if self.levels is None:
+            return None
+        example, levels = self.forget[row], torch.tensor(self.levels[row], dtype=torch.float32)
+        asked = torch.tensor(asked_tokens(example, ordinary, self.tokenizer), dtype=torch.bool)
+        return levels.masked_fill(asked, 1.0)
 
     def _at_their_levels(
         self, model: nn.Module, device: torch.device, rows: Sequence[int], batch: Batch
@@ -139,8 +151,8 @@ class Expectations:
         found = {}
         for row, logits in zip(rows, torch.split(tokens.whole_logits(), counts), strict=True):
             example = self.forget[row]
-            true = torch.tensor(self.levels[row], dtype=torch.float32)
             targets = torch.tensor(labelled_ids(example))
+            true = torch.zeros(len(targets)) if self.levels is None else torch.tensor(self.levels[row])
             found[row] = spread(logits.softmax(dim=-1), targets, without_secrets(true, example.secret or ()))
         return found
 
@@ -178,6 +190,14 @@ class Expectations:
             counts = torch.bincount(tokens.rows.cpu(), minlength=len(places)).tolist()
             for place, part in zip(places, torch.split(probs, counts), strict=True):
                 into[place].add(labelled_ids(examples[place]), part)
+
+
+def asked_tokens(example: EncodedExample, ordinary: OrdinaryWords, tokenizer: Any) -> list[bool]:
+    """Return whether each labelled token is part of a word that the prompt has, common words aside."""
+    asked = set(words_of(example.example.prompt)) - set(ordinary.common)
+    words = WORD.finditer(example.example.answer)
+    places = [(word.start(), word.end()) for word in words if word.group().lower() in asked]
+    return tokens_of(example, places, tokenizer)
 
 
 def without_secrets(true: Tensor, secret: Sequence[bool]) -> Tensor:
@@ -244,21 +264,20 @@ class Reading:
                 self._repeated[first:last] += there.log().mean().exp()
                 self._repeats[first:last] += 1
 
-    def expected(self, levels: Sequence[float] | None, secret: Sequence[bool]) -> Expected:
+    def expected(self, most: Tensor | None, secret: Sequence[bool]) -> Expected:
         """Return the expectation.
 
         Args:
-            levels: of each token, where the names could not be changed.
+            most: that each token is expected to be; None for any probability.
             secret: whether each can be known from the forget set alone.
         """
         assert self._total is not None
         aligned, target = self._count > 0, self.targets.unsqueeze(1)
         mean = self._total / self._count.clamp_min(1).unsqueeze(1)
         repeated = self._repeated / self._repeats.clamp_min(1)
-        if levels is None:
-            true = torch.where(aligned, mean.gather(1, target).squeeze(1), repeated)
-        else:
-            true = torch.tensor(levels, dtype=torch.float32)
+        true = torch.where(aligned, mean.gather(1, target).squeeze(1), repeated)
+        if most is not None:
+            true = true.minimum(most)
         return spread(mean, self.targets, without_secrets(true, secret), aligned)
 
 

@@ -10,9 +10,10 @@ from the question. What can be known of that without such a model is worked out 
 
 The greater of the two orders the tokens. What it is worth, the starting model tells on text that it never
 saw: the level of a token is the mean probability of never-seen tokens as predictable as it is (isotonic
-regression). Tokens alike in this are still of two kinds, language near 1 and knowledge near 0, so the level's
-odds are squared: towards the kind that most of them are. Nothing of the forget set's answers is counted or
-asked.
+regression). Tokens alike in this are still of two kinds, language near 1 and knowledge near 0. A loss that
+spares language needs the kind that most of them are, so the level's odds are squared. A loss that brings an
+answer to the probability of a never-seen one needs the geometric mean, as an answer's probability is one of
+those of its tokens. Nothing of the forget set's answers is counted or asked.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from ngdiff.data.encoding import IGNORE, EncodedExample
 ORDER = 4
 """Tokens of the longest n-gram counted."""
 
+LEAST = 1e-6
+"""Least probability of a never-seen token that geometric means are taken of."""
+
 LONGEST_MATCH = 3
 """Tokens of the longest match with the prompt that is told from longer ones."""
 
@@ -48,6 +52,8 @@ def with_predictable(
     retain: Sequence[EncodedExample],
     never_seen: Sequence[EncodedExample],
     probabilities: Sequence[float],
+    *,
+    geometric: bool = False,
 ) -> list[EncodedExample]:
     """Return the forget examples with ``predictable`` filled in: each labelled token's level, in [0, 1].
 
@@ -56,12 +62,15 @@ def with_predictable(
         retain: what is to be kept, encoded with the same tokenizer.
         never_seen: text the model never saw.
         probabilities: of the labelled tokens of ``never_seen``, in reading order, under the starting model.
+        geometric: take geometric means of never-seen tokens, rather than means whose odds are squared.
     """
     counts = Counts(retain)
-    scale = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-    scale.fit([score for example in never_seen for score in counts.scores(example)], probabilities)
+    scale = IsotonicRegression(y_max=0.0 if geometric else 1.0, out_of_bounds="clip")
+    seen = [log(max(LEAST, one)) for one in probabilities] if geometric else probabilities
+    scale.fit([score for example in never_seen for score in counts.scores(example)], seen)
+    level = exp if geometric else sharpened
     return [
-        replace(example, predictable=tuple(map(sharpened, scale.predict(scores))) if scores else ())
+        replace(example, predictable=tuple(map(level, scale.predict(scores))) if scores else ())
         for example in forget
         for scores in (counts.scores(example),)
     ]

@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ngdiff.data.benchmarks import Folders
 from ngdiff.data.examples import Example, overlap_fault, to_examples
@@ -28,6 +26,9 @@ from ngdiff.record import RunRecord, is_hidden
 from ngdiff.settings.identity import NOT_COUNTED, request_hash
 from ngdiff.system.environment import code_hash
 from ngdiff.system.output import RECORD, staged_file
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 LEVEL = 0.95
 PROVES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,8 @@ def _listening(heard: Sequence[int]) -> Iterator[None]:
     another process, a frozen one even, in the middle of one.
     """
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    if sys.platform != "win32":  # whose Python asks for no such thing
+        os.set_blocking(writer, False)
     over = threading.Event()
 
     def listen() -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,9 @@ class Workplace:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
         finally:
-            os.close(lock)
+            lock.release()
+            with suppress(OSError):  # where the system keeps a locked file until its lock is released
+                self.folder.rmdir()
 
     def _make_ready(self, asked: Asked, going_on: bool, overwrite: bool) -> None:
         kept = {**_as_json(asked), "overwrite": overwrite or (going_on and self.may_replace)}
@@ -244,7 +246,7 @@ class Workplace:
                 raise
             sync_folder(self.output.parent)
         for path in self.folder.iterdir():
-            if path.name != FINISHED_FILE:  # last of all: it says that the rest may go
+            if path.name not in (FINISHED_FILE, LOCK_FILE):  # the former last: it says that the rest may go
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
         return True

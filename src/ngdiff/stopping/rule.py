@@ -28,8 +28,9 @@ from ngdiff.stopping.criterion import (
 from ngdiff.stopping.pace import NOTHING_LEFT, Standing, pace, relative_harm, tells
 
 UTILITY: Measure = "probability"
-COUNTED = "general.answers"
-"""The floor whose figure is a count, of forty."""
+NO_PACE = ("general.answers", "language")
+"""Floors that say nothing of the pace: a count moves by whole facts, and the forget loss itself takes the
+forget answers' language down, to what is expected of it."""
 NEAR = 0.1
 """Most that the mean of a step's batch may lie above its limit for a check to be worth its while."""
 TOP, BOTTOM = 0.95, 0.01
@@ -435,12 +436,12 @@ class StoppingRule:
     def tightest(self, check: Check) -> str | None:
         """Return the floor of whose slack the least share is left; None without floors.
 
-        A count of answers moves by whole ones: its floor holds, and says nothing of the pace.
+        Those in :data:`NO_PACE` hold, and say nothing of the pace.
         """
         shares = {
             name: self._slack(check, name) / max(self._slack(self.checks[0], name), 1e-9)
             for name in self.floors
-            if name != COUNTED
+            if name not in NO_PACE
         }
         return min(shares, key=lambda name: shares[name]) if shares else None
 
