@@ -51,18 +51,11 @@ def keep(ours: Path, theirs: Path, padded: Path) -> None:
 
 def table() -> str:
     """Return every figure that both state."""
-    head = [
-        "figure",
-        "OpenUnlearning's name",
-        "OpenUnlearning",
-        "ngdiff",
-        "difference",
-        "OpenUnlearning, pad = end",
-    ]
+    head = ["figure", "OpenUnlearning", "ngdiff", "difference", "OpenUnlearning, pad = end"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for line in read_csv(FIGURES):
         theirs, ours, padded = (float(line[name]) for name in (THEIRS, OURS, PADDED))
-        cells = [line["figure"], line["name"], f"{theirs:.6g}", f"{ours:.6g}", f"{ours - theirs:+.1e}"]
+        cells = [line["figure"], f"{theirs:.6g}", f"{ours:.6g}", f"{ours - theirs:+.1e}"]
         lines.append(f"| {' | '.join([*cells, f'{padded:.6g}'])} |")
     return "\n".join(lines)
 

@@ -127,17 +127,11 @@ def figure(receipt: dict[str, Any], when: str, name: str, measure: str) -> str:
 
 
 def table(receipts: list[dict[str, Any]], measure: str = "extraction_strength") -> str:
-    """Lay out one row a request: every forget set so far, after it."""
+    """Lay out one row a request: every forget set so far, after it; below, which sets came back."""
     sets = [f"set {n}" for n in range(1, len(receipts) + 1)]
-    titles = [
-        "after request",
-        "its set before",
-        *sets,
-        "retain, held out (probability)",
-        "never seen",
-        "came back",
-    ]
+    titles = ["after request", "its set before", *sets, "retain, held out (probability)", "never seen"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    came_back = []
     for number, receipt in enumerate(receipts, start=1):
         cells = [figure(receipt, "before", "forget", measure)]
         for each in range(1, len(receipts) + 1):
@@ -145,11 +139,11 @@ def table(receipts: list[dict[str, Any]], measure: str = "extraction_strength") 
             cells.append(figure(receipt, "after", name, measure))
         cells.append(figure(receipt, "after", "retain", "probability"))
         cells.append(figure(receipt, "after", "never_seen", measure))
-        cells.append(
-            "".join(f"set {e['request']} " for e in receipt["earlier"] if e["came_back"]).strip() or "none"
-        )
         lines.append(f"| {number} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        came_back += [
+            f"set {e['request']} after request {number}" for e in receipt["earlier"] if e["came_back"]
+        ]
+    return "\n".join([*lines, "", f"Came back: {', '.join(came_back) or 'none'}."])
 
 
 def write_tables() -> None:
