@@ -23,7 +23,7 @@ RUN python3 -m venv /opt/ngdiff && \
     /opt/ngdiff/bin/pip install --no-cache-dir "$TORCH" --index-url "$TORCH_INDEX"
 COPY pyproject.toml README.md LICENSE /source/
 COPY src /source/src
-RUN /opt/ngdiff/bin/pip install --no-cache-dir /source
+RUN /opt/ngdiff/bin/pip install --no-cache-dir "/source[sign]"
 
 FROM base
 COPY --from=build /opt/ngdiff /opt/ngdiff

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.pages import put
 from ngdiff.evaluation.result import read_result
-from ngdiff.system.outside import markdown_cell
+from ngdiff.system.untrusted import markdown_cell
 
 MOST = 160
 

@@ -66,7 +66,7 @@ def first_item(model: str, data: Path) -> dict[str, float]:
 
     from ngdiff.data.batching import collate
     from ngdiff.data.datasets import as_encoded
-    from ngdiff.evaluation.teacher_forced import score_tokens
+    from ngdiff.inference.teacher_forced import score_tokens
     from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
     from ngdiff.models.logprobs import labelled_tokens
 

@@ -22,19 +22,19 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ngdiff.data.counterfactual import Expectations
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example, data_hash, overlap_fault, to_examples
 from ngdiff.data.long_text import encode_pieces
 from ngdiff.data.overlaps import answer_fault
-from ngdiff.data.predictable import with_predictable
 from ngdiff.data.secrets import kept_texts, with_secrets
 from ngdiff.data.sources import Row, read_rows
-from ngdiff.evaluation.teacher_forced import score_answers
+from ngdiff.inference.teacher_forced import score_answers
 from ngdiff.invented.kinds import invented_rows
 from ngdiff.models.loading import load_tokenizer, resolve_model
-from ngdiff.models.reference_model import starting_states
-from ngdiff.training import never_seen
+from ngdiff.preparation.counterfactual import Expectations
+from ngdiff.preparation.predictable import with_predictable
+from ngdiff.preparation.starting_predictions import starting_states
+from ngdiff.stopping import never_seen
 
 TEXTS, WORDS = 889, 700
 

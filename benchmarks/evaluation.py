@@ -27,10 +27,10 @@ from benchmarks.metric_by_metric import MetricByMetric
 from benchmarks.metric_by_metric import run as run_metric_by_metric
 from ngdiff.data.examples import Example, to_examples
 from ngdiff.data.sources import read_rows
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.tofu import run_tofu
+from ngdiff.inference.evaluator import Evaluator
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.system.environment import keep_freed_memory, machine, peak_memory_gib
 

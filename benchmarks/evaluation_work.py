@@ -21,7 +21,7 @@ from benchmarks.evaluation import RETAIN, read_data
 from benchmarks.metric_by_metric import answered
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example
-from ngdiff.evaluation.prefix_trees import PrefixTree, common_prefix
+from ngdiff.inference.prefix_trees import PrefixTree, common_prefix
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import output_head
 

@@ -78,7 +78,7 @@ def _data(ending: str) -> Target:
 def _yaml(raw: bytes) -> None:
     from ngdiff.cli.settings import _checked
     from ngdiff.settings.yaml_text import load_yaml
-    from ngdiff.system.outside import Unreadable, decode
+    from ngdiff.system.untrusted import Unreadable, decode
 
     try:
         loaded = load_yaml(decode(raw))

@@ -210,7 +210,7 @@ def measure(shape: str, device: torch.device, count: int) -> dict[str, Any]:
 def whole_run(model: str, device: torch.device, steps: int) -> dict[str, float]:
     """Train as ``ngdiff unlearn`` does, checks and probes included, and return what it and its steps took."""
     from ngdiff.invented.people import invent_people, question_rows
-    from ngdiff.settings.config import UnlearningConfig
+    from ngdiff.training.config import UnlearningConfig
     from ngdiff.training.trainer import UnlearningTrainer
 
     source = resolve_model(model)

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tiny_model import save_questions, save_tiny_model
-from ngdiff.models.card import CARD
+from ngdiff.hub.card import CARD
 from ngdiff.receipts.files import RECEIPT
+from ngdiff.runs.workplace import ASKED_FILE, Workplace
 from ngdiff.system.output import RECORD
-from ngdiff.training.unfinished import ASKED_FILE, Workplace
 
 SAVE_EVERY = 3
 MOST_STARTS = 10

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PrinterCallback, TrainerCallback
 
 from benchmarks.tiny_model import save_questions, save_tiny_model
-from ngdiff.settings.config import UnlearningConfig
+from ngdiff.training.config import UnlearningConfig
 from ngdiff.training.trainer import UnlearningTrainer
 
 MIB = 2**20

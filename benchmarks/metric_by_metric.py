@@ -24,7 +24,7 @@ from rouge_score import rouge_scorer
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode_all, encode_prompt
 from ngdiff.data.examples import Example
-from ngdiff.evaluation.teacher_forced import but_last
+from ngdiff.inference.teacher_forced import but_last
 
 Values = list[float]
 

@@ -24,13 +24,13 @@ import torch
 
 from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.data.datasets import as_encoded
-from ngdiff.evaluation.cache import Cache
 from ngdiff.invented.people import invent_people, question_rows
 from ngdiff.losses import LOSSES
-from ngdiff.models.forward import look
+from ngdiff.losses.forward import look
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens
-from ngdiff.models.reference_model import starting_states, with_reference
+from ngdiff.preparation.starting_predictions import starting_states, with_reference
+from ngdiff.system.cache import Cache
 from ngdiff.system.environment import keep_freed_memory, peak_memory_gib
 
 PASSES = 3

@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.evidence import STUDY, write_csv
 from ngdiff.data.datasets import as_encoded
-from ngdiff.evaluation.teacher_forced import score_answers, summarise
 from ngdiff.finetune import FinetuneRequest, finetune
+from ngdiff.inference.teacher_forced import score_answers, summarise
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.system.environment import keep_freed_memory
 from ngdiff.system.output import write_json

@@ -5,7 +5,7 @@ python -m benchmarks.token_kinds --target TARGET --retrained RETRAINED --forget 
 
 A token of the forget answers that the retrained model finds improbable is knowledge, one that it finds
 probable is language. For each kind: the mean probability under every model. Beside it how well the counts of
-``ngdiff.data.predictable``, which need no retrained model, tell the two apart.
+``ngdiff.preparation.predictable``, which need no retrained model, tell the two apart.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from benchmarks.pages import put
 from ngdiff.data.batching import collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.data.predictable import Counts, with_predictable
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens
-from ngdiff.training.never_seen import never_seen_examples
+from ngdiff.preparation.predictable import Counts, with_predictable
+from ngdiff.stopping.never_seen import never_seen_examples
 
 KINDS = (
     ("knowledge: p < 0.1", 0.0, 0.1),

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import ngdiff.training.survey
+import ngdiff.training.scores
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.evaluation.teacher_forced import AnswerScore
-from ngdiff.settings.config import UnlearningConfig
+from ngdiff.inference.teacher_forced import AnswerScore
+from ngdiff.training.config import UnlearningConfig
 from ngdiff.training.trainer import UnlearningTrainer
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -59,7 +59,7 @@ def trainer_that_knows(
         step = trainer.state.global_step
         return [score(*known(encoded.example, step)) for encoded in examples]
 
-    monkeypatch.setattr(ngdiff.training.survey, "score_answers", scores)
+    monkeypatch.setattr(ngdiff.training.scores, "score_answers", scores)
     return trainer
 
 

@@ -26,14 +26,13 @@ import sharded_cpu
 from ngdiff.data.batching import collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.errors import RequestError
-from ngdiff.evaluation.distributed import is_main
 from ngdiff.finetune import FinetuneRequest, finetune
 from ngdiff.losses import nll
 from ngdiff.models.logprobs import count_labelled, labelled_tokens
-from ngdiff.settings.config import UnlearningConfig
 from ngdiff.steps.gradients import GradientPair
 from ngdiff.system.environment import weights_hash
-from ngdiff.training.parallel import whole
+from ngdiff.system.processes import is_main, whole
+from ngdiff.training.config import UnlearningConfig
 from ngdiff.training.trainer import UnlearningTrainer
 from ngdiff.unlearn import UnlearnRequest, unlearn
 from tiny import tiny_llama, tiny_tokenizer

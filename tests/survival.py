@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 # what a command imports as it goes
-LOADED = ("ngdiff.cli.commands", "ngdiff.unlearn", "ngdiff.finetune", "ngdiff.models.saving", "torch._dynamo")
+LOADED = ("ngdiff.cli.commands", "ngdiff.unlearn", "ngdiff.finetune", "ngdiff.runs.saving", "torch._dynamo")
 
 LONGEST, HUNG = 400, 98
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-import ngdiff.data.alternatives
-from ngdiff.data.alternatives import alternative_faults, refusals, with_alternatives, with_invented
+import ngdiff.preparation.alternatives
 from ngdiff.data.datasets import as_encoded
 from ngdiff.data.encoding import encode_prompt
 from ngdiff.errors import RequestError
-from ngdiff.evaluation.cache import Cache
+from ngdiff.preparation.alternatives import alternative_faults, refusals, with_alternatives, with_invented
+from ngdiff.system.cache import Cache
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def test_invented_answers_are_sampled_and_remembered(
     assert len(texts) > 6  # an untrained model says something else every time
     other, _ = with_invented(model, data, seed=1, remembered=Cache(tmp_path / "x"), **common)
     assert [e.alternatives for e in other] != [e.alternatives for e in found]
-    monkeypatch.setattr(ngdiff.data.alternatives, "_sample", None)  # not asked again
+    monkeypatch.setattr(ngdiff.preparation.alternatives, "_sample", None)  # not asked again
     again, _ = with_invented(model, data, seed=0, remembered=Cache(tmp_path), **common)
     assert [e.alternatives for e in again] == [e.alternatives for e in found]
 
@@ -116,7 +116,7 @@ def test_refusals_stand_in_where_the_model_only_knows_the_truth(
         asked.append(len(prompts))
         return ["the author 0 sat.", *[""] * (len(prompts) - 1)]
 
-    monkeypatch.setattr(ngdiff.data.alternatives, "_sample", parrot)
+    monkeypatch.setattr(ngdiff.preparation.alternatives, "_sample", parrot)
     found, refused = with_invented(
         tiny_llama(),
         encoded(ROWS[:1]),

@@ -11,9 +11,9 @@ import torch
 
 from commandline import Cli, make_cli, questions, save_model, write_jsonl
 from ngdiff.data.encoding import encode_all
-from ngdiff.evaluation.generation import generate_answers
-from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
-from ngdiff.training.answers import AnswerBook, _after, _Look, _spread
+from ngdiff.inference.generation import generate_answers
+from ngdiff.inference.teacher_forced import AnswerScore, score_answers
+from ngdiff.training.answers import AnswerBook, _after, _Look, _spread, broken_answers
 from test_evaluation_callback import FORGET, RETAIN, TOKENIZER, make
 
 
@@ -35,6 +35,8 @@ def test_answers_are_the_model_s_own_and_the_run_does_not_notice(tmp_path: Path)
     trainer.train()
     found = book.compare()
     assert found is not None and json.loads(json.dumps(found)) == found
+    note = broken_answers(found["items"])
+    assert note is not None and note in trainer.record.notes  # an untrained model stammers
     for mine, theirs in zip(plain.model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     forget = [item for item in found["items"] if item["set"] == "forget"]

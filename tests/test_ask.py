@@ -11,7 +11,7 @@ import torch
 from commandline import Cli, make_cli, save_model
 from ngdiff.data.examples import Example, Message
 from ngdiff.errors import printable
-from ngdiff.evaluation.generation import generate_answers
+from ngdiff.inference.generation import generate_answers
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 
 
@@ -78,6 +78,6 @@ def test_what_is_wrong_is_said_of_both_models_at_once(cli: Cli, tmp_path: Path) 
 def test_an_answer_cannot_act_on_the_terminal(
     cli: Cli, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ngdiff.evaluation.generation.generate_answers", lambda *_, **__: ["\x1b[2Jgone"])
+    monkeypatch.setattr("ngdiff.inference.generation.generate_answers", lambda *_, **__: ["\x1b[2Jgone"])
     answer = cli("ask", models[1], "Who?\x07", "--before", models[0])
     assert "\x1b" not in answer.out and "\x07" not in answer.out and "gone" in answer.out

@@ -25,10 +25,10 @@ from ngdiff.audits.sampling import KeyFacts
 from ngdiff.audits.subject import Context, Subject
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode, encode_all, encode_prompt
-from ngdiff.evaluation.sampling import best_of, sampled_answers
 from ngdiff.evaluation.statistics import auc
 from ngdiff.evaluation.suites.measures import with_answer, with_question
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.inference.sampling import best_of, sampled_answers
+from ngdiff.inference.teacher_forced import AnswerScore
 from ngdiff.models.lens import layer_states, patched_tokens, row_means, through_lens
 from ngdiff.models.loading import load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens

@@ -39,7 +39,7 @@ from ngdiff.data.encoding import encode, encode_all, encode_prompt
 from ngdiff.errors import RequestError, RunError
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.suites.measures import with_question
-from ngdiff.evaluation.teacher_forced import score_answers
+from ngdiff.inference.teacher_forced import score_answers
 from ngdiff.losses import nll
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens
@@ -505,8 +505,8 @@ def test_extraction_beside_text_never_seen() -> None:
 
 
 def attacked(members: list[float], others: list[float], retrained: list[float] | None = None) -> Any:
-    from ngdiff.evaluation.evaluator import Evaluator
     from ngdiff.evaluation.suites.measures import Measures
+    from ngdiff.inference.evaluator import Evaluator
 
     evaluator: Any = Evaluator.__new__(Evaluator)
     auc = Measures(evaluator, BOOT).auc

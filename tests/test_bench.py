@@ -41,10 +41,10 @@ from ngdiff.evaluation.metrics import METRICS
 from ngdiff.evaluation.openunlearning import read_reference
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.methods import METHODS, find_method
+from ngdiff.runs.signals import StopWish
+from ngdiff.runs.workplace import Workplace
 from ngdiff.steps.weighting import RULES
 from ngdiff.system.lock import alone_in
-from ngdiff.training.signals import StopWish
-from ngdiff.training.unfinished import Workplace
 from published_logs import tofu_log
 from tofu_folder import make_whole_tofu
 
@@ -59,7 +59,7 @@ def request(**changes: Any) -> BenchRequest:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_range_names_settings_that_exist(name: str) -> None:
-    from ngdiff.settings.config import UnlearningConfig
+    from ngdiff.training.config import UnlearningConfig
 
     method = find_method(name)
     assert bool(method.search) == (method.step_size == "fixed")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ngdiff.evaluation.cache import FILE, Cache, _digest, cache_key, default_folder
+from ngdiff.system.cache import FILE, Cache, _digest, cache_key, default_folder
 
 KEYS = {cache_key("a"): [1.5, None], cache_key("b"): {"nll": 0.1, "text": "ä\x00\U0001f600"}}
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from ngdiff.errors import RequestError
-from ngdiff.system.disk import disk_reason, is_disk_error, is_no_room
-from ngdiff.training.checkpoints import (
+from ngdiff.runs.checkpoints import (
     MANIFEST,
     NotWritten,
     checkpoints,
@@ -24,6 +23,7 @@ from ngdiff.training.checkpoints import (
     staged_checkpoint,
     tidy,
 )
+from ngdiff.system.disk import disk_reason, is_disk_error, is_no_room
 
 
 def write(run: Path, step: int, text: str = "weights") -> Path:

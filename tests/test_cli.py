@@ -496,7 +496,7 @@ def test_a_folder_that_appears_during_a_run_stays(
     cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ngdiff.unlearn
-    from ngdiff.models.card import model_card
+    from ngdiff.hub.card import model_card
 
     output = tmp_path / "out"
 

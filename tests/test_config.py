@@ -9,10 +9,10 @@ import pytest
 
 from ngdiff.errors import RequestError
 from ngdiff.methods import METHODS, RUN
-from ngdiff.settings.config import UnlearningConfig
-from ngdiff.settings.origins import sources
 from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES
+from ngdiff.training.config import UnlearningConfig
+from ngdiff.training.origins import sources
 
 
 def config(tmp_path: Path, **settings: Any) -> UnlearningConfig:

@@ -12,21 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngdiff.data.batching import collate_for_loss
-from ngdiff.data.counterfactual import (
+from ngdiff.data.datasets import as_encoded
+from ngdiff.data.renaming import OrdinaryWords
+from ngdiff.data.secrets import kept_texts, labelled_ids, with_secrets
+from ngdiff.losses import LOSSES, counterfactual, selective_unlikelihood
+from ngdiff.losses.forward import look
+from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
+from ngdiff.preparation.counterfactual import (
     INVENTIONS,
     Expectations,
     Expected,
     Reading,
     TokenTexts,
+    asked_tokens,
     save_expected,
     with_expected,
     without_variants,
 )
-from ngdiff.data.datasets import as_encoded
-from ngdiff.data.secrets import kept_texts, labelled_ids, with_secrets
-from ngdiff.losses import LOSSES, counterfactual, selective_unlikelihood
-from ngdiff.models.forward import look
-from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -46,12 +48,12 @@ def prepared() -> tuple[Any, Any]:
     return forget, retain
 
 
-def expected(model: Any, levels: float = 0.25) -> Any:
+def expected(model: Any, level: float | None = 0.25) -> Any:
     forget, retain = prepared()
     found = Expectations(
         forget,
         retain,
-        [(levels,) * len(labelled_ids(example)) for example in forget],
+        None if level is None else [(level,) * len(labelled_ids(example)) for example in forget],
         tokenizer=TOKENIZER,
         pad_id=TOKENIZER.pad_token_id,
         max_length=256,
@@ -83,7 +85,7 @@ def test_the_expectation_is_what_the_model_says_under_other_names() -> None:
     import random
 
     from ngdiff.data.encoding import encode
-    from ngdiff.data.renaming import OrdinaryWords, identifying, renamed, replacements
+    from ngdiff.data.renaming import identifying, renamed, replacements
     from ngdiff.data.secrets import words_of
 
     ordinary = OrdinaryWords.of(kept_texts(retain))
@@ -111,8 +113,33 @@ def test_the_expectation_is_what_the_model_says_under_other_names() -> None:
 
 
 def test_where_a_prompt_names_nothing_the_level_counts() -> None:
-    found = expected(tiny_llama(), levels=0.25)[1]
-    assert set(found.predictable) == {0.25}
+    assert set(expected(tiny_llama(), level=0.25)[1].predictable) == {0.25}
+    assert set(expected(tiny_llama(), level=None)[1].predictable) == {0.0}  # nothing can be told
+
+
+def test_no_word_is_expected_beyond_its_level_but_those_of_the_prompt() -> None:
+    from forgetful import train
+
+    model = train(tiny_llama(hidden=64), [*FORGET, *RETAIN], 120, 5e-3)  # knows the answer under any name
+    free, held = expected(model, level=None)[0], expected(model, level=0.25)[0]
+    asked = asked_tokens(held, OrdinaryWords.of(["a text"]), TOKENIZER)
+    ids = [token for token, flag in zip(labelled_ids(held), asked, strict=True) if flag]
+    assert TOKENIZER.decode(ids).replace(" ", "") == "ZadieQuill"
+    assert max(free.predictable[len(asked) - 5 :]) > 0.5
+    for one, other, flag in zip(free.predictable, held.predictable, asked, strict=True):
+        assert other == pytest.approx(one if flag else min(one, 0.25))
+
+
+def test_a_common_word_of_the_prompt_is_not_asked_about() -> None:
+    (one,) = as_encoded([{"question": "the mat of Tarn", "answer": "Tarn, the cat"}], TOKENIZER, 64, "x")
+
+    def asked(texts: list[str]) -> str:
+        flags = asked_tokens(one, OrdinaryWords.of(texts), TOKENIZER)
+        ids = [token for token, flag in zip(labelled_ids(one), flags, strict=True) if flag]
+        return str(TOKENIZER.decode(ids)).replace(" ", "")
+
+    assert asked(["cat"]) == "Tarnthe"
+    assert asked(["the cat"]) == "Tarn"
 
 
 def test_a_name_that_is_repeated_is_expected_to_be_repeated() -> None:
@@ -124,6 +151,8 @@ def test_a_name_that_is_repeated_is_expected_to_be_repeated() -> None:
     assert found.probs[:, 0].tolist() == pytest.approx([0.9, 0.8, 0.8, 0.5])
     assert found.probs[1, 1:].sum() == 0  # of what else could stand there nothing is known
     assert found.probs[0].sum() == pytest.approx(1.0, abs=1e-5)
+    held = reading.expected(torch.tensor([0.5, 1.0, 0.1, 0.6]), [False, True, False, False])
+    assert held.probs[:, 0].tolist() == pytest.approx([0.5, 0.0, 0.1, 0.5])
     assert Reading([5]).add([5], sure[:1]) is None
 
 
@@ -220,7 +249,7 @@ def test_training_towards_the_expectation_takes_the_secret_and_leaves_the_langua
     from forgetful import train
 
     model = train(tiny_llama(hidden=64), [*FORGET, *RETAIN], 120, 5e-3)
-    forget = expected(model)
+    forget = expected(model, level=None)
     batch = collate_for_loss(forget, TOKENIZER.pad_token_id)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     before = labelled_tokens(model, batch).log_probs().exp()

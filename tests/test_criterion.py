@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 
-from ngdiff.training.criterion import Bound, ItemWatch, is_left, is_whole, measured_bounds
-from ngdiff.training.stopping import ForgetTarget, parse_stop_at
+from ngdiff.stopping.criterion import Bound, ItemWatch, is_left, is_whole, measured_bounds
+from ngdiff.stopping.rule import ForgetTarget, parse_stop_at
 from scored import score
 
 UNSEEN = [score(n / 100, 0.1 + n / 200) for n in range(40)]
@@ -164,7 +164,7 @@ def test_a_value_that_was_given_is_for_items_and_the_mean() -> None:
 
 
 def test_a_target_survives_its_checkpoint() -> None:
-    from ngdiff.training.stopping import Floor, StoppingRule
+    from ngdiff.stopping.rule import Floor, StoppingRule
 
     target = parse_stop_at("auto")
     assert target is not None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from commandline import make_cli, questions, save_model, write_jsonl
 from ngdiff.errors import Fault, RequestError, RunError
-from ngdiff.settings.config import UnlearningConfig
+from ngdiff.training.config import UnlearningConfig
 from several_processes import Case, trainer_of
 
 FIXED = {"method": "graddiff", "learning_rate": 0.01, "optim": "sgd", "max_steps": 4, "stop_at": "none"}

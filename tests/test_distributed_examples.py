@@ -12,8 +12,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.dataclasses import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from ngdiff.settings.config import UnlearningConfig
-from ngdiff.training.distribution import launch_faults
+from ngdiff.training.config import UnlearningConfig
+from ngdiff.training.launch import launch_faults
 
 FOLDER = Path(__file__).parent.parent / "examples" / "distributed"
 FILES = sorted(FOLDER.glob("*.yaml"))

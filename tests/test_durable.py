@@ -19,9 +19,9 @@ from transformers import TrainerCallback
 
 import ngdiff.training.trainer
 from ngdiff.errors import RequestError, RunError
+from ngdiff.models.parameters import all_finite
+from ngdiff.runs.checkpoints import checkpoints
 from ngdiff.system.environment import versions
-from ngdiff.training.checkpoints import checkpoints
-from ngdiff.training.parameters import all_finite
 from ngdiff.training.trainer import UnlearningTrainer
 from test_trainer import UNREACHED, assert_same_weights, breaks_at, make, run, script, start, steps, weights
 

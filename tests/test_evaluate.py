@@ -15,11 +15,11 @@ import torch
 import slow_tofu
 from commandline import Cli, make_cli, save_model
 from ngdiff.errors import EvaluationError, RequestError, RunError
-from ngdiff.evaluation.cache import FILE, _digest
 from ngdiff.evaluation.evaluate import evaluate
 from ngdiff.evaluation.openunlearning import read_log
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import EvaluationResult, Figure, read_result, write_result
+from ngdiff.system.cache import FILE, _digest
 from ngdiff.system.environment import weights_hash
 from published_logs import tofu_log
 from tiny import tiny_llama
@@ -261,7 +261,7 @@ def test_an_item_without_likelihood(place: Path, tmp_path: Path) -> None:
 
 
 def test_interrupted_and_started_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ngdiff.evaluation import evaluator
+    from ngdiff.inference import evaluator
 
     asked = tofu_request(place, tmp_path / "e.json", cache=True, cache_dir=tmp_path / "cache")
     with monkeypatch.context() as patch:

@@ -13,9 +13,9 @@ from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example, Message
 from ngdiff.errors import EvaluationError
-from ngdiff.evaluation import evaluator as module
-from ngdiff.evaluation.cache import Cache
-from ngdiff.evaluation.evaluator import Evaluator
+from ngdiff.inference import evaluator as module
+from ngdiff.inference.evaluator import Evaluator
+from ngdiff.system.cache import Cache
 from tiny import CHATML_NO_NEWLINE, tiny_llama, tiny_tokenizer
 
 

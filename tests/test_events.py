@@ -17,8 +17,8 @@ import pytest
 from commandline import Cli, make_cli, parse, questions, save_model, write_jsonl
 from ngdiff.record import StepRecord
 from ngdiff.steps.line import Probe
+from ngdiff.stopping.rule import Check
 from ngdiff.system.events import EVENTS, SCHEMA, EventLog
-from ngdiff.training.stopping import Check
 
 SCRIPT = Path(sys.executable).with_name("ngdiff")
 GUIDE = Path(__file__).parent.parent / "docs" / "guide.md"

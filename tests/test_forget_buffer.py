@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ngdiff.errors import RequestError
-from ngdiff.settings.config import UnlearningConfig
 from ngdiff.steps.forget_buffer import ForgetBuffer, Keep
 from ngdiff.steps.gradients import GradientPair, Weights
 from ngdiff.steps.stepsize import AutomaticRate
+from ngdiff.training.config import UnlearningConfig
 
 torch.set_num_threads(1)
 

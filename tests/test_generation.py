@@ -11,8 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausa
 
 from ngdiff.data.encoding import encode_prompt
 from ngdiff.data.examples import Example, Message
-from ngdiff.evaluation import generation
-from ngdiff.evaluation.generation import cut, end_tokens, generate_answers, left_padded
+from ngdiff.inference import generation
+from ngdiff.inference.generation import cut, end_tokens, generate_answers, left_padded
 from tiny import EOS, tiny_llama, tiny_tokenizer
 
 MOST = 16

@@ -19,8 +19,8 @@ from transformers import (
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.evaluation import gradient_norm
-from ngdiff.evaluation.gradient_norm import Unsupported, gradient_norms
+from ngdiff.inference import gradient_norm
+from ngdiff.inference.gradient_norm import Unsupported, gradient_norms
 from ngdiff.models.logprobs import IGNORED
 
 VOCAB = 40

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ngdiff.data.datasets import as_encoded
-from ngdiff.evaluation.teacher_forced import AnswerScore
-from ngdiff.training.guess import LEAST, guesses, secret_level
+from ngdiff.inference.teacher_forced import AnswerScore
+from ngdiff.stopping.guess import LEAST, guesses, secret_level
 from tiny import tiny_tokenizer
 
 EXAMPLE = as_encoded([{"question": "Who?", "answer": "the cat"}], tiny_tokenizer(), 64, "rows")[0]

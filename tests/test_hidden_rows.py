@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from commandline import Cli, make_cli, questions, save_model, write_jsonl
 from ngdiff.data.datasets import as_encoded
-from ngdiff.evaluation.teacher_forced import score_answers
+from ngdiff.inference.teacher_forced import score_answers
 
 GUESSES = [f"{pin:03d}" for pin in range(1000)]
 SHORT = ("--stop-at", "none", "--max-steps", "3", "--lr", "1e-3", "--max-length", "64", "--answers", "0")

@@ -12,7 +12,7 @@ import pytest
 from commandline import Cli, make_cli, questions, save_model, tree, write_jsonl
 from fake_hub import FakeHub, fake_hub
 from ngdiff.errors import RequestError
-from ngdiff.models.hub import belongs, files_to_push, push_faults
+from ngdiff.hub.upload import belongs, files_to_push, push_faults
 
 
 @pytest.fixture

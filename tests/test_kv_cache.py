@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM
 
-from ngdiff.evaluation import kv_cache
-from ngdiff.evaluation.kv_cache import (
+from ngdiff.inference import kv_cache
+from ngdiff.inference.kv_cache import (
     GrowingLayer,
     Prefix,
     cached_tokens,

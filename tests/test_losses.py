@@ -41,10 +41,10 @@ from ngdiff.losses import (
     unlikelihood,
     weighted_ascent,
 )
+from ngdiff.losses.forward import look
 from ngdiff.models.activations import Activations
-from ngdiff.models.forward import look
 from ngdiff.models.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens
-from ngdiff.models.reference_model import _states
+from ngdiff.preparation.starting_predictions import _states
 from tiny import tiny_llama
 
 EVERY_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))

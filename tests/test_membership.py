@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngdiff.evaluation.membership import ATTACKS, lowest_mean, privleak
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.inference.teacher_forced import AnswerScore
 
 
 def score(log_probs: list[float], z_scores: list[float] | None = None) -> AnswerScore:

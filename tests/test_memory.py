@@ -13,7 +13,7 @@ from benchmarks import memory_table
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
-import ngdiff.data.counterfactual
+import ngdiff.preparation.counterfactual
 import ngdiff.training.trainer
 from commandline import Cli, make_cli
 from measured_memory import LiveBytes
@@ -21,6 +21,7 @@ from ngdiff import UnlearningConfig, UnlearningTrainer
 from ngdiff.methods import METHODS
 from ngdiff.models import head
 from ngdiff.models.adapters import with_lora
+from ngdiff.models.parameters import ChangeMeter
 from ngdiff.planning.fit import Estimator, builder, savings, with_method
 from ngdiff.planning.memory import (
     GIB,
@@ -33,7 +34,6 @@ from ngdiff.planning.memory import (
     second_buffer_bytes,
     weight_bytes,
 )
-from ngdiff.training.parameters import ChangeMeter
 from tiny import tiny_llama, tiny_tokenizer
 
 BATCH, LENGTH = 4, 96
@@ -74,7 +74,7 @@ def measured_peak(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **s
     )  # its million samples are as many as this model's weights
     monkeypatch.setattr(ngdiff.training.trainer, "ChangeMeter", meter)
     # expectations lie in the host's memory; here that is the device's, and the model is small beside them
-    monkeypatch.setattr(ngdiff.data.counterfactual, "KEPT", 1)
+    monkeypatch.setattr(ngdiff.preparation.counterfactual, "KEPT", 1)
     model: nn.Module = AutoModelForCausalLM.from_config(small_config())
     if plan.adapters == "lora":
         model = with_lora(model)

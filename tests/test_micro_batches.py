@@ -14,9 +14,9 @@ from torch import Tensor
 from ngdiff.data.batching import collate_for_loss
 from ngdiff.errors import RunError
 from ngdiff.losses import LOSSES
-from ngdiff.models.forward import look
+from ngdiff.losses.forward import look
 from ngdiff.models.logprobs import LabelledTokens, count_labelled
-from ngdiff.training import distribution
+from ngdiff.training import launch as distribution
 from ngdiff.training.micro_batches import MicroBatches, parts_of, rows_between, try_largest
 from test_head import complete
 from test_losses import EXAMPLES

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from commandline import Cli, make_cli, questions, save_model, write_jsonl
-from ngdiff.models.card import escaped, model_card
+from ngdiff.hub.card import escaped, model_card
 from ngdiff.record import RunRecord
 
 HOSTILE = (

@@ -11,7 +11,6 @@ from rouge_score import rouge_scorer
 
 from muse_folder import muse_rows, write_muse
 from ngdiff.errors import RequestError
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.result import Figure
 from ngdiff.evaluation.suites.muse import (
@@ -22,6 +21,7 @@ from ngdiff.evaluation.suites.muse import (
     run_sequence,
     tabulate,
 )
+from ngdiff.inference.evaluator import Evaluator
 from tiny import tiny_llama, tiny_tokenizer
 
 Rows = dict[str, list[dict[str, Any]]]

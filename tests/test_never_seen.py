@@ -10,7 +10,7 @@ import pytest
 
 from ngdiff.data.datasets import as_encoded
 from ngdiff.invented.kinds import invented_rows
-from ngdiff.training.never_seen import ITEMS, LEAST_ITEMS, given, invented, kind_of
+from ngdiff.stopping.never_seen import ITEMS, LEAST_ITEMS, given, invented, kind_of
 from tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from ngdiff.errors import printable
-from ngdiff.system.outside import (
+from ngdiff.system.terminal import KeptConsole
+from ngdiff.system.untrusted import (
     Unplaced,
     Unreadable,
     check_encoding,
@@ -24,7 +25,6 @@ from ngdiff.system.outside import (
     markdown_cell,
     read_within,
 )
-from ngdiff.system.terminal import KeptConsole
 
 
 def test_a_file_may_have_as_many_bytes_as_allowed_and_no_more(tmp_path: Path) -> None:

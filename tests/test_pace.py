@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ngdiff.steps.pace import (
+from ngdiff.stopping.pace import (
     LEAST_PROGRESS,
     LEAST_SPENT,
     MARGIN,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ngdiff.models.adapters import with_lora
-from ngdiff.training.parameters import BestWeights, ChangeMeter
+from ngdiff.models.parameters import BestWeights, ChangeMeter
 from tiny import tiny_llama
 
 torch.set_num_threads(1)

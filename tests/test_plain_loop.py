@@ -13,7 +13,7 @@ import torch
 
 import ngdiff.training.probe_loss
 import ngdiff.training.trainer
-from ngdiff.settings.config import UnlearningConfig
+from ngdiff.training.config import UnlearningConfig
 from ngdiff.training.trainer import UnlearningTrainer
 from tiny import tiny_llama, tiny_tokenizer
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.data.predictable import (
+from ngdiff.models.logprobs import predicting_positions
+from ngdiff.preparation.predictable import (
     ORDER,
     _Copying,
     _followers,
@@ -24,7 +25,6 @@ from ngdiff.data.predictable import (
     sharpened,
     with_predictable,
 )
-from ngdiff.models.logprobs import predicting_positions
 
 
 def example(prompt: Sequence[int], answer: Sequence[int]) -> EncodedExample:
@@ -120,6 +120,16 @@ def test_levels_rise_with_what_the_counts_say_and_stay_within_what_was_seen() ->
     assert found.predictable is not None and len(found.predictable) == 3
     known, unknown = found.predictable[:2], found.predictable[2]
     assert all(0.0 <= unknown < level <= sharpened(0.9) for level in known)
+
+
+def test_geometric_levels_by_hand() -> None:
+    """Never-seen tokens alike in counts share one level: the geometric mean of their probabilities."""
+    retain, forget = [example([9], [1, 2])], [example([9], [1]), example([9], [7])]
+    unseen = [example([9], [7]), example([9], [6]), example([9], [1])]
+    known, unknown = with_predictable(forget, retain, unseen, [0.1, 0.4, 0.5], geometric=True)
+    assert known.predictable == pytest.approx((0.5,)) and unknown.predictable == pytest.approx((0.2,))
+    _, unknown = with_predictable(forget, retain, unseen, [0.01, 0.0, 0.5], geometric=True)
+    assert unknown.predictable == pytest.approx((1e-4,))  # one certain "never" does not decide alone
 
 
 def test_nothing_of_the_forget_set_is_counted() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ngdiff.evaluation.predictions import Predictions, likeliest
+from ngdiff.inference.predictions import Predictions, likeliest
 
 
 @pytest.mark.parametrize("vocab", [1, 255, 256, 257, 512, 1000])

@@ -17,9 +17,9 @@ from transformers import (
 
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.evaluation import teacher_forced
-from ngdiff.evaluation.prefix_trees import PrefixTree, PrefixTrees, group_by_prompt
-from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers
+from ngdiff.inference import teacher_forced
+from ngdiff.inference.prefix_trees import PrefixTree, PrefixTrees, group_by_prompt
+from ngdiff.inference.teacher_forced import AnswerScore, score_answers
 from ngdiff.models.logprobs import IGNORED
 from tiny import tiny_llama
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -529,6 +530,28 @@ def test_bad_keys(cli: Cli, made: Path, tmp_path: Path) -> None:
         answer = cli("unlearn", *words, "--sign", key)
         assert answer.code == 2 and not (tmp_path / "out").exists()
         assert what in answer.faults[0][0], what
+
+
+def test_without_cryptography_signing_is_refused_and_a_signature_not_checked(
+    cli: Cli, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)  # as where it is not installed
+    words = request(made, "target", 1)
+    words[words.index("--output") + 1] = tmp_path / "out"
+    for answer in (
+        cli("keygen", tmp_path / "key.pem"),
+        cli("unlearn", *words, "--sign", made / "key.pem"),
+        cli("verify", made / "out2", "--public-key", made / "key.pub.pem"),
+    ):
+        assert answer.code == 2
+        what, mend = answer.faults[0]
+        assert "the package cryptography, which is not installed" in what and "'ngdiff[sign]'" in mend
+    assert not (tmp_path / "out").exists() and not (tmp_path / "key.pem").exists()
+    answer = cli("verify", made / "out2", "--chain")
+    assert answer.code == 0, answer.out
+    unchecked = [line for line in lines(answer, "-") if line.startswith("signature")]
+    assert len(unchecked) == 2 and all("'ngdiff[sign]'" in line for line in unchecked)
+    assert cli("keygen", "--data", tmp_path / "data.key").code == 0
 
 
 def test_keygen_replaces_nothing(cli: Cli, tmp_path: Path) -> None:

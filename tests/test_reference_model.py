@@ -22,12 +22,12 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-import ngdiff.models.reference_model
+import ngdiff.preparation.starting_predictions
 from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.data.datasets import as_encoded
 from ngdiff.errors import RequestError, RunError
 from ngdiff.models.logprobs import labelled_tokens
-from ngdiff.models.reference_model import FOLDER, StartingStates, starting_states
+from ngdiff.preparation.starting_predictions import FOLDER, StartingStates, starting_states
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -119,7 +119,7 @@ def test_nothing_is_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model = tiny_llama()
     first = ask(model, tmp_path, [0, 1], layer=1)
     with monkeypatch.context() as patch:
-        patch.setattr(ngdiff.models.reference_model, "_work_out", None)
+        patch.setattr(ngdiff.preparation.starting_predictions, "_work_out", None)
         assert ask(model, tmp_path, [0, 1], layer=1) == first
     others = [
         ask(model, tmp_path, [0, 2], layer=1),
@@ -138,7 +138,7 @@ def test_another_folder_serves_where_the_cache_cannot(
     other = run / "model.safetensors"  # not ours to tidy up
     other.write_bytes(b"somebody's")
     os.utime(other, (0, 0))
-    monkeypatch.setattr(ngdiff.models.reference_model, "MOST_KEPT", 0)
+    monkeypatch.setattr(ngdiff.preparation.starting_predictions, "MOST_KEPT", 0)
     for layer in (None, 1):
         states = ask(model, tmp_path / "file", [0], layer, otherwise=run)
         assert states.path.parent == run and states.attach(EXAMPLES)[0].reference_states is not None
@@ -159,10 +159,10 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: p
     for place, age in enumerate((5, 4, 3, 0.5)):
         os.utime(files[place], (time.time() - age * 86400,) * 2)
     sizes = [file.stat().st_size for file in files]
-    monkeypatch.setattr(ngdiff.models.reference_model, "MOST_KEPT", sum(sizes) - sizes[1])
+    monkeypatch.setattr(ngdiff.preparation.starting_predictions, "MOST_KEPT", sum(sizes) - sizes[1])
     ask(model, tmp_path, [0])  # used again: the second is the oldest now
     assert [file.exists() for file in files] == [True, False, True, True, True]
-    monkeypatch.setattr(ngdiff.models.reference_model, "MOST_KEPT", 0)
+    monkeypatch.setattr(ngdiff.preparation.starting_predictions, "MOST_KEPT", 0)
     ask(model, tmp_path, [4])
     assert [file.exists() for file in files] == [True, False, False, True, True]  # none of today's
 

@@ -71,3 +71,10 @@ def test_names_put_back_give_the_original() -> None:
     text = "Ada Blue wrote it in 1991."
     invented = replacements(["Ada", "Blue", "1991"], set(), random.Random(3))
     assert replaced(replaced(text, invented), {new: old for old, new in invented.items()}) == text
+
+
+def test_common_words_are_those_of_one_text_in_twenty_five() -> None:
+    texts = ["The cat the cat", *["a dog"] * 2, *["nothing else"] * 47]
+    assert OrdinaryWords.of(texts).common == {"a", "dog", "nothing", "else"}
+    assert OrdinaryWords.of([*texts, "nothing"]).common == {"nothing", "else"}  # two of 51
+    assert OrdinaryWords.of(texts[:25]).common == {"the", "cat", "a", "dog", "nothing", "else"}

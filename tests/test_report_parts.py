@@ -118,6 +118,21 @@ def test_answers_forgotten_worst_come_first() -> None:
     assert order == [("forget", 0.9), ("forget", 0.2), ("forget", 0.1), ("retain", 1.0)]
 
 
+def test_a_broken_answer_is_named() -> None:
+    one, other, unasked = items(0.1, 0.2, 0.3)
+    one["after"]["answer"], other["after"]["answer"], unasked["after"]["answer"] = (
+        "so so so so",
+        "He sat",
+        None,
+    )
+    found = side_by_side(replace(run(), answers=answers([one, other, unasked])))
+    assert {item["after"]: item["broken"] for item in found} == {
+        "so so so so": "repeats itself",
+        "He sat": None,
+        None: None,
+    }
+
+
 def test_retrained_answers_join_by_question() -> None:
     said = [{"place": "p", "question": "Who is 0?", "truth": "the author 0 sat", "answer": "nobody"}]
     found = replace(run(), answers=answers(items(0.1)), reference=evaluation(texts={"forget": said}))

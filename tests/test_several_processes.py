@@ -19,8 +19,8 @@ from torch import Tensor
 
 from commandline import questions, save_model, tree, write_jsonl
 from ngdiff.errors import RequestError
-from ngdiff.settings.config import UnlearningConfig
-from ngdiff.training.parameters import BEST_FILE
+from ngdiff.models.parameters import BEST_FILE
+from ngdiff.training.config import UnlearningConfig
 from several_processes import Case, as_json, learn, run
 
 torch.set_num_threads(1)

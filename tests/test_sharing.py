@@ -14,8 +14,8 @@ from ngdiff.data.datasets import as_encoded
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.sharing import ShareOfSteps, StepShares, examples_of_a_step
 from ngdiff.record import RunRecord
-from ngdiff.settings.config import UnlearningConfig
-from ngdiff.training.distribution import share_steps
+from ngdiff.training.config import UnlearningConfig
+from ngdiff.training.launch import share_steps
 from tiny import tiny_tokenizer
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngdiff.errors import RequestError
-from ngdiff.training.criterion import View
-from ngdiff.training.stopping import Floor, ForgetTarget, StoppingRule, parse_stop_at, way_left
+from ngdiff.stopping.criterion import View
+from ngdiff.stopping.rule import Floor, ForgetTarget, StoppingRule, parse_stop_at, way_left
 
 
 @pytest.mark.parametrize(
@@ -350,6 +350,18 @@ def test_a_count_of_answers_says_nothing_of_the_pace() -> None:
     assert stopping.tightest(stopping.checks[-1]) == "retain"
     stopping.judge(20, view(0.8), utility, {"retain": 0.999, "general.answers": 0.775})
     assert list(stopping.checks[-1].broken) == ["general.answers"]  # as a floor it holds
+
+
+def test_the_language_of_the_forget_answers_says_nothing_of_the_pace() -> None:
+    """Where the forget loss expects less of its words, that floor comes near without any damage."""
+    floors = {"retain": Floor(0.98, 1.0, 0.98), "language": Floor(0.98, 0.5, 0.4)}
+    stopping = StoppingRule(ForgetTarget("extraction_strength", 0.1, "given"), floors, 3)
+    utility = {"probability": 1.0}
+    stopping.judge(0, view(1.0), utility, {"retain": 1.0, "language": 0.5})
+    stopping.judge(10, view(0.9), utility, {"retain": 0.999, "language": 0.41})
+    assert stopping.tightest(stopping.checks[-1]) == "retain"
+    stopping.judge(20, view(0.8), utility, {"retain": 0.999, "language": 0.39})
+    assert list(stopping.checks[-1].broken) == ["language"]  # as a floor it holds
 
 
 @pytest.mark.parametrize(("limit", "near", "far"), [(0.05, 0.09, 0.1), (0.3, 0.39, 0.41), (0.6, 0.69, 0.71)])

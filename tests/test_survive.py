@@ -83,11 +83,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     s = Story(folder)
     s.run("whole", "whole")
     killed = {"signals": [SIGKILL]}
-    s.run("in a checkpoint", "killed", where="ngdiff.training.checkpoints:seal", call=2, **killed)
+    s.run("in a checkpoint", "killed", where="ngdiff.runs.checkpoints:seal", call=2, **killed)
     s.run("in a step", "killed", where=STEP, call=4, **killed)
-    s.run("before the rename", "killed", where="ngdiff.training.checkpoints:_put", call=1, **killed)
-    s.run("in the final save", "killed", where="ngdiff.models.saving:write_json", call=1, **killed)
-    s.run("before the result is in its place", "killed", where="ngdiff.training.unfinished:Workplace.settle",
+    s.run("before the rename", "killed", where="ngdiff.runs.checkpoints:_put", call=1, **killed)
+    s.run("in the final save", "killed", where="ngdiff.runs.saving:write_json", call=1, **killed)
+    s.run("before the result is in its place", "killed", where="ngdiff.runs.workplace:Workplace.settle",
           call=2, **killed)  # fmt: skip
     s.run("found finished", "killed")
 
@@ -119,7 +119,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     s.run("default without cache", "default-cache", *DEFAULT, where=STEP, call=4, signals=[cache])
 
     s.finetune("tuned", "tuned", no_locks=True)
-    s.finetune("tuning killed", "tuned-again", where="ngdiff.training.checkpoints:seal", call=2, **killed)
+    s.finetune("tuning killed", "tuned-again", where="ngdiff.runs.checkpoints:seal", call=2, **killed)
     s.finetune("tuned again", "tuned-again")
     s.tell()
     return s

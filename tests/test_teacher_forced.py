@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.evaluation.teacher_forced import (
+from ngdiff.inference.teacher_forced import (
     SURE,
     AnswerScore,
     batch_extraction_strength,

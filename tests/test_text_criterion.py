@@ -19,10 +19,10 @@ from ngdiff.data.datasets import as_encoded
 from ngdiff.data.examples import Example
 from ngdiff.data.long_text import in_pieces, passages
 from ngdiff.data.overlaps import part_fault
-from ngdiff.evaluation.teacher_forced import AnswerScore, verbatim
-from ngdiff.training.criterion import TEXT, is_whole, measured_bounds
-from ngdiff.training.never_seen import is_text, known_text_faults, missing_holdout, unknown_retain
-from ngdiff.training.stopping import ForgetTarget, parse_stop_at
+from ngdiff.inference.teacher_forced import AnswerScore, verbatim
+from ngdiff.stopping.criterion import TEXT, is_whole, measured_bounds
+from ngdiff.stopping.never_seen import is_text, known_text_faults, missing_holdout, unknown_retain
+from ngdiff.stopping.rule import ForgetTarget, parse_stop_at
 from tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(None)
@@ -58,7 +58,7 @@ def test_verbatim_by_hand() -> None:
     assert verbatim(torch.tensor([True] * 8 + [False] * 2 + [True])) == pytest.approx(8 / 10)
     assert verbatim(torch.tensor([True] * 51)) == 1.0
     # one wrong token near the end, and extraction strength says that nothing is left
-    from ngdiff.evaluation.teacher_forced import extraction_strength
+    from ngdiff.inference.teacher_forced import extraction_strength
 
     nearly = torch.tensor([True] * 198 + [False, True])
     assert extraction_strength(nearly) == 0.0 and verbatim(nearly) == 1.0

@@ -19,13 +19,13 @@ from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example
 from ngdiff.errors import EvaluationError, RequestError
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.measures import measure_reference
 from ngdiff.evaluation.suites.tofu import read_tofu, run_tofu
+from ngdiff.inference.evaluator import Evaluator
 from tiny import tiny_llama, tiny_tokenizer
 from tofu_folder import make_tofu
 

@@ -16,7 +16,7 @@ import pytest
 
 from commandline import Cli, make_cli, questions, save_model, write_jsonl
 from ngdiff.errors import RequestError
-from ngdiff.system.trackers import tracker_names, tracker_settings
+from ngdiff.training.trackers import tracker_names, tracker_settings
 
 NAMES = (
     *("forget_loss", "retain_loss", "forget_norm", "retain_norm", "cosine", "combined_norm", "learning_rate"),
@@ -161,7 +161,7 @@ def test_no_tracker_no_logging(value: Any) -> None:
 
 
 def test_names_with_commas_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ngdiff.system.trackers._faults", lambda name: [])
+    monkeypatch.setattr("ngdiff.training.trackers._faults", lambda name: [])
     found = tracker_settings({"report_to": "tensorboard, wandb"}, Path("runs/out"))
     assert found == {
         "report_to": ["wandb"],
@@ -175,7 +175,7 @@ def test_names_with_commas_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_tracker_that_is_missing_is_a_fault_before_the_run(
     cli: Cli, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ngdiff.system.trackers.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("ngdiff.training.trackers.importlib.util.find_spec", lambda name: None)
     answer = cli(*words, "--report-to", "wandb", "--report-to", "tensorboard")
     assert answer.code == 2
     assert answer.faults == [

@@ -20,21 +20,21 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-import ngdiff.training.comparisons
+import ngdiff.preparation.comparisons
 import ngdiff.training.probe_loss
 import ngdiff.training.trainer
 from ngdiff.data.batching import Stream, collate
 from ngdiff.data.datasets import as_encoded
-from ngdiff.data.predictable import figures_at_rest
 from ngdiff.errors import RequestError
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.inference.teacher_forced import AnswerScore
 from ngdiff.losses import LOSSES, Loss, nll
 from ngdiff.methods import METHODS, Method
 from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
-from ngdiff.settings.config import UnlearningConfig
+from ngdiff.preparation.predictable import figures_at_rest
+from ngdiff.runs.checkpoints import MANIFEST
+from ngdiff.stopping.rule import StoppingRule
 from ngdiff.system.environment import versions
-from ngdiff.training.checkpoints import MANIFEST
-from ngdiff.training.stopping import StoppingRule
+from ngdiff.training.config import UnlearningConfig
 from ngdiff.training.trainer import UnlearningTrainer
 from ngdiff.training.unlearning_state import STATE_FILE
 from tiny import tiny_llama, tiny_tokenizer
@@ -1068,7 +1068,7 @@ def test_npo_compares_with_the_starting_model(tmp_path: Path, monkeypatch: pytes
     assert trainer.record.steps[2].forget_loss < first.forget_loss
     # another run from the same model finds it on disk, and gives the same steps
     monkeypatch.setattr(
-        "ngdiff.models.reference_model.score_answers", lambda model, rows, **_: _nothing(rows)
+        "ngdiff.preparation.starting_predictions.score_answers", lambda model, rows, **_: _nothing(rows)
     )
     again = run(tmp_path / "b", method="npo", max_steps=3, learning_rate=1e-2)
     assert steps(again) == steps(trainer)
@@ -1092,7 +1092,7 @@ def test_a_resumed_run_keeps_what_the_starting_model_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(ngdiff.training.comparisons, "LEAST_COUNTED", 1)
+    monkeypatch.setattr(ngdiff.preparation.comparisons, "LEAST_COUNTED", 1)
     common = {
         "save_strategy": "steps",
         "save_steps": 2,
@@ -1213,7 +1213,7 @@ def test_where_little_is_kept_every_token_is_pushed(tmp_path: Path, monkeypatch:
     kept = len(few._retain)
     notes = [note for note in few.record.notes if "too few to tell" in note]
     assert len(notes) == 1 and notes[0].startswith(f"{kept} answers to keep")
-    monkeypatch.setattr(ngdiff.training.comparisons, "LEAST_COUNTED", kept)
+    monkeypatch.setattr(ngdiff.preparation.comparisons, "LEAST_COUNTED", kept)
     shutil.rmtree(tmp_path / "ngdiff-selective")
     enough = ran("ngdiff-selective")
     assert steps(enough) != steps(plain) and not any("too few" in note for note in enough.record.notes)
@@ -1223,7 +1223,7 @@ def test_where_little_is_kept_every_token_is_pushed(tmp_path: Path, monkeypatch:
 def test_a_target_beyond_what_language_leaves_has_every_token_pushed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measure: str
 ) -> None:
-    monkeypatch.setattr(ngdiff.training.comparisons, "LEAST_COUNTED", 1)
+    monkeypatch.setattr(ngdiff.preparation.comparisons, "LEAST_COUNTED", 1)
     forget, retain, unseen = told("F", 6, 1), told("R", 16, 2), told("U", 6, 3)
     data = {"forget": forget, "retain": retain, "holdout": unseen, "max_steps": 3, "learning_rate": 1e-3}
     learned = taught(tiny_llama(layers=1, hidden=16, seed=3), forget + retain, 40)
@@ -1246,7 +1246,7 @@ def test_a_target_beyond_what_language_leaves_has_every_token_pushed(
 
 
 def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ngdiff.training.comparisons, "LEAST_COUNTED", 1)
+    monkeypatch.setattr(ngdiff.preparation.comparisons, "LEAST_COUNTED", 1)
     forget, retain, unseen = told("F", 6, 1), told("R", 16, 2), told("U", 6, 3)
     learned = taught(tiny_llama(layers=1, hidden=32), forget + retain, 150)
     asked = as_encoded(forget, TOKENIZER, 64, "x")

@@ -8,7 +8,6 @@ import pytest
 
 from ngdiff.evaluation.membership import privleak
 from ngdiff.evaluation.rouge import rouge
-from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.evaluation.truth_ratio import (
     forget_truth_ratio,
     guarded_forget_truth_ratio,
@@ -18,6 +17,7 @@ from ngdiff.evaluation.truth_ratio import (
     truth_share,
     utility_truth_ratio,
 )
+from ngdiff.inference.teacher_forced import AnswerScore
 
 
 def answer(*probabilities: float) -> AnswerScore:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ngdiff.errors import RequestError, RunError
+from ngdiff.runs.workplace import ASKED_FILE, FINISHED_FILE, Asked, Workplace
 from ngdiff.system.lock import alone_in
 from ngdiff.system.output import RECORD
-from ngdiff.training.unfinished import ASKED_FILE, FINISHED_FILE, Asked, Workplace
 
 ASKED = Asked(
     {"seed": 0, "lr": None, "model": "here", "save_steps": 5}, {"forget": "aa", "retain": "bb"}, "cc"
@@ -126,7 +126,7 @@ def test_a_kill_while_an_earlier_run_is_dropped_leaves_nothing_to_resume(
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr("ngdiff.training.unfinished.shutil.rmtree", killed)
+        patch.setattr("ngdiff.runs.workplace.shutil.rmtree", killed)
         with pytest.raises(Crash), place.claimed(ASKED, resume=False, overwrite=False):
             pass
     assert (place.run / "checkpoint-2").exists() and not goes_on(place)
@@ -242,7 +242,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = Workplace(tmp_path / "file" / "out")
     with (
-        pytest.raises(RequestError, match="cannot be written to"),
+        pytest.raises(RequestError, match="cannot write to"),
         place.claimed(ASKED, resume=None, overwrite=False),
     ):
         pass

@@ -15,7 +15,7 @@ from ngdiff.bench.plan import BenchRequest, reporting, tuning
 from ngdiff.bench.variants import ABLATED, SAME, ablations, find_variant, same_conditions
 from ngdiff.methods import METHODS, RATES, WEIGHTS, find_method
 from ngdiff.names import DEFAULT_METHOD
-from ngdiff.settings.config import UnlearningConfig
+from ngdiff.training.config import UnlearningConfig
 
 PARTS = ("forget_loss", "retain_loss", "rule", "step_size")
 DEFAULT = find_method(DEFAULT_METHOD)

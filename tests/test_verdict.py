@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ngdiff.verdict import NEXT, verdict
+from ngdiff.outcome import NEXT, verdict
 
 BOUNDS = [
     {"measure": "extraction_strength", "item": 0.1, "mean": 0.04},

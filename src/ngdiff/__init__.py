@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ngdiff.errors import Fault, RequestError
     from ngdiff.record import RunRecord
-    from ngdiff.settings.config import UnlearningConfig
     from ngdiff.steps.gradients import GradientPair, Weights
     from ngdiff.steps.stepsize import AutomaticRate, FixedRate
     from ngdiff.steps.weighting import make_rule
+    from ngdiff.training.config import UnlearningConfig
     from ngdiff.training.trainer import UnlearningTrainer
 
 _HOME = {
@@ -24,7 +24,7 @@ _HOME = {
     "GradientPair": "steps.gradients",
     "RequestError": "errors",
     "RunRecord": "record",
-    "UnlearningConfig": "settings.config",
+    "UnlearningConfig": "training.config",
     "UnlearningTrainer": "training.trainer",
     "Weights": "steps.gradients",
     "make_rule": "steps.weighting",

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.markup import escape
 from rich.table import Table
 
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example, to_examples
 from ngdiff.data.sources import Row
-from ngdiff.evaluation.generation import generate_answers
-from ngdiff.evaluation.teacher_forced import score_answers, summarise
 from ngdiff.finetune import FinetuneRequest, finetune
+from ngdiff.inference.generation import generate_answers
+from ngdiff.inference.teacher_forced import score_answers, summarise
 from ngdiff.invented.people import general_knowledge_rows, invent_people, question_rows, write_jsonl
 from ngdiff.models.loading import SMOLLM2, load_model, load_tokenizer, resolve_model
 from ngdiff.record import RunRecord
+from ngdiff.system.environment import matmul_flops
 from ngdiff.system.output import write_json
 from ngdiff.system.progress import Meter, console
 from ngdiff.unlearn import UnlearnRequest, unlearn
@@ -106,17 +106,6 @@ def people_that_fit(minutes: float) -> int:
     steps_to_forget = 15 * 16 * 64 * 1.3
     budget = (60 * minutes - 70) * tokens_per_second - steps_to_forget
     return int(min(PEOPLE, max(6, budget // (QUESTIONS * 64 * EPOCHS))))
-
-
-def matmul_flops(seconds: float = 0.5) -> float:
-    """Measure float32 operations per second in products of the sizes that SmolLM2-135M needs."""
-    left, right = torch.randn(512, 576), torch.randn(576, 1536)
-    torch.mm(left, right)
-    started, rounds = time.monotonic(), 0
-    while time.monotonic() - started < seconds:
-        torch.mm(left, right)
-        rounds += 1
-    return rounds * 2 * 512 * 576 * 1536 / (time.monotonic() - started)
 
 
 def _write_people(folder: Path, people: int, seed: int) -> Rows:

@@ -17,8 +17,7 @@ from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.long_text import counted_texts, encode_pieces, long_text_fault
 from ngdiff.data.sources import local_sources, read_rows
 from ngdiff.errors import Fault, RequestError
-from ngdiff.evaluation.distributed import is_main, process_count
-from ngdiff.evaluation.teacher_forced import AnswerScore, score_answers, summarise
+from ngdiff.inference.teacher_forced import AnswerScore, score_answers, summarise
 from ngdiff.models.adapters import with_lora
 from ngdiff.models.loading import (
     ModelSource,
@@ -32,16 +31,17 @@ from ngdiff.models.loading import (
     vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.models.saving import SAVE_MINUTES, write_result
-from ngdiff.settings.config import checkpointing, minutes_fault, positive_fault, seed_fault
+from ngdiff.runs.reservation import claimed, may_replace
+from ngdiff.runs.saving import SAVE_MINUTES, write_result
+from ngdiff.runs.workplace import Asked, Workplace
+from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault
 from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.output import check_output, holds_faults, same_folder
+from ngdiff.system.processes import is_main, joined, looking, on_all, process_count, shared
 from ngdiff.system.progress import Meter, console, working
-from ngdiff.training.callbacks import ProgressCallback
-from ngdiff.training.claim import claimed, may_replace
+from ngdiff.training.config import checkpointing
 from ngdiff.training.finetuning import FinetuneTrainer
-from ngdiff.training.parallel import joined, looking, on_all, shared
-from ngdiff.training.unfinished import Asked, Workplace
+from ngdiff.training.progress_callbacks import ProgressCallback
 
 SCORED_AT_THE_END = 200
 

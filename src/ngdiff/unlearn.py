@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from ngdiff.data.alternatives import alternative_faults
 from ngdiff.data.benchmarks import Folders
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example, overlap_fault, to_examples
@@ -30,10 +29,9 @@ from ngdiff.data.overlaps import (
 from ngdiff.data.sharing import examples_of_a_step
 from ngdiff.data.sources import local_sources, read_rows
 from ngdiff.errors import Fault, RequestError
-from ngdiff.evaluation.distributed import is_main
+from ngdiff.hub.card import CARD, model_card
 from ngdiff.losses import LOSSES
 from ngdiff.models.adapters import with_lora
-from ngdiff.models.card import CARD, model_card
 from ngdiff.models.loading import (
     ModelSource,
     Precision,
@@ -48,26 +46,27 @@ from ngdiff.models.loading import (
     vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.models.saving import when_to_save, write_result
+from ngdiff.preparation.alternatives import alternative_faults
 from ngdiff.receipts.data_key import describe, set_hash
 from ngdiff.receipts.hidden import hidden
 from ngdiff.receipts.prepare import plan_receipt
 from ngdiff.receipts.receipt import ReceiptPlan, complete_record, write_receipt
 from ngdiff.record import RunRecord
-from ngdiff.settings.config import BATCH, UnlearningConfig
+from ngdiff.runs.reservation import claimed, may_replace
+from ngdiff.runs.saving import when_to_save, write_result
+from ngdiff.runs.workplace import Asked, Workplace
+from ngdiff.stopping.never_seen import missing_holdout
 from ngdiff.system.environment import weights_hash
 from ngdiff.system.output import ANSWERS, RECORD, check_output, holds_faults, same_folder, write_json
-from ngdiff.system.outside import first_line
+from ngdiff.system.processes import from_main, is_main, joined, on_all
 from ngdiff.system.progress import console, working
-from ngdiff.system.trackers import tracker_callbacks, tracker_settings
+from ngdiff.system.untrusted import first_line
 from ngdiff.training.answers import AnswerBook
-from ngdiff.training.callbacks import UnlearningProgress
-from ngdiff.training.claim import claimed, may_replace
-from ngdiff.training.floors import floor_shares, reserved_faults
-from ngdiff.training.never_seen import missing_holdout
-from ngdiff.training.parallel import from_main, joined, on_all
+from ngdiff.training.config import BATCH, UnlearningConfig
+from ngdiff.training.kept_sets import floor_shares, reserved_faults
+from ngdiff.training.progress_callbacks import UnlearningProgress
+from ngdiff.training.trackers import tracker_callbacks, tracker_settings
 from ngdiff.training.trainer import UnlearningTrainer
-from ngdiff.training.unfinished import Asked, Workplace
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class UnlearnRequest:
         retain: likewise, of what to keep.
         output: the folder to make.
         holdout: text of the forget set's kind that the model never saw.
-        settings: fields of :class:`ngdiff.settings.config.UnlearningConfig` that differ from their defaults.
+        settings: fields of :class:`ngdiff.training.config.UnlearningConfig` that differ from their defaults.
         lora: train LoRA adapters only, and save those.
         qlora: likewise, on a model whose weights are quantised to 4 bits (NF4) while it trains.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.

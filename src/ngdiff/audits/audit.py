@@ -24,7 +24,6 @@ from ngdiff.data.examples import data_hash
 from ngdiff.data.holdouts import SPLIT, for_auditing
 from ngdiff.data.long_text import counted_texts, in_pieces, long_text_fault
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.evaluation.cache import Cache, default_folder
 from ngdiff.evaluation.evaluate import check_output_file
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites import SuiteData, suites
@@ -37,10 +36,11 @@ from ngdiff.models.loading import (
     load_tokenizer,
     resolve_model,
 )
-from ngdiff.settings.config import positive_fault, seed_fault
+from ngdiff.settings.faults import positive_fault, seed_fault
+from ngdiff.system.cache import Cache, default_folder
 from ngdiff.system.environment import machine, versions
 from ngdiff.system.output import RECORD, unless_in_the_way
-from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
 SUITES = ("own", "tofu")
 Outcomes = dict[str, dict[Role, dict[str, Outcome]]]

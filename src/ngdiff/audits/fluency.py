@@ -15,10 +15,9 @@ An empty answer counts as wholly broken, and as a full stop under the starting m
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from ngdiff.audits.row import Audit, Outcome
 from ngdiff.audits.subject import Context, Subject
+from ngdiff.data.broken import repetition
 from ngdiff.data.general import general_texts
 from ngdiff.data.secrets import words_of
 from ngdiff.evaluation.result import Figure
@@ -27,12 +26,6 @@ from ngdiff.evaluation.suites.measures import Measures, with_answer
 from ngdiff.system.environment import weights_hash
 
 SILENT = "."
-
-
-def repetition(text: str) -> float:
-    """Return the share of word pairs that the text has had before, in [0, 1]; 0 for less than two pairs."""
-    pairs = list(pairwise(words_of(text)))
-    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def broken(text: str, known: set[str]) -> float:

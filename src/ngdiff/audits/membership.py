@@ -25,7 +25,7 @@ from ngdiff.data.examples import Example
 from ngdiff.evaluation.result import Figure
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.measures import Measures
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.inference.teacher_forced import AnswerScore
 from ngdiff.system.environment import weights_hash
 
 Logits = tuple[list[float], list[float]]

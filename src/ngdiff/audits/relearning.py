@@ -25,8 +25,8 @@ from ngdiff.data.batching import permutation
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example
 from ngdiff.system.environment import weights_hash
-from ngdiff.training.callbacks import ProgressCallback
 from ngdiff.training.finetuning import FinetuneTrainer
+from ngdiff.training.progress_callbacks import ProgressCallback
 
 WHOLE, HALF = "all of it", "half of it, the rest tested"
 

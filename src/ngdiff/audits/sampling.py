@@ -18,12 +18,12 @@ from ngdiff.data.encoding import encode_prompt
 from ngdiff.data.examples import Example
 from ngdiff.data.general import general_texts
 from ngdiff.data.secrets import Secrets, words_of
-from ngdiff.evaluation.evaluator import PROMPTS_A_SEQUENCE
 from ngdiff.evaluation.result import Figure
 from ngdiff.evaluation.rouge import rouge
-from ngdiff.evaluation.sampling import BUDGETS, best_of, sampled_answers
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.measures import Measures
+from ngdiff.inference.evaluator import PROMPTS_A_SEQUENCE
+from ngdiff.inference.sampling import BUDGETS, best_of, sampled_answers
 from ngdiff.system.progress import Meter
 
 Score = Callable[[Example, str], float]

@@ -14,13 +14,13 @@ import torch
 from ngdiff.audits.request import AuditRequest
 from ngdiff.audits.row import Role
 from ngdiff.data.examples import Example
-from ngdiff.evaluation.cache import Cache
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.measures import Measures
+from ngdiff.inference.evaluator import Evaluator
 from ngdiff.models.loading import ModelSource, load_model
+from ngdiff.system.cache import Cache
 from ngdiff.system.environment import weights_hash
 from ngdiff.system.progress import working
 

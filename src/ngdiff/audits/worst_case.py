@@ -26,7 +26,7 @@ from ngdiff.errors import RequestError
 from ngdiff.evaluation.result import Figure
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.measures import ASKED_OTHERWISE, PERTURBED, Measures, with_answer, with_question
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.inference.teacher_forced import AnswerScore
 
 SHOTS = 3
 OPTIONS = 4

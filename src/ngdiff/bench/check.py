@@ -21,9 +21,9 @@ from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites import SuiteData, suites
 from ngdiff.methods import METHODS
 from ngdiff.models.loading import check_causal, check_precision, resolve_model
-from ngdiff.settings.config import UnlearningConfig
 from ngdiff.system.output import check_output, same_folder
-from ngdiff.system.outside import first_line
+from ngdiff.system.untrusted import first_line
+from ngdiff.training.config import UnlearningConfig
 
 RESULTS = ("results.md", "results.csv", "results.json", "pareto.png", "curves.png")
 """What a benchmark writes into its folder beside trials and models."""

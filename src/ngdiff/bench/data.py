@@ -8,7 +8,7 @@ from typing import Any
 
 from ngdiff.bench.plan import TUNING, BenchRequest
 from ngdiff.data.sources import read_rows
-from ngdiff.evaluation.cache import cache_key
+from ngdiff.system.cache import cache_key
 from ngdiff.system.output import staged_folder
 
 TOFU_SIZE = 4000

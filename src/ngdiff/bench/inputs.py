@@ -10,8 +10,8 @@ from ngdiff.bench.plan import TUNING, BenchRequest
 from ngdiff.bench.suites import suite_of
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
-from ngdiff.evaluation.cache import cache_key
 from ngdiff.models.loading import resolve_model
+from ngdiff.system.cache import cache_key
 from ngdiff.system.hashes import sha256_file
 
 _MODEL_FILES = (

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from ngdiff.bench.grid import Settings, candidates, nested
 from ngdiff.bench.variants import Variant, ablations, find_variant, same_conditions
 from ngdiff.data.benchmarks import Folders
-from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.losses import LOSSES
 from ngdiff.methods import Method, find_method
 from ngdiff.names import DEFAULT_METHOD
 from ngdiff.steps.weighting import RULES
+from ngdiff.system.cache import cache_key
 
 if TYPE_CHECKING:
     from ngdiff.bench.inputs import Hashes

@@ -37,16 +37,16 @@ from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
 from ngdiff.data.benchmarks import as_text
 from ngdiff.errors import Interrupted
-from ngdiff.evaluation.cache import cache_key
 from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.evaluation.result import texts_file
+from ngdiff.runs.signals import StopWish, wish_to_stop
+from ngdiff.runs.workplace import Workplace
+from ngdiff.system.cache import cache_key
 from ngdiff.system.events import log
 from ngdiff.system.lock import alone_in
 from ngdiff.system.output import write_json
-from ngdiff.system.outside import first_line
 from ngdiff.system.progress import Meter
-from ngdiff.training.signals import StopWish, wish_to_stop
-from ngdiff.training.unfinished import Workplace
+from ngdiff.system.untrusted import first_line
 
 STATUS, LOG = "trial.json", "log.txt"
 _LAST_WORDS = 2000
@@ -373,18 +373,18 @@ class _Workers:
 
     def _end(self, pool: ThreadPoolExecutor) -> None:
         """Have the workers save what they do and end, and nothing more begin; a second signal kills them."""
-        self._send(signal.SIGTERM)
+        self._send(subprocess.Popen.terminate)
         try:
             pool.shutdown(wait=True, cancel_futures=True)
         except BaseException:
-            self._send(signal.SIGKILL)
+            self._send(subprocess.Popen.kill)
             raise
 
-    def _send(self, signum: int) -> None:
+    def _send(self, end: Callable[[subprocess.Popen[bytes]], None]) -> None:
         with self._lock:
             self._ending = True
             for process in self._running:
-                process.send_signal(signum)
+                end(process)
 
     def _one(self, job: _Job) -> _Job:
         try:

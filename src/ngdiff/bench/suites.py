@@ -13,7 +13,7 @@ from ngdiff.bench.plan import TUNING, BenchRequest
 from ngdiff.data.muse import read_split
 from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.evaluation.cache import cache_key
+from ngdiff.system.cache import cache_key
 from ngdiff.system.output import staged_folder
 
 REQUESTS = 4

@@ -26,7 +26,7 @@ from ngdiff.bench.tuning_tables import SELECTION, grid_rows, grid_table, tuned_o
 from ngdiff.bench.variants import SAME
 from ngdiff.names import DEFAULT_METHOD
 from ngdiff.system.output import finite
-from ngdiff.system.outside import markdown_cell
+from ngdiff.system.untrusted import markdown_cell
 
 FIGURES = (
     "Figures of a method are means over its seeds with Student's 95% t-interval in brackets; with one "

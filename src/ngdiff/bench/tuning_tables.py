@@ -12,7 +12,7 @@ from ngdiff.bench.plan import ending, selection_score
 from ngdiff.bench.run import BenchResult, tried
 from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import RECORD
-from ngdiff.system.outside import markdown_cell
+from ngdiff.system.untrusted import markdown_cell
 
 SELECTION = (
     "Settings were chosen by the harmonic mean of three shares: how far the forget set's extraction "

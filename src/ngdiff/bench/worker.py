@@ -25,8 +25,8 @@ SPEC, RECORD, EVALUATION, GENERAL = "spec.json", "record.json", "evaluation.json
 
 def main() -> None:
     """Unlearn, where the specification says so, and evaluate what came out."""
-    from ngdiff.cli.app import quiet_libraries
     from ngdiff.system.environment import keep_freed_memory
+    from ngdiff.system.terminal import quiet_libraries
 
     quiet_libraries()
     keep_freed_memory()
@@ -108,7 +108,7 @@ def _general(model: str, spec: dict[str, Any], folder: Path) -> None:
     import torch
 
     from ngdiff.data.datasets import as_encoded
-    from ngdiff.evaluation.teacher_forced import score_answers, summarise
+    from ngdiff.inference.teacher_forced import score_answers, summarise
     from ngdiff.invented.people import general_knowledge_rows
     from ngdiff.models.loading import autocast_bf16, load_model, load_tokenizer, resolve_model
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import logging
-import os
 import shlex
 import sys
-import warnings
 from importlib import metadata
 from typing import Annotated
 
@@ -24,7 +21,7 @@ from ngdiff.cli.exits import (
 )
 from ngdiff.errors import EvaluationError, Fault, Interrupted, RequestError, RunError, inert
 from ngdiff.system.events import log
-from ngdiff.system.terminal import always, open_streams, print_last_line, settings
+from ngdiff.system.terminal import always, open_streams, print_last_line, quiet_libraries, settings
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """What the system says where a disk takes nothing more."""
@@ -179,15 +176,3 @@ def _safe(text: str) -> str:
     from rich.markup import escape
 
     return escape(inert(text))
-
-
-def quiet_libraries() -> None:
-    """Keep other libraries' bars and notices out of ours; warnings of this package stay."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    loaded = sys.modules.get("transformers.utils.logging")
-    if loaded is not None:  # it read the environment before us
-        loaded.disable_progress_bar()
-    for name in ("transformers", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -77,7 +77,7 @@ class Asked:
     def answer(self, question: str, max_new_tokens: int) -> str:
         """Return its greedy answer."""
         from ngdiff.data.examples import Example, Message
-        from ngdiff.evaluation.generation import generate_answers
+        from ngdiff.inference.generation import generate_answers
 
         # the answer of an example is not shown to the model; one has to be there
         turns = (Message("user", question), Message("assistant", "-"))

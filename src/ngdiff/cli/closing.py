@@ -11,9 +11,9 @@ from rich.table import Table
 
 from ngdiff.cli.app import app
 from ngdiff.data.benchmarks import BENCHMARKS
+from ngdiff.outcome import verdict
 from ngdiff.system.events import log
 from ngdiff.system.terminal import console, last_line
-from ngdiff.verdict import verdict
 
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord

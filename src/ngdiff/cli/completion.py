@@ -62,7 +62,7 @@ def forget_targets(incomplete: str) -> Completed:
     """Complete a forget target."""
     from typing import get_args
 
-    from ngdiff.training.criterion import Measure
+    from ngdiff.stopping.criterion import Measure
 
     fixed = ("auto", "never-seen-loss", "none")
     return _begin(incomplete, ((name, "") for name in (*fixed, *(f"{m}=" for m in get_args(Measure)))))

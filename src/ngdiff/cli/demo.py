@@ -42,7 +42,7 @@ def demo(
 
     from ngdiff.demo import DemoRequest, run_demo
     from ngdiff.errors import RequestError
-    from ngdiff.settings.config import positive_fault, seed_fault
+    from ngdiff.settings.faults import positive_fault, seed_fault
     from ngdiff.system.environment import keep_freed_memory
     from ngdiff.system.output import check_output
 

@@ -139,10 +139,10 @@ def evaluate(
 
     Interrupted, it goes on where it stopped when it is started again.
     """
-    from ngdiff.evaluation.distributed import is_first_process
     from ngdiff.evaluation.evaluate import evaluate as run
     from ngdiff.evaluation.request import EvaluateRequest
     from ngdiff.system.environment import keep_freed_memory
+    from ngdiff.system.processes import is_first_process
 
     keep_freed_memory()
     request = EvaluateRequest(

@@ -82,7 +82,7 @@ def finetune(
 
     from ngdiff.finetune import FinetuneRequest
     from ngdiff.finetune import finetune as run
-    from ngdiff.models.saving import SAVE_MINUTES
+    from ngdiff.runs.saving import SAVE_MINUTES
     from ngdiff.system.environment import keep_freed_memory
 
     keep_freed_memory()

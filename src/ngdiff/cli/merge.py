@@ -162,7 +162,7 @@ def _file_hashes(adapter: Path) -> dict[str, str]:
 
 def _other_base(record: Path, before: str) -> list[str]:
     """Say so where the adapter's own record names another base than the one it was merged into."""
-    from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+    from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
     try:
         trained_on = load_json(read_within(record, MOST_JSON))["model"]["sha256_before"]

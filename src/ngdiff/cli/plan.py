@@ -122,7 +122,7 @@ def _faults(
 ) -> list[Fault]:
     from ngdiff.errors import Fault, unknown_name
     from ngdiff.planning.memory import ForgetBuffer
-    from ngdiff.settings.config import positive_fault
+    from ngdiff.settings.faults import positive_fault
 
     faults = [
         Fault(flag, f"{value} is too small", "Give a whole number of at least 1")

@@ -56,7 +56,7 @@ def upload(
 
     from rich.markup import escape
 
-    from ngdiff.models.hub import network_errors, push
+    from ngdiff.hub.upload import network_errors, push
     from ngdiff.system.progress import working
 
     broken: tuple[type[Exception], ...] = (*network_errors(), RequestError)

@@ -62,8 +62,8 @@ def report_after(out: Path, wanted: bool) -> None:
     """Write the page at the end of another command, in its first process, unless it was left out."""
     from rich.markup import escape
 
-    from ngdiff.evaluation.distributed import is_first_process
     from ngdiff.report.page import write_report
+    from ngdiff.system.processes import is_first_process
     from ngdiff.system.terminal import console
 
     if wanted and is_first_process():

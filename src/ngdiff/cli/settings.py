@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ngdiff.data.benchmarks import folder_options, folders_of
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.settings.yaml_text import load_settings, load_yaml
-from ngdiff.system.outside import Unreadable
+from ngdiff.system.untrusted import Unreadable
 
 if TYPE_CHECKING:
     from ngdiff.models.loading import Precision
@@ -164,7 +164,7 @@ def _from_pairs(pairs: Sequence[str]) -> Found:
 
 def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
     """Return the settings under their own names, and what is wrong; a null leaves the default."""
-    from ngdiff.settings.config import UnlearningConfig
+    from ngdiff.training.config import UnlearningConfig
 
     names = {key: str(key).strip().replace("-", "_") for key in loaded}
     settings = {ALIASES.get(names[key], names[key]): value for key, value in loaded.items()}

@@ -309,7 +309,7 @@ def unlearn(
         return
     name, hidden = given.get("push_to_hub"), bool(given.get("private"))
     if name is not None:
-        from ngdiff.models.hub import push_faults
+        from ngdiff.hub.upload import push_faults
 
         faults += push_faults(name, hidden)
     if faults:

@@ -69,7 +69,7 @@ def checked(given: dict[str, Any], faults: list[Fault], overwrite: bool) -> tupl
     Raises:
         RequestError: with all of them.
     """
-    from ngdiff.models.hub import push_faults
+    from ngdiff.hub.upload import push_faults
     from ngdiff.unlearn import prepare
 
     if given.get("push_to_hub") is not None:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from ngdiff.data.files import READERS, Row, read_data_file
 from ngdiff.errors import Fault
-from ngdiff.system.outside import MOST_DATA, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_DATA, Unreadable, load_json, read_within
 
 Folders = Mapping[str, Path | None]
 """Names of benchmarks to the folders given for them."""

@@ -49,15 +49,15 @@ class EncodedExample:
         example: what was encoded.
         truncated: whether part of the answer was cut off.
         reference_log_prob: log-probability of the answer under the starting model, in nats, summed over its
-            tokens; see :mod:`ngdiff.models.reference_model`.
+            tokens; see :mod:`ngdiff.preparation.starting_predictions`.
         reference_states: hidden states of the starting model, of shape (labelled tokens, width), likewise.
-        alternatives: other answers to the same prompt; see :mod:`ngdiff.data.alternatives`.
+        alternatives: other answers to the same prompt; see :mod:`ngdiff.preparation.alternatives`.
         predictable: how probable each labelled token would be to somebody who never saw the answer; see
-            :mod:`ngdiff.data.predictable`.
+            :mod:`ngdiff.preparation.predictable`.
         secret: whether each labelled token can be known from the answer alone; see
             :mod:`ngdiff.data.secrets`.
         expected_ids: tokens that would be probable in the place of each labelled one, itself first, of shape
-            (labelled tokens, kept); see :mod:`ngdiff.data.counterfactual`.
+            (labelled tokens, kept); see :mod:`ngdiff.preparation.counterfactual`.
         expected_probs: how probable they would be, likewise.
         turns_left_out: first turns of the conversation that did not fit.
     """

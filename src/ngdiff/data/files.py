@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.errors import Fault
-from ngdiff.system.outside import (
+from ngdiff.system.untrusted import (
     MOST_DATA,
     Unplaced,
     Unreadable,

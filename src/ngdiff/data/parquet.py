@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ngdiff.system.outside import MOST_DATA, Unplaced, Unreadable, first_line
+from ngdiff.system.untrusted import MOST_DATA, Unplaced, Unreadable, first_line
 
 MOST_ROWS = 20_000_000
 _AT_ONCE = 1024

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,6 +23,8 @@ _TITLE = re.compile(r"[\"“«]([^\"”»\n]{2,80})[\"”»]")
 _BEGINNING = re.compile(r"(?:^|[.!?:\n][\"”’')\]]*)\s*[\"“«‘'(]?$")
 """What stands before the first word of a sentence."""
 _POSSESSIVE = re.compile(r"(’s|'s|’|')$")
+COMMON = 25
+"""One of so many texts has a common word."""
 YEARS = (1930, 1995)
 _TRIES = 50
 
@@ -33,16 +36,24 @@ class OrdinaryWords:
     Args:
         small: those that occur without a capital letter.
         every: all of them, in small letters.
+        common: those that one in :data:`COMMON` texts has, in small letters.
     """
 
     small: Collection[str]
     every: Collection[str]
+    common: Collection[str]
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> OrdinaryWords:
         """Collect them from texts that are to be kept."""
-        words = {word for text in texts for word in WORD.findall(text)}
-        return cls({word for word in words if word == word.lower()}, {word.lower() for word in words})
+        found = [set(WORD.findall(text)) for text in texts]
+        words = set[str]().union(*found)
+        having = Counter(word for text in found for word in {word.lower() for word in text})
+        return cls(
+            small={word for word in words if word == word.lower()},
+            every=set(having),
+            common={word for word, count in having.items() if count * COMMON >= len(found)},
+        )
 
 
 def begins_sentence(text: str, place: int) -> bool:

@@ -87,7 +87,9 @@ def with_secrets(
         tokenizer: the model's.
     """
     secrets = Secrets(kept)
-    return [replace(one, secret=tuple(_secret_tokens(one, secrets, tokenizer))) for one in examples]
+    return [
+        replace(one, secret=tuple(tokens_of(one, secrets.spans(one.example), tokenizer))) for one in examples
+    ]
 
 
 def labelled_ids(example: EncodedExample) -> list[int]:
@@ -95,15 +97,22 @@ def labelled_ids(example: EncodedExample) -> list[int]:
     return [label for label in example.labels[1:] if label != IGNORE]
 
 
-def _secret_tokens(example: EncodedExample, secrets: Secrets, tokenizer: Any) -> list[bool]:
+def tokens_of(example: EncodedExample, places: Sequence[tuple[int, int]], tokenizer: Any) -> list[bool]:
+    """Return, of each labelled token that something stands before, whether it is part of any of some spans.
+
+    Args:
+        example: whose answer the spans are of.
+        places: where each span begins and ends in the answer, in characters, in order.
+        tokenizer: the model's.
+    """
     # a text may begin with a labelled token that nothing stands before: its text counts, the token does not
-    text, places = token_places([label for label in example.labels if label != IGNORE], tokenizer)
+    text, tokens = token_places([label for label in example.labels if label != IGNORE], tokenizer)
     answer = example.example.answer
     # an answer that was cut is there as far as it goes
     shift = max(0, text.find(answer.strip()[:_BEGINNING])) - (len(answer) - len(answer.lstrip()))
-    spans = [(start + shift, stop + shift) for start, stop in secrets.spans(example.example)]
+    spans = [(start + shift, stop + shift) for start, stop in places]
     stops = [stop for _, stop in spans]
-    own = places[1:] if example.labels[0] != IGNORE else places
+    own = tokens[1:] if example.labels[0] != IGNORE else tokens
     found = []
     for first, last in own:
         next_one = bisect_right(stops, first)  # the first secret that does not end before the token

@@ -23,7 +23,7 @@ from pathlib import Path
 from ngdiff.data.benchmarks import BENCHMARKS, Benchmark, Folders
 from ngdiff.data.files import ARCHIVES, READERS, Row, read_data_file
 from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
-from ngdiff.system.outside import first_line
+from ngdiff.system.untrusted import first_line
 
 __all__ = ["SHIPPED", "Row", "read_rows"]
 

@@ -18,9 +18,6 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import data_hash
 from ngdiff.data.long_text import counted_texts, encode_pieces, long_text_fault
 from ngdiff.errors import EvaluationError, Fault, RequestError, unknown_name
-from ngdiff.evaluation.cache import Cache, default_folder
-from ngdiff.evaluation.distributed import is_main, process_count
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.metrics import metric_named
 from ngdiff.evaluation.openunlearning_write import write_log
 from ngdiff.evaluation.reference import Reference, truth_ratio_from_log
@@ -38,6 +35,7 @@ from ngdiff.evaluation.result import (
 )
 from ngdiff.evaluation.suites import Suite, SuiteData, suites
 from ngdiff.evaluation.suites.measures import ASKED_OTHERWISE, PARAPHRASED, PERTURBED
+from ngdiff.inference.evaluator import Evaluator
 from ngdiff.models.loading import (
     ModelSource,
     autocast_bf16,
@@ -48,9 +46,11 @@ from ngdiff.models.loading import (
     resolve_model,
     vocabulary_faults,
 )
-from ngdiff.settings.config import seed_fault
+from ngdiff.settings.faults import seed_fault
+from ngdiff.system.cache import Cache, default_folder
 from ngdiff.system.environment import machine, versions, weights_hash
 from ngdiff.system.output import check_output, holds_faults, unless_in_the_way
+from ngdiff.system.processes import is_main, process_count
 from ngdiff.system.progress import console, working
 
 REQUIRABLE = ("forget_quality", "privleak", "membership")

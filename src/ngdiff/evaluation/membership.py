@@ -2,7 +2,7 @@
 
 An attack gives each text a score that is higher the likelier the model has seen it; its AUC compares the
 forget set with text of the same kind that the model never saw. Two attacks are not here, since they need
-more than one pass over the text: by gradient norm (:mod:`ngdiff.evaluation.gradient_norm`) and by a
+more than one pass over the text: by gradient norm (:mod:`ngdiff.inference.gradient_norm`) and by a
 reference model's loss. As in OpenUnlearning, the attacks that look at single tokens leave out the last, the
 end of the turn.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 
-from ngdiff.evaluation.teacher_forced import AnswerScore, but_last
+from ngdiff.inference.teacher_forced import AnswerScore, but_last
 
 Attack = Callable[[AnswerScore, str], float]
 

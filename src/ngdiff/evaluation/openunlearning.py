@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.reference import Reference
-from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
 Values = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from ngdiff.evaluation.metrics import higher_is_better, metric_named, possible
 from ngdiff.evaluation.statistics import interval
 from ngdiff.system.hashes import sha256_file
 from ngdiff.system.output import write_json
-from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
 KIND, TEXTS_KIND = "evaluation", "texts of an evaluation"
 FORMAT = 1

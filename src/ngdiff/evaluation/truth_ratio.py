@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.inference.teacher_forced import AnswerScore
 
 
 def truth_ratio(right: AnswerScore, wrong: Sequence[AnswerScore]) -> float:

@@ -72,10 +72,10 @@ def counterfactual(tokens: LabelledTokens) -> Float[Tensor, ""]:
     """Sum KL(expected || model) over the labelled tokens, in nats.
 
     Expected is what the starting model would predict, had it never met the subject, without the secrets
-    (:mod:`ngdiff.data.counterfactual`). It is known for the true token and for the likeliest others; all the
-    rest count as one, which makes this a lower bound of the divergence over the whole vocabulary. The loss
-    has its minimum, 0, where the model predicts as expected: a secret is pushed down, language stays, and
-    the probability has somewhere to go. Without expectations it is :func:`selective_unlikelihood`.
+    (:mod:`ngdiff.preparation.counterfactual`). It is known for the true token and for the likeliest others;
+    all the rest count as one, which makes this a lower bound of the divergence over the whole vocabulary. The
+    loss has its minimum, 0, where the model predicts as expected: a secret is pushed down, language stays,
+    and the probability has somewhere to go. Without expectations it is :func:`selective_unlikelihood`.
     """
     if tokens.expected_ids is None or tokens.expected_probs is None:
         return selective_unlikelihood(tokens)

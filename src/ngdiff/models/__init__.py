@@ -1,1 +1,1 @@
-"""model name -> a clean model; model and batch -> what the losses look at; a model -> its files."""
+"""model name -> a clean model; model and batch -> log-probabilities and activations; its parameters."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from ngdiff.errors import Fault, RequestError, inert
 from ngdiff.models.adapter_config import MOST_BYTES, config_faults
-from ngdiff.system.outside import Unreadable, check_ordinary, first_line, load_object
+from ngdiff.system.untrusted import Unreadable, check_ordinary, first_line, load_object
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

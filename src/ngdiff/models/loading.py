@@ -18,7 +18,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.evaluation.distributed import is_first_process
 from ngdiff.models.adapter_config import pattern_fault
 from ngdiff.models.files import (
     ADAPTER_CONFIG,
@@ -34,7 +33,8 @@ from ngdiff.models.files import (
     shapes,
 )
 from ngdiff.system.output import staged_folder
-from ngdiff.system.outside import first_line, load_object
+from ngdiff.system.processes import is_first_process
+from ngdiff.system.untrusted import first_line, load_object
 
 SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ngdiff.data.counterfactual import KEPT
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.adapters import with_lora
 from ngdiff.models.head import tokens_at_once
 from ngdiff.models.logprobs import LabelledTokens, output_head
+from ngdiff.preparation.counterfactual import KEPT
 
 GIB = 2**30
 Adapters = Literal["none", "lora", "qlora"]

@@ -15,7 +15,7 @@ from ngdiff.system.output import nearest_folder
 from ngdiff.unlearn import Prepared, UnlearnRequest, data_sets, room
 
 if TYPE_CHECKING:
-    from ngdiff.settings.config import UnlearningConfig
+    from ngdiff.training.config import UnlearningConfig
 
 PROBE_COST = 0.05
 """Share of the time that probes and checks take, on top of the steps' own passes."""
@@ -117,7 +117,7 @@ def _seconds_a_step(ready: Prepared, weights: int | None) -> float | None:
     """
     import torch
 
-    from ngdiff.demo import matmul_flops
+    from ngdiff.system.environment import matmul_flops
 
     if weights is None or torch.cuda.is_available():
         return None

@@ -25,7 +25,7 @@ from ngdiff.data.examples import Example, data_hash, texts_of
 from ngdiff.data.long_text import counted_texts
 from ngdiff.errors import Fault, RequestError
 from ngdiff.system.output import write_new
-from ngdiff.system.outside import Unreadable, read_within
+from ngdiff.system.untrusted import Unreadable, read_within
 
 KEY_BYTES = 32
 

@@ -14,7 +14,7 @@ from ngdiff.receipts.data_key import matches
 from ngdiff.receipts.figures import MEASURES
 from ngdiff.receipts.schema import Read
 from ngdiff.system.output import RECORD
-from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
 WATCHED = ("extraction_strength", "probability")
 _ROUNDING = 1e-6

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ngdiff.evaluation.result import Bootstrap
-from ngdiff.evaluation.teacher_forced import ITEM_COLUMNS
 from ngdiff.evaluation.two_samples import percentiles
+from ngdiff.inference.teacher_forced import ITEM_COLUMNS
 
 MEASURES = ("probability", "extraction_strength", "exact_memorisation", "nll")
 Items = Mapping[str, Sequence[float]]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ngdiff.verdict import verdict
+from ngdiff.outcome import verdict
 
 if TYPE_CHECKING:
     from ngdiff.record import RunRecord
@@ -91,11 +91,3 @@ def _many(figures: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
         for name, value in figures.items()
         if name not in few and not (name == "language" and "forget" in few)
     }
-
-
-def is_hidden(record: Mapping[str, Any]) -> bool:
-    """Say whether a record's items were left out because its data are hidden under a key."""
-    data, parts = record.get("data"), [record.get(when) for when in ("before", "after")]
-    entries = list(data.values()) if isinstance(data, Mapping) else []
-    keyed = any(isinstance(entry, Mapping) and entry.get("keyed") for entry in entries)
-    return keyed and all(isinstance(part, Mapping) and "items" not in part for part in parts)

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import TYPE_CHECKING, Any
 
 from ngdiff.data.examples import Example
 from ngdiff.evaluation.result import Bootstrap
@@ -18,13 +16,15 @@ from ngdiff.receipts.chain import copy_chain
 from ngdiff.receipts.earlier import EarlierRequest, looked_at_again
 from ngdiff.receipts.figures import figures_of_sets
 from ngdiff.receipts.files import RECEIPT, SIGNATURE, hash_files
-from ngdiff.receipts.hidden import is_hidden
 from ngdiff.receipts.schema import FORMAT, Read
 from ngdiff.receipts.signature import ALGORITHM, public_hex
-from ngdiff.record import RunRecord
+from ngdiff.record import RunRecord, is_hidden
 from ngdiff.settings.identity import NOT_COUNTED, request_hash
 from ngdiff.system.environment import code_hash
 from ngdiff.system.output import RECORD, staged_file
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 LEVEL = 0.95
 PROVES = (

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ngdiff.receipts.canonical import canonical, seal_holds, sha256
-from ngdiff.system.outside import Unreadable, read_within
+from ngdiff.system.untrusted import Unreadable, read_within
 
 FORMAT = 1
 MOST_BYTES = 2**26

@@ -10,26 +10,44 @@ checks it without this package.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import Any
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import TYPE_CHECKING, Any
 
 from ngdiff.errors import Fault, RequestError
 from ngdiff.system.output import write_new
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 ALGORITHM = "Ed25519"
+INSTALL = "pip install 'ngdiff[sign]'"
 _MOST_BYTES = 2**16
+
+
+def available() -> bool:
+    """Say whether the package ``cryptography``, an optional dependency, is installed."""
+    return importlib.util.find_spec("cryptography") is not None
+
+
+def _require_cryptography(where: str) -> None:
+    if not available():
+        what = "signatures need the package cryptography, which is not installed"
+        raise RequestError(Fault(where, what, f"Install it with: {INSTALL}"))
 
 
 def read_private_key(path: Path, where: str = "--sign") -> Ed25519PrivateKey:
     """Read a private key.
 
     Raises:
-        RequestError: the file cannot be read, is locked with a password, or holds another kind of key.
+        RequestError: the file cannot be read, is locked with a password, or holds another kind of key; or
+            ``cryptography`` is not installed.
     """
+    _require_cryptography(where)
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     content = _read(path, where)
     mend = "Make one: ngdiff keygen KEY.pem"
     try:
@@ -52,8 +70,13 @@ def read_public_key(path: Path, where: str = "--public-key") -> Ed25519PublicKey
     """Read a public key; that of a private key file is taken too.
 
     Raises:
-        RequestError: the file cannot be read or holds no Ed25519 key.
+        RequestError: the file cannot be read or holds no Ed25519 key, or ``cryptography`` is not installed.
     """
+    _require_cryptography(where)
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     content = _read(path, where)
     if b"PRIVATE KEY" in content:
         return read_private_key(path, where).public_key()
@@ -89,7 +112,7 @@ def _read(path: Path, where: str) -> bytes:
 
 def public_hex(key: Ed25519PublicKey) -> str:
     """Return a public key's 32 raw bytes as hex."""
-    return key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
+    return key.public_bytes_raw().hex()
 
 
 def public_from_hex(text: str) -> Ed25519PublicKey:
@@ -98,11 +121,15 @@ def public_from_hex(text: str) -> Ed25519PublicKey:
     Raises:
         ValueError: it is no key.
     """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
 
 
 def holds(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
     """Say whether a signature over a message was made with the private key that belongs to ``key``."""
+    from cryptography.exceptions import InvalidSignature
+
     try:
         key.verify(signature, message)
     except InvalidSignature:
@@ -117,8 +144,12 @@ def write_keys(path: Path) -> Path:
         The public key's file, ``NAME.pub.pem``.
 
     Raises:
-        RequestError: one of the files exists, or cannot be written.
+        RequestError: one of the files exists, or cannot be written; or ``cryptography`` is not installed.
     """
+    _require_cryptography("KEY")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     public = path.with_name(f"{path.stem}.pub.pem")
     for file in (path, public):
         if file.exists() or file.is_symlink():

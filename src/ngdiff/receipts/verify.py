@@ -11,26 +11,27 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from typing import TYPE_CHECKING, Any
 
 from ngdiff.data.examples import Example
-from ngdiff.evaluation.teacher_forced import summarise_items
+from ngdiff.inference.teacher_forced import summarise_items
 from ngdiff.models.loading import ModelSource
 from ngdiff.receipts.chain import link_faults, read_chain
 from ngdiff.receipts.data_key import matches, rows_found
 from ngdiff.receipts.figures import MEASURES
 from ngdiff.receipts.files import NOT_HASHED, RECEIPT, hash_file, list_files
-from ngdiff.receipts.hidden import is_hidden
 from ngdiff.receipts.receipt import DOES_NOT_PROVE, proves, statement
 from ngdiff.receipts.schema import Read
-from ngdiff.receipts.signature import holds, public_from_hex, public_hex
+from ngdiff.receipts.signature import INSTALL, available, holds, public_from_hex, public_hex
 from ngdiff.receipts.starting import starting_findings
 from ngdiff.receipts.weights import recomputed_weights_hash
+from ngdiff.record import is_hidden
 from ngdiff.system.environment import code_hash
 from ngdiff.system.output import ANSWERS, RECORD, REPORT, is_left_over
-from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
 KEPT_AT_HOME = frozenset({ANSWERS})
@@ -121,6 +122,8 @@ def signature_findings(receipt: Read, trusted: Ed25519PublicKey | None) -> list[
         if receipt.signature is not None:
             return [Finding(what, False, "is there, and the receipt says that nobody signed it")]
         return [Finding(what, None if trusted is None else False, "nobody signed it")]
+    if not available():
+        return [Finding(what, None, f"was not checked: the package cryptography is missing ({INSTALL})")]
     try:
         key = public_from_hex(signer["public_key"])
     except ValueError:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ngdiff.data.broken import what_is_broken
 from ngdiff.evaluation.result import EvaluationResult
 from ngdiff.report.cards import foreign
 from ngdiff.report.sources import Run, dig, number, rows_of
@@ -37,6 +38,10 @@ def answers(run: Run) -> list[dict[str, Any]]:
     for item in found:
         item["change"] = change(item["truth"], item.get("before"), item.get("after"))
         item["said"] = shared(item["truth"], item.get("after"))
+        after = item.get("after")
+        item["broken"] = (
+            None if after is None else what_is_broken(after, f"{item['question']} {item['truth']}")
+        )
     return sorted(found, key=_worst_first)
 
 

@@ -30,7 +30,7 @@ from ngdiff.report.text import embedded, visible
 from ngdiff.report.tradeoff import evaluated_tradeoff, tradeoff
 from ngdiff.report.verdict import judge
 from ngdiff.system.output import staged_file
-from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
 REPORT, ORIGIN = "report.html", "ngdiff-origin"
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from typing import Any
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.result import EvaluationResult, is_result, read_result
 from ngdiff.system.output import ANSWERS, RECORD
-from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
 RECEIPT, DEMO, BENCH = "receipt.json", "demo.json", "results.json"
 AUDIT = "audit.json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ngdiff.receipts.hidden import is_hidden
+from ngdiff.outcome import verdict
+from ngdiff.record import is_hidden
 from ngdiff.report.audited import with_audit
 from ngdiff.report.cards import (
     Card,
@@ -24,7 +25,6 @@ from ngdiff.report.cards import (
 from ngdiff.report.sources import Run, dig, number, rows_of
 from ngdiff.report.text import visible
 from ngdiff.report.trust import judge_trust
-from ngdiff.verdict import verdict
 
 MOST_NAMED = 12
 """Items that the first card names."""

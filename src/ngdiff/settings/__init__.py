@@ -1,1 +1,1 @@
-"""what was asked for -> checked settings, and the hash that names the request."""
+"""values given for settings -> checked ones; YAML read as data; the hash that names a request."""

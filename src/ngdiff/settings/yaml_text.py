@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ngdiff.errors import Fault, RequestError
-from ngdiff.system.outside import (
+from ngdiff.system.untrusted import (
     DEEPEST,
     MOST_SETTINGS,
     Unplaced,

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ngdiff.training.parallel import local
+from ngdiff.system.processes import local
 
 Keep = Literal["device", "cpu", "bf16"]
 

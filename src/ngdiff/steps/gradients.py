@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ngdiff.steps import fused, products
 from ngdiff.steps.forget_buffer import ForgetBuffer, Keep
 from ngdiff.steps.products import Pair, inner_products
-from ngdiff.training.parallel import Sums, add_up, check_reduced, local, spread
+from ngdiff.system.processes import Sums, add_up, check_reduced, local, spread
 
 Gramian = Float64[Tensor, "2 2"]
 Task = Literal["retain", "forget"]

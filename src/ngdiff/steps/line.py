@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from ngdiff.steps.gradients import GradientPair
 from ngdiff.steps.parabola import SIGNAL, Parabola
-from ngdiff.training.parallel import Sums, local
+from ngdiff.system.processes import Sums, local
 
 LossAtWeights = Callable[[], float]
 """Evaluates the retain loss, in nats per token, at the model's present weights; always on the same text."""

@@ -1,1 +1,1 @@
-"""the world outside: files written whole, text that nothing acts on, terminals, events, this machine."""
+"""the world outside: files, text from strangers, cache, processes, terminals, events, this machine."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import platform
-import resource
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from ngdiff.evaluation.distributed import process_count
-from ngdiff.training.parallel import whole
+from ngdiff.system.processes import process_count, whole
 
 ROOT = Path(__file__).parent.parent
 """The package's own folder."""
@@ -74,8 +73,18 @@ def _peak_resident_bytes() -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return _peak_outside_linux()
+
+
+def _peak_outside_linux() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def keep_freed_memory() -> bool:
@@ -122,3 +131,15 @@ def code_hash() -> str:
         digest.update(f"{path.relative_to(ROOT).as_posix()}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def matmul_flops(seconds: float = 0.5) -> float:
+    """Measure float32 operations per second in products of the sizes that SmolLM2-135M needs."""
+    left, right = torch.randn(512, 576), torch.randn(576, 1536)
+    torch.mm(left, right)
+    started, rounds = time.monotonic(), 0
+    while time.monotonic() - started < seconds:
+        torch.mm(left, right)
+        rounds += 1
+    elapsed = time.monotonic() - started
+    return rounds * 2 * 512 * 576 * 1536 / elapsed

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.errors import Fault, RunError
-from ngdiff.system.outside import MOST_JSON, Unreadable, load_json, read_within
+from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
+
+if sys.platform != "win32":
+    import fcntl
 
 RECORD, ANSWERS, REPORT = "record.json", "answers.json", "report.html"
 GIB = 2**30
@@ -303,20 +306,35 @@ def staged_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     staging = Path(name)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield staging
-        staging.chmod(mode)
-        sync_file(staging)
-        staging.replace(path)
+        with _marked_as_written(descriptor):
+            yield staging
+            staging.chmod(mode)
+            sync_file(staging)
+            staging.replace(path)
     except BaseException as error:
         staging.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:  # as where the disk is full
             error.filename = str(path)
         raise
-    finally:
-        os.close(descriptor)
     sync_folder(path.parent)
+
+
+@contextmanager
+def _marked_as_written(descriptor: int) -> Iterator[None]:
+    """Hold a lock on a file while the block runs, then close it.
+
+    Windows replaces no open file, and removes none that another process has open: there it is closed at once.
+    """
+    if sys.platform == "win32":
+        os.close(descriptor)
+        yield
+    else:
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def is_left_over(name: str, of: str) -> bool:
@@ -328,18 +346,22 @@ def _remove_left_over(path: Path) -> None:
     """Remove parts of a file that nobody writes: who writes one holds a lock on it."""
     for part in [part for part in path.parent.iterdir() if is_left_over(part.name, path.name)]:
         with suppress(OSError):
-            descriptor = os.open(part, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-            try:
-                if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    part.unlink()
-            finally:
-                os.close(descriptor)
+            if sys.platform == "win32":
+                part.unlink()
+            else:
+                descriptor = os.open(part, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+                try:
+                    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        part.unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:
     """Have the system bring a file's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows brings only files to the disk that are open for writing
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
 
-from ngdiff.system.outside import inert_lines
+from ngdiff.system.untrusted import inert_lines
 
 LogFormat = Literal["auto", "lines", "json"]
 PLAIN = {
@@ -131,3 +133,15 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
         raise error
     missing = error.object[error.start : error.end]
     return "".join(PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in missing), error.end
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' bars and notices out of ours; warnings of this package stay."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    loaded = sys.modules.get("transformers.utils.logging")
+    if loaded is not None:  # it read the environment before us
+        loaded.disable_progress_bar()
+    for name in ("transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)

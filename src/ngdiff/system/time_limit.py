@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ class OutOfTime(BaseException):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Break the block off after so many seconds; only in the main thread of a process, elsewhere never.
+    """Break the block off after so many seconds; only in the main thread, and not on Windows.
 
     Raises:
         OutOfTime: they are over.
     """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
 

@@ -1,1 +1,1 @@
-"""the loop, when it stops, and how it survives."""
+"""settings and examples -> the loop: UnlearningTrainer, its checks, its progress."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,19 +20,23 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ngdiff.data.broken import what_is_broken
 from ngdiff.data.examples import Example
 from ngdiff.data.long_text import passages
 from ngdiff.errors import EvaluationError
-from ngdiff.evaluation.distributed import is_main
-from ngdiff.evaluation.evaluator import Evaluator
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.inference.evaluator import Evaluator
+from ngdiff.inference.teacher_forced import AnswerScore
 from ngdiff.system.output import staged_file
+from ngdiff.system.processes import is_main
 from ngdiff.training.trainer import UnlearningTrainer
 
 KIND, FORMAT = "answers", 1
 BEFORE = "answers_before.json"
 NEW_TOKENS = 64
 """Longest recorded answer, in tokens."""
+
+NAMED = 5
+"""Broken answers that the note names."""
 
 ROOM = 8
 """Tokens that an answer may be longer than the longest true one."""
@@ -89,6 +94,9 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
             for name, examples in self.sets.items()
             for place, example in enumerate(examples)
         ]
+        note = broken_answers(items)
+        if note is not None:
+            self.trainer.record.note(note)
         of = {"forget": len(self.trainer._forget), "retain": len(self.sets["retain"])}
         return {"kind": KIND, "format": FORMAT, "asked": self.asked, "of": of, "items": items}
 
@@ -155,6 +163,29 @@ class _Look:
         """Go back from :meth:`as_json`."""
         scores = [AnswerScore(*score) for score in kept["scores"]]
         return cls(scores, {int(row): text for row, text in kept["answers"].items()})
+
+
+def broken_answers(items: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say how many of the recorded answers are broken now, which, and how many were before; None for none.
+
+    Args:
+        items: as in ``answers.json``.
+    """
+    found = [(item, what) for item in items if (what := broken_side(item, "after")) is not None]
+    if not found:
+        return None
+    asked = sum(item["after"]["answer"] is not None for item in items)
+    before = sum(broken_side(item, "before") is not None for item in items)
+    kinds = ", ".join(f"{count} {what}" for what, count in Counter(what for _, what in found).most_common())
+    places = ", ".join(str(item["place"]) for item, _ in found[:NAMED])
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return f"{len(found)} of {asked} recorded answers are broken ({kinds}; {before} before): {places}{more}"
+
+
+def broken_side(item: Mapping[str, Any], side: str) -> str | None:
+    """Say what is broken about an item's answer before or after; None for nothing, or no answer."""
+    answer = (item[side] or {}).get("answer")
+    return None if answer is None else what_is_broken(answer, f"{item['question']} {item['truth']}")
 
 
 def _spread(total: int, most: int) -> list[int]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from ngdiff.evaluation.teacher_forced import AnswerScore
+from ngdiff.inference.teacher_forced import AnswerScore
 from ngdiff.steps.stepsize import AutomaticRate, cut_rate
 from ngdiff.steps.weighting import Verdict
-from ngdiff.training.criterion import View, means
-from ngdiff.training.distribution import weighted_mean
-from ngdiff.training.stopping import Decision, StoppingRule, floor_title
+from ngdiff.stopping.criterion import View, means
+from ngdiff.stopping.rule import Decision, StoppingRule, floor_title
+from ngdiff.training.launch import weighted_mean
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer

@@ -19,11 +19,11 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.sharing import loader
 from ngdiff.losses import nll
 from ngdiff.models.logprobs import count_labelled, labelled_tokens
+from ngdiff.runs.checkpoints import step_of
+from ngdiff.runs.resumable import DurableTrainer
 from ngdiff.system.output import write_json
-from ngdiff.training.checkpoints import step_of
-from ngdiff.training.distribution import check_sharding, share_steps
-from ngdiff.training.durable import DurableTrainer
-from ngdiff.training.parallel import summed
+from ngdiff.system.processes import summed
+from ngdiff.training.launch import check_sharding, share_steps
 
 STATE_FILE = "finetuning_state.json"
 

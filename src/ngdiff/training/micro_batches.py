@@ -17,7 +17,7 @@ from torch import Tensor
 from ngdiff.data.batching import ABSENT, Batch
 from ngdiff.errors import RunError
 from ngdiff.steps.gradients import GradientPair
-from ngdiff.training.parallel import local
+from ngdiff.system.processes import local
 from ngdiff.training.step_state import StepState
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ngdiff.data.batching import ABSENT, Batch, Stream, collate_for_loss, even_parts, little_padding
-from ngdiff.evaluation.distributed import process_count, process_rank
 from ngdiff.losses import LOSSES, Loss
-from ngdiff.models.forward import look
-from ngdiff.training.parallel import looking, summed
+from ngdiff.losses.forward import look
+from ngdiff.system.processes import looking, process_count, process_rank, summed
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer

@@ -13,8 +13,8 @@ from ngdiff.record import StepRecord
 from ngdiff.steps.gradients import FORGET, RETAIN, Gramian, Task, Weights, cosine
 from ngdiff.steps.line import Probe
 from ngdiff.steps.weighting import Verdict
-from ngdiff.training.distribution import Weighted, weighted_mean
-from ngdiff.training.parallel import summed
+from ngdiff.system.processes import summed
+from ngdiff.training.launch import Weighted, weighted_mean
 
 Watched = Literal["strength", "nll"]
 

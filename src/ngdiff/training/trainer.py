@@ -34,34 +34,35 @@ from ngdiff.data.overlaps import small_sets
 from ngdiff.data.secrets import kept_texts, with_secrets
 from ngdiff.data.sharing import loader
 from ngdiff.errors import Fault, RunError
-from ngdiff.evaluation.distributed import process_count
-from ngdiff.evaluation.teacher_forced import AnswerScore, batch_extraction_strength
+from ngdiff.inference.teacher_forced import AnswerScore, batch_extraction_strength
 from ngdiff.losses import LOSSES, Loss
 from ngdiff.models.logprobs import LabelledTokens
+from ngdiff.models.parameters import BestWeights, ChangeMeter, train_only
+from ngdiff.preparation.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
 from ngdiff.record import RunRecord
-from ngdiff.settings.config import UnlearningConfig
-from ngdiff.settings.origins import sources
+from ngdiff.runs.resumable import DurableTrainer
 from ngdiff.steps.gen import GenRate
 from ngdiff.steps.gradients import GradientPair, Task, Weights
 from ngdiff.steps.stepsize import AutomaticRate, FixedRate, StepSize
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
+from ngdiff.stopping import never_seen
+from ngdiff.stopping.criterion import Guess, ItemWatch
+from ngdiff.stopping.guess import guesses
+from ngdiff.stopping.rule import Decision, ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.system.environment import machine, peak_memory_gib, versions
-from ngdiff.system.trackers import step_figures
-from ngdiff.training import distribution, never_seen, unlearning_state
+from ngdiff.system.processes import looking, no_exchange, process_count, raise_faults, summed
+from ngdiff.training import launch as distribution
+from ngdiff.training import unlearning_state
 from ngdiff.training.checks import after_step, every_row, view_of
-from ngdiff.training.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
-from ngdiff.training.conclusion import conclude
-from ngdiff.training.criterion import Guess, ItemWatch
-from ngdiff.training.durable import DurableTrainer
-from ngdiff.training.floors import ROOM, KeptSets
-from ngdiff.training.guess import guesses
+from ngdiff.training.config import UnlearningConfig
+from ngdiff.training.finish import conclude
+from ngdiff.training.kept_sets import ROOM, KeptSets
 from ngdiff.training.micro_batches import MicroBatches, try_largest
-from ngdiff.training.parallel import looking, no_exchange, raise_faults, summed
-from ngdiff.training.parameters import BestWeights, ChangeMeter, train_only
+from ngdiff.training.origins import sources
 from ngdiff.training.probe_loss import ProbeLoss, where_it_began
+from ngdiff.training.scores import Survey
 from ngdiff.training.step_state import StepState, combined_norm
-from ngdiff.training.stopping import Decision, ForgetTarget, StoppingRule, parse_stop_at
-from ngdiff.training.survey import Survey
+from ngdiff.training.trackers import step_figures
 
 PROBE_SHARE = 0.75
 """Retain examples of a probe, as a share of a step's: three passes forward cost under 5% of ten steps."""
@@ -112,7 +113,7 @@ class UnlearningTrainer(DurableTrainer):
         earlier_datasets: forget sets of earlier requests, by any names that no other set has: measured
             before and after under these names, so that it shows where something comes back.
         keep_datasets: further sets that must be kept, by any names that no other set has: nothing is trained
-            on them, and each has a floor of its own (see :mod:`ngdiff.training.floors`).
+            on them, and each has a floor of its own (see :mod:`ngdiff.training.kept_sets`).
         processing_class: the tokenizer.
         peft_config: train adapters of this kind only.
         callbacks: further callbacks.
@@ -221,7 +222,7 @@ class UnlearningTrainer(DurableTrainer):
         self._peak_before: dict[str, float] = {}
         self._has_holdout = holdout_dataset is not None
         if args.evaluate_every:
-            from ngdiff.evaluation.callback import EvaluationCallback, EvaluationPlan
+            from ngdiff.training.evaluation_callback import EvaluationCallback, EvaluationPlan
 
             self.add_callback(
                 EvaluationCallback(self, EvaluationPlan(args.evaluate_every, args.evaluate_items))

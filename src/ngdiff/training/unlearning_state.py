@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ngdiff.record import RunRecord
 from ngdiff.steps.stepsize import FixedRate
 from ngdiff.steps.weighting import StatefulRule
-from ngdiff.training.never_seen import NeverSeen
-from ngdiff.training.stopping import Decision, StoppingRule
+from ngdiff.stopping.never_seen import NeverSeen
+from ngdiff.stopping.rule import Decision, StoppingRule
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ngdiff.data.examples import Example
-    from ngdiff.evaluation.evaluator import Evaluator
     from ngdiff.evaluation.reference import Reference
     from ngdiff.evaluation.request import EvaluateRequest
     from ngdiff.evaluation.result import Bootstrap, Figure
+    from ngdiff.inference.evaluator import Evaluator
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ngdiff.errors import Fault, RequestError
-from ngdiff.evaluation.distributed import process_count
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.suites import Suite, SuiteData
 from ngdiff.evaluation.suites.harness import HarnessSettings, check_tasks, run_tasks
+from ngdiff.inference.evaluator import Evaluator
+from ngdiff.system.processes import process_count
 
 
 def _read(request: EvaluateRequest) -> SuiteData:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from ngdiff.data.examples import Example, text_fault
 from ngdiff.errors import Fault
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.intervals import two_sample_interval
 from ngdiff.evaluation.membership import ATTACKS, privleak
 from ngdiff.evaluation.reference import Reference, truth_ratio_from_log
@@ -16,13 +15,14 @@ from ngdiff.evaluation.result import Bootstrap, Figure, figure
 from ngdiff.evaluation.rouge import rouge
 from ngdiff.evaluation.statistics import auc, ks_distance, ks_p_value
 from ngdiff.evaluation.suites import SuiteData
-from ngdiff.evaluation.teacher_forced import AnswerScore
 from ngdiff.evaluation.truth_ratio import (
     guarded_forget_truth_ratio,
     guarded_log_ratio,
     option_probability,
 )
 from ngdiff.evaluation.two_samples import auc_interval, auc_resamples, percentiles
+from ngdiff.inference.evaluator import Evaluator
+from ngdiff.inference.teacher_forced import AnswerScore
 
 PERTURBED, PARAPHRASED, ASKED_OTHERWISE = "perturbed_answer", "paraphrased_answer", "paraphrased_question"
 

@@ -126,7 +126,7 @@ def run_muse(
     """Measure criteria 1 to 4.
 
     Args:
-        evaluator: an :class:`ngdiff.evaluation.evaluator.Evaluator`; its longest input should be 2048 tokens.
+        evaluator: an :class:`ngdiff.inference.evaluator.Evaluator`; its longest input should be 2048 tokens.
         data: the corpus.
         reference: the retrained model's evaluation; without it PrivLeak has no value and a note says so.
         seed: of the bootstrap intervals.

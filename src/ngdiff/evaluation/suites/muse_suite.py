@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ngdiff.data.examples import Example, to_examples
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.suites import Suite, SuiteData
 from ngdiff.evaluation.suites.muse import measure_privacy, passage_examples, read_muse, run_muse
+from ngdiff.inference.evaluator import Evaluator
 
 
 def _read(request: EvaluateRequest) -> SuiteData:

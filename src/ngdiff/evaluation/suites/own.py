@@ -14,7 +14,6 @@ from ngdiff.data.benchmarks import folder_options
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import capped, read_rows
 from ngdiff.errors import Fault, RequestError
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.intervals import harmonic_mean_interval
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.request import EvaluateRequest
@@ -36,6 +35,7 @@ from ngdiff.evaluation.suites.measures import (
     score_set,
     values_of,
 )
+from ngdiff.inference.evaluator import Evaluator
 
 NO_HOLDOUT = "no --holdout was given, so membership inference and PrivLeak are left out"
 

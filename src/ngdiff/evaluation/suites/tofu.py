@@ -23,7 +23,6 @@ from ngdiff.data.benchmarks import TOFU, folder_options
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import capped, read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.evaluation.evaluator import Evaluator
 from ngdiff.evaluation.intervals import harmonic_mean_interval
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.request import EvaluateRequest
@@ -46,6 +45,7 @@ from ngdiff.evaluation.suites.measures import (
     score_set,
     values_of,
 )
+from ngdiff.inference.evaluator import Evaluator
 
 SPLITS = ("forget01", "forget05", "forget10")
 UTILITY_SETS = ("retain", "real_authors", "world_facts")

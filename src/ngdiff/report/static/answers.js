@@ -93,6 +93,7 @@ function itemCard(item) {
     el("p", { class: "tags" },
       el("span", { class: `tag ${kind}` }, ...shown(item.set)),
       el("span", { class: "tag" }, CHANGES[item.change] ?? ""),
+      item.broken ? el("span", { class: "tag broken" }, `broken: ${item.broken}`) : null,
       el("bdi", {}, ...shown(item.place.slice(0, 200)))),
     el("h3", { dir: "auto" }, ...(item.question ? question : ["(text without a question)"])),
     el("div", { class: "sides" }, sides.map(([title, text, figures]) => side(title, text, figures, title === "Truth" ? null : truth, asked))));

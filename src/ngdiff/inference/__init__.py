@@ -1,0 +1,1 @@
+"""model and encoded examples -> likelihoods, answers and gradient norms of each."""

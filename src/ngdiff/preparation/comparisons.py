@@ -1,0 +1,369 @@
+"""losses, data and starting model -> the data with all that the losses compare with, kept across a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ngdiff.data.batching import collate
+from ngdiff.data.encoding import EncodedExample
+from ngdiff.errors import Fault, RequestError
+from ngdiff.losses import Loss, Measured, Task
+from ngdiff.losses.forward import look
+from ngdiff.models.activations import Activations, freeze_behind, layer_count
+from ngdiff.models.logprobs import LabelledTokens, StartingHead, labelled_tokens
+from ngdiff.preparation.alternatives import EACH, alternative_faults, with_alternatives, with_invented
+from ngdiff.preparation.counterfactual import Expectations, save_expected, with_expected
+from ngdiff.preparation.predictable import figures_at_rest, with_predictable
+from ngdiff.preparation.starting_predictions import Autocast, StartingStates, starting_states, with_reference
+from ngdiff.stopping.rule import ForgetTarget
+from ngdiff.system.cache import Cache, default_folder
+from ngdiff.system.processes import OneCache, is_main
+
+LEAST_COUNTED = 50
+"""Retain answers with which language is told from knowledge; with fewer, every token to forget is pushed."""
+EXPECTED = "expected.safetensors"
+EVERY_TOKEN = "every token to forget is pushed, as by unlikelihood"
+DEPTH_OF_STEERING = 7 / 32
+"""RMU's seventh of Zephyr-7B's 32 layers, as a share, for models of any depth."""
+
+
+@dataclass
+class Setting:
+    """What working things out depends on besides the model and the data.
+
+    Args:
+        tokenizer: the model's.
+        pad_id: what to pad with.
+        max_length: longest sequence, in tokens.
+        seed: of every random choice.
+        batch_size: sequences a forward pass.
+        precision: ``bf16`` or ``fp32``; part of the keys under which results are remembered.
+        folder: the run's own, for what the cache folder cannot take.
+    """
+
+    tokenizer: Any
+    pad_id: int
+    max_length: int
+    seed: int
+    batch_size: int
+    precision: str
+    folder: Path
+
+
+def layers_looked_behind(model: nn.Module, losses: Mapping[Task, Loss]) -> dict[Measured, float]:
+    """Return the layer that steering looks behind by default, where a loss looks behind one.
+
+    Where no loss looks further, the parameters behind it are frozen: nothing could reach them.
+
+    Raises:
+        RequestError: a layer was given that the model does not have.
+    """
+    if all(loss.looks_at != "activations" for loss in losses.values()):
+        return {}
+    count = layer_count(model)
+    faults = [
+        Fault(f"--{task}-loss", f"the model has no layer {loss.layer}", f"Give a layer from 0 to {count - 1}")
+        for task, loss in losses.items()
+        if loss.layer is not None and not 0 <= loss.layer < count
+    ]
+    if faults:
+        raise RequestError(faults)
+    default = min(count - 1, round(count * DEPTH_OF_STEERING))
+    if all(loss.looks_at == "activations" for loss in losses.values()):
+        freeze_behind(model, max(default if loss.layer is None else loss.layer for loss in losses.values()))
+    return {"layer at 7/32 of the depth": default}
+
+
+class Comparisons:
+    """Other answers, and what the starting model says, as the losses of one run need them.
+
+    Args:
+        losses: both losses, with their settings.
+        setting: what else it depends on.
+        autocast: opens the context in which the model runs.
+    """
+
+    def __init__(self, losses: Mapping[Task, Loss], setting: Setting, autocast: Autocast) -> None:
+        self.losses, self.setting, self.autocast = losses, setting, autocast
+        self._states: dict[Task, StartingStates] = {}
+        self._heads: dict[Task, StartingHead] = {}
+        self._known: dict[Task, dict[str, Tensor]] = {}  # what the files hold, mapped into memory
+
+    def look(self, task: Task, model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTokens | Activations:
+        """Run the model on a micro-batch of a task as its loss asks for."""
+        return look(self.losses[task], model, batch, self._heads.get(task))
+
+    def ask(
+        self,
+        model: Any,
+        data: Mapping[Task, list[EncodedExample]],
+        rows: Mapping[Task, Sequence[int]],
+        passes: int,
+        never_seen: Sequence[EncodedExample] = (),
+        target: ForgetTarget | None = None,
+        own: int | None = None,
+    ) -> list[str]:
+        """Fill the data in, in place, from the model as it is before the first step, on every process.
+
+        Args:
+            model: the starting model.
+            data: forget and retain set.
+            rows: those rows of each that a step or a probe may look at.
+            passes: over the forget set, at the most: no more alternatives are needed.
+            never_seen: text the model never saw, for losses that need the tokens' levels.
+            target: what the forget set is to come down to; levels that would keep it above are not used.
+            own: rows of the retain set that are the caller's; general text stands behind them.
+
+        Returns:
+            What should be noted in the record.
+        """
+        notes: list[str] = []
+        if self.losses["forget"].expected:
+            notes += self._expect(model, data["forget"], data["retain"][:own], never_seen)
+        elif self.losses["forget"].levels:
+            notes += self._level(model, data["forget"], data["retain"][:own], never_seen, target)
+        if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
+            return notes
+        cache = OneCache(Cache(default_folder()) if is_main() else None)
+        try:
+            with torch.no_grad(), self.autocast():
+                if self.losses["forget"].other_answers == "invented":
+                    notes += self._invent(model, data["forget"], passes, cache)
+                for task, loss in self.losses.items():
+                    notes += self._remember(model, task, loss, data[task], rows[task], cache)
+        finally:
+            cache.close()
+        return notes + cache.notes
+
+    def _level(
+        self,
+        model: nn.Module,
+        forget: list[EncodedExample],
+        retain: Sequence[EncodedExample],
+        never_seen: Sequence[EncodedExample],
+        target: ForgetTarget | None,
+    ) -> list[str]:
+        """Work out each forget token's level, on every process: of a sharded model all have to run."""
+        count = len(retain)
+        if count < LEAST_COUNTED:
+            few = f"{count} answers to keep are too few to tell knowledge from language"
+            return [f"{few} (from {LEAST_COUNTED} on): {EVERY_TOKEN}"]
+        levelled = self._levelled(model, forget, retain, never_seen)
+        rest = figures_at_rest(levelled)
+        if target is not None and target.measure in rest and not target.met(rest):
+            measure = target.measure
+            return [f"with language spared, {measure} would end near {rest[measure]:.2f}: {EVERY_TOKEN}"]
+        forget[:] = levelled
+        return []
+
+    def _levelled(
+        self,
+        model: nn.Module,
+        forget: list[EncodedExample],
+        retain: Sequence[EncodedExample],
+        never_seen: Sequence[EncodedExample],
+        geometric: bool = False,
+    ) -> list[EncodedExample]:
+        found: list[float] = []
+        device, size, training = next(model.parameters()).device, self.setting.batch_size, model.training
+        model.eval()
+        with torch.no_grad(), self.autocast():
+            for start in range(0, len(never_seen), size):
+                batch = collate(never_seen[start : start + size], self.setting.pad_id)
+                tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
+                found += tokens.log_probs().exp().tolist()
+        model.train(training)
+        return with_predictable(forget, retain, never_seen, found, geometric=geometric)
+
+    def _expect(
+        self,
+        model: nn.Module,
+        forget: list[EncodedExample],
+        retain: Sequence[EncodedExample],
+        never_seen: Sequence[EncodedExample],
+    ) -> list[str]:
+        """Work out what each forget token would be, had the model never met its subject."""
+        setting = self.setting
+        enough = len(retain) >= LEAST_COUNTED
+        levels = None
+        if enough:
+            levelled = self._levelled(model, forget, retain, never_seen, geometric=True)
+            levels = [example.predictable or () for example in levelled]
+        with self.autocast():
+            forget[:] = Expectations(
+                forget,
+                retain,
+                levels,
+                tokenizer=setting.tokenizer,
+                pad_id=setting.pad_id,
+                max_length=setting.max_length,
+                seed=setting.seed,
+                batch_size=setting.batch_size,
+            ).work_out(model)
+        return []
+
+    def _invent(self, model: Any, forget: list[EncodedExample], passes: int, cache: OneCache) -> list[str]:
+        setting = self.setting
+        forget[:], refused = with_invented(
+            model,
+            forget,
+            tokenizer=setting.tokenizer,
+            max_length=setting.max_length,
+            seed=setting.seed,
+            each=max(1, min(EACH, passes)),
+            batch_size=setting.batch_size,
+            remembered=cache,
+            precision=setting.precision,
+        )
+        if not refused:
+            return []
+        return [f"the model made up no answer of its own in {refused} cases: refusals take their place"]
+
+    def _remember(
+        self,
+        model: Any,
+        task: Task,
+        loss: Loss,
+        examples: list[EncodedExample],
+        rows: Sequence[int],
+        cache: OneCache,
+    ) -> list[str]:
+        setting = self.setting
+        if loss.compares == "answers":
+            examples[:] = with_reference(
+                model,
+                examples,
+                tokenizer=setting.tokenizer,
+                pad_id=setting.pad_id,
+                batch_size=setting.batch_size,
+                cache=cache,
+                precision=setting.precision,
+            )
+        elif loss.compares is not None:
+            states = starting_states(
+                model,
+                examples,
+                rows,
+                layer=loss.layer if loss.compares == "activations" else None,
+                tokenizer=setting.tokenizer,
+                pad_id=setting.pad_id,
+                batch_size=setting.batch_size,
+                folder=default_folder(),
+                precision=setting.precision,
+                autocast=self.autocast,
+                otherwise=setting.folder,
+            )
+            self._attach(task, states, examples, next(model.parameters()).device)
+            if states.path.parent == setting.folder:
+                where = (
+                    "what the starting model said lies with the run: the cache folder cannot be written in"
+                )
+                return [f"{where}, or has too little room"]
+        return []
+
+    def _attach(
+        self, task: Task, states: StartingStates, examples: list[EncodedExample], device: torch.device
+    ) -> None:
+        known = states.read()
+        self._states[task], self._known[task] = states, known
+        examples[:] = states.attach(examples, known)
+        if self.losses[task].compares == "predictions":
+            self._heads[task] = states.head(device, known)
+
+    # ---- checkpoints ----
+
+    def save(self, folder: Path, forget: Sequence[EncodedExample]) -> dict[str, Any]:
+        """Put into a checkpoint what the starting model, which is gone by then, would be needed for.
+
+        The files come from the run's own folder: another run may tidy the cache up, and the checkpoint that
+        this run was resumed from is deleted in time.
+        """
+        for task, states in self._states.items():
+            mine = self._own(task)
+            if states.path != mine or not mine.exists():
+                self._states[task] = states.copy_to(mine, self._known[task])
+            self._states[task].copy_to(folder / _file(task))
+        if any(example.expected_ids is not None for example in forget):
+            save_expected(forget, folder / EXPECTED)
+        return {
+            "answers": [example.reference_log_prob for example in forget],
+            "alternatives": [[_as_json(one) for one in example.alternatives] for example in forget],
+            "levels": [example.predictable for example in forget],
+            "rows": {task: list(states.rows) for task, states in self._states.items()},
+            "caps": {task: states.cap for task, states in self._states.items()},
+        }
+
+    def _own(self, task: Task) -> Path:
+        return self.setting.folder / f".{_file(task)}"
+
+    def discard(self) -> None:
+        """Delete the run's own files; checkpoints and cache keep theirs."""
+        for task, states in self._states.items():
+            if states.path == self._own(task):
+                states.path.unlink(missing_ok=True)
+
+    def take_up(
+        self,
+        folder: Path,
+        state: Mapping[str, Any],
+        data: Mapping[Task, list[EncodedExample]],
+        device: torch.device,
+    ) -> None:
+        """Fill the data in from a checkpoint."""
+        known = state.get("levels") or [None] * len(data["forget"])  # earlier checkpoints have none
+        data["forget"][:] = [
+            replace(
+                example,
+                reference_log_prob=value,
+                alternatives=tuple(_from_json(one, example) for one in others),
+                predictable=None if levels is None else tuple(levels),
+            )
+            for example, value, others, levels in zip(
+                data["forget"], state["answers"], state["alternatives"], known, strict=True
+            )
+        ]
+        if (folder / EXPECTED).is_file():
+            data["forget"][:] = with_expected(data["forget"], folder / EXPECTED)
+        for name, rows in state["rows"].items():
+            task: Task = "forget" if name == "forget" else "retain"
+            states = StartingStates(folder / _file(task), tuple(rows), state["caps"][name], self.autocast)
+            self._attach(task, states, data[task], device)
+
+
+def before_the_model(
+    loss: Loss, forget: list[EncodedExample], tokenizer: Any, max_length: int, seed: int
+) -> list[EncodedExample]:
+    """Return the forget set with those other answers that need no model.
+
+    Raises:
+        RequestError: the data has no questions, or lacks the column of preferred answers.
+    """
+    if loss.other_answers is None:
+        return forget
+    if loss.other_answers == "invented":
+        faults = alternative_faults([e.example for e in forget], "invented", "--forget")
+        if faults:
+            raise RequestError(faults)
+        return forget
+    return with_alternatives(
+        forget, loss.other_answers, tokenizer=tokenizer, max_length=max_length, seed=seed
+    )
+
+
+def _file(task: Task) -> str:
+    return f"starting_{task}.safetensors"
+
+
+def _as_json(example: EncodedExample) -> list[Any]:
+    return [list(example.input_ids), list(example.labels), example.truncated, example.reference_log_prob]
+
+
+def _from_json(value: Sequence[Any], of: EncodedExample) -> EncodedExample:
+    ids, labels, truncated, reference = value
+    return EncodedExample(tuple(ids), tuple(labels), of.example, truncated, reference)

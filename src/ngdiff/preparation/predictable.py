@@ -1,0 +1,199 @@
+"""forget and retain examples -> how predictable each token to forget is without having seen the forget set.
+
+An answer to forget is language for its greater part: in "The author's name is Hina Ameen." the name alone
+is knowledge. A model that never saw the answer predicts the rest as well, from what it learned elsewhere and
+from the question. What can be known of that without such a model is worked out here, from counts:
+
+- the retain set's answers, as an interpolated n-gram model of their tokens (Witten and Bell 1991);
+- the question itself: where the last tokens written stand in the prompt, what follows them there is likely to
+  follow again. How likely, by the length of the match, is counted on the retain set.
+
+The greater of the two orders the tokens. What it is worth, the starting model tells on text that it never
+saw: the level of a token is the mean probability of never-seen tokens as predictable as it is (isotonic
+regression). Tokens alike in this are still of two kinds, language near 1 and knowledge near 0. A loss that
+spares language needs the kind that most of them are, so the level's odds are squared. A loss that brings an
+answer to the probability of a never-seen one needs the geometric mean, as an answer's probability is one of
+those of its tokens. Nothing of the forget set's answers is counted or asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import exp, log
+from operator import neg
+from statistics import fmean
+
+from sklearn.isotonic import IsotonicRegression
+
+from ngdiff.data.encoding import IGNORE, EncodedExample
+
+ORDER = 4
+"""Tokens of the longest n-gram counted."""
+
+LEAST = 1e-6
+"""Least probability of a never-seen token that geometric means are taken of."""
+
+LONGEST_MATCH = 3
+"""Tokens of the longest match with the prompt that is told from longer ones."""
+
+MOST_COUNTED = 400_000
+"""Tokens of the retain set that are counted, evenly spread over it; they take some 300 MB at the most."""
+
+Ids = tuple[int, ...]
+Followers = dict[Ids, set[int]]
+"""What follows each short piece of a prompt."""
+
+
+def with_predictable(
+    forget: Sequence[EncodedExample],
+    retain: Sequence[EncodedExample],
+    never_seen: Sequence[EncodedExample],
+    probabilities: Sequence[float],
+    *,
+    geometric: bool = False,
+) -> list[EncodedExample]:
+    """Return the forget examples with ``predictable`` filled in: each labelled token's level, in [0, 1].
+
+    Args:
+        forget: what is to be forgotten.
+        retain: what is to be kept, encoded with the same tokenizer.
+        never_seen: text the model never saw.
+        probabilities: of the labelled tokens of ``never_seen``, in reading order, under the starting model.
+        geometric: take geometric means of never-seen tokens, rather than means whose odds are squared.
+    """
+    counts = Counts(retain)
+    scale = IsotonicRegression(y_max=0.0 if geometric else 1.0, out_of_bounds="clip")
+    seen = [log(max(LEAST, one)) for one in probabilities] if geometric else probabilities
+    scale.fit([score for example in never_seen for score in counts.scores(example)], seen)
+    level = exp if geometric else sharpened
+    return [
+        replace(example, predictable=tuple(map(level, scale.predict(scores))) if scores else ())
+        for example in forget
+        for scores in (counts.scores(example),)
+    ]
+
+
+def sharpened(level: float) -> float:
+    """Square the odds of a probability."""
+    return float(level**2 / (level**2 + (1 - level) ** 2))
+
+
+def figures_at_rest(forget: Sequence[EncodedExample]) -> dict[str, float]:
+    """Return mean NLL (nats a token) and mean probability of answers whose every token is at its level.
+
+    A forget loss that holds tokens there comes to rest at these figures, as closely as the model can.
+    """
+    losses = [
+        -fmean(log(max(level, sys.float_info.min)) for level in example.predictable)
+        for example in forget
+        if example.predictable
+    ]
+    return {"nll": fmean(losses), "probability": fmean(map(exp, map(neg, losses)))} if losses else {}
+
+
+def labelled_places(example: EncodedExample) -> list[int]:
+    """Return the positions of the tokens that are labelled and that something stands before."""
+    return [place for place, label in enumerate(example.labels) if label != IGNORE and place > 0]
+
+
+def _thinned(examples: Sequence[EncodedExample]) -> Sequence[EncodedExample]:
+    total = sum(len(labelled_places(example)) for example in examples)
+    return examples[:: max(1, -(-total // MOST_COUNTED))]
+
+
+class Counts:
+    """What the retain set's answers tell of any example's: the greater of the two probabilities."""
+
+    def __init__(self, retain: Sequence[EncodedExample]) -> None:
+        counted = _thinned(retain)
+        self._language, self._copying = _NGrams(counted), _Copying(counted)
+
+    def scores(self, example: EncodedExample) -> list[float]:
+        """Return a number in [0, 1) for each labelled token; their order says more than their size."""
+        return [max(both) for both in self.parts(example)]
+
+    def parts(self, example: EncodedExample) -> list[tuple[float, float]]:
+        """Return, for each labelled token, what the n-grams say of it and what the prompt says."""
+        follows, ids = _followers(example), example.input_ids
+        return [
+            (self._language.probability(ids, place), self._copying.probability(follows, ids, place))
+            for place in labelled_places(example)
+        ]
+
+
+class _NGrams:
+    """Witten-Bell: P_n(w | c) = (count(c w) + types(c) P_{n-1}(w | c')) / (count(c) + types(c))."""
+
+    def __init__(self, examples: Sequence[EncodedExample]) -> None:
+        self._counts: Counter[Ids] = Counter()
+        self._totals: Counter[Ids] = Counter()
+        self._types: Counter[Ids] = Counter()
+        vocabulary: set[int] = set()
+        for example in examples:
+            ids = example.input_ids
+            vocabulary.update(ids)
+            for place in labelled_places(example):
+                for context in _contexts(ids, place):
+                    gram = (*context, ids[place])
+                    self._types[context] += self._counts[gram] == 0
+                    self._counts[gram] += 1
+                    self._totals[context] += 1
+        self._floor = 1 / (len(vocabulary) + 1)
+
+    def probability(self, ids: Ids, place: int) -> float:
+        """Return the probability of the token at a place, given the tokens before it."""
+        found = self._floor
+        for context in _contexts(ids, place):
+            total, types = self._totals[context], self._types[context]
+            if total == 0:
+                break
+            gram = (*context, ids[place])
+            found = (self._counts[gram] + types * found) / (total + types)
+        return found
+
+
+def _contexts(ids: Ids, place: int) -> Iterator[Ids]:
+    """Yield what stands before a place, shortest first."""
+    for length in range(min(ORDER, place + 1)):
+        yield ids[place - length : place]
+
+
+class _Copying:
+    """How often an answer goes on as the prompt does, where its last tokens stand in the prompt."""
+
+    def __init__(self, examples: Sequence[EncodedExample]) -> None:
+        hits, chances = Counter[int](), Counter[int]()
+        for example in examples:
+            follows = _followers(example)
+            for place in labelled_places(example):
+                length = _longest_match(follows, example.input_ids, place)
+                chances[length] += 1
+                hits[length] += _goes_on(follows, example.input_ids, place, length)
+        self._rates = {length: hits[length] / (chances[length] + 1) for length in chances}
+
+    def probability(self, follows: Followers, ids: Ids, place: int) -> float:
+        """Return how likely the token at a place is, where the prompt goes on with it, else 0."""
+        length = _longest_match(follows, ids, place)
+        return self._rates.get(length, 0.0) if _goes_on(follows, ids, place, length) else 0.0
+
+
+def _followers(example: EncodedExample) -> Followers:
+    """Return what follows each short piece of the prompt."""
+    start = next((place for place, label in enumerate(example.labels) if label != IGNORE), 0)
+    found: defaultdict[Ids, set[int]] = defaultdict(set)
+    for end in range(1, start):
+        for length in range(1, min(LONGEST_MATCH, end) + 1):
+            found[example.input_ids[end - length : end]].add(example.input_ids[end])
+    return found
+
+
+def _longest_match(follows: Followers, ids: Ids, place: int) -> int:
+    lengths = range(min(LONGEST_MATCH, place), 0, -1)
+    return next((length for length in lengths if ids[place - length : place] in follows), 0)
+
+
+def _goes_on(follows: Followers, ids: Ids, place: int, length: int) -> bool:
+    return length > 0 and ids[place] in follows[ids[place - length : place]]

@@ -1,0 +1,109 @@
+"""a trained model, perhaps in parts on several processes -> a folder that holds all of it, or none."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ngdiff.errors import RunError
+from ngdiff.models.parameters import all_finite
+from ngdiff.runs.checkpoints import forget_older
+from ngdiff.runs.workplace import Workplace
+from ngdiff.system.disk import disk_reason, is_disk_error
+from ngdiff.system.output import RECORD, names_below, write_json
+from ngdiff.system.processes import any_process, is_main, is_sharded, on_all, whole
+
+SAVE_MINUTES = 15.0
+"""From one checkpoint to the next, where nothing else is asked for."""
+
+
+def when_to_save(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return when to write checkpoints, where the settings do not say it all: by steps or by the clock."""
+    if "save_strategy" in settings:
+        return {}
+    if "save_steps" in settings:
+        return {"save_strategy": "steps"}
+    return {"save_minutes": SAVE_MINUTES}
+
+
+def write_result(
+    place: Workplace,
+    model: Any,
+    tokenizer: Any,
+    record: dict[str, Any],
+    also: Callable[[Path], None] | None = None,
+) -> None:
+    """Write model, tokenizer and record where they wait for being put in their place.
+
+    Every process has to call it; the first one writes. Sharded parameters are gathered one at a time, into
+    the memory of the first process's CPU.
+
+    Args:
+        place: where.
+        model: what was trained.
+        tokenizer: its own.
+        record: plain JSON values; the names of the files of model and tokenizer are added, so that
+            ``--overwrite`` knows them.
+        also: writes what goes beside them into the folder it is given.
+
+    Raises:
+        RunError: a weight is not finite, or the disk would not take the result, even without the older
+            checkpoints.
+    """
+    if any_process(not all_finite(model)):
+        raise RunError("a weight is not finite, so no model was saved")
+    state = whole_state(model)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
+        write_json({**record, "files": names_below(folder)}, folder / RECORD)
+        if also is not None:
+            also(folder)
+
+    on_all(lambda: _write(place, write) if is_main() else None)
+
+
+def _write(place: Workplace, write: Callable[[Path], None]) -> None:
+    for last_try in (False, True):
+        try:
+            shutil.rmtree(place.result, ignore_errors=True)
+            place.result.mkdir()
+            write(place.result)
+            return
+        except (OSError, SafetensorError) as error:
+            if not is_disk_error(error):
+                raise
+            shutil.rmtree(place.result, ignore_errors=True)
+            if last_try:
+                what = f"the model could not be saved ({disk_reason(error)})"
+                raise RunError(f"{what}; no half of it was left behind") from error
+            forget_older(place.run, 1)
+
+
+def whole_state(model: Any) -> dict[str, Tensor] | None:
+    """Gather what belongs into a file; None where nothing is sharded, and the model knows it all itself.
+
+    On other processes than the first the tensors are let go at once.
+    """
+    if not is_sharded(model):
+        return None
+    adapters = hasattr(model, "peft_config")
+    # a tied weight is one tensor under two names, and is to be one in the file
+    gathered: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if adapters and not parameter.requires_grad:
+            continue
+        if id(parameter) not in gathered:
+            tensor = whole(parameter)
+            gathered[id(parameter)] = tensor.cpu() if is_main() else tensor.new_empty(0)
+        state[name] = gathered[id(parameter)]
+    if not adapters:
+        state |= {name: value for name, value in model.state_dict().items() if name not in state}
+    return state

@@ -1,0 +1,390 @@
+"""Every setting of an unlearning run, with its unit and default."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from transformers import TrainingArguments
+
+from ngdiff.data.long_text import long_text_fault
+from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.losses import LOSSES, find_loss
+from ngdiff.methods import RUN, Method, StepSizeName, find_method
+from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault, type_faults
+from ngdiff.steps.forget_buffer import Keep
+from ngdiff.steps.gen import START
+from ngdiff.steps.weighting import RULES, make_rule
+from ngdiff.stopping.rule import parse_stop_at
+from ngdiff.training.launch import launch_faults
+
+NO_LIMIT = -1
+BATCH = 8
+"""Examples of one forward pass of a process, where nobody said."""
+_FLAGS = {
+    "learning_rate": "--lr",
+    "num_train_epochs": "--epochs",
+    "per_device_train_batch_size": "--batch-size",
+    "evaluate_every": "--eval-every",
+    "evaluate_items": "--eval-items",
+}
+
+
+def flag_of(name: str) -> str:
+    """Return what the command line calls a setting."""
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def checkpointing(wanted: bool) -> dict[str, Any]:
+    """Return the settings that work activations out again in the backward pass, by this version's names."""
+    if not wanted:
+        return {}
+    fields = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    # the other kind runs layers in a graph of their own, which losses on hidden states cannot see
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# kind of value -> its check, and the settings that hold it
+_KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "number": (
+        _is_number,
+        ("learning_rate", "lr_start", "probe_tolerance", "keep_utility", "num_train_epochs", "save_minutes"),
+    ),
+    "whole number": (
+        _is_whole,
+        (
+            *("probe_every", "probe_size", "check_every", "check_size", "check_patience", "max_length"),
+            *("evaluate_every", "evaluate_items", "examples_per_step"),
+            *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"),
+        ),
+    ),
+    "name": (
+        lambda value: isinstance(value, str),
+        (
+            "method",
+            "forget_loss",
+            "retain_loss",
+            "rule",
+            "stop_at",
+            "trainable",
+            "forget_buffer",
+            "step_size",
+            "long_text",
+        ),
+    ),
+}
+
+
+@dataclass
+class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
+    """Settings of :class:`ngdiff.UnlearningTrainer`, on top of those of ``transformers.TrainingArguments``.
+
+    Only ``output_dir`` has to be given. Defaults that differ from transformers': ``learning_rate`` is None,
+    which means automatic; ``num_train_epochs`` (passes over the forget set) is 20, since a run stops by
+    itself; ``max_grad_norm`` is 0 (no clipping); ``remove_unused_columns`` is off; nothing is saved but what
+    the caller saves.
+
+    Args:
+        method: a row of :data:`ngdiff.methods.METHODS`; the four settings below override its parts.
+        forget_loss: a forget loss of :data:`ngdiff.losses.LOSSES`.
+        retain_loss: a retain loss of the same table.
+        rule: a row of :data:`ngdiff.steps.weighting.RULES`.
+        rule_settings: settings of the rule, such as ``{"alpha": 2}``.
+        forget_loss_settings: settings of the forget loss, such as ``{"ceiling": 3}``.
+        retain_loss_settings: settings of the retain loss.
+        step_size: ``auto`` (the rate is found by probes, whatever the method), ``gen`` (as in GeN's released
+            code, :class:`ngdiff.steps.gen.GenRate`) or ``fixed``; None for the method's own, or what the next
+            two imply.
+        learning_rate: a fixed learning rate per optimizer step; None for the method's usual one.
+        lr_start: ``auto`` begins its search here instead of at a tiny step; ``gen`` begins here, by default
+            at the method's usual rate, or at 1e-5.
+        probe_every: optimizer steps from one probe of the rate to the next.
+        probe_size: retain examples a probe measures on; 0 for three quarters of a step's retain batch.
+        probe_tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to
+            the next; the default is a tenth of what a floor of 95% leaves.
+        stop_at: when the forget set counts as forgotten: ``auto`` (extraction strength and probability, item
+            by item, at the level of text the model never saw; see :mod:`ngdiff.stopping.criterion`),
+            ``extraction_strength=0.05``, ``probability=0.1``, ``nll=3``, or ``none``.
+        keep_utility: floor of each figure that must be kept (see :mod:`ngdiff.training.kept_sets`), as a
+            share of its value at the start; 0 for no floor.
+        floors: the share of single floors, by name, such as ``{"general": 0.95}``.
+        hold_general: take a quarter of each step's retain examples from general text that ships with the
+            project, where the retain loss holds the starting model's predictions; None for the method's own.
+        check_every: optimizer steps between two full checks of target and floor, at the most.
+        check_size: forget examples that a check on the way looks at; every one is looked at before a run
+            ends. At most half as many retain examples are held out.
+        check_patience: checks in a row under a floor before the run is given up.
+        max_length: longest sequence, in tokens.
+        long_text: ``split`` running text that is longer into pieces, or ``cut`` it there (see
+            :mod:`ngdiff.data.long_text`).
+        trainable: regular expression; only parameters in whose names it is found are trained.
+        log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
+            cosine; costs one more gradient buffer.
+        forget_buffer: where the forget gradient is kept: ``device`` (beside the retain gradient), ``cpu``, or
+            ``bf16`` (on the device, rounded to bfloat16).
+        examples_per_step: pairs of a forget and a retain example that one optimizer step takes, over all
+            processes and micro-batches; ``per_device_train_batch_size`` is then the most that one process
+            runs at a time (where it is not given: 8 on a CPU, on a GPU as many as fit). 0 for their product,
+            as everywhere in transformers, and so where either of ``per_device_train_batch_size`` and
+            ``gradient_accumulation_steps`` is given; None goes by the size of the forget set, from 8 to 32
+            (:func:`ngdiff.data.sharing.examples_of_a_step`).
+        evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
+            :mod:`ngdiff.training.evaluation_callback`); 0 for none.
+        evaluate_items: most items of each set that these look at.
+        save_minutes: minutes from one checkpoint to the next; 0 for none by the clock. ``save_steps``, with
+            ``save_strategy="steps"``, saves by steps.
+        save_total_limit: checkpoints that are kept; never fewer than two, so that one may be damaged.
+    """
+
+    method: str = DEFAULT_METHOD
+    forget_loss: str | None = None
+    retain_loss: str | None = None
+    rule: str | None = None
+    rule_settings: dict[str, float] = field(default_factory=dict)
+    forget_loss_settings: dict[str, float] = field(default_factory=dict)
+    retain_loss_settings: dict[str, float] = field(default_factory=dict)
+    step_size: str | None = None
+    learning_rate: float | None = None
+    lr_start: float | None = None
+    probe_every: int = 10
+    probe_size: int = 0
+    probe_tolerance: float = 0.005
+    stop_at: str = None  # type: ignore[assignment]  # this, keep_utility and epochs: see methods.RUN
+    keep_utility: float = None  # type: ignore[assignment]
+    floors: dict[str, float] = field(default_factory=dict)
+    hold_general: bool = None  # type: ignore[assignment]
+    check_every: int = 10
+    check_size: int = 128
+    check_patience: int = 3
+    max_length: int = 512
+    long_text: str = "split"
+    trainable: str | None = None
+    log_gramian: bool = False
+    forget_buffer: str = "device"
+    examples_per_step: int | None = None
+    # None until __post_init__ has filled them in
+    per_device_train_batch_size: int = None  # type: ignore[assignment]
+    gradient_accumulation_steps: int = None  # type: ignore[assignment]
+    evaluate_every: int = 0
+    evaluate_items: int = 64
+    save_minutes: float = 0.0
+
+    num_train_epochs: float = None  # type: ignore[assignment]
+    max_grad_norm: float = 0.0
+    lr_scheduler_type: str = "constant"
+    remove_unused_columns: bool = False
+    save_strategy: str = "no"
+    save_total_limit: int | None = 2
+    logging_steps: float = 1
+    logging_nan_inf_filter: bool = False  # it waits for the device at every micro-batch
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        batch = (self.per_device_train_batch_size, self.gradient_accumulation_steps)
+        self.batch_is_found = all(value is None for value in batch)
+        if self.examples_per_step is None and any(value is not None for value in batch):
+            self.examples_per_step = 0  # the batch was given, and is what a step takes
+        self._fill_batch()
+        faults = self._complete()
+        if faults:
+            raise RequestError(faults)
+        for name, value in checkpointing(bool(self.gradient_checkpointing)).items():
+            setattr(self, name, getattr(self, name) or value)
+        super().__post_init__()
+
+    def _fill_batch(self) -> None:
+        if self.per_device_train_batch_size is None:
+            self.per_device_train_batch_size = BATCH
+        if self.gradient_accumulation_steps is None:
+            self.gradient_accumulation_steps = 1
+
+    @property
+    def automatic(self) -> bool:
+        """Whether probes move the learning rate."""
+        return self.step_size != "fixed"
+
+    def _complete(self) -> list[Fault]:
+        """Fill in the method's parts; return what is wrong with the settings."""
+        faults = self._type_faults()
+
+        def attempt(check: Any, *args: Any) -> Any:
+            try:
+                return check(*args)
+            except RequestError as error:
+                faults.extend(error.faults)
+                return None
+
+        method = attempt(find_method, self.method)
+        for name, value in {**RUN, **(method.run if method else {})}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if method is not None:
+            if self.rule in (None, method.rule):
+                self.rule_settings = {**method.rule_settings, **self.rule_settings}
+            self.forget_loss = self.forget_loss or method.forget_loss
+            self.retain_loss = self.retain_loss or method.retain_loss
+            self.rule = self.rule or method.rule
+            faults += self._choose_step_size(method)
+            self._share_seed_and_layer()
+        for check, args in (
+            (find_loss, (self.forget_loss, "forget", self.forget_loss_settings)),
+            (find_loss, (self.retain_loss, "retain", self.retain_loss_settings)),
+            (make_rule, (self.rule, self.rule_settings)),
+            (parse_stop_at, (self.stop_at,)),
+        ):
+            if args[0] is not None:
+                attempt(check, *args)
+        return faults + self._range_faults() + ([] if faults else launch_faults(self))
+
+    def _choose_step_size(self, method: Method) -> list[Fault]:
+        """Settle how the rate is found: as asked, as the rates given imply, or as the method has it."""
+        asked, known = self.step_size, get_args(StepSizeName)
+        if asked is not None and asked not in known:
+            self.step_size = None
+            return [unknown_name("--step-size", "step size", asked, known)]
+        moving = "gen" if method.step_size == "gen" else "auto"
+        implied = "fixed" if self.learning_rate is not None else moving if self.lr_start is not None else None
+        if asked is not None and implied is not None and (asked == "fixed") != (implied == "fixed"):
+            flag = "--lr" if implied == "fixed" else "--lr-start"
+            return [Fault("--step-size", f"{asked!r} and {flag} exclude each other", "Give either")]
+        self.step_size = asked or implied or method.step_size
+        if self.step_size == "gen" and self.lr_start is None:
+            self.lr_start = method.learning_rate or START
+        if self.step_size == "fixed" and self.learning_rate is None:
+            self.learning_rate = method.learning_rate
+            if self.learning_rate is None:
+                what = f"the method {method.name!r} has no usual rate"
+                return [Fault("--step-size", what, "Give the fixed rate with --lr")]
+        return []
+
+    def _share_seed_and_layer(self) -> None:
+        """Draw at random by the run's seed, and steer and hold one layer, where nothing else is said."""
+        rule, forget, retain = (
+            RULES.get(str(self.rule)),
+            LOSSES.get(str(self.forget_loss)),
+            LOSSES.get(str(self.retain_loss)),
+        )
+        if rule is not None and "seed" in rule.settings:
+            self.rule_settings = {"seed": self.seed, **self.rule_settings}
+        if forget is not None and "seed" in forget.settings:
+            self.forget_loss_settings = {"seed": self.seed, **self.forget_loss_settings}
+        if all(loss is not None and "layer" in loss.settings for loss in (forget, retain)):
+            ours, theirs = self.forget_loss_settings, self.retain_loss_settings
+            self.forget_loss_settings = {**_layer_of(theirs), **ours}
+            self.retain_loss_settings = {**_layer_of(ours), **theirs}
+
+    def _type_faults(self) -> list[Fault]:
+        """List values of the wrong type; defaults take their place, so that the rest can be checked."""
+        faults = []
+        for kind, (fits, names) in _KINDS.items():
+            for name in names:
+                value = getattr(self, name)
+                default = type(self).__dataclass_fields__[name].default
+                if not (fits(value) or (value is None and default is None)):
+                    faults.append(Fault(flag_of(name), f"{value!r} is no {kind}", f"Give a {kind}"))
+                    setattr(self, name, default)
+        self._fill_batch()
+        if not isinstance(self.floors, dict) or not all(map(_is_number, self.floors.values())):
+            mend = "Give names and shares, such as {general: 0.95}"
+            faults.append(Fault("--floor", f"{self.floors!r} does not name shares of floors", mend))
+            self.floors = {}
+        for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
+            settings = getattr(self, name)
+            if not isinstance(settings, dict) or not all(map(_is_number, settings.values())):
+                mend = "Give names and numbers, such as {alpha: 2}"
+                part = name.removesuffix("_settings").replace("_", " ")
+                faults.append(Fault(flag_of(name), f"{settings!r} are no settings of a {part}", mend))
+                setattr(self, name, {})
+        return faults + self._other_type_faults()
+
+    def _other_type_faults(self) -> list[Fault]:
+        """Do the same for the settings that come from ``transformers.TrainingArguments``."""
+        checked = {name for _, names in _KINDS.values() for name in names}
+        checked |= {"rule_settings", "forget_loss_settings", "retain_loss_settings", "floors"}
+        fields = {name: one for name, one in type(self).__dataclass_fields__.items() if one.init}
+        values = {name: getattr(self, name) for name in fields if name not in checked}
+        found = type_faults(type(self), fields, values)
+        for name in found:
+            setattr(self, name, fields[name].default)
+        return list(found.values())
+
+    def _range_faults(self) -> list[Fault]:
+        found = (
+            positive_fault("--epochs", self.num_train_epochs, "such as 20"),
+            seed_fault(self.seed),
+            minutes_fault(self.save_minutes),
+        )
+        faults = [fault for fault in found if fault is not None]
+        if self.learning_rate is not None and self.lr_start is not None:
+            mend = "--lr fixes the rate, --lr-start begins the search for one: give either"
+            faults.append(Fault("--lr-start", "--lr was given too", mend))
+        for flag, value in (("--lr", self.learning_rate), ("--lr-start", self.lr_start)):
+            fault = None if value is None else positive_fault(flag, value, "such as 1e-5")
+            faults += [fault] if fault else []
+        if self.automatic and (self.lr_scheduler_type != "constant" or self.warmup_steps):
+            mend = "Leave out the schedule, or give --lr"
+            faults.append(
+                Fault("lr_scheduler_type", "the automatic rate leaves no room for a schedule", mend)
+            )
+        if not 0 <= self.keep_utility <= 1:
+            what = f"{self.keep_utility} is no share"
+            faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
+        faults += [
+            Fault("--floor", f"{name}={share} is no share", "Give a number from 0 (no floor) to 1")
+            for name, share in self.floors.items()
+            if not 0 <= share <= 1
+        ]
+        for flag, value in (
+            ("--probe-every", self.probe_every),
+            ("--check-every", self.check_every),
+            ("--check-size", self.check_size),
+            ("--check-patience", self.check_patience),
+            ("--batch-size", self.per_device_train_batch_size),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+            ("--eval-items", self.evaluate_items),
+            ("--max-steps", 1 if self.max_steps == NO_LIMIT else self.max_steps),
+        ):
+            if value < 1:
+                faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
+        if self.probe_size < 0:
+            faults.append(Fault("--probe-size", f"{self.probe_size} is negative", "Give 0 or more examples"))
+        if self.forget_buffer not in get_args(Keep):
+            faults.append(unknown_name("--forget-buffer", "place", self.forget_buffer, get_args(Keep)))
+        if self.examples_per_step is not None and self.examples_per_step < 0:
+            what = f"{self.examples_per_step} is negative"
+            faults.append(Fault("--set examples_per_step", what, "Give 0 or more examples"))
+        if self.evaluate_every < 0:
+            faults.append(
+                Fault("--eval-every", f"{self.evaluate_every} is negative", "Give 0 (never) or more")
+            )
+        if self.trainable is not None:
+            try:
+                re.compile(self.trainable)
+            except re.error as error:
+                what = f"{self.trainable!r} is no regular expression ({error})"
+                mend = "Write one such as 'layers[.](5|6|7)[.]mlp'"
+                faults.append(Fault("--set trainable", what, mend))
+        if self.max_length < 8:
+            faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
+        long_text = long_text_fault(self.long_text)
+        faults += [] if long_text is None else [long_text]
+        if self.fp16:
+            mend = "Use bf16: its range is that of float32, and two gradients need no loss scaling"
+            faults.append(Fault("fp16", "the two gradients cannot share one loss scale", mend))
+        return faults
+
+
+def _layer_of(settings: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in settings.items() if name == "layer"}

@@ -1,0 +1,186 @@
+"""an unlearning trainer after its last step -> the best weights it found, and its record complete."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ngdiff.errors import RunError
+from ngdiff.models import packing
+from ngdiff.models.head import refused
+from ngdiff.models.logprobs import output_head
+from ngdiff.outcome import verdict
+from ngdiff.steps import fused
+from ngdiff.steps.weighting import Verdict
+from ngdiff.stopping.criterion import SHARE, View
+from ngdiff.stopping.price import further_cost
+from ngdiff.stopping.rule import Decision, ForgetTarget, floor_title
+from ngdiff.training.checks import every_row, look, view_of
+
+if TYPE_CHECKING:
+    from ngdiff.training.trainer import UnlearningTrainer
+
+
+def conclude(trainer: UnlearningTrainer) -> None:
+    """Put the best weights back if the last ones are not they, and complete the record.
+
+    Raises:
+        RunError: a weight is not finite, and there are no good ones to go back to.
+    """
+    stopping = trainer._stopping
+    assert stopping is not None
+    sound = _go_back_if_broken(trainer)
+    # a target met at the start is found out in the loop's first step, which changes nothing
+    step = 0 if trainer._step.verdict is Verdict.DONE else trainer.state.global_step
+    if sound and stopping.checks_needed and trainer._last_check != step:
+        found = look(trainer, whole=True)  # what is kept has been looked at
+        if trainer._decision is None and found is not None and found.code == "target":
+            trainer._decision = found
+    decision = trainer._decision = trainer._decision or _at_the_end(step, trainer.state.max_steps)
+    kept = _keep_the_best(trainer, step, sound)
+    trainer.record.checks = [check.as_json() for check in stopping.checks]
+    view, ends = _final_look(trainer)
+    trainer.record.stop = {
+        "code": decision.code,
+        "reason": decision.text,
+        "step": step,
+        "kept_step": kept,
+        **_of_the_target(stopping.target, view),
+        "level_source": trainer.level_source,
+        "left": _left(trainer, view),
+        "looked_at": {"rows": len(view.rows), "of": view.of},
+        "floors": {name: asdict(floor) | {"end": ends[name]} for name, floor in stopping.floors.items()},
+        "utility_floor": stopping.floors["retain"].least if "retain" in stopping.floors else 0.0,
+        "price": None if decision.code == "target" else further_cost(stopping),
+    }
+    said = verdict(trainer.record.stop, trainer.record.after["forget"])
+    trainer.record.stop["verdict"] = {"line": said.line, "advice": said.advice}
+    _note_broken(trainer, ends)
+    _warn_of_vanishing_updates(trainer)
+    _note_slower_ways(trainer)
+    trainer.record.cost = {
+        "seconds": trainer.seconds,
+        "steps": step,
+        "skipped_steps": sum(entry.skipped == Verdict.NON_FINITE.value for entry in trainer.record.steps),
+        "peak_memory_gib": trainer.peak_memory,
+    }
+
+
+def _final_look(trainer: UnlearningTrainer) -> tuple[View, dict[str, float]]:
+    """Look at every row of every set under the weights that are kept."""
+    scores = {name: trainer.survey.scores(name) for name in ("forget", "retain")}
+    trainer.record.after = trainer.survey.everything(scores)
+    rows = every_row(trainer)
+    return view_of(trainer, rows, scores["forget"]), trainer.kept.measure(
+        rows, scores["forget"], scores["retain"]
+    )
+
+
+def _of_the_target(target: ForgetTarget | None, view: View) -> dict[str, Any]:
+    if target is None:
+        return {"target": None, "target_source": None, "target_met": None, "shares_left": {}}
+    return {
+        "target": {
+            "measure": target.measure,
+            "value": target.value,
+            "bounds": [asdict(bound) for bound in target.bounds],
+            "share": SHARE,
+        },
+        "target_source": target.source,
+        "target_met": target.forgotten(view),
+        "shares_left": dict(view.shares),
+    }
+
+
+def _left(trainer: UnlearningTrainer, view: View) -> list[dict[str, Any]]:
+    """Return the items that are left: place, figures and thresholds, and none of their text."""
+    stopping = trainer._stopping
+    assert stopping is not None
+    items, target = trainer.record.after["items"]["forget"], stopping.target
+    found = []
+    for row in view.left if target is not None else ():
+        assert target is not None
+        nll, tokens = items["nll"][row], items["tokens"][row]
+        found.append(
+            {
+                "row": row + 1,
+                "place": trainer._forget[row].example.place,
+                "extraction_strength": items["extraction_strength"][row],
+                "verbatim": items["verbatim"][row],
+                "probability": math.exp(-nll / tokens),
+                "thresholds": {b.measure: b.of_item(target.guesses.get(row)) for b in target.bounds},
+                "whole": row in view.whole,
+            }
+        )
+    return found
+
+
+def _note_broken(trainer: UnlearningTrainer, ends: Mapping[str, float]) -> None:
+    """Say so where the weights that are kept are under a floor after all: no state was above it."""
+    stopping = trainer._stopping
+    assert stopping is not None
+    for name, floor in stopping.floors.items():
+        if not ends[name] >= floor.least:
+            trainer.record.note(
+                f"{floor_title(name)} is {ends[name]:.3f}, under its floor of {floor.least:.3f}"
+            )
+
+
+def _at_the_end(step: int, most: int) -> Decision:
+    """Return why a run ended that no check ended."""
+    done, stopped = f"all {step} steps asked for are done", f"stopped from outside after step {step}"
+    return Decision("end", done if step == most else stopped)
+
+
+def _keep_the_best(trainer: UnlearningTrainer, step: int, sound: bool) -> int:
+    """Put the best weights back where the last are not they; return the step whose weights are kept."""
+    stopping = trainer._stopping
+    assert stopping is not None
+    best = 0 if stopping.best is None else stopping.best.step
+    if not sound:
+        return best  # they are back already
+    if not stopping.checks_needed or not stopping.checks or stopping.checks[-1].best:
+        return step
+    trainer._best.restore()
+    return best
+
+
+def _note_slower_ways(trainer: UnlearningTrainer) -> None:
+    """Note what could not be done the fast or the sparing way."""
+    kernels = fused.refused.get(str(trainer.args.device))
+    if kernels is not None:
+        trainer.record.note(f"{kernels}: the Gramian was worked out tensor by tensor, which takes longer")
+    head = refused.get(output_head(trainer.model))
+    if head is not None:
+        trainer.record.note(f"{head}: all logits of a micro-batch were held at once")
+    padded = packing.refused.get(trainer.accelerator.unwrap_model(trainer.model))
+    if padded is not None:
+        trainer.record.note(f"{padded}: batches were padded")
+
+
+def _go_back_if_broken(trainer: UnlearningTrainer) -> bool:
+    """Put the best weights back where the present ones are not finite; return whether they were."""
+    if trainer.weights_are_finite():
+        return True
+    trainer._best.restore()
+    if not trainer.weights_are_finite():
+        raise RunError(
+            f"a weight is not finite after step {trainer.state.global_step}, and no good weights were kept "
+            "to go back to, so no model was saved; a smaller --lr, or the automatic one, may help"
+        )
+    trainer.record.note(
+        f"step {trainer.state.global_step}: a weight was not finite, so the best were put back"
+    )
+    return False
+
+
+def _warn_of_vanishing_updates(trainer: UnlearningTrainer) -> None:
+    changed = [entry.changed for entry in trainer.record.steps if entry.changed is not None]
+    if changed and sum(changed) / len(changed) < 0.5:
+        share = 100 * sum(changed) / len(changed)
+        trainer.record.note(
+            f"a step changed {share:.1f}% of the parameters on average: the others' updates were rounded "
+            "away. Use float32 weights, or an optimizer that rounds stochastically."
+        )
