@@ -34,13 +34,10 @@ EVIDENCE = STUDY / "evaluations"
 
 SHOWN = (
     *("forget_quality", "ks_distance", "model_utility", "privleak"),
-    *("forget.probability", "forget.rouge", "forget.truth_ratio"),
-    *("forget.extraction_strength", "forget.exact_memorisation"),
-    *("forget_paraphrased.probability", "forget_paraphrased.extraction_strength"),
-    *("retain.probability", "retain.rouge", "retain.extraction_strength"),
-    *("real_authors.rouge", "real_authors.extraction_strength"),
-    *("world_facts.rouge", "world_facts.extraction_strength", "holdout.extraction_strength"),
-    *("forget.membership.loss", "forget.membership.min_k", "forget.membership.gradient_norm"),
+    *("forget.probability", "forget.rouge", "forget.extraction_strength", "forget.exact_memorisation"),
+    *("forget_paraphrased.extraction_strength", "retain.probability", "retain.extraction_strength"),
+    *("real_authors.extraction_strength", "world_facts.extraction_strength"),
+    *("holdout.extraction_strength", "forget.membership.loss", "forget.membership.gradient_norm"),
 )
 """Figures that the page shows; ``figures.csv`` has all."""
 
