@@ -111,7 +111,7 @@ def table(models: Mapping[str, Mapping[str, Figure]], keys: list[tuple[str, str]
     return "\n".join(lines)
 
 
-def title(key: str) -> str:
+def named(key: str) -> str:
     """Return what the table calls a figure."""
     part, _, measure = key.replace("_", " ").partition(".")
     attack = measure.removeprefix("membership.")
@@ -153,13 +153,12 @@ def seconds_table(lines: Iterable[Mapping[str, str]], kind: str) -> str:
 
 def write_tables() -> None:
     """Put the tables into the page, from the figures in docs/study."""
-    keys = [(title(key), key) for key in SHOWN]
-    put("TOFU figures", table(read_figures(EVIDENCE), keys))
+    put("TOFU figures", table(read_figures(EVIDENCE), [(named(key), key) for key in SHOWN]))
     if (EVIDENCE / "seconds.csv").exists():
         lines = read_csv(EVIDENCE / "seconds.csv")
-        put("TOFU seconds", seconds_table(lines, "pass"))
-        if page_of("TOFU seconds a metric") is not None:
-            put("TOFU seconds a metric", seconds_table(lines, "metric"))
+        for title, kind in (("TOFU seconds", "pass"), ("TOFU seconds a metric", "metric")):
+            if page_of(title) is not None:
+                put(title, seconds_table(lines, kind))
 
 
 def main() -> None:
