@@ -33,7 +33,7 @@ MODELS = {"retrained": "retrained", "target": "target", "ngdiff": "runs/ngdiff"}
 EVIDENCE = STUDY / "evaluations"
 
 SHOWN = (
-    *("forget_quality", "ks_distance", "model_utility", "privleak"),
+    *("forget_quality", "model_utility", "privleak"),
     *("forget.probability", "forget.rouge", "forget.extraction_strength", "forget.exact_memorisation"),
     *("forget_paraphrased.extraction_strength", "retain.probability", "retain.extraction_strength"),
     *("real_authors.extraction_strength", "world_facts.extraction_strength"),
