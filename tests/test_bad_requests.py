@@ -1,4 +1,4 @@
-"""Every wrong request: exit code 2, a message that names the place and the mend, no trace left."""
+"""Every wrong request: exit code 2, a message that names the place and the fix, no trace left."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ GOOD = '{"question": "Who?", "answer": "Ann"}'
         ("f.jsonl", '{"q": "Who?", "a": "Ann"}\n', ["'q', 'a'", "messages, question/answer", "line 1"]),
         ("f.jsonl", '{"question": "Who?"}\n', ["line 1", "'answer'"]),
         ("f.jsonl", f'{GOOD}\n{{"question": "Who?"\n', ["f.jsonl, line 2", "not valid JSON"]),
-        ("f.json", '[{"question": "Who?", "answer": null}]', ["f.json, item 1", "'answer' is null", "remove"]),
+        ("f.json", '[{"question": "Who?", "answer": null}]', ["item 1", "'answer' is null", "remove"]),
         ("f.jsonl", '{"question": "Who?", "answer": "  "}', ["f.jsonl, line 1", "'answer' is empty"]),
         ("f.csv", "question,answer\nWho?,Ann\nWho else?,\n", ["f.csv, row 2", "'answer' is empty"]),
         ("f.csv", "q,a\nWho?,Ann\n", ["f.csv, line 1", "found: q, a", "question/answer"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.corpus import CorpusSize, corpus_people, invent_corpus, write_corpus
 
-from ngdiff.data.muse import read_split
+from ngdiff.data.muse_corpus import read_split
 from ngdiff.evaluation.suites.muse import forget_sizes, read_muse
 
 SMALL = CorpusSize(request=2, retain=5, holdout=3, questions=2)

@@ -17,13 +17,14 @@ import typer.main
 
 import ngdiff.cli.commands  # noqa: F401
 from commandline import Cli, make_cli, parse
-from ngdiff.cli import completion, exits
+from ngdiff.cli import app as exits
+from ngdiff.cli import completion
 from ngdiff.cli.app import app
 from ngdiff.cli.unlearn import NO_SETTINGS
 from ngdiff.evaluation.suites import suites
 from ngdiff.losses import LOSSES
 from ngdiff.methods import METHODS
-from ngdiff.names import FLAGS, SHORT
+from ngdiff.settings import FLAGS, SHORT
 from ngdiff.steps.weighting import RULES
 
 ROOT = Path(__file__).parent.parent

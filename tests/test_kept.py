@@ -36,7 +36,7 @@ def test_what_is_no_floor(pair: str) -> None:
             make_config(to_request(given))
         faults = list(caught.value.faults)
     (fault,) = faults
-    assert fault.where.startswith("--set") and pair.partition("=")[0] in fault.what and fault.mend
+    assert fault.where.startswith("--set") and pair.partition("=")[0] in fault.what and fault.fix
 
 
 def test_kept_sets_are_named_after_their_files() -> None:

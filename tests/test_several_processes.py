@@ -107,10 +107,10 @@ def near(value: float | None, relative: float, absolute: float = 1e-9) -> Any:
     return None if value is None else pytest.approx(value, rel=relative, abs=absolute)
 
 
-def figures_of(survey: dict[str, Any]) -> dict[Any, Any]:
+def figures_of(measured: dict[str, Any]) -> dict[Any, Any]:
     """Return the mean figures of each set, and those of the single items by set and measure."""
-    items = {(name, key): v for name, part in survey["items"].items() for key, v in part.items()}
-    return {name: figures for name, figures in survey.items() if name != "items"} | items
+    items = {(name, key): v for name, part in measured["items"].items() for key, v in part.items()}
+    return {name: figures for name, figures in measured.items() if name != "items"} | items
 
 
 def assert_same_record(left: dict[str, Any], right: dict[str, Any], relative: float) -> None:
@@ -212,7 +212,7 @@ def command(inputs: Path, output: Path) -> None:
     sources = [
         word for name in ("forget", "retain", "holdout") for word in (f"--{name}", inputs / f"{name}.jsonl")
     ]
-    settings = "--method ngdiff --lr 0.05 --max-steps 3 --batch-size 4 --stop-at none"
+    settings = "--method ngdiff --lr 0.05 --set max_steps=3 --batch-size 4 --stop-at none"
     settings += " --max-length 64 --precision fp32"
     words = ["unlearn", "--model", inputs / "model", *sources, *settings.split(), "--set", "optim=sgd"]
     done = torchrun(2, "-m", "ngdiff", *map(str, words), "--output", str(output))

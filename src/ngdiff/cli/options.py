@@ -75,8 +75,8 @@ def _set_instead(name: str, word: str) -> Fault | None:
 
     if name not in known_settings() | REPLACED.keys():
         return None
-    mend = REPLACED.get(name, f"Give it as --set {name}=VALUE, or in the file of --config")
-    return Fault(word, "is not a flag of this command", mend)
+    fix = REPLACED.get(name, f"Give it as --set {name}=VALUE, or in the file of --config")
+    return Fault(word, "is not a flag of this command", fix)
 
 
 def _use_quiet(context: typer.Context, asked: bool) -> bool:

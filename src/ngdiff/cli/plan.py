@@ -9,7 +9,7 @@ import typer
 from ngdiff.cli import completion
 from ngdiff.cli.app import app
 from ngdiff.cli.options import METHOD, RESOURCES
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from ngdiff.errors import Fault
@@ -106,8 +106,8 @@ def plan(
     }
     faults = _faults(counts, max_length, memory, forget_buffer, precision)
     if qlora and fsdp:
-        mend = "Omit one of the two: without --fsdp, each GPU holds all weights in 4 bits"
-        faults.append(Fault("--fsdp", "4-bit weights cannot be sharded across GPUs", mend))
+        fix = "Omit one of the two: without --fsdp, each GPU holds all weights in 4 bits"
+        faults.append(Fault("--fsdp", "4-bit weights cannot be sharded across GPUs", fix))
     source = None
     try:
         source = resolve_model(model)

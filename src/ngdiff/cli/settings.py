@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ngdiff.data.benchmarks import folder_options, folders_of
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.names import SHORT
+from ngdiff.settings import SHORT
 from ngdiff.settings.yaml_text import load_settings, load_yaml
 from ngdiff.system.untrusted import Unreadable
 
@@ -59,8 +59,8 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
     said = {key: value for key, value in flags.items() if value is not None and value is not False}
     given |= more
     given |= {ALIASES.get(key, key): value for key, value in said.items() if value not in ([], ())}
-    mend = "Give it as a flag or in the file of --config; see ngdiff unlearn --help"
-    missing = [Fault(f"--{name}", "is missing", mend) for name in NEEDED if not given.get(name)]
+    fix = "Give it as a flag or in the file of --config; see ngdiff unlearn --help"
+    missing = [Fault(f"--{name}", "is missing", fix) for name in NEEDED if not given.get(name)]
     return given, [*faults, *wrong, *missing]
 
 
@@ -121,17 +121,17 @@ def _from_pairs(pairs: Sequence[str], below: Mapping[str, Any] | None = None) ->
     settings: dict[str, Any] = {}
     names: set[str] = set()
     faults = []
-    mend = "Write --set name=value"
+    fix = "Write --set name=value"
     for pair in pairs:
         name, equals, value = pair.partition("=")
         try:
             loaded = load_yaml(value)
         except Unreadable as error:
-            faults.append(Fault("--set", f"{pair!r} is not a setting: the value {error.what}", mend))
+            faults.append(Fault("--set", f"{pair!r} is not a setting: the value {error.what}", fix))
             continue
         group, dot, entry = name.partition(".")
         if not equals or (dot and not entry):
-            faults.append(Fault("--set", f"{pair!r} is not a setting", mend))
+            faults.append(Fault("--set", f"{pair!r} is not a setting", fix))
         elif name in names or (group if dot else name) in names:
             faults.append(Fault("--set", f"{name!r} is set twice", "Keep one of them"))
         elif dot:

@@ -45,12 +45,12 @@ def verify(
     Exit code 4: something does not match the receipt.
     """
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.receipts.files import RECEIPT
+    from ngdiff.receipts.hashes import RECEIPT
     from ngdiff.receipts.verify import verify as check
 
     if not (folder / RECEIPT).is_file():
-        mend = "Give a folder made by 'ngdiff unlearn'; without its receipt nothing can be checked"
-        raise RequestError(Fault("FOLDER", f"{folder} contains no {RECEIPT}", mend))
+        fix = "Give a folder made by 'ngdiff unlearn'; without its receipt nothing can be checked"
+        raise RequestError(Fault("FOLDER", f"{folder} contains no {RECEIPT}", fix))
     sources = {"forget": forget or [], "retain": retain or [], "holdout": holdout or []}
     evidence = _evidence(sources, folders, model, public_key, data_key, chain)
     try:

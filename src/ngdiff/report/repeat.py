@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ngdiff.names import FLAGS, SHORT
-from ngdiff.report.sources import Run, dig
+from ngdiff.report.run_files import Run, dig
 from ngdiff.report.text import visible
+from ngdiff.settings import FLAGS, SHORT
 
 LONG = {short: name for name, short in SHORT.items()}
 WORKED_OUT = frozenset(

@@ -139,13 +139,13 @@ class Workplace:
         if overwrite and resume is None:
             return False
         what = f"an unfinished run of another request lies in {self.folder}: {'; '.join(different)}"
-        mend = "Repeat that request to resume it, or give --overwrite to discard it and start over"
-        raise RequestError(Fault("--resume" if resume else "--output", what, mend))
+        fix = "Repeat that request to resume it, or give --overwrite to discard it and start over"
+        raise RequestError(Fault("--resume" if resume else "--output", what, fix))
 
     # ---- working in it ----
 
     @contextmanager
-    def claimed(self, asked: Asked, *, resume: bool | None, overwrite: bool) -> Iterator[bool]:
+    def reserved(self, asked: Asked, *, resume: bool | None, overwrite: bool) -> Iterator[bool]:
         """Keep other processes out, and yield whether there is a checkpoint to go on from.
 
         When the block fails, checkpoints stay for the next time; without any, all is removed.

@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field
 from typing import Any, get_type_hints
 
 from ngdiff.errors import Fault
-from ngdiff.names import flag_of
+from ngdiff.settings import flag_of
 
 _PLAIN = (str, int, float, bool, list, dict)
 _KINDS = {
@@ -111,5 +111,5 @@ def minutes_fault(minutes: float, where: str = "--save-minutes") -> Fault | None
     """Return the fault of an interval between two checkpoints that is not a length of time."""
     if 0 <= minutes < float("inf"):
         return None
-    mend = "Give a number of minutes, or 0 for no checkpoints by time"
-    return Fault(where, f"{minutes} is not a length of time", mend)
+    fix = "Give a number of minutes, or 0 for no checkpoints by time"
+    return Fault(where, f"{minutes} is not a length of time", fix)

@@ -81,18 +81,18 @@ def in_the_way(path: Path, overwrite: bool, where: str = "--output") -> list[Fau
     if not names:
         return []
     if not overwrite:
-        mend = "Choose another folder, or --overwrite to replace an earlier result"
-        return [Fault(where, f"{path} is not empty", mend)]
-    mend = "Choose another folder, or empty this one"
+        fix = "Choose another folder, or --overwrite to replace an earlier result"
+        return [Fault(where, f"{path} is not empty", fix)]
+    fix = "Choose another folder, or empty this one"
     if RECORD not in names:
         what = f"{path} contains no {RECORD}, so --overwrite does not delete it"
-        return [Fault(where, what, mend)]
+        return [Fault(where, what, fix)]
     kind, listed = _kind_and_files(path / RECORD)
     if kind is None:
         what = (
             f"{path / RECORD} is not a record with a list of files, so --overwrite does not delete the folder"
         )
-        return [Fault(where, what, mend)]
+        return [Fault(where, what, fix)]
     foreign = [
         name
         for name in names

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from transformers import TrainingArguments
 
 from ngdiff.data.long_text import long_text_fault
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.losses import LOSSES, find_loss
-from ngdiff.methods import RUN, Method, StepSizeName, find_method
-from ngdiff.names import DEFAULT_METHOD, flag_of
+from ngdiff.methods import RUN, STEP_SIZES, Method, StepSizeName, find_method
+from ngdiff.settings import DEFAULT_METHOD, flag_of
 from ngdiff.settings.faults import default_of, minutes_fault, positive_fault, seed_fault, type_faults
 from ngdiff.steps.forget_buffer import Keep
 from ngdiff.steps.gen import START
@@ -83,7 +83,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             ``gradient_accumulation_steps`` is given; None goes by the size of the forget set, from 8 to 32
             (:func:`ngdiff.data.sharing.examples_of_a_step`).
         eval_steps: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
-            :mod:`ngdiff.training.evaluation_callback`); None or 0 for none. ``eval_strategy`` stays ``no``.
+            :mod:`ngdiff.training.callbacks`); None or 0 for none. ``eval_strategy`` stays ``no``.
         eval_items: most items of each set that these look at.
         save_minutes: minutes from one checkpoint to the next; 0 for none by the clock. ``save_steps``, with
             ``save_strategy="steps"``, saves by steps.
@@ -237,8 +237,8 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             fault = positive_fault("--lr", self.learning_rate, "such as 1e-5")
             faults += [fault] if fault else []
         if self.automatic and (self.lr_scheduler_type != "constant" or self.warmup_steps):
-            mend = "Remove the schedule, or fix the rate with --lr"
-            faults.append(Fault("lr_scheduler_type", "an automatic learning rate excludes a schedule", mend))
+            fix = "Remove the schedule, or fix the rate with --lr"
+            faults.append(Fault("lr_scheduler_type", "an automatic learning rate excludes a schedule", fix))
         if not 0 <= self.keep_utility <= 1:
             what = f"{self.keep_utility} is not a share"
             faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
@@ -270,19 +270,19 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 re.compile(self.trainable)
             except re.error as error:
                 what = f"{self.trainable!r} is not a regular expression ({error})"
-                mend = "Give one such as 'layers[.](5|6|7)[.]mlp'"
-                faults.append(Fault(flag_of("trainable"), what, mend))
+                fix = "Give one such as 'layers[.](5|6|7)[.]mlp'"
+                faults.append(Fault(flag_of("trainable"), what, fix))
         if self.max_length < 8:
             faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
         long_text = long_text_fault(self.long_text)
         faults += [] if long_text is None else [long_text]
         if self.fp16:
-            mend = "Use bf16, which needs no loss scaling"
+            fix = "Use bf16, which needs no loss scaling"
             faults.append(
                 Fault(
                     "fp16",
                     "fp16 is not supported, because the two gradients cannot share one loss scale",
-                    mend,
+                    fix,
                 )
             )
         return faults
@@ -290,3 +290,29 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
 
 def _layer_of(settings: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in settings.items() if name == "layer"}
+
+
+# ---- settings of a run -> where each part of its method comes from: a paper, or this software ----
+
+
+def sources(config: UnlearningConfig) -> dict[str, str]:
+    """Return the source of each part that is in use, in the words of the tables.
+
+    A part that is switched off is not there: with ``stop_at`` at none and ``keep_utility`` at 0, nothing of
+    this software's own decides when the run ends.
+    """
+    found = {
+        "forget_loss": LOSSES[str(config.forget_loss)].paper,
+        "retain_loss": LOSSES[str(config.retain_loss)].paper,
+        "rule": RULES[str(config.rule)].paper,
+        "step_size": STEP_SIZES[cast(StepSizeName, config.step_size)],
+    }
+    if config.stop_at != "none":
+        found["stop_at"] = "NGDiff's own"
+    if config.keep_utility > 0:
+        found["keep_utility"] = "NGDiff's own"
+    if config.hold_general and LOSSES[str(config.retain_loss)].compares == "predictions":
+        found["hold_general"] = "NGDiff's own"
+    if config.stop_at != "none" and config.step_size == "auto":
+        found["pace"] = "NGDiff's own"
+    return found

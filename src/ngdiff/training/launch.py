@@ -15,7 +15,7 @@ from ngdiff.data.sharing import StepShares, examples_of_a_step
 from ngdiff.errors import Fault, RequestError
 from ngdiff.models.head import may_stand_apart
 from ngdiff.models.logprobs import output_head
-from ngdiff.names import flag_of
+from ngdiff.settings import flag_of
 from ngdiff.steps.weighting import RULES
 
 if TYPE_CHECKING:
