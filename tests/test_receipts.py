@@ -254,8 +254,14 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         edit("record.json", '"seed": 0', '"seed": 1'),
         ["record.json: was changed", "request in the receipt"],
     ),
-    "record is no JSON": (lambda f: (f / "record.json").write_text("{"), ["record.json: is no whole record"]),
-    "record is a list": (lambda f: (f / "record.json").write_text("[]"), ["record.json: is no whole record"]),
+    "record is no JSON": (
+        lambda f: (f / "record.json").write_text("{"),
+        ["record.json: is not a complete record"],
+    ),
+    "record is a list": (
+        lambda f: (f / "record.json").write_text("[]"),
+        ["record.json: is not a complete record"],
+    ),
     "record's figures": (refigure, ["figures in record.json: do not follow from the items: after forget"]),
     "receipt, by hand": (
         edit("receipt.json", '\n "time": "2', '\n "time": "1'),
@@ -284,7 +290,7 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "signature": (lambda f: flip(f / "receipt.sig"), ["signature of receipt.json: does not match"]),
     "signer removed": (
         lambda f: reseal(f, lambda c: c.update(signer=None)),
-        ["signature of receipt.json: is there, and the receipt says that nobody"],
+        ["signature of receipt.json: exists, but the receipt says that it is not"],
     ),
     "receipt before": (
         forge_earlier,
@@ -341,7 +347,7 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a record's number of 4,000 digits": (
         edit("record.json", '"seed": 0', f'"seed": {"7" * 4000}'),
-        ["record.json: is no whole record"],
+        ["record.json: is not a complete record"],
     ),
     "a figure of 299 digits": (
         edit_figures('"exact_memorisation": ', f'"exact_memorisation": {"7" * 299}, "x": '),
@@ -399,7 +405,10 @@ def test_wrong_data_model_and_key(cli: Cli, made: Path, tmp_path: Path) -> None:
     others = ("--model", made / "target", "--public-key", tmp_path / "other.pub.pem")
     answer = cli("verify", made / "out2", *swapped, *others)
     assert answer.code == 4
-    starts = ["signature of receipt.json: was made with another key", "forget data: is not what was used: 4"]
+    starts = [
+        "signature of receipt.json: was made with a different key",
+        "forget data: is not what was used: 4",
+    ]
     starts += [
         "holdout data: the receipt has none",
         "retain data: is not what",
@@ -427,7 +436,7 @@ def test_an_earlier_receipt_of_another_run(cli: Cli, copy: Path, made: Path, tmp
 
     reseal(copy, forge)
     wrong = lines(cli("verify", copy), "✗")
-    assert "receipt.json: tells of another starting model than the one that receipts/001.json left" in wrong
+    assert "receipt.json: names another starting model than the one that receipts/001.json produced" in wrong
 
 
 def test_a_report_is_the_one_of_this_folder_or_named(cli: Cli, copy: Path) -> None:
@@ -454,7 +463,7 @@ def test_a_report_is_the_one_of_this_folder_or_named(cli: Cli, copy: Path) -> No
         assert "or forged" in answer.out
     (copy / ".report.html.abc123_x").write_text("half a pa")  # killed while it was written
     answer = cli("verify", copy)
-    assert answer.code == 0 and "- .report.html.abc123_x: was left by a command that was killed" in answer.out
+    assert answer.code == 0 and "- .report.html.abc123_x: was left behind by a killed command" in answer.out
     (copy / "report.html").unlink()
     assert cli("report", copy).code == 0 and not (copy / ".report.html.abc123_x").exists()
     (copy / ".report.html.abc").write_text("something else")
@@ -530,7 +539,7 @@ def test_bad_keys(cli: Cli, made: Path, tmp_path: Path) -> None:
     keys = {
         "is encrypted with a password": pem(tmp_path / "locked.pem", Ed25519PrivateKey.generate(), b"secret"),
         "another kind of key (RSA)": pem(tmp_path / "rsa.pem", rsa.generate_private_key(65537, 1024)),
-        "holds a public key": made / "key.pub.pem",
+        "contains a public key": made / "key.pub.pem",
         "contains no private key": made / "retain.jsonl",
         "cannot be read": tmp_path / "nowhere.pem",
         "is not a file": tmp_path,
