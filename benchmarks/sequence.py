@@ -24,7 +24,7 @@ from transformers import LlamaConfig
 
 from benchmarks.pages import put
 from benchmarks.tiny_model import save_blank_model
-from ngdiff.cli.exits import EXIT_TARGET_MISSED
+from ngdiff.cli.app import EXIT_TARGET_MISSED
 from ngdiff.invented.people import invent_people, question_rows, write_jsonl
 
 EVIDENCE = Path("docs/study/sequence")

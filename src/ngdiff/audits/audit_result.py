@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.audits.findings import Finding
-from ngdiff.audits.row import Outcome, Role
+from ngdiff.audits.subject import Outcome, Role
 from ngdiff.evaluation.result import EvaluationResult, Figure
 from ngdiff.system.output import write_json
 

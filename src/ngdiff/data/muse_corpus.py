@@ -68,14 +68,14 @@ def _read_folder(folder: Path, config: str, split: str, where: str) -> tuple[lis
         what = f"the MUSE folder {str(folder)!r} has no file {config}/{split}{{{','.join(READERS)}}}"
         found = (path for path in folder.glob("*/*") if path.suffix in READERS)
         there = sorted(f"{path.parent.name}/{path.name}" for path in found)
-        mend = f"It has {', '.join(there) or 'none of MUSE'}; name news, books or a data set on the hub"
-        return [], [Fault(where, what, mend)]
+        fix = f"It has {', '.join(there) or 'none of MUSE'}; name news, books or a data set on the hub"
+        return [], [Fault(where, what, fix)]
     rows: list[Row] = []
     faults: list[Fault] = []
     for file in files:
         more, wrong = read_table(file)
         rows += more
-        faults += [Fault(f"{where} {config}/{fault.where}", fault.what, fault.mend) for fault in wrong]
+        faults += [Fault(f"{where} {config}/{fault.where}", fault.what, fault.fix) for fault in wrong]
     return [Row(row.values, f"{config}/{row.place}") for row in rows], faults
 
 

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ngdiff.bench.plan import ending
 from ngdiff.bench.run import Outcome
+from ngdiff.bench.trials import ending
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD
 from ngdiff.evaluation.openunlearning import read_reference
 from ngdiff.evaluation.result import is_result, read_result

@@ -1,13 +1,43 @@
-"""folder -> size and SHA-256 of every file in it."""
+"""JSON value -> the one text that is hashed and signed; folder -> size and SHA-256 of every file."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from ngdiff.models.loading import ModelSource
-from ngdiff.system.hashes import sha256_file
+from ngdiff.system.disk import sha256_file
+
+BLANK = "0" * 64
+
+
+def canonical(value: Any) -> bytes:
+    """Return the canonical text of a JSON value.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+    """
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=True) + "\n").encode()
+
+
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 (hex) of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """Return the canonical text with its ``seal``: the SHA-256 of that text with 64 zeros for the seal."""
+    blank = canonical({**content, "seal": BLANK})
+    return canonical({**content, "seal": sha256(blank)})
+
+
+def seal_holds(text: bytes, seal: str) -> bool:
+    """Say whether a receipt's text has the seal it states."""
+    return sha256(text.replace(f'"seal": "{seal}"'.encode(), f'"seal": "{BLANK}"'.encode(), 1)) == seal
+
 
 RECEIPT, SIGNATURE, EARLIER = "receipt.json", "receipt.sig", "receipts"
 NOT_HASHED = frozenset({RECEIPT, SIGNATURE})

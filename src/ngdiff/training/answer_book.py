@@ -52,7 +52,7 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, trainer: UnlearningTrainer, asked: int) -> None:
         self.trainer = trainer
-        forget = [encoded.example for encoded in trainer.survey.examples("forget")]
+        forget = [encoded.example for encoded in trainer.measurements.examples("forget")]
         self.sets: dict[str, list[Example]] = {
             name: passages(examples, trainer.processing_class, NEW_TOKENS)
             for name, examples in (("forget", forget), ("retain", trainer.held_out_examples))

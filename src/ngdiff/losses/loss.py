@@ -1,4 +1,4 @@
-"""What one loss is: its function, its settings, and what it has to be given."""
+"""What one loss is: its function, its settings, and what it looks at and has to be given."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from functools import partial
 from typing import Literal, get_args
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ngdiff.models.logprobs import count_labelled
+from ngdiff.models.activations import Activations, labelled_activations
+from ngdiff.models.logprobs import LabelledTokens, StartingHead, count_labelled, labelled_tokens
 
 Task = Literal["forget", "retain"]
 LossFunction = Callable[..., Float[Tensor, ""]]
@@ -88,3 +89,31 @@ class Loss:
         """Count the items of a batch that the loss averages over."""
         looked_at: Mapping[str, Tensor] = batch if self.own_answers else batch["other"]  # type: ignore[assignment]
         return count_labelled(looked_at) if self.per == "token" else len(looked_at["labels"])
+
+
+# ---- loss, model and batch -> what the loss looks at ----
+
+
+def look(
+    loss: Loss, model: nn.Module, batch: Mapping[str, Tensor], head: StartingHead | None = None
+) -> LabelledTokens | Activations:
+    """Run the model as often and as far as the loss asks for.
+
+    Args:
+        loss: with its settings filled in.
+        model: a causal language model, wrapped or not.
+        batch: as :func:`ngdiff.data.batching.collate_for_loss` makes it.
+        head: the starting model's, for losses that compare predictions.
+    """
+    if loss.looks_at == "activations":
+        assert loss.layer is not None
+        return labelled_activations(model, batch, loss.layer)
+    other = None
+    if loss.other_answers is not None:
+        other = labelled_tokens(model, batch["other"], in_parts=True)  # type: ignore[arg-type]
+        if not loss.own_answers:
+            return other
+    tokens = replace(labelled_tokens(model, batch, in_parts=True), other=other)
+    if loss.compares == "predictions" and head is not None:
+        tokens = replace(tokens, starting=(batch["reference_states"], head))
+    return tokens

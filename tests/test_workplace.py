@@ -24,7 +24,7 @@ class Crash(Exception):
 
 def begin(place: Workplace, asked: Asked = ASKED, overwrite: bool = False, checkpoint: bool = True) -> None:
     """Begin a run that breaks after a checkpoint."""
-    with pytest.raises(Crash), place.claimed(asked, resume=None, overwrite=overwrite) as going_on:
+    with pytest.raises(Crash), place.reserved(asked, resume=None, overwrite=overwrite) as going_on:
         assert not going_on
         if checkpoint:
             (place.run / "checkpoint-2").mkdir()
@@ -47,7 +47,7 @@ def test_a_run_that_broke_is_gone_on_with(place: Workplace) -> None:
     begin(place)
     assert goes_on(place) and goes_on(place, resume=True) and not goes_on(place, resume=False)
     moved = replace(ASKED, settings={**ASKED.settings, "model": "there", "save_steps": 7})
-    with place.claimed(moved, resume=None, overwrite=False) as going_on:
+    with place.reserved(moved, resume=None, overwrite=False) as going_on:
         assert going_on and (place.run / "checkpoint-2").is_dir()
         assert not (place.run / ".best-x").exists()
 
@@ -82,7 +82,7 @@ def test_another_request_is_refused_unless_the_old_one_may_go(
     begin(place)
     before = sorted(place.folder.rglob("*"))
     for resume, overwrite in ((None, False), (True, False), (True, True)):
-        with pytest.raises(RequestError) as error, place.claimed(now, resume=resume, overwrite=overwrite):
+        with pytest.raises(RequestError) as error, place.reserved(now, resume=resume, overwrite=overwrite):
             pass
         assert said in str(error.value) and "--overwrite" in str(error.value)
     assert sorted(place.folder.rglob("*")) == before
@@ -111,7 +111,7 @@ def test_a_folder_without_a_request_is_taken_over(
     (place.folder / ASKED_FILE).unlink()
     with pytest.raises(RequestError, match="no unfinished run"):
         goes_on(place, resume=True)
-    with place.claimed(ASKED, resume=None, overwrite=False) as going_on:
+    with place.reserved(ASKED, resume=None, overwrite=False) as going_on:
         assert not going_on and place.begun == ASKED
         assert list(place.run.iterdir()) == []
     assert "belong to no request and are deleted" in " ".join(capsys.readouterr().err.split())
@@ -127,16 +127,16 @@ def test_a_kill_while_an_earlier_run_is_dropped_leaves_nothing_to_resume(
 
     with monkeypatch.context() as patch:
         patch.setattr("ngdiff.runs.workplace.shutil.rmtree", killed)
-        with pytest.raises(Crash), place.claimed(ASKED, resume=False, overwrite=False):
+        with pytest.raises(Crash), place.reserved(ASKED, resume=False, overwrite=False):
             pass
     assert (place.run / "checkpoint-2").exists() and not goes_on(place)
 
 
 def test_two_processes_do_not_share_it(place: Workplace) -> None:
-    with place.claimed(ASKED, resume=None, overwrite=False):
+    with place.reserved(ASKED, resume=None, overwrite=False):
         with (
             pytest.raises(RequestError, match="another process"),
-            Workplace(place.output).claimed(ASKED, resume=None, overwrite=False),
+            Workplace(place.output).reserved(ASKED, resume=None, overwrite=False),
         ):
             pass
         assert (place.folder / ASKED_FILE).exists()
@@ -148,21 +148,21 @@ OLD = '{"kind": "finetune", "files": ["old"]}'
 def test_a_file_system_without_locks_is_noted(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with place.claimed(ASKED, resume=None, overwrite=False):
+    with place.reserved(ASKED, resume=None, overwrite=False):
         assert place.unguarded is None
 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    with place.claimed(ASKED, resume=None, overwrite=False), alone_in(place.output.parent):
+    with place.reserved(ASKED, resume=None, overwrite=False), alone_in(place.output.parent):
         assert place.unguarded is not None and "has no locks (No locks available)" in place.unguarded
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("two runs with the same output are not kept apart") == 2
 
 
 def finished(place: Workplace, overwrite: bool = False, meanwhile: Path | None = None) -> None:
-    with place.claimed(ASKED, resume=None, overwrite=overwrite):
+    with place.reserved(ASKED, resume=None, overwrite=overwrite):
         place.result.mkdir()
         (place.result / RECORD).write_text("new")
         if meanwhile is not None:
@@ -226,7 +226,7 @@ def test_a_kill_between_the_renames_is_made_good(place: Workplace) -> None:
     place.result.mkdir()
     (place.result / RECORD).write_text("new")
     place.output.rename(place.folder / "old")  # killed here, before the run was marked as finished
-    with pytest.raises(Crash), place.claimed(ASKED, resume=None, overwrite=False):
+    with pytest.raises(Crash), place.reserved(ASKED, resume=None, overwrite=False):
         assert (place.output / RECORD).read_text() == OLD and not place.result.exists()
         place.result.mkdir()
         (place.result / RECORD).write_text("new")
@@ -243,6 +243,6 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     place = Workplace(tmp_path / "file" / "out")
     with (
         pytest.raises(RequestError, match="cannot write to"),
-        place.claimed(ASKED, resume=None, overwrite=False),
+        place.reserved(ASKED, resume=None, overwrite=False),
     ):
         pass

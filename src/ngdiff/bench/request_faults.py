@@ -9,14 +9,14 @@ from typing import Any
 
 from ngdiff.bench.data import FORGET_SIZES, TOFU_SIZE, tuning_reach
 from ngdiff.bench.grid import candidates, nested
-from ngdiff.bench.plan import TRIALS, BenchRequest, tuning
 from ngdiff.bench.suites import suite_of
+from ngdiff.bench.trials import TRIALS, BenchRequest, tuning
 from ngdiff.bench.variants import Variant, find_variant
 from ngdiff.bench.worker import EVALUATION
 from ngdiff.data.benchmarks import folders_of
 from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.evaluation.references import resolve_reference
+from ngdiff.evaluation.reference_source import resolve_reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites import SuiteData, suites
 from ngdiff.methods import METHODS
@@ -77,9 +77,9 @@ def _name_faults(request: BenchRequest) -> list[Fault]:
         if name not in METHODS:
             faults.append(unknown_name("--methods", "method", name, METHODS))
         elif name == "dpo" and request.suite != "own":
-            mend = "Take idkdpo or altpo, which need no column"
+            fix = "Take idkdpo or altpo, which need no column"
             title = suite_of(request).title
-            faults.append(Fault("--methods", f"{title} has no preferred answers for 'dpo'", mend))
+            faults.append(Fault("--methods", f"{title} has no preferred answers for 'dpo'", fix))
     faults += suite_of(request).faults(request)
     for flag, given in (("--methods", request.methods), ("--splits", request.splits)):
         if not given:

@@ -47,8 +47,8 @@ def resolve_reference(
     path = Path(name).expanduser()
     is_model = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
     if path.suffix == ".json" and not path.exists():
-        mend = "Give the retrained model, its eval.json, or a log of OpenUnlearning"
-        raise RequestError(Fault(_WHERE, f"no such file: {path}", mend))
+        fix = "Give the retrained model, its eval.json, or a log of OpenUnlearning"
+        raise RequestError(Fault(_WHERE, f"no such file: {path}", fix))
     if not path.exists() or is_model:
         source = resolve_model(name, _WHERE, trust_remote_code)
         faults = check_causal(source, _WHERE)
@@ -72,13 +72,13 @@ def check_reference(found: Reference, suite: str, data: SuiteData) -> None:
     Raises:
         RequestError: it is of another suite, split, size or rows, or lacks the truth ratios.
     """
-    mend = "Give the retrained model itself, or its evaluation on the same data"
+    fix = "Give the retrained model itself, or its evaluation on the same data"
     if found.suite != suite:
         what = f"{found.name} is an evaluation by the suite {found.suite!r}, not {suite!r}"
-        raise RequestError(Fault(_WHERE, what, mend))
+        raise RequestError(Fault(_WHERE, what, fix))
     if suite == "muse" and "min_k" not in found.membership:
         what = f"{found.name} has no AUC of the membership attack min_k, from which PrivLeak is worked out"
-        raise RequestError(Fault(_WHERE, what, mend))
+        raise RequestError(Fault(_WHERE, what, fix))
     if "forget" not in data.sets:
         return
     forget = data.sets["forget"]
@@ -86,4 +86,4 @@ def check_reference(found: Reference, suite: str, data: SuiteData) -> None:
         found.forget_truth_ratios(len(forget), data.split)
     if found.forget_sha256 is not None and found.forget_sha256 != data_hash(forget):
         what = f"{found.name} was made on other rows than those of this forget set"
-        raise RequestError(Fault(_WHERE, what, mend))
+        raise RequestError(Fault(_WHERE, what, fix))

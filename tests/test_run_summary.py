@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ngdiff.cli.closing import left_lines
+from ngdiff.cli.run_summary import left_lines
 
 LEFT = [{"row": n, "place": f"f.jsonl, line {n}", "whole": n == 2} for n in range(1, 13)]
 

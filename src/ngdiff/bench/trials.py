@@ -15,7 +15,7 @@ from ngdiff.evaluation.metrics import changed_definitions
 from ngdiff.evaluation.statistics import harmonic_mean
 from ngdiff.losses import LOSSES
 from ngdiff.methods import Method, find_method
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings import DEFAULT_METHOD
 from ngdiff.steps.weighting import RULES
 from ngdiff.system.cache import cache_key
 

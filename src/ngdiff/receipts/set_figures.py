@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ngdiff.evaluation.result import Bootstrap
-from ngdiff.evaluation.two_samples import percentiles
+from ngdiff.evaluation.statistics import percentiles
 from ngdiff.inference.teacher_forced import ITEM_COLUMNS
 
 MEASURES = ("probability", "extraction_strength", "exact_memorisation", "nll")
@@ -61,7 +61,7 @@ def figures_of(items: Items, bootstrap: Bootstrap | None = None) -> dict[str, di
 def figures_of_sets(part: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of every set in a record's ``before`` or ``after``.
 
-    Where the record keeps no items (see :mod:`ngdiff.receipts.hidden`), they are its means, without
+    Where the record keeps no items (see :mod:`ngdiff.receipts.data_key`), they are its means, without
     intervals.
     """
     items = part.get("items")

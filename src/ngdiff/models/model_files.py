@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ngdiff.errors import Fault, RequestError, inert
-from ngdiff.models.adapter_config import MOST_BYTES, config_faults
+from ngdiff.models.adapters import MOST_BYTES, config_faults
 from ngdiff.system.untrusted import Unreadable, check_ordinary, first_line, load_object
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
@@ -35,8 +35,8 @@ def folder_faults(path: Path, where: str, trust_remote_code: bool = False) -> li
         trust_remote_code: whether code that comes with the model may be run.
     """
     if strange := _strange(path):
-        mend = "Take it out of the folder, or copy the model again"
-        return [Fault(where, f"{path / name} {what}", mend) for name, what in strange]
+        fix = "Take it out of the folder, or copy the model again"
+        return [Fault(where, f"{path / name} {what}", fix) for name, what in strange]
     adapter = (path / ADAPTER_CONFIG).is_file()
     config = path / (ADAPTER_CONFIG if adapter else "config.json")
     if not config.is_file():
@@ -115,8 +115,8 @@ def _no_weights(path: Path, where: str, wanted: str) -> list[Fault]:
     pickled = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
     if pickled:
         what = f"{path} holds pickled weights only ({', '.join(pickled)}), which can run code when opened"
-        mend = "Convert it where you trust it: model.save_pretrained(folder) writes safetensors"
-        return [Fault(where, what, mend)]
+        fix = "Convert it where you trust it: model.save_pretrained(folder) writes safetensors"
+        return [Fault(where, what, fix)]
     return [Fault(where, f"{path} holds no {wanted} file", "Give a folder written by save_pretrained")]
 
 
@@ -191,22 +191,22 @@ def _generation_faults(path: Path, where: str) -> list[Fault]:
     file = path / "generation_config.json"
     if not file.exists():
         return []
-    mend = "Correct the file, or remove it: the model's defaults serve"
+    fix = "Correct the file, or remove it: the model's defaults serve"
     try:
-        content = load_object(file, where, mend)
+        content = load_object(file, where, fix)
     except RequestError as error:
         return list(error.faults)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = content.get(key)
         ids = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            return [Fault(where, f"{file} has {str(value)[:40]!r} as {key}", mend)]
+            return [Fault(where, f"{file} has {str(value)[:40]!r} as {key}", fix)]
     from transformers import GenerationConfig
 
     try:
         GenerationConfig.from_dict(content)
     except Exception as error:  # whatever its many checks and constructors raise, the file is at fault
-        return [Fault(where, f"{file} cannot be used ({first_line(error)})", mend)]
+        return [Fault(where, f"{file} cannot be used ({first_line(error)})", fix)]
     return []
 
 
@@ -281,8 +281,8 @@ def chained(start: Path, where: str, follow: Callable[[str], Path | None]) -> Fa
     folder: Path | None = start
     while folder is not None and (folder / ADAPTER_CONFIG).is_file():
         if folder.resolve() in seen:
-            mend = "Correct base_model_name_or_path in adapter_config.json"
-            return Fault(where, f"{start} and its base models name one another", mend)
+            fix = "Correct base_model_name_or_path in adapter_config.json"
+            return Fault(where, f"{start} and its base models name one another", fix)
         seen.add(folder.resolve())
         name = base_name(folder, where)
         folder = None if name is None else follow(name)
