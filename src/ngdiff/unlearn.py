@@ -404,9 +404,10 @@ def _plan(trainer: UnlearningTrainer) -> str:
         "gen": f"GeN's learning rate from {args.lr_start}",
         "fixed": f"learning rate {args.learning_rate}",
     }[str(args.step_size)]
+    forget, keep = _counted(trainer.forget_set), _counted(trainer.retain_set[: trainer.own_retain])
     return (
-        f"{args.method}: {_counted(trainer._forget)} to forget, {_counted(trainer._retain[: trainer._own])} "
-        f"to keep ({_measured_on(trainer)}), rule {args.rule}, {rate}, stop at {args.stop_at}"
+        f"{args.method}: {forget} to forget, {keep} to keep ({_measured_on(trainer)}), rule {args.rule}, "
+        f"{rate}, stop at {args.stop_at}"
     )
 
 
@@ -418,9 +419,9 @@ def _counted(examples: Sequence[EncodedExample]) -> str:
 
 def _measured_on(trainer: UnlearningTrainer) -> str:
     """Say on which retain examples utility is measured."""
-    if trainer._held_out[0] is trainer._retain[0]:
+    if trainer.held_out_set[0] is trainer.retain_set[0]:
         return "too few to hold any out, so utility is measured on these"
-    return f"{_counted(trainer._held_out)} more are held out to measure utility on"
+    return f"{_counted(trainer.held_out_set)} more are held out to measure utility on"
 
 
 def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, Any]:
