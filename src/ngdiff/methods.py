@@ -246,6 +246,22 @@ METHODS: dict[str, Method] = {
         _with_rule("dualproj", "the mean gradient projected onto the cone that harms neither task"),
         _with_rule("gru", "the forget gradient without what would raise the retain loss"),
         _with_rule("sago", "gradient signs decide, coordinate by coordinate"),
+        _with_rule(
+            "hamu",
+            "a given progress in forgetting at the least cost to the retain task",
+            cosine=(0.25, 0.5, 0.75),
+        ),
+        Method(
+            "blur",
+            "npo",
+            "nll",
+            "blur",
+            "fixed",
+            "NPO first, and of the retain gradient what does not touch it",
+            RULES["blur"].paper,
+            learning_rate=2e-5,
+            search={"learning_rate": RATES, "rule_settings.gamma": (0.5, 1.0, 2.0)},
+        ),
         _with_loss(
             "npo", "negative preference optimisation against the starting model", beta=(0.05, 0.1, 0.5)
         ),
