@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -60,7 +61,10 @@ def _is_whole(value: Any) -> bool:
 _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "number": (
         _is_number,
-        ("learning_rate", "lr_start", "probe_tolerance", "keep_utility", "num_train_epochs", "save_minutes"),
+        (
+            *("learning_rate", "lr_start", "probe_tolerance", "keep_utility", "num_train_epochs"),
+            *("save_minutes", "sam_radius"),
+        ),
     ),
     "whole number": (
         _is_whole,
@@ -122,6 +126,10 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         floors: the share of single floors, by name, such as ``{"general": 0.95}``.
         hold_general: take a quarter of each step's retain examples from general text that ships with the
             project, where the retain loss holds the starting model's predictions; None for the method's own.
+        sam_radius: length of the way uphill on the forget loss at which its gradient is taken, over all
+            trainable parameters (sharpness-aware minimisation, :mod:`ngdiff.steps.sharpness`); works with
+            every method, against relearning, and costs a second pass over the step's forget examples and a
+            copy of the trainable weights. 0 for none; None for the method's own.
         check_every: optimizer steps between two full checks of target and floor, at the most.
         check_size: forget examples that a check on the way looks at; every one is looked at before a run
             ends. At most half as many retain examples are held out.
@@ -165,6 +173,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     keep_utility: float = None  # type: ignore[assignment]
     floors: dict[str, float] = field(default_factory=dict)
     hold_general: bool = None  # type: ignore[assignment]
+    sam_radius: float = None  # type: ignore[assignment]
     check_every: int = 10
     check_size: int = 128
     check_patience: int = 3
@@ -338,6 +347,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             faults.append(
                 Fault("lr_scheduler_type", "the automatic rate leaves no room for a schedule", mend)
             )
+        if not 0 <= self.sam_radius < math.inf:
+            what = f"{self.sam_radius} is no length"
+            faults.append(Fault("--set sam_radius", what, "Give 0 for none, or more, such as 0.01"))
         if not 0 <= self.keep_utility <= 1:
             what = f"{self.keep_utility} is no share"
             faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))

@@ -24,6 +24,8 @@ def sources(config: UnlearningConfig) -> dict[str, str]:
         "rule": RULES[str(config.rule)].paper,
         "step_size": STEP_SIZES[cast(StepSizeName, config.step_size)],
     }
+    if config.sam_radius > 0:
+        found["sam_radius"] = "Fan et al. 2025, arXiv 2502.05374"
     if config.stop_at != "none":
         found["stop_at"] = "NGDiff's own"
     if config.keep_utility > 0:

@@ -43,6 +43,7 @@ from ngdiff.record import RunRecord
 from ngdiff.runs.resumable import DurableTrainer
 from ngdiff.steps.gen import GenRate
 from ngdiff.steps.gradients import GradientPair, Task, Weights
+from ngdiff.steps.sharpness import sharpen
 from ngdiff.steps.stepsize import AutomaticRate, FixedRate, StepSize
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.stopping import never_seen
@@ -57,7 +58,7 @@ from ngdiff.training.checks import after_step, every_row, view_of
 from ngdiff.training.config import UnlearningConfig
 from ngdiff.training.finish import conclude
 from ngdiff.training.kept_sets import ROOM, KeptSets
-from ngdiff.training.micro_batches import MicroBatches, try_largest
+from ngdiff.training.micro_batches import MicroBatches, parts_of, try_largest
 from ngdiff.training.origins import sources
 from ngdiff.training.probe_loss import ProbeLoss, where_it_began
 from ngdiff.training.scores import Survey
@@ -206,12 +207,13 @@ class UnlearningTrainer(DurableTrainer):
         self._compared: Comparisons | None = None
         self._rule = make_rule(str(args.rule), args.rule_settings)
         self._rule_row = RULES[str(args.rule)]
-        self._apart = args.log_gramian or not self._rule_row.fixed
+        self._apart = args.log_gramian or args.sam_radius > 0 or not self._rule_row.fixed
         distribution.check(self)
         self._pair: GradientPair | None = None
         self._step_size: StepSize = FixedRate()
         self._step = StepState({"forget": 0, "retain": 0}, set())
         self._micro = MicroBatches(self.note)
+        self._batches: list[dict[str, Any]] = []
         self._stopping: StoppingRule | None = None
         self._decision: Decision | None = None
         self._skipped_in_a_row = 0
@@ -274,6 +276,7 @@ class UnlearningTrainer(DurableTrainer):
         if self.no_more_steps:
             return [], None
         batches = list(islice(epoch_iterator, num_batches))
+        self._batches = batches if self.args.sam_radius > 0 else []
         counts: dict[Task, int] = {}
         for task in TASKS:
             mine = sum(self._losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
@@ -380,14 +383,31 @@ class UnlearningTrainer(DurableTrainer):
         assert self._pair is not None
         if self._adds_up:
             self._pair.add_up()
+        if self.args.sam_radius > 0:
+            sharpen(self._pair, self.args.sam_radius, self._forget_again)
         self._step.send(self.args.device)
 
-    def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
+    def _forget_again(self) -> None:
+        """Add the forget gradients of the step's micro-batches up once more, and record nothing of them."""
+        assert self._pair is not None
+        model = self.model_wrapped
+        for inputs in self._batches:
+            self._step.absent = ABSENT in inputs
+            for part in parts_of(inputs, self._micro.most):
+                with no_exchange(model, self._adds_up), self._pair.task("forget"):
+                    loss = self._task_loss(model, self._prepare_inputs(part["forget"]), "forget", watch=False)
+                    torch.autograd.backward(loss * self._averaged_over)
+        if self._adds_up:
+            self._pair.add_up("forget")
+
+    def _task_loss(self, model: nn.Module, batch: Batch, task: Task, watch: bool = True) -> Tensor:
         assert self._compared is not None
         tokens = self._compared.look(task, model, batch)
         loss = self._loss_now(task).function(tokens) / self._step.counts[task]
         if self._step.absent:
             return loss * 0
+        if not watch:
+            return loss
         if task == "forget" and isinstance(tokens, LabelledTokens) and self._losses[task].own_answers:
             self._step.watch("strength", batch_extraction_strength(tokens), tokens.row_count)
             if self._stopping is not None and self._stopping.watches_nll:
@@ -501,6 +521,8 @@ class UnlearningTrainer(DurableTrainer):
         self._stopping, self._epoch_rows = None, None
         model = self.accelerator.unwrap_model(self.model)
         self._meter = ChangeMeter(model)
+        if args.sam_radius > 0 and _has_low_precision(model):
+            self.note("sam_radius: in low precision most of the way uphill rounds away")
         if args.step_size == "gen":
             self._step_size = GenRate(self.optimizer, start=float(args.lr_start), every=args.probe_every)
         elif args.step_size == "auto":
