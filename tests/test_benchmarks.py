@@ -11,7 +11,7 @@ import pytest
 from commandline import Cli, make_cli
 from muse_folder import muse_rows, write_muse
 from ngdiff.cli import completion
-from ngdiff.data.benchmarks import BENCHMARKS, MUSE, TOFU, Benchmark
+from ngdiff.data.benchmarks import BENCHMARKS, MUSE, Benchmark
 from ngdiff.data.examples import overlap_fault, to_examples
 from ngdiff.data.long_text import encode_pieces
 from ngdiff.data.overlaps import repeated
@@ -109,20 +109,98 @@ def test_without_a_folder_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_a_third_benchmark_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wmdp = Benchmark(
-        "wmdp",
-        "WMDP",
-        "Li et al. 2024",
+def test_another_benchmark_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    papers = Benchmark(
+        "papers",
+        "Papers",
+        "Somebody 2024",
         {"bio": "papers on biology"},
-        lambda part: f"cais/wmdp-corpora:{part}@train",
+        lambda part: f"someone/papers:{part}@train",
         lambda folder, part: [folder / part],
     )
-    monkeypatch.setitem(BENCHMARKS, "wmdp", wmdp)  # type: ignore[arg-type]
+    monkeypatch.setitem(BENCHMARKS, "papers", papers)  # type: ignore[arg-type]
     (tmp_path / "bio.jsonl").write_text(json.dumps({"text": "a"}) + "\n")
-    monkeypatch.setenv("NGDIFF_WMDP_DIR", str(tmp_path))
-    assert values(read_rows("wmdp:bio", where="--forget")) == [{"text": "a"}]
-    assert "wmdp:bio" in [name for name, _ in completion.sources("wm")]
+    monkeypatch.setenv("NGDIFF_PAPERS_DIR", str(tmp_path))
+    assert values(read_rows("papers:bio", where="--forget")) == [{"text": "a"}]
+    assert "papers:bio" in [name for name, _ in completion.sources("pap")]
+
+
+CLOZE = [{"subject": "Ada", "query": "___ wrote it.", "answer": "Ada", "level": "1", "type": "cloze"}]
+NESTED = [
+    {
+        "train": [{"text": "Who?", "labels": "Ada"}, {"text": "When?", "labels": "1843"}],
+        "val": [{"text": "Why?", "labels": "Fun"}],
+    }
+]
+OTHERS = [
+    # source, its place in a folder, what stands there, what is read
+    ("wmdp:bio-forget-corpus", "bio-forget-corpus.jsonl", [{"title": "A", "text": "b"}], None),
+    ("wmdp:cyber-retain-corpus", "cyber-retain-corpus/train.json", [{"text": "b"}], None),
+    ("rwku:forget_level1", "All/forget_level1.json", CLOZE, [{**CLOZE[0], "question": "___ wrote it."}]),
+    ("rwku:neighbor_level2", "neighbor_level2.json", CLOZE, [{**CLOZE[0], "question": "___ wrote it."}]),
+    ("rwku:train_original_passage", "All/passage.json", [{"subject": "Ada", "text": "b"}], None),
+    (
+        "knowundo:copyright/unlearn",
+        "copyright/unlearn.json",
+        NESTED,
+        [{"prompt": "Who?", "completion": "Ada"}, {"prompt": "When?", "completion": "1843"}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "place", "there", "wanted"), OTHERS, ids=[case[0] for case in OTHERS])
+def test_parts_of_other_benchmarks_from_a_folder(
+    tmp_path: Path,
+    source: str,
+    place: str,
+    there: list[dict[str, object]],
+    wanted: list[dict[str, object]] | None,
+) -> None:
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row) for row in there]
+    (tmp_path / place).write_text("\n".join(lines) if place.endswith("l") else f"[{', '.join(lines)}]")
+    rows = read_rows(source, where="--forget", folders={source.partition(":")[0]: tmp_path})
+    expected = there if wanted is None else wanted
+    assert values(rows) == [
+        {k: v for k, v in row.items() if wanted is None or k != "query"} for row in expected
+    ]
+    assert all(row.published for row in rows)
+    assert len(to_examples(rows, "--forget")) == len(rows)  # each is an example as it is
+
+
+def test_a_list_that_is_not_there_is_said_of_the_row(tmp_path: Path) -> None:
+    (tmp_path / "privacy").mkdir()
+    (tmp_path / "privacy/retention.json").write_text(json.dumps([{"train": "no list"}]))
+    rows = read_rows("knowundo:privacy/retention", where="--forget", folders={"knowundo": tmp_path})
+    with pytest.raises(RequestError, match=r"retention.json, item 1"):
+        to_examples(rows, "--forget")
+
+
+def test_what_the_hub_is_asked_for_other_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(name: str, config: str | None, *, split: str | None) -> object:
+        asked.append((name, config, split))
+        row = NESTED[0] if "KnowUnDo" in name else {"text": "a"}
+        return datasets.Dataset.from_list([row])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    named = ("wmdp:bio-forget-corpus", "wmdp:cyber-forget-corpus", "rwku:forget_level3", "rwku:mia_retain")
+    for source in (*named, "rwku:train_positive_phi3", "knowundo:privacy/unlearn"):
+        monkeypatch.delenv(BENCHMARKS[source.partition(":")[0]].variable, raising=False)
+        read_rows(source, where="--forget")
+    held_out = read_rows("knowundo:copyright/retention/val", where="--forget")
+    assert values(held_out) == [{"prompt": "Why?", "completion": "Fun"}]
+    assert asked.pop() == ("zjunlp/KnowUnDo", "copyright", "retention")
+    assert asked == [
+        ("cais/wmdp-bio-forget-corpus", None, "train"),
+        ("cais/wmdp-corpora", "cyber-forget-corpus", "train"),
+        ("jinzhuoran/RWKU", "forget_level3", "test"),
+        ("jinzhuoran/RWKU", "mia_retain", "test"),
+        ("jinzhuoran/RWKU", "train_positive_phi3", "train"),
+        ("zjunlp/KnowUnDo", "privacy", "unlearn"),
+    ]
 
 
 @pytest.mark.parametrize("command", ["finetune", "evaluate", "audit", "verify"])
@@ -134,7 +212,7 @@ def test_each_command_takes_each_folder(cli: Cli, monkeypatch: pytest.MonkeyPatc
 
 def test_the_list_and_the_completion_name_every_part(cli: Cli) -> None:
     listed = cli("ls", "datasets").out
-    named = [f"{row.name}:{part}" for row in (TOFU, MUSE) for part in row.parts]
+    named = [f"{row.name}:{part}" for row in BENCHMARKS.values() for part in row.parts]
     assert all(name in listed for name in named)
     assert {name for name, _ in completion.sources("muse:")} == {n for n in named if n.startswith("muse:")}
 

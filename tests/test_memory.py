@@ -221,6 +221,13 @@ def test_parts_by_hand() -> None:
     assert parts(SHAPES, Plan(devices=8)).communication == 3200
 
 
+def test_a_way_uphill_keeps_a_copy_of_what_is_trained() -> None:
+    flat, uphill = (parts(SHAPES, Plan(sharpens=sharpens)) for sharpens in (False, True))
+    assert uphill.weights - flat.weights == uphill.total - flat.total == 4 * SHAPES.trainable
+    assert with_method(Plan(), "npo-sam").sharpens and with_method(Plan(), "npo-sam").two_gradients
+    assert not with_method(Plan(), "npo").sharpens
+
+
 def test_second_buffer() -> None:
     sizes = {keep: second_buffer_bytes(100, Plan(forget_buffer=keep)) for keep in ("device", "bf16", "cpu")}
     assert sizes == {"device": 400, "bf16": 200, "cpu": 0}

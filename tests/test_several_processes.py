@@ -49,13 +49,14 @@ OTHERS = {
     "forget-buffer": {**FEW, "forget_buffer": "cpu"},
     "checkpointing": {**FEW, "gradient_checkpointing": True},
     "graddiff": {**FEW, "method": "graddiff", "learning_rate": 0.05},
+    "sharpness": {**FEW, "sam_radius": 0.05},
     "evaluated": {**FEW, "eval_steps": 2, "eval_items": 6},
 }
 COMMANDS = ("unlearned", "adapter", "finetuned")
 # what takes a road of its own under one of the two
 WITH: dict[How, tuple[str, ...]] = {
-    "ddp": ("stop", "rmu", "forget-buffer", "graddiff", "evaluated", "unlearned"),
-    "fsdp2": ("stop", "rmu", "dpo", "kl", "forget-buffer", "checkpointing", *COMMANDS),
+    "ddp": ("stop", "rmu", "forget-buffer", "sharpness", "graddiff", "evaluated", "unlearned"),
+    "fsdp2": ("stop", "rmu", "dpo", "kl", "forget-buffer", "sharpness", "checkpointing", *COMMANDS),
 }
 PAIRS = [(how, name) for how in HOWS for name in WITH[how]]
 CHECKPOINTS = {

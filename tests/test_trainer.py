@@ -263,6 +263,82 @@ def test_sago_takes_each_coordinate_from_one_of_the_two(tmp_path: Path) -> None:
     assert step.combined_norm is None and step.cosine is not None
 
 
+@pytest.mark.parametrize("settings", [{}, {"forget_buffer": "cpu"}, {"per_device_train_batch_size": 4}])
+def test_a_sharpness_aware_step_takes_the_forget_gradient_uphill(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """A step of SGD against its definition: the forget gradient at w + radius g_f / |g_f|, taken at w."""
+    radius, rate = 0.3, 0.1
+    common: dict[str, Any] = {"rule": "constant", "optim": "sgd", "learning_rate": rate, "max_steps": 1}
+    common |= {"per_device_train_batch_size": 2, "examples_per_step": 4, "sam_radius": radius}
+    trainer = run(tmp_path, **{**common, **settings})
+    pairs = [trainer.train_dataset[pair] for pair in list(trainer._get_train_sampler())[:4]]
+
+    def gradient(model: nn.Module, place: int, sign: float) -> tuple[Tensor, ...]:
+        tokens = labelled_tokens(model, collate([pair[place] for pair in pairs], 0))
+        return torch.autograd.grad(sign * nll(tokens) / len(tokens.targets), list(model.parameters()))
+
+    model, uphill = (tiny_llama(layers=1, hidden=16) for _ in range(2))
+    flat = gradient(model, 0, -1.0)
+    length = math.sqrt(sum(float(part.square().sum()) for part in flat))
+    for parameter, part in zip(uphill.parameters(), flat, strict=True):
+        parameter.data += radius / length * part
+    steep, retain = gradient(uphill, 0, -1.0), gradient(model, 1, 1.0)
+    assert any(not torch.allclose(one, other, rtol=0.05) for one, other in zip(steep, flat, strict=True))
+    for parameter, ours, theirs in zip(model.parameters(), steep, retain, strict=True):
+        parameter.data -= rate * (ours + theirs)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights(trainer)[name], value, rtol=0, atol=1e-6)
+    step, plain = trainer.record.steps[0], run(tmp_path / "plain", **{**common, "sam_radius": 0.0})
+    assert step.forget_loss == pytest.approx(plain.record.steps[0].forget_loss, rel=1e-6)  # that of w itself
+    assert step.forget_norm == pytest.approx(
+        math.sqrt(sum(float(part.square().sum()) for part in steep)), rel=1e-4
+    )
+
+
+def test_a_sharpness_aware_run_is_the_same_however_a_step_is_cut(tmp_path: Path) -> None:
+    common = {
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "sam_radius": 0.1,
+        "max_steps": 4,
+        "examples_per_step": 8,
+    }
+    wide = run(tmp_path / "w", per_device_train_batch_size=8, **common)
+    narrow = run(tmp_path / "n", per_device_train_batch_size=1, **common)
+    assert_same_weights(wide, narrow, 1e-5)
+    assert_same_steps(wide, narrow, 1e-4)
+
+
+@pytest.mark.parametrize("method", ["ngdiff", "ngdiff-unlikelihood", "rmu", "sago", "retain-only"])
+def test_every_method_takes_a_radius(tmp_path: Path, method: str) -> None:
+    settings = {"rule": method, "learning_rate": 1e-3} if method == "retain-only" else {"method": method}
+    trainer = run(tmp_path, sam_radius=0.05, max_steps=2, **settings)
+    assert trainer.record.sources["sam_radius"].startswith("Fan et al. 2025")
+    assert [step.skipped for step in trainer.record.steps] == [None, None]
+
+
+def test_a_model_without_a_forget_gradient_is_not_moved_uphill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOSSES, "negated-nll", replace(LOSSES["negated-nll"], function=_flat))
+    trainer = run(tmp_path, rule="constant", learning_rate=1e-3, sam_radius=0.5, max_steps=2)
+    assert [step.forget_norm for step in trainer.record.steps] == [0.0, 0.0]
+    assert all(bool(value.isfinite().all()) for value in weights(trainer).values())
+
+
+def _flat(tokens: LabelledTokens) -> Tensor:
+    return tokens.log_probs().sum() * 0
+
+
+def test_a_radius_is_a_length(tmp_path: Path) -> None:
+    for radius in (-0.1, math.inf, math.nan):
+        with pytest.raises(RequestError, match=r"sam_radius.*is no length"):
+            UnlearningConfig(output_dir=str(tmp_path), sam_radius=radius)
+    assert UnlearningConfig(output_dir=str(tmp_path), method="npo-sam").sam_radius == 0.01
+    assert UnlearningConfig(output_dir=str(tmp_path), method="npo-sam", sam_radius=0.0).sam_radius == 0
+
+
 @pytest.mark.parametrize("rule", ["pdu", "lossnorm"])
 def test_rules_see_the_losses_of_the_whole_batch(tmp_path: Path, rule: str) -> None:
     settings = {"bound": 3.0, "rate": 0.5} if rule == "pdu" else {}

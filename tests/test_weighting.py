@@ -279,6 +279,8 @@ CONFLICT = matrix([[1.0, -1.0], [-1.0, 4.0]])
         "dualproj": (0.5, 0.5),  # the mean harms neither
         "nashmtl": (1 / math.sqrt(0.5), 0.5 / math.sqrt(0.5)),  # NGDiff's over sqrt(1 - 1/2)
         "gru": (1.0, 1.0),  # g_f + g_R is at a right angle to g_R
+        "blur": (1.0, 1.25),  # g_f + (g_R + g_f/4), which is at a right angle to g_f
+        "hamu": (1.0, 0.5),  # (1/2, sqrt(3)/2): as long as g_R, at 60 degrees from g_f
         "lossnorm": (2.0, 0.25),
         "pdu": (1.0, 1.0),
         "sago": (1.0, 1.0),
@@ -322,6 +324,50 @@ def test_the_closed_forms_against_the_papers(name: str, pair: tuple[Tensor, Tens
     found = combined(make_rule(name)(gramian), *pair)
     expected = two_gradients_by_the_papers(name, *pair)
     assert float((found - expected).norm()) < 1e-9 * float(lengths.max())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 3.0])
+@given(pair=gradients(exponents=(-4, 4), zero=False))
+@settings(deadline=None, max_examples=40)
+def test_blur_against_a_least_squares_projection(gamma: float, pair: tuple[Tensor, Tensor]) -> None:
+    retain, forget = pair
+    along = torch.linalg.lstsq(forget[:, None], retain[:, None]).solution
+    expected = retain - forget * float(along) + gamma * forget
+    found = combined(make_rule("blur", {"gamma": gamma})(gramian_of(*pair)), *pair)
+    assert float((found - expected).norm()) < 1e-9 * float(retain.norm() + gamma * forget.norm())
+    size = float(retain.norm() * forget.norm() + gamma * forget @ forget)
+    assert float(found @ forget) == pytest.approx(gamma * float(forget @ forget), abs=1e-9 * size)
+
+
+@pytest.mark.parametrize("cosine", [0.0, 0.25, 0.5, 0.9, 1.0])
+@given(pair=gradients(exponents=(-4, 4), zero=False))
+@settings(deadline=None, max_examples=25)
+def test_hamu_against_a_search(cosine: float, pair: tuple[Tensor, Tensor]) -> None:
+    """All directions in the plane of both gradients, of the retain gradient's length or shorter."""
+    retain, forget = (float(gradient.norm()) for gradient in pair)
+    c = float(pair[0] @ pair[1]) / retain / forget
+    assume(abs(c) < 1 - 1e-6)
+    found = combined(make_rule("hamu", {"cosine": cosine})(gramian_of(*pair)), *pair)
+    assert float(found.norm()) == pytest.approx(retain, rel=1e-6)
+    assert float(found @ pair[1]) >= (cosine - 1e-6) * retain * forget
+    angles = torch.linspace(0, 2 * math.pi, 20_001, dtype=torch.float64)
+    from_forget = angles.cos()
+    from_retain = angles.cos() * c + angles.sin() * math.sqrt(1 - c * c)
+    for length in (0.5, 1.0):
+        allowed = length * from_forget >= cosine - 1e-12
+        if bool(allowed.any()):
+            best = float((length * from_retain)[allowed].max()) * retain * retain
+            assert float(found @ pair[0]) >= best - 1e-3 * retain * retain
+
+
+def test_hamu_where_the_gradients_are_parallel_opposed_or_missing() -> None:
+    rule = make_rule("hamu", {"cosine": 0.5})
+    assert rule(matrix([[4.0, 6.0], [6.0, 9.0]])) == Weights(1.0, 0.0)
+    assert rule(matrix([[4.0, -6.0], [-6.0, 9.0]])) == pytest.approx((0.0, 1 / 3))  # half as long as g_R
+    assert rule(matrix([[4.0, 0.0], [0.0, 0.0]])) == Weights(1.0, 0.0)
+    assert rule(matrix([[0.0, 0.0], [0.0, 9.0]])) == Weights(0.0, 1.0)
+    with pytest.raises(RequestError, match=r"hamu's cosine = 2 is not between 0 and 1"):
+        make_rule("hamu", {"cosine": 2.0})
 
 
 @pytest.mark.parametrize("c", [0.2, 0.5, 0.8])

@@ -25,6 +25,7 @@ RUN: Mapping[str, Any] = {
     "keep_utility": 0.98,
     "num_train_epochs": 20.0,
     "hold_general": False,
+    "sam_radius": 0.0,
 }
 """How a run goes and ends, where neither the user nor the method says otherwise."""
 
@@ -246,6 +247,22 @@ METHODS: dict[str, Method] = {
         _with_rule("dualproj", "the mean gradient projected onto the cone that harms neither task"),
         _with_rule("gru", "the forget gradient without what would raise the retain loss"),
         _with_rule("sago", "gradient signs decide, coordinate by coordinate"),
+        _with_rule(
+            "hamu",
+            "a given progress in forgetting at the least cost to the retain task",
+            cosine=(0.25, 0.5, 0.75),
+        ),
+        Method(
+            "blur",
+            "npo",
+            "nll",
+            "blur",
+            "fixed",
+            "NPO first, and of the retain gradient what does not touch it",
+            RULES["blur"].paper,
+            learning_rate=2e-5,
+            search={"learning_rate": RATES, "rule_settings.gamma": (0.5, 1.0, 2.0)},
+        ),
         _with_loss(
             "npo", "negative preference optimisation against the starting model", beta=(0.05, 0.1, 0.5)
         ),
@@ -256,6 +273,23 @@ METHODS: dict[str, Method] = {
             weights={"gamma": (0.125, 0.25)},
             beta=(3.5, 4.5),
             delta=(0.0, 1.0),
+        ),
+        Method(
+            "npo-sam",
+            "npo",
+            "nll",
+            "constant",
+            "fixed",
+            "NPO whose loss is kept low around the weights as well, against relearning",
+            "Fan et al. 2025, arXiv 2502.05374",
+            learning_rate=1e-5,
+            rule_settings={"gamma": 1.0},
+            run={"sam_radius": 0.01},
+            search={
+                "learning_rate": RATES,
+                "rule_settings.alpha": WEIGHTS,
+                "forget_loss_settings.beta": (0.05, 0.1, 0.5),
+            },
         ),
         _with_loss("dpo", "preference of given answers over the true ones", beta=(0.05, 0.1, 0.5)),
         _with_loss("idkdpo", "preference of refusals over the true answers", beta=(0.05, 0.1, 0.5)),

@@ -34,6 +34,7 @@ class Benchmark:
         hub: part to its source on the hub, ``org/name:config@split``.
         inside: folder and part to the files, without their endings, that may hold the part, best first.
         columns: columns that are called otherwise here.
+        holder: part to the column whose lists hold the part's rows; None where the rows are the part's own.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Benchmark:
     hub: Callable[[str], str]
     inside: Callable[[Path, str], Sequence[Path]]
     columns: Mapping[str, str] = field(default_factory=dict)
+    holder: Callable[[str], str | None] = lambda part: None
 
     @property
     def option(self) -> str:
@@ -62,7 +64,7 @@ class Benchmark:
     def read(self, folder: Path, part: str, where: str) -> tuple[list[Row], list[Fault]]:
         """Read a part from a folder; the faults are those of all its files."""
         rows, faults = self.read_as_is(folder, part, where)
-        return self.published(rows), faults
+        return self.published(rows, part), faults
 
     def read_as_is(self, folder: Path, part: str, where: str) -> tuple[list[Row], list[Fault]]:
         """Do the same, with the columns that the files have."""
@@ -79,8 +81,11 @@ class Benchmark:
             replace(row, place=f"{part}: {row.place}" if "/" in part else row.place) for row in rows
         ], faults
 
-    def published(self, rows: Sequence[Row]) -> list[Row]:
-        """Return rows under the names that columns have here, marked as the benchmark's."""
+    def published(self, rows: Sequence[Row], part: str) -> list[Row]:
+        """Return a part's rows under the names that columns have here, marked as the benchmark's."""
+        holder = self.holder(part)
+        if holder is not None:
+            rows = [held for row in rows for held in _held(row, holder)]
         return [
             replace(
                 row,
@@ -98,6 +103,14 @@ class Benchmark:
         has = ", ".join(alike or there) or f"nothing of {self.title}"
         fix = f"It has {has}; correct {self.name}_dir or {self.variable}, or remove it to use the hub"
         return Fault(where, what, fix)
+
+
+def _held(row: Row, column: str) -> list[Row]:
+    """Return the rows that a column's list holds; the row itself where it holds none."""
+    found = row.values.get(column)
+    if not isinstance(found, list) or not all(isinstance(values, dict) for values in found):
+        return [row]
+    return [Row(values, f"{row.place}, {column} {number}") for number, values in enumerate(found, 1)]
 
 
 def _looked_for(stems: Sequence[Path], folder: Path) -> str:
@@ -246,7 +259,69 @@ MUSE = Benchmark(
     {"gt": "completion"},
 )
 
-BENCHMARKS: Mapping[str, Benchmark] = {row.name: row for row in (TOFU, MUSE)}
+# ---- WMDP, RWKU, KnowUnDo ----
+
+_BIO_FORGET = "bio-forget-corpus"  # in a data set of its own, to which access has to be asked for
+
+WMDP = Benchmark(
+    "wmdp",
+    "WMDP",
+    "Li et al. 2024, arXiv 2403.03218",
+    {
+        _BIO_FORGET: "papers on hazardous biology, to forget; access has to be asked for",
+        "bio-retain-corpus": "papers on other biology, to keep",
+        "cyber-forget-corpus": "hazardous passages on computer security, to forget",
+        "cyber-retain-corpus": "other passages on computers, to keep",
+    },
+    lambda part: f"cais/wmdp-{part}@train" if part == _BIO_FORGET else f"cais/wmdp-corpora:{part}@train",
+    lambda folder, part: [folder / part, folder / part / "train"],
+)
+
+_RWKU_FILES = {
+    "train_original_passage": ("train", "passage", "texts about 200 people, to forget"),
+    "train_positive_llama3": ("train", "positive", "what Llama 3 writes about them"),
+    "train_positive_phi3": ("train", "positive_phi", "what Phi 3 writes about them"),
+    "forget_level1": ("test", "forget_level1", "sentences about them with a gap, ___, and what fills it"),
+    "forget_level2": ("test", "forget_level2", "questions about them"),
+    "forget_level3": ("test", "forget_level3", "questions about them that try to get around a refusal"),
+    "neighbor_level1": ("test", "neighbor_level1", "sentences with a gap about what is near them, to keep"),
+    "neighbor_level2": ("test", "neighbor_level2", "questions about what is near them, to keep"),
+    "mia_forget": ("test", "forget_mia", "texts about them that models have seen"),
+    "mia_retain": ("test", "retain_mia", "texts about others that models have seen"),
+}
+
+RWKU = Benchmark(
+    "rwku",
+    "RWKU",
+    "Jin et al. 2024, arXiv 2406.10890",
+    {part: summary for part, (_, _, summary) in _RWKU_FILES.items()},
+    lambda part: f"jinzhuoran/RWKU:{part}@{_RWKU_FILES[part][0]}",
+    lambda folder, part: [folder / "All" / _RWKU_FILES[part][1], folder / _RWKU_FILES[part][1]],
+    {"query": "question"},
+)
+
+_KNOWUNDO_KINDS = {
+    "unlearn": "questions whose answers are to be forgotten",
+    "retention": "questions near them whose answers are to be kept",
+}
+
+KNOWUNDO = Benchmark(
+    "knowundo",
+    "KnowUnDo",
+    "Tian et al. 2024, arXiv 2407.01920",
+    {
+        f"{domain}/{kind}{val}": f"{domain}: {summary}{', held out' if val else ''}"
+        for domain in ("copyright", "privacy")
+        for kind, summary in _KNOWUNDO_KINDS.items()
+        for val in ("", "/val")
+    },
+    lambda part: "zjunlp/KnowUnDo:{}@{}".format(*part.split("/")),
+    lambda folder, part: [folder.joinpath(*part.split("/")[:2])],
+    {"text": "prompt", "labels": "completion"},
+    lambda part: "val" if part.endswith("/val") else "train",
+)
+
+BENCHMARKS: Mapping[str, Benchmark] = {row.name: row for row in (TOFU, MUSE, WMDP, RWKU, KNOWUNDO)}
 """The benchmarks whose data can be named, by what stands before the colon."""
 
 

@@ -177,7 +177,7 @@ def _read_benchmark(
     hub = _HUB.match(benchmark.hub(part))
     assert hub is not None
     rows, faults = _read_hub(hub["name"], hub["config"], hub["split"], where)
-    return benchmark.published(rows), faults
+    return benchmark.published(rows, part), faults
 
 
 def _read_shipped(name: str, where: str) -> tuple[list[Row], list[Fault]]:

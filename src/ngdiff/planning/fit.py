@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ngdiff.methods import find_method
+from ngdiff.methods import RUN, Method, find_method
 from ngdiff.models.loading import ModelSource
 from ngdiff.planning.memory import GIB, Parts, Plan, Shapes, host_bytes, measure, parts
 from ngdiff.steps.weighting import RULES
@@ -47,11 +47,16 @@ def with_method(plan: Plan, name: str) -> Plan:
     method = find_method(name)
     return replace(
         plan,
-        two_gradients=not RULES[method.rule].fixed,
+        two_gradients=not RULES[method.rule].fixed or _sharpens(method),
+        sharpens=_sharpens(method),
         automatic=method.step_size != "fixed",
         forget_loss=method.forget_loss,
         retain_loss=method.retain_loss,
     )
+
+
+def _sharpens(method: Method) -> bool:
+    return float({**RUN, **method.run}["sam_radius"]) > 0
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Plan:
         forget_buffer: where the second gradient is kept.
         two_gradients: whether the method keeps both gradients apart.
         automatic: whether the learning rate is found by probes.
+        sharpens: whether steps move uphill first, and keep a copy of the trainable weights meanwhile.
         forget_loss: name of the loss, for what it keeps of the logits.
         retain_loss: likewise; one that compares predictions has the starting model's head beside the model.
         bf16: bfloat16 autocast.
@@ -73,6 +74,7 @@ class Plan:
     forget_buffer: ForgetBuffer = "device"
     two_gradients: bool = True
     automatic: bool = True
+    sharpens: bool = False
     forget_loss: str = "counterfactual"
     retain_loss: str = "kl"
     bf16: bool = True
@@ -142,8 +144,9 @@ def parts(shapes: Shapes, plan: Plan) -> Parts:
     shards = plan.shards
     second = second_buffer_bytes(shapes.trainable, plan)
     kept = shapes.inputs + shapes.kept_by_a_layer if plan.checkpointing else shapes.kept
+    copy = FLOAT32 * shapes.trainable if plan.sharpens else 0
     return Parts(
-        weights=_share(weight_bytes(shapes), shards),
+        weights=_share(weight_bytes(shapes) + copy, shards),
         gradient=_share(FLOAT32 * shapes.trainable, shards),
         second_buffer=_share(second, shards),
         moments=_share(MOMENTS * FLOAT32 * shapes.trainable, shards),

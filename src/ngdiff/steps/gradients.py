@@ -29,6 +29,7 @@ from ngdiff.system.processes import Sums, add_up, check_reduced, local, spread
 Gramian = Float64[Tensor, "2 2"]
 Task = Literal["retain", "forget"]
 RETAIN, FORGET = 0, 1
+TASKS: tuple[Task, Task] = ("retain", "forget")
 
 
 class Weights(NamedTuple):
@@ -62,11 +63,12 @@ class GradientPair:
         self._buffers: dict[Task, list[Tensor | None]] = {}
         self.clear()
 
-    def clear(self) -> None:
-        """Forget both gradients: the start of a step."""
-        self._buffers = {"retain": [None] * len(self.parameters), "forget": [None] * len(self.parameters)}
-        if self._elsewhere is not None:
-            self._elsewhere.clear()
+    def clear(self, *tasks: Task) -> None:
+        """Forget the gradients of some tasks, of both where none is named: the start of a step."""
+        for task in tasks or TASKS:
+            self._buffers[task] = [None] * len(self.parameters)
+            if task == "forget" and self._elsewhere is not None:
+                self._elsewhere.clear()
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -92,9 +94,13 @@ class GradientPair:
         """Return one task's gradient, a tensor a parameter; None where nothing reached it."""
         return list(self._buffers[task])
 
-    def add_up(self) -> None:
-        """Add both gradients up over all processes, where nothing else has done so (plain tensors only)."""
-        for task in self._buffers:
+    def add_up(self, *tasks: Task) -> None:
+        """Add gradients up over all processes, where nothing else has done so (plain tensors only).
+
+        Args:
+            tasks: whose gradients; both tasks' where none is named.
+        """
+        for task in tasks or TASKS:
             add_up(self._buffers[task])
 
     def _pairs(self) -> Iterator[tuple[int, nn.Parameter, Tensor | None, Tensor | None]]:
@@ -127,6 +133,26 @@ class GradientPair:
             sums.add_all(parameter, _products([pair for _, pair in members], local(parameter).device))
         retain_norm, cross, forget_norm = sums.total()
         return torch.stack([torch.stack([retain_norm, cross]), torch.stack([cross, forget_norm])])
+
+    @contextmanager
+    def uphill(self, factor: float) -> Iterator[None]:
+        """Move the parameters by factor times the forget gradient inside the block.
+
+        After it they come back to the last bit, from a copy.
+        """
+        copies: list[tuple[Tensor, Tensor]] = []
+        try:
+            with torch.no_grad():
+                for _, parameter, _, forget in self._pairs():
+                    if forget is None:
+                        continue
+                    place = local(parameter.detach())
+                    copies.append((place, place.clone()))
+                    place.add_(forget.to(place.dtype), alpha=factor)
+            yield
+        finally:
+            for place, copy in copies:
+                place.copy_(copy)
 
     def combine(self, weights: Weights) -> None:
         """Put ``retain * g_R + forget * g_f`` into ``parameter.grad``, in place of the retain gradient.

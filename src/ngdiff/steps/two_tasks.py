@@ -119,5 +119,47 @@ def cagrad(retain: float, cross: float, forget: float, c: float = 0.5) -> tuple[
     return 0.5 + reach * first, 0.5 + reach * second
 
 
+def blur(gramian: Gramian, losses: object = None, gamma: float = 1.0) -> Weights:
+    """Take out of g_R what lies along g_f, and add gamma g_f.
+
+    That is ``d = g_R - (g_R·g_f / |g_f|²) g_f + gamma g_f``, so ``g_f·d = gamma |g_f|²`` whatever the angle:
+    to forget comes first, and the retain loss falls as far as that leaves room. It may rise.
+    Source: Reisizadeh et al. 2025, "BLUR: A bi-level optimization approach for LLM unlearning", arXiv
+    2506.08164, as in the authors' public code for MUSE, where gamma is 1.
+    A forget gradient of zero leaves g_R.
+    """
+    square, cross = float(gramian[FORGET, FORGET]), float(gramian[RETAIN, FORGET])
+    return Weights(1.0, gamma - cross / square if square > 0 else 0.0)
+
+
+_ALONG = 1e-12
+"""1 - cosine² below which no direction across the forget gradient is left of the retain gradient."""
+
+
+@_of_two
+def hamu(retain: float, cross: float, forget: float, cosine: float = 0.5) -> tuple[float, float]:
+    """Take the best d for the retain task of all that are as long as g_R and near enough to g_f.
+
+    Near enough is a cosine with g_f of at least ``cosine``. Where g_R itself is, d is g_R. Elsewhere d lies
+    on the edge of that cone, on g_R's side: with h what of g_R lies across g_f,
+    ``d = |g_R| (cosine g_f / |g_f| + sqrt(1 - cosine²) h / |h|)``.
+    Source: Chen et al. 2026, "How hard can it be? Hardness-aware multi-objective unlearning", arXiv
+    2606.02119 (HAMU-Q), with the radius of the authors' public code, |g_R| times the learning rate. They ask
+    for a fixed progress of the forget loss at each step, and weigh each tensor by itself unless told
+    otherwise. Here the progress is in proportion to both lengths, cosine |g_R| |g_f|, so that it can always
+    be met and the scale of a loss plays no part, and the gradient is the whole one. Where g_R is zero theirs
+    stands still; here g_f is followed, or a divergence would never leave its minimum.
+    """
+    angle = cross / math.sqrt(retain * forget)
+    if angle >= cosine:
+        return 1.0, 0.0
+    toward = cosine * math.sqrt(retain / forget)
+    across = 1 - angle * angle
+    if across <= _ALONG:
+        return 0.0, toward
+    reach = math.sqrt((1 - cosine * cosine) / across)
+    return reach, toward - reach * cross / forget
+
+
 def _share(value: float) -> float:
     return min(1.0, max(0.0, value))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.steps.gradients import FORGET, RETAIN, Gramian, Weights
-from ngdiff.steps.two_tasks import cagrad, dualproj, imtlg, mgda, pcgrad, upgrad
+from ngdiff.steps.two_tasks import blur, cagrad, dualproj, hamu, imtlg, mgda, pcgrad, upgrad
 
 _OPPOSED = 1e-12
 """1 + cosine below which two gradients are opposed: any step that helps one task harms the other."""
@@ -238,6 +238,13 @@ def _cagrad(c: float = 0.5) -> Rule:
     return partial(cagrad, c=c)
 
 
+def _hamu(cosine: float = 0.5) -> Rule:
+    if not 0 <= cosine <= 1:
+        what = f"hamu's cosine = {cosine:g} is not between 0 and 1"
+        raise RequestError(Fault("--rule", what, "Give such as 0.5"))
+    return partial(hamu, cosine=cosine)
+
+
 RULES: dict[str, RuleRow] = {
     row.name: row
     for row in (
@@ -337,6 +344,20 @@ RULES: dict[str, RuleRow] = {
             "the forget gradient without what would raise the retain loss",
             "Wang et al. 2025, arXiv 2503.09117",
             conflict_free=True,
+        ),
+        RuleRow(
+            "blur",
+            lambda gamma: partial(blur, gamma=gamma),
+            "gamma times the forget gradient plus what of the retain gradient lies across it",
+            "Reisizadeh et al. 2025, arXiv 2506.08164",
+            settings={"gamma": 1.0},
+        ),
+        RuleRow(
+            "hamu",
+            _hamu,
+            "the best for the retain task at a given angle, or less, from the forget gradient",
+            "Chen et al. 2026, arXiv 2606.02119",
+            settings={"cosine": 0.5},
         ),
         RuleRow(
             "pdu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -69,6 +70,10 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         floors: the share of single floors, by name, such as ``{"general": 0.95}``.
         hold_general: take a quarter of each step's retain examples from general text that ships with the
             project, where the retain loss holds the starting model's predictions; None for the method's own.
+        sam_radius: length of the way uphill on the forget loss at which its gradient is taken, over all
+            trainable parameters (sharpness-aware minimisation, :mod:`ngdiff.steps.sharpness`); works with
+            every method, against relearning, and costs a second pass over the step's forget examples and a
+            copy of the trainable weights. 0 for none; None for the method's own.
         check_every: optimizer steps between two full checks of target and floor, at the most.
         max_length: longest sequence, in tokens.
         long_text: ``split`` running text that is longer into pieces, or ``cut`` it there (see
@@ -105,6 +110,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     keep_utility: float = None  # type: ignore[assignment]
     floors: dict[str, float] = field(default_factory=dict)
     hold_general: bool = None  # type: ignore[assignment]
+    sam_radius: float = None  # type: ignore[assignment]
     check_every: int = 10
     max_length: int = 512
     long_text: str = "split"
@@ -234,6 +240,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         if self.automatic and (self.lr_scheduler_type != "constant" or self.warmup_steps):
             fix = "Remove the schedule, or fix the rate with --lr"
             faults.append(Fault("lr_scheduler_type", "an automatic learning rate excludes a schedule", fix))
+        if not 0 <= self.sam_radius < math.inf:
+            what = f"{self.sam_radius} is not a length"
+            faults.append(Fault(flag_of("sam_radius"), what, "Give 0 for none, or more, such as 0.01"))
         if not 0 <= self.keep_utility <= 1:
             what = f"{self.keep_utility} is not a share"
             faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
@@ -302,6 +311,8 @@ def sources(config: UnlearningConfig) -> dict[str, str]:
         "rule": RULES[str(config.rule)].paper,
         "step_size": STEP_SIZES[cast(StepSizeName, config.step_size)],
     }
+    if config.sam_radius > 0:
+        found["sam_radius"] = "Fan et al. 2025, arXiv 2502.05374"
     if config.stop_at != "none":
         found["stop_at"] = "NGDiff's own"
     if config.keep_utility > 0:

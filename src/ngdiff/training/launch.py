@@ -100,12 +100,13 @@ def _zero_stage(args: UnlearningConfig) -> int:
 
 def _deepspeed_faults(args: UnlearningConfig, stage: int) -> list[Fault]:
     faults = []
-    if not RULES[str(args.rule)].fixed:
-        what = (
-            f"DeepSpeed keeps gradients to itself, so the rule {args.rule!r}, which needs two of them, "
-            "cannot run under it"
-        )
-        faults.append(Fault("--rule", what, FSDP2))
+    needing = [
+        (f"the rule {args.rule!r}", "--rule", not RULES[str(args.rule)].fixed),
+        ("sam_radius", flag_of("sam_radius"), args.sam_radius > 0),
+    ]
+    for name, flag in [(name, flag) for name, flag, given in needing if given][:1]:
+        what = f"DeepSpeed keeps gradients to itself, so {name}, which needs two of them, cannot run under it"
+        faults.append(Fault(flag, what, FSDP2))
     if args.automatic:
         what = "DeepSpeed keeps its own copy of the weights, so a probe of the learning rate cannot move them"
         faults.append(Fault("--lr", what, f"Give a fixed rate such as --lr 1e-5. {FSDP2}"))

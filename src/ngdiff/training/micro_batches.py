@@ -165,7 +165,10 @@ def try_largest(trainer: UnlearningTrainer) -> None:
     pair = trainer.pair = trainer.pair or GradientPair(model.parameters(), trainer.args.forget_buffer)
     devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        moments = [torch.empty_like(local(p), dtype=torch.float32) for p in trained for _ in range(2)]
+        copies = (
+            3 if trainer.args.sam_radius > 0 else 2
+        )  # the optimizer's moments, and weights to come back to
+        moments = [torch.empty_like(local(p), dtype=torch.float32) for p in trained for _ in range(copies)]
         model.train()
         trainer.micro_batches.begin_step()
         trainer.micro_batches.take(pairs, lambda part: trainer.add_micro_batch(model, part, None), pair.clear)

@@ -42,6 +42,7 @@ from ngdiff.record import RunRecord
 from ngdiff.runs.resumable import ResumableTrainer
 from ngdiff.steps.gen import GenRate
 from ngdiff.steps.gradients import GradientPair, Task, Weights
+from ngdiff.steps.sharpness import sharpen
 from ngdiff.steps.stepsize import AutomaticRate
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.stopping import never_seen
@@ -56,7 +57,7 @@ from ngdiff.training.config import UnlearningConfig, sources
 from ngdiff.training.finish import conclude
 from ngdiff.training.kept_sets import ROOM, KeptSets
 from ngdiff.training.measurements import Measurements, ProbeLoss, informative_at_start
-from ngdiff.training.micro_batches import MicroBatches, try_largest
+from ngdiff.training.micro_batches import MicroBatches, parts_of, try_largest
 from ngdiff.training.run_state import RunState
 from ngdiff.training.step_state import StepState, combined_norm
 from ngdiff.training.trackers import step_figures
@@ -211,10 +212,11 @@ class UnlearningTrainer(ResumableTrainer):
         self.save_minutes = args.save_minutes
         self.comparisons: Comparisons | None = None
         self._rule_row = RULES[str(args.rule)]
-        self._apart = not self._rule_row.fixed
+        self._apart = args.sam_radius > 0 or not self._rule_row.fixed
         launch.check(self)
         self.pair: GradientPair | None = None
         self.micro_batches = MicroBatches(self.note)
+        self._batches: list[dict[str, Any]] = []
         self._resumed: tuple[Path, dict[str, Any]] | None = None
         self._has_holdout = holdout_dataset is not None
         if args.eval_steps:
@@ -269,6 +271,7 @@ class UnlearningTrainer(ResumableTrainer):
         if self.no_more_steps:
             return [], None
         batches = list(islice(epoch_iterator, num_batches))
+        self._batches = batches if self.args.sam_radius > 0 else []
         counts: dict[Task, int] = {}
         for task in TASKS:
             mine = sum(self.losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
@@ -377,14 +380,31 @@ class UnlearningTrainer(ResumableTrainer):
         assert self.pair is not None
         if self._adds_up:
             self.pair.add_up()
+        if self.args.sam_radius > 0:
+            sharpen(self.pair, self.args.sam_radius, self._forget_again)
         self.run.step.send(self.args.device)
 
-    def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
+    def _forget_again(self) -> None:
+        """Add the forget gradients of the step's micro-batches up once more, and record nothing of them."""
+        assert self.pair is not None
+        model = self.model_wrapped
+        for inputs in self._batches:
+            self.run.step.absent = ABSENT in inputs
+            for part in parts_of(inputs, self.micro_batches.most):
+                with no_exchange(model, self._adds_up), self.pair.task("forget"):
+                    loss = self._task_loss(model, self._prepare_inputs(part["forget"]), "forget", watch=False)
+                    torch.autograd.backward(loss * self._averaged_over)
+        if self._adds_up:
+            self.pair.add_up("forget")
+
+    def _task_loss(self, model: nn.Module, batch: Batch, task: Task, watch: bool = True) -> Tensor:
         assert self.comparisons is not None
         tokens = self.comparisons.look(task, model, batch)
         loss = self._loss_now(task).function(tokens) / self.run.step.counts[task]
         if self.run.step.absent:
             return loss * 0
+        if not watch:
+            return loss
         if task == "forget" and isinstance(tokens, LabelledTokens) and self.losses[task].own_answers:
             self.run.step.watch("strength", batch_extraction_strength(tokens), tokens.row_count)
             if self.run.stopping is not None and self.run.stopping.watches_nll:
@@ -495,6 +515,8 @@ class UnlearningTrainer(ResumableTrainer):
         model = self.accelerator.unwrap_model(self.model)
         self.run.begin(BestWeights(model, Path(args.output_dir)))
         self._meter = ChangeMeter(model)
+        if args.sam_radius > 0 and _has_low_precision(model):
+            self.note("sam_radius: in low precision most of the way uphill rounds away")
         if args.step_size == "gen":
             self.run.step_size = GenRate(
                 self.optimizer, start=float(args.learning_rate), every=args.probe_every
