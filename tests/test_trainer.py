@@ -425,7 +425,7 @@ def test_probes_look_at_other_examples(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ngdiff.training.measurements.ProbeLoss, "_draw", seen)
     # every retain answer differs, so that examples can be told apart by their labels
-    monkeypatch.setattr(UnlearningTrainer, "PROBE_SHARE", 1.25)
+    monkeypatch.setattr(UnlearningTrainer, "PROBE_SHARE", 2.5)
     run(tmp_path, retain=rows("R", 20, lambda n: f"{n:02}"), probe_every=2)
     assert [step for step, _ in drawn] == [0, 2, 4]
     assert all(len(mine) == 5 for _, mine in drawn)

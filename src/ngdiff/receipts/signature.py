@@ -101,7 +101,7 @@ def _read(path: Path, where: str) -> bytes:
         if path.stat().st_size > _MOST_BYTES:
             raise RequestError(Fault(where, f"{path} is too large to be a key", fix))
         if not path.is_file():
-            raise RequestError(Fault(where, f"{path} is no file", fix))
+            raise RequestError(Fault(where, f"{path} is not a file", fix))
         return path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
