@@ -175,7 +175,12 @@ Holdout = Annotated[
 ]
 SetPairs = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any other trainer setting, as name=value.", rich_help_panel=METHOD),
+    typer.Option(
+        "--set",
+        help="Any other trainer setting, as name=value.",
+        autocompletion=completion.set_pairs,
+        rich_help_panel=METHOD,
+    ),
 ]
 Report = Annotated[
     bool,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ngdiff.data.benchmarks import folder_options, folders_of
+from ngdiff.data.layouts import parse_columns, written_columns
+from ngdiff.data.sources import with_columns
 from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.settings.fields import setting_names
 from ngdiff.settings.yaml_text import load_settings, load_yaml
 from ngdiff.system.untrusted import Unreadable
 
@@ -24,7 +26,7 @@ SOURCE_KEYS = ("forget", "retain", "holdout", "earlier", "keep")
 PATH_KEYS = ("sign", "data_key")
 NAME_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS, *folder_options())
 FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private", "trust_remote_code")
-REQUEST_KEYS = ("answers", *NAME_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
+REQUEST_KEYS = ("answers", "columns", *NAME_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
 NEEDED = ("model", "forget", "retain", "output")
 ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
 ALIASES |= {"eval_every": "evaluate_every", "eval_items": "evaluate_items"}
@@ -46,7 +48,14 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
         pairs: ``name=value`` texts.
         flags: values by the name of their flag (``lr``) or setting; None, False and empty lists say nothing.
     """
-    given, faults = ({}, []) if config is None else _from_config(config)
+    given: dict[str, Any] = {}
+    faults: list[Fault] = []
+    unread = False
+    if config is not None:
+        try:
+            given, faults = _checked(load_settings(config, "--config"), f"--config {config}")
+        except RequestError as error:
+            faults, unread = list(error.faults), True
     more, wrong = _from_pairs(pairs)
     said = {key: value for key, value in flags.items() if value is not None and value is not False}
     given |= more
@@ -55,9 +64,27 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
         floors, bad = _floors(given.pop("floor"))
         given["floors"] = {**given.get("floors", {}), **floors}
         wrong += bad
+    wrong += _map_columns(given)
     mend = "Give it as a flag or in --config; see ngdiff unlearn --help"
-    missing = [Fault(f"--{name}", "is missing", mend) for name in NEEDED if not given.get(name)]
+    needed = () if unread else NEEDED  # nobody knows what a file that cannot be read would have given
+    missing = [Fault(f"--{name}", "is missing", mend) for name in needed if not given.get(name)]
     return given, [*faults, *wrong, *missing]
+
+
+def _map_columns(given: dict[str, Any]) -> list[Fault]:
+    """Write the mapping of columns, where there is one, into the sources that it is meant for."""
+    asked = given.pop("columns", None)
+    if not asked:
+        return []
+    text = written_columns(asked) if isinstance(asked, dict) else str(asked)
+    try:
+        mapped = parse_columns(text)
+    except RequestError as error:
+        return list(error.faults)
+    for key in SOURCE_KEYS:
+        if given.get(key):
+            given[key] = [with_columns(source, mapped) for source in source_list(given[key])]
+    return []
 
 
 def _floors(pairs: Sequence[str]) -> Found:
@@ -84,16 +111,16 @@ def to_request(
 
     return UnlearnRequest(
         model=str(given.get("model", "")),
-        forget=_sources(given.get("forget", ())),
-        retain=_sources(given.get("retain", ())),
+        forget=source_list(given.get("forget", ())),
+        retain=source_list(given.get("retain", ())),
         output=Path(str(given.get("output", ""))),
-        holdout=_sources(given.get("holdout", ())),
+        holdout=source_list(given.get("holdout", ())),
         settings={key: value for key, value in given.items() if key not in REQUEST_KEYS},
         lora=bool(given.get("lora")),
         qlora=bool(given.get("qlora")),
         precision=cast("Precision", str(given.get("precision", "auto"))),  # checked with all the rest
-        earlier=_sources(given.get("earlier", ())),
-        keep=_sources(given.get("keep", ())),
+        earlier=source_list(given.get("earlier", ())),
+        keep=source_list(given.get("keep", ())),
         folders=folders_of(given),
         **{key: Path(str(given[key])) if given.get(key) else None for key in PATH_KEYS},
         allow_overlap=bool(given.get("allow_overlap")),
@@ -104,7 +131,8 @@ def to_request(
     )
 
 
-def _sources(value: Any) -> tuple[str, ...]:
+def source_list(value: Any) -> tuple[str, ...]:
+    """Return the sources that a setting names: one text or a list of them."""
     return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
 
 
@@ -164,13 +192,9 @@ def _from_pairs(pairs: Sequence[str]) -> Found:
 
 def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
     """Return the settings under their own names, and what is wrong; a null leaves the default."""
-    from ngdiff.training.config import UnlearningConfig
-
     names = {key: str(key).strip().replace("-", "_") for key in loaded}
     settings = {ALIASES.get(names[key], names[key]): value for key, value in loaded.items()}
-    known = {*REQUEST_KEYS, *(field.name for field in fields(UnlearningConfig) if field.init)} - set(
-        DECIDED_BY
-    )
+    known = {*REQUEST_KEYS, *setting_names()} - set(DECIDED_BY)
     own = [ALIASES.get(name, name) for name in names.values()]
     faults = [
         Fault(where, f"{key!r} is set twice, under two names", "Keep one of them")

@@ -63,6 +63,14 @@ def unlearn(
         typer.Option(help="What to keep, likewise.", autocompletion=completion.sources, rich_help_panel=DATA),
     ] = None,
     holdout: Holdout = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="What columns of own data stand for, such as question=instruction,answer=output.",
+            metavar="OURS=THEIRS,...",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -301,12 +309,14 @@ def unlearn(
     launch, whose last line then says so). 2: the request was wrong.
     """
     from ngdiff.cli.closing import close_unlearning
+    from ngdiff.cli.early import refuse_early
 
     flags = {key: value for key, value in context.params.items() if key not in NO_SETTINGS}
     given, faults = gather(config, set_ or [], flags)
     if dry_run:
         show_plan(*checked(given, faults, overwrite))
         return
+    refuse_early(given, faults, overwrite)
     name, hidden = given.get("push_to_hub"), bool(given.get("private"))
     if name is not None:
         from ngdiff.hub.upload import push_faults

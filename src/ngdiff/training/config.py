@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -14,28 +13,16 @@ from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.losses import LOSSES, find_loss
 from ngdiff.methods import RUN, Method, StepSizeName, find_method
 from ngdiff.names import DEFAULT_METHOD
-from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault, type_faults
+from ngdiff.settings.faults import type_faults
+from ngdiff.settings.values import KINDS, flag_of, is_number, range_faults
 from ngdiff.steps.forget_buffer import Keep
 from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES, make_rule
 from ngdiff.stopping.rule import parse_stop_at
 from ngdiff.training.launch import launch_faults
 
-NO_LIMIT = -1
 BATCH = 8
 """Examples of one forward pass of a process, where nobody said."""
-_FLAGS = {
-    "learning_rate": "--lr",
-    "num_train_epochs": "--epochs",
-    "per_device_train_batch_size": "--batch-size",
-    "evaluate_every": "--eval-every",
-    "evaluate_items": "--eval-items",
-}
-
-
-def flag_of(name: str) -> str:
-    """Return what the command line calls a setting."""
-    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def checkpointing(wanted: bool) -> dict[str, Any]:
@@ -46,45 +33,6 @@ def checkpointing(wanted: bool) -> dict[str, Any]:
     name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     # the other kind runs layers in a graph of their own, which losses on hidden states cannot see
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-# kind of value -> its check, and the settings that hold it
-_KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-    "number": (
-        _is_number,
-        ("learning_rate", "lr_start", "probe_tolerance", "keep_utility", "num_train_epochs", "save_minutes"),
-    ),
-    "whole number": (
-        _is_whole,
-        (
-            *("probe_every", "probe_size", "check_every", "check_size", "check_patience", "max_length"),
-            *("evaluate_every", "evaluate_items", "examples_per_step"),
-            *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"),
-        ),
-    ),
-    "name": (
-        lambda value: isinstance(value, str),
-        (
-            "method",
-            "forget_loss",
-            "retain_loss",
-            "rule",
-            "stop_at",
-            "trainable",
-            "forget_buffer",
-            "step_size",
-            "long_text",
-        ),
-    ),
-}
 
 
 @dataclass
@@ -288,7 +236,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     def _type_faults(self) -> list[Fault]:
         """List values of the wrong type; defaults take their place, so that the rest can be checked."""
         faults = []
-        for kind, (fits, names) in _KINDS.items():
+        for kind, (fits, names) in KINDS.items():
             for name in names:
                 value = getattr(self, name)
                 default = type(self).__dataclass_fields__[name].default
@@ -296,13 +244,13 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                     faults.append(Fault(flag_of(name), f"{value!r} is no {kind}", f"Give a {kind}"))
                     setattr(self, name, default)
         self._fill_batch()
-        if not isinstance(self.floors, dict) or not all(map(_is_number, self.floors.values())):
+        if not isinstance(self.floors, dict) or not all(map(is_number, self.floors.values())):
             mend = "Give names and shares, such as {general: 0.95}"
             faults.append(Fault("--floor", f"{self.floors!r} does not name shares of floors", mend))
             self.floors = {}
         for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
             settings = getattr(self, name)
-            if not isinstance(settings, dict) or not all(map(_is_number, settings.values())):
+            if not isinstance(settings, dict) or not all(map(is_number, settings.values())):
                 mend = "Give names and numbers, such as {alpha: 2}"
                 part = name.removesuffix("_settings").replace("_", " ")
                 faults.append(Fault(flag_of(name), f"{settings!r} are no settings of a {part}", mend))
@@ -311,7 +259,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
 
     def _other_type_faults(self) -> list[Fault]:
         """Do the same for the settings that come from ``transformers.TrainingArguments``."""
-        checked = {name for _, names in _KINDS.values() for name in names}
+        checked = {name for _, names in KINDS.values() for name in names}
         checked |= {"rule_settings", "forget_loss_settings", "retain_loss_settings", "floors"}
         fields = {name: one for name, one in type(self).__dataclass_fields__.items() if one.init}
         values = {name: getattr(self, name) for name in fields if name not in checked}
@@ -321,63 +269,19 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         return list(found.values())
 
     def _range_faults(self) -> list[Fault]:
-        found = (
-            positive_fault("--epochs", self.num_train_epochs, "such as 20"),
-            seed_fault(self.seed),
-            minutes_fault(self.save_minutes),
-        )
-        faults = [fault for fault in found if fault is not None]
-        if self.learning_rate is not None and self.lr_start is not None:
-            mend = "--lr fixes the rate, --lr-start begins the search for one: give either"
-            faults.append(Fault("--lr-start", "--lr was given too", mend))
-        for flag, value in (("--lr", self.learning_rate), ("--lr-start", self.lr_start)):
-            fault = None if value is None else positive_fault(flag, value, "such as 1e-5")
-            faults += [fault] if fault else []
+        faults = range_faults({name: getattr(self, name) for _, names in KINDS.values() for name in names})
         if self.automatic and (self.lr_scheduler_type != "constant" or self.warmup_steps):
             mend = "Leave out the schedule, or give --lr"
             faults.append(
                 Fault("lr_scheduler_type", "the automatic rate leaves no room for a schedule", mend)
             )
-        if not 0 <= self.keep_utility <= 1:
-            what = f"{self.keep_utility} is no share"
-            faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
         faults += [
             Fault("--floor", f"{name}={share} is no share", "Give a number from 0 (no floor) to 1")
             for name, share in self.floors.items()
             if not 0 <= share <= 1
         ]
-        for flag, value in (
-            ("--probe-every", self.probe_every),
-            ("--check-every", self.check_every),
-            ("--check-size", self.check_size),
-            ("--check-patience", self.check_patience),
-            ("--batch-size", self.per_device_train_batch_size),
-            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
-            ("--eval-items", self.evaluate_items),
-            ("--max-steps", 1 if self.max_steps == NO_LIMIT else self.max_steps),
-        ):
-            if value < 1:
-                faults.append(Fault(flag, f"{value} is too small", "Give a whole number of at least 1"))
-        if self.probe_size < 0:
-            faults.append(Fault("--probe-size", f"{self.probe_size} is negative", "Give 0 or more examples"))
         if self.forget_buffer not in get_args(Keep):
             faults.append(unknown_name("--forget-buffer", "place", self.forget_buffer, get_args(Keep)))
-        if self.examples_per_step is not None and self.examples_per_step < 0:
-            what = f"{self.examples_per_step} is negative"
-            faults.append(Fault("--set examples_per_step", what, "Give 0 or more examples"))
-        if self.evaluate_every < 0:
-            faults.append(
-                Fault("--eval-every", f"{self.evaluate_every} is negative", "Give 0 (never) or more")
-            )
-        if self.trainable is not None:
-            try:
-                re.compile(self.trainable)
-            except re.error as error:
-                what = f"{self.trainable!r} is no regular expression ({error})"
-                mend = "Write one such as 'layers[.](5|6|7)[.]mlp'"
-                faults.append(Fault("--set trainable", what, mend))
-        if self.max_length < 8:
-            faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
         long_text = long_text_fault(self.long_text)
         faults += [] if long_text is None else [long_text]
         if self.fp16:
