@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from commandline import Answer, Cli, make_cli, questions, save_model, write_jsonl
-from ngdiff.models.names import name_fault
+from ngdiff.models.model_names import name_fault
 from ngdiff.settings.fields import setting_names
 from ngdiff.training.config import UnlearningConfig
 
@@ -120,10 +120,10 @@ def test_a_model_of_a_similar_name_is_suggested(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "target" / "config.json").touch()
     near = name_fault(str(tmp_path / "tarqet"))
-    assert near is not None and near.mend == f"Did you mean {tmp_path / 'target'}"
+    assert near is not None and near.fix == f"Did you mean {tmp_path / 'target'}"
     assert "Did you mean smollm2" in str(name_fault("smollm"))
     far = name_fault(str(tmp_path / "note"))  # a folder of that name holds no model
-    assert far is not None and "save_pretrained" in far.mend
+    assert far is not None and "save_pretrained" in far.fix
     assert name_fault("smollm2") is None and name_fault("org/name") is None
 
 

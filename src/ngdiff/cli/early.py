@@ -18,7 +18,7 @@ from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.overlaps import answer_fault, holdout_fault, part_fault
 from ngdiff.data.sources import is_local, local_sources, path_fault, read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.models.names import folder_of, name_fault
+from ngdiff.models.model_names import folder_of, name_fault
 from ngdiff.settings.values import KINDS, kind_faults, range_faults
 from ngdiff.system.output import check_output, holds_faults, same_folder
 

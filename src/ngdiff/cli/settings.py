@@ -65,9 +65,9 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
         given["floors"] = {**given.get("floors", {}), **floors}
         wrong += bad
     wrong += _map_columns(given)
-    mend = "Give it as a flag or in --config; see ngdiff unlearn --help"
+    fix = "Give it as a flag or in --config; see ngdiff unlearn --help"
     needed = () if unread else NEEDED  # nobody knows what a file that cannot be read would have given
-    missing = [Fault(f"--{name}", "is missing", mend) for name in needed if not given.get(name)]
+    missing = [Fault(f"--{name}", "is missing", fix) for name in needed if not given.get(name)]
     return given, [*faults, *wrong, *missing]
 
 
@@ -172,16 +172,16 @@ def _from_config(path: Path) -> Found:
 def _from_pairs(pairs: Sequence[str]) -> Found:
     settings: dict[str, Any] = {}
     faults = []
-    mend = "Write --set name=value"
+    fix = "Write --set name=value"
     for pair in pairs:
         name, equals, value = pair.partition("=")
         try:
             loaded = load_yaml(value)
         except Unreadable as error:
-            faults.append(Fault("--set", f"{pair!r} is no setting: the value {error.what}", mend))
+            faults.append(Fault("--set", f"{pair!r} is no setting: the value {error.what}", fix))
             continue
         if not equals:
-            faults.append(Fault("--set", f"{pair!r} is no setting", mend))
+            faults.append(Fault("--set", f"{pair!r} is no setting", fix))
         elif name in settings:
             faults.append(Fault("--set", f"{name!r} is set twice", "Keep one of them"))
         else:

@@ -20,11 +20,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ngdiff.data.benchmarks import BENCHMARKS, Benchmark, Folders
 from ngdiff.data.files import ARCHIVES, READERS, Row, read_data_file
 from ngdiff.data.layouts import Mapped, parse_columns, renamed, written_columns
 from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
+from ngdiff.invented.people import general_knowledge_rows
 from ngdiff.system.untrusted import first_line
 
 __all__ = ["SHIPPED", "Row", "read_rows"]
@@ -124,8 +126,8 @@ def _split_slice(source: str, where: str) -> tuple[str, slice]:
         return found["source"], slice(start, stop)
     if source.endswith("]"):
         bare, _, inside = source.rpartition("[")
-        mend = f"Write a slice as {bare}[start:stop], for instance {bare}[-100:]"
-        raise RequestError(Fault(where, f"[{inside} is no slice", mend))
+        fix = f"Write a slice as {bare}[start:stop], for instance {bare}[-100:]"
+        raise RequestError(Fault(where, f"[{inside} is no slice", fix))
     return source, slice(None)
 
 
@@ -181,12 +183,12 @@ def _missing(path: Path, where: str) -> Fault:
         what = f"there is no file {str(path)!r}, nor a folder {str(parent)!r}"
         return Fault(where, what, "Check the path; a hub dataset is written org/name:config@split")
     near = nearest_names(path.name, names)
-    mend = (
+    fix = (
         f"Did you mean {' or '.join(str(parent / name) for name in near)}"
         if near
         else (f"Data files in {str(parent)!r}: {', '.join(files[:10]) or 'none'}")
     )
-    return Fault(where, f"there is no file or folder {str(path)!r}", mend)
+    return Fault(where, f"there is no file or folder {str(path)!r}", fix)
 
 
 def _read_path(path: Path, where: str) -> tuple[list[Row], list[Fault]]:
@@ -247,8 +249,8 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the HTTP client, the hub and the data set's builder each raise their own
         what = f"{source!r} is no file here and could not be loaded as a hub dataset ({first_line(error)})"
-        mend = "Check the name (org/name:config@split) and the connection, or give a file"
-        return [], [Fault(where, what, mend)]
+        fix = "Check the name (org/name:config@split) and the connection, or give a file"
+        return [], [Fault(where, what, fix)]
     if split is None:
         splits: Mapping[str, object] = loaded
         split = "train" if "train" in splits else next(iter(splits), None)
@@ -267,3 +269,27 @@ def local_sources(named: Mapping[str, Sequence[str]], folders: Folders) -> list[
     found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
     given = [(BENCHMARKS[name].option, str(path)) for name, path in folders.items() if path is not None]
     return [(flag, path) for flag, path in found if path is not None] + given
+
+
+# ---- `-> the rows that ship with the project`, split into those to train on and those to measure on ----
+
+
+EVERY = 5
+"""One row in so many is held out: 48 of 240."""
+
+
+def general_split() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of ``ngdiff:general`` that may be trained on, and those that only measure.
+
+    Every fifth row is held out, which is the same everywhere.
+    """
+    text = resources.files("ngdiff.data").joinpath("general.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.split("\n") if line]
+    held_out = rows[EVERY - 1 :: EVERY]
+    return [row for place, row in enumerate(rows) if place % EVERY != EVERY - 1], held_out
+
+
+def general_texts() -> list[str]:
+    """Return questions and answers of all that ships with the project: plain language, well-known names."""
+    rows = [*(row for part in general_split() for row in part), *general_knowledge_rows()]
+    return [f"{row['question']} {row['answer']}" for row in rows]

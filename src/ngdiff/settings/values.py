@@ -78,8 +78,8 @@ def range_faults(values: Mapping[str, Any]) -> list[Fault]:
     if "save_minutes" in given:
         faults.append(minutes_fault(given["save_minutes"]))
     if "learning_rate" in given and "lr_start" in given:
-        mend = "--lr fixes the rate, --lr-start begins the search for one: give either"
-        faults.append(Fault("--lr-start", "--lr was given too", mend))
+        fix = "--lr fixes the rate, --lr-start begins the search for one: give either"
+        faults.append(Fault("--lr-start", "--lr was given too", fix))
     for name in ("learning_rate", "lr_start"):
         if name in given:
             faults.append(positive_fault(flag_of(name), given[name], "such as 1e-5"))
@@ -98,8 +98,8 @@ def _too_small(given: Mapping[str, Any]) -> list[Fault]:
         *("gradient_accumulation_steps", "evaluate_items", "max_steps"),
     ):
         if given.get(name, 1) < 1:
-            mend = "Give a whole number of at least 1"
-            faults.append(Fault(flag_of(name), f"{given[name]} is too small", mend))
+            fix = "Give a whole number of at least 1"
+            faults.append(Fault(flag_of(name), f"{given[name]} is too small", fix))
     if given.get("probe_size", 0) < 0:
         faults.append(Fault("--probe-size", f"{given['probe_size']} is negative", "Give 0 or more examples"))
     if given.get("examples_per_step", 0) < 0:
