@@ -330,5 +330,5 @@ def test_fsdp1_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     with pytest.raises(RequestError, match="fsdp_version: 2"):
         UnlearningConfig(output_dir=str(tmp_path), use_cpu=True)
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(RequestError, match="--eval-every"):
+    with pytest.raises(RequestError, match="evaluate_every"):
         UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, evaluate_every=5)

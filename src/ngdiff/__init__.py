@@ -48,3 +48,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ngdiff' has no attribute {name!r}")
     return getattr(importlib.import_module(f"ngdiff.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -53,6 +53,7 @@ from ngdiff.record import RunRecord
 from ngdiff.runs.reservation import may_replace, reserved
 from ngdiff.runs.saving import when_to_save, write_result
 from ngdiff.runs.workplace import Asked, Workplace
+from ngdiff.settings.values import SettingError
 from ngdiff.stopping.never_seen import missing_holdout
 from ngdiff.system.environment import weights_hash
 from ngdiff.system.output import ANSWERS, RECORD, check_output, holds_faults, same_folder, write_json
@@ -290,6 +291,8 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         settings["report_to"] = "none"
     try:
         config = UnlearningConfig(**settings)
+    except SettingError as error:
+        raise RequestError([*faults, *error.flags]) from error
     except RequestError as error:
         raise RequestError([*faults, *error.faults]) from error
     except (TypeError, ValueError, AttributeError, LookupError, OSError, ImportError, RuntimeError) as error:
@@ -349,6 +352,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
             holdout_dataset=unseen or None,
             earlier_datasets={f"earlier {number}": e for number, e in ready.earlier.items()},
             keep_datasets=ready.keep,
+            allow_overlap=True,  # what was not allowed has been refused
             processing_class=ready.tokenizer,
             callbacks=tracker_callbacks(request.settings, request.output),
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ngdiff.errors import Fault
+from ngdiff.errors import Fault, RequestError
 from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault
 
 NO_LIMIT = -1
@@ -22,6 +22,39 @@ _FLAGS = {
 def flag_of(name: str) -> str:
     """Return what the command line calls a setting."""
     return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+_PARAMETERS = {
+    **{flag: name for name, flag in _FLAGS.items()},
+    "--floor": "floors",
+    "--allow-overlap": "allow_overlap=True",
+    **{f"--{name}": f"{name}_dataset" for name in ("forget", "retain", "holdout")},
+    **{f"--{name}": f"{name}_datasets" for name in ("earlier", "keep")},
+}
+"""Flags whose parameter in Python has another name."""
+_FLAG = re.compile(r"--set (\w+)|(?<![\w-])--(?!help\b)[a-z][a-z-]*[a-z]")
+
+
+def in_python(faults: Iterable[Fault]) -> list[Fault]:
+    """Return faults that name parameters, where the command line's words name flags."""
+
+    def said(text: str) -> str:
+        return _FLAG.sub(_parameter, text)
+
+    return [Fault(said(fault.where), said(fault.what), said(fault.fix)) for fault in faults]
+
+
+def _parameter(found: re.Match[str]) -> str:
+    flag = found[0]
+    return found[1] or _PARAMETERS.get(flag, flag.removeprefix("--").replace("-", "_"))
+
+
+class SettingError(RequestError):
+    """Settings that are wrong, by their names in Python; ``flags`` has the same by those of the flags."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.flags = tuple(faults)
+        super().__init__(in_python(faults))
 
 
 def is_number(value: Any) -> bool:

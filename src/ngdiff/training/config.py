@@ -14,7 +14,7 @@ from ngdiff.losses import LOSSES, find_loss
 from ngdiff.methods import RUN, STEP_SIZES, Method, StepSizeName, find_method
 from ngdiff.settings import DEFAULT_METHOD
 from ngdiff.settings.faults import type_faults
-from ngdiff.settings.values import KINDS, flag_of, is_number, range_faults
+from ngdiff.settings.values import KINDS, SettingError, flag_of, is_number, range_faults
 from ngdiff.steps.forget_buffer import Keep
 from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES, make_rule
@@ -147,7 +147,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         self._fill_batch()
         faults = self._complete()
         if faults:
-            raise RequestError(faults)
+            raise SettingError(faults)
         for name, value in checkpointing(bool(self.gradient_checkpointing)).items():
             setattr(self, name, getattr(self, name) or value)
         super().__post_init__()

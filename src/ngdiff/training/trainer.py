@@ -46,7 +46,7 @@ from ngdiff.steps.gradients import GradientPair, Task, Weights
 from ngdiff.steps.stepsize import AutomaticRate, FixedRate, StepSize
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.stopping import never_seen
-from ngdiff.stopping.criterion import Guess, ItemWatch
+from ngdiff.stopping.criterion import Guess, ItemWatch, means
 from ngdiff.stopping.never_seen import guesses
 from ngdiff.stopping.rule import Decision, ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.system.environment import machine, peak_memory_gib, versions
@@ -55,6 +55,7 @@ from ngdiff.training import launch, unlearning_state
 from ngdiff.training.checks import after_step, every_row, view_of
 from ngdiff.training.config import UnlearningConfig, sources
 from ngdiff.training.finish import conclude
+from ngdiff.training.inputs import complete_inputs, refuse_overlap
 from ngdiff.training.kept_sets import ROOM, KeptSets
 from ngdiff.training.measurements import Measurements, ProbeLoss, informative_at_start
 from ngdiff.training.micro_batches import MicroBatches, try_largest
@@ -99,8 +100,8 @@ class UnlearningTrainer(ResumableTrainer):
     """Makes a model forget one data set and keep another.
 
     Args:
-        model: a causal language model.
-        args: the settings; ``output_dir`` is the only one without a default.
+        model: a causal language model, or the name or folder of one, which is loaded in float32.
+        args: the settings; by default all their defaults, with ``output_dir`` named after the model.
         forget_dataset: what to forget: a ``datasets.Dataset``, or a list of rows, of
             :class:`~ngdiff.data.examples.Example` or of :class:`~ngdiff.data.encoding.EncodedExample`.
             Columns as in :mod:`ngdiff.data.examples`.
@@ -111,27 +112,34 @@ class UnlearningTrainer(ResumableTrainer):
             before and after under these names, so that it shows where something comes back.
         keep_datasets: further sets that must be kept, by any names that no other set has: nothing is trained
             on them, and each has a floor of its own (see :mod:`ngdiff.training.kept_sets`).
-        processing_class: the tokenizer.
+        eval_dataset: a further set to measure, under the name ``eval``; :meth:`evaluate` looks at all sets.
+        allow_overlap: go on although forget, retain and holdout set share rows or answers.
+        processing_class: the tokenizer; by default the model's own.
         peft_config: train adapters of this kind only.
         callbacks: further callbacks.
         optimizers: optimizer and scheduler to use instead of the configured ones.
     """
 
+    control: Any  # transformers' own
+
     def __init__(
         self,
-        model: nn.Module,
-        args: UnlearningConfig,
+        model: nn.Module | str | Path,
+        args: UnlearningConfig | None = None,
         *,
         forget_dataset: Any,
         retain_dataset: Any,
         holdout_dataset: Any = None,
         earlier_datasets: Mapping[str, Any] | None = None,
         keep_datasets: Mapping[str, Any] | None = None,
-        processing_class: Any,
+        eval_dataset: Any = None,
+        allow_overlap: bool = False,
+        processing_class: Any = None,
         peft_config: Any = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
+        whole, args, processing_class = complete_inputs(model, args, processing_class)
         self.record = RunRecord()
         self._pad_id = _pad_id(processing_class)
         told: list[str] = []
@@ -147,10 +155,13 @@ class UnlearningTrainer(ResumableTrainer):
         )
         retain = read(retain_dataset, "retain_dataset")
         self._retain, self._held_out, note = split_retain(retain, args.check_size // 2, args.seed)
+        holdout = [] if holdout_dataset is None else read(holdout_dataset, "holdout_dataset")
+        if not allow_overlap:
+            refuse_overlap(self._forget, retain, holdout)
         unseen = (
             never_seen.invented(self._forget, processing_class, args.max_length)
             if holdout_dataset is None
-            else never_seen.given(read(holdout_dataset, "holdout_dataset"), self._forget)
+            else never_seen.given(holdout, self._forget)
         )
         self._never_seen, self.level_source = unseen.examples, unseen.source
         self._is_text = never_seen.is_text(self._forget)
@@ -173,20 +184,21 @@ class UnlearningTrainer(ResumableTrainer):
             from peft import get_peft_model
 
             set_seed(args.seed)  # adapters begin at random
-            model = get_peft_model(model, peft_config)
+            whole = get_peft_model(whole, peft_config)
         self._losses: dict[Task, Loss] = {
             "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, None),
             "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, None),
         }
-        self._measured = layers_looked_behind(model, self._losses)
+        self._measured = layers_looked_behind(whole, self._losses)
         if args.trainable is not None:
-            train_only(model, args.trainable)
+            train_only(whole, args.trainable)
         self._shares = launch.share_steps(args, self.record, len(self._forget))
         hooks, pairs = _Hooks(), PairedDataset(self._forget, self._retain)
         super().__init__(
-            model=model,
+            model=whole,
             args=args,
             train_dataset=pairs,
+            eval_dataset=self._held_out,  # transformers asks for one; evaluate() looks at all sets
             data_collator=PairCollator(self._pad_id, pairs),
             processing_class=processing_class,
             callbacks=[hooks, *(callbacks or ())],
@@ -194,7 +206,8 @@ class UnlearningTrainer(ResumableTrainer):
         )
         hooks.trainer = self
         sets = {"forget": self._forget, "retain": self._held_out, "never_seen": self._never_seen}
-        self.measurements = Measurements(self, sets | earlier | kept)
+        further = {} if eval_dataset is None else {"eval": read(eval_dataset, "eval_dataset")}
+        self.measurements = Measurements(self, sets | earlier | kept | further)
         self.kept = KeptSets(self, kept)
         self.guesses: Mapping[int, Guess] = {}
         self._items = ItemWatch(len(self._forget), args.check_size, args.seed)
@@ -214,7 +227,7 @@ class UnlearningTrainer(ResumableTrainer):
         self._skipped_in_a_row = 0
         self._last_check = 0
         self._last_strength: float | None = None
-        self._best = BestWeights(model, Path(args.output_dir))
+        self._best = BestWeights(whole, Path(args.output_dir))
         self._resumed: tuple[Path, dict[str, Any]] | None = None
         self._peak_before: dict[str, float] = {}
         self._has_holdout = holdout_dataset is not None
@@ -634,6 +647,32 @@ class UnlearningTrainer(ResumableTrainer):
             if self._compared is not None:
                 self._compared.discard()
         return result
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return the mean figures of every set, or of the one given, under the model as it is now.
+
+        Args:
+            eval_dataset: another data set, in any form that ``forget_dataset`` can have.
+            ignore_keys: not used; transformers gives it.
+            metric_key_prefix: what the names begin with, as in ``eval_forget_probability``.
+        """
+        if eval_dataset is None or eval_dataset is self.eval_dataset:
+            found = self.measurements.everything()
+            sets = {name: figures for name, figures in found.items() if name != "items"}
+        else:
+            args, tokenizer = self.args, self.processing_class
+            examples = as_encoded(eval_dataset, tokenizer, args.max_length, "eval_dataset", args.long_text)
+            sets = {"": means(self.measurements.score(examples))}
+        metrics = {
+            "_".join(part for part in (metric_key_prefix, name, figure) if part): value
+            for name, figures in sets.items()
+            for figure, value in figures.items()
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     @property
     def seconds(self) -> float:
