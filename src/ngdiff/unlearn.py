@@ -1,12 +1,18 @@
-"""unlearning request -> a folder with the unlearned model and its record."""
+"""unlearning request -> a folder with the unlearned model and its record.
+
+The module can be called: ``ngdiff.unlearn(model, forget, retain)`` is :func:`ngdiff.from_python.unlearn`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -490,3 +496,13 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked
     if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
         record.model |= {"sha256_before": None, "sha256_before_quantised": asked.model}
     complete_record(record, ready.receipt)
+
+
+class _Callable(ModuleType):
+    """A module that is called like the function of the same name in ``ngdiff``."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return importlib.import_module("ngdiff.from_python").unlearn(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,8 +1,9 @@
 """settings as given -> every fault that shows without torch, before torch is imported.
 
 The full check (:func:`ngdiff.unlearn.prepare`) imports torch and transformers, which takes seconds. A wrong
-path or a wrong number needs neither. A request is refused here only where the full check would find nothing
-more, so that all faults are still reported together.
+path or a wrong number needs neither. A request is refused here only where every setting given can be judged
+here, so that all faults of settings, names and rows are still reported together. The model's files and the
+tokens are looked at once nothing of this is wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _REQUEST -= {"earlier"}  # receipts of earlier runs belong to it
 
 
 def refuse_early(given: Mapping[str, Any], faults: list[Fault], overwrite: bool) -> None:
-    """Raise what is wrong with a request, where nothing else can be.
+    """Raise what is wrong with a request, where every setting given can be judged here.
 
     Args:
         given: settings as :func:`ngdiff.cli.settings.gather` returns them.

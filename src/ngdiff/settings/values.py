@@ -19,6 +19,10 @@ _FLAGS = {
 }
 
 
+SHORT_NAMES = {flag.removeprefix("--").replace("-", "_"): name for name, flag in _FLAGS.items()}
+"""Short names of settings, such as ``lr``, to their own."""
+
+
 def flag_of(name: str) -> str:
     """Return what the command line calls a setting."""
     return _FLAGS.get(name, f"--{name.replace('_', '-')}")
@@ -28,25 +32,34 @@ _PARAMETERS = {
     **{flag: name for name, flag in _FLAGS.items()},
     "--floor": "floors",
     "--allow-overlap": "allow_overlap=True",
-    **{f"--{name}": f"{name}_dataset" for name in ("forget", "retain", "holdout")},
-    **{f"--{name}": f"{name}_datasets" for name in ("earlier", "keep")},
 }
 """Flags whose parameter in Python has another name."""
+_SETS = {
+    **dict.fromkeys(("--forget", "--retain", "--holdout"), "_dataset"),
+    **dict.fromkeys(("--earlier", "--keep"), "_datasets"),
+}
+"""Flags that name data, and how their parameters of a trainer end."""
 _FLAG = re.compile(r"--set (\w+)|(?<![\w-])--(?!help\b)[a-z][a-z-]*[a-z]")
 
 
-def in_python(faults: Iterable[Fault]) -> list[Fault]:
-    """Return faults that name parameters, where the command line's words name flags."""
+def in_python(faults: Iterable[Fault], of_trainer: bool = True) -> list[Fault]:
+    """Return faults that name parameters, where the command line's words name flags.
+
+    Args:
+        faults: in the command line's words.
+        of_trainer: whether data are called ``forget_dataset`` rather than ``forget``.
+    """
 
     def said(text: str) -> str:
-        return _FLAG.sub(_parameter, text)
+        return _FLAG.sub(lambda found: _parameter(found, of_trainer), text)
 
     return [Fault(said(fault.where), said(fault.what), said(fault.fix)) for fault in faults]
 
 
-def _parameter(found: re.Match[str]) -> str:
+def _parameter(found: re.Match[str], of_trainer: bool) -> str:
     flag = found[0]
-    return found[1] or _PARAMETERS.get(flag, flag.removeprefix("--").replace("-", "_"))
+    name = found[1] or _PARAMETERS.get(flag, flag.removeprefix("--").replace("-", "_"))
+    return name + _SETS[flag] if of_trainer and flag in _SETS else name
 
 
 class SettingError(RequestError):
