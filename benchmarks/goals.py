@@ -5,7 +5,7 @@
 
 The target learns TOFU's last ``--questions`` questions (4,000: all of it), the retrained model the same
 without the split. Each method then unlearns by its own command, ``--jobs`` of them side by side, and all are
-evaluated over all items. What is there already is not made again, so an interrupted study continues where it
+evaluated over all items. What already exists is not made again, so an interrupted study continues where it
 stopped. Nothing of a method is chosen here: what was developed was developed on other people.
 """
 

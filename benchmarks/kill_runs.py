@@ -50,7 +50,7 @@ class Kill:
 def command(folder: Path, output: Path, steps: int) -> list[str]:
     words = [sys.executable, "-m", "ngdiff", "unlearn", "--model", str(folder / "model")]
     words += ["--forget", str(folder / "forget.jsonl"), "--retain", str(folder / "retain.jsonl")]
-    words += ["--output", str(output), "--save-steps", str(SAVE_EVERY), "--max-steps", str(steps)]
+    words += ["--output", str(output), "--set", f"save_steps={SAVE_EVERY}", "--set", f"max_steps={steps}"]
     # a target out of reach, so that there are checks and best weights, and no early end
     return [*words, "--stop-at", "nll=99", "--keep-utility", "0", "--batch-size", "4", "--method", "ngdiff"]
 

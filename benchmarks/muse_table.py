@@ -4,7 +4,7 @@
     python -m benchmarks.muse_table tables  # figures into docs/study, and Markdown tables
 
 MUSE's corpora lie on a hub and its models have 7 billion parameters. This one invents a corpus of MUSE's
-layout (:mod:`ngdiff.invented.corpus`), trains a tokenizer and a Llama of a few million parameters on it, and
+layout (:mod:`benchmarks.corpus`), trains a tokenizer and a Llama of a few million parameters on it, and
 then does what MUSE does, by the project's own commands: a target that read everything, a retrained model that
 never read the first request, NGDiff on requests that grow (scalability) and on requests one after another
 (sustainability). The forget and the retain set are plain texts, as there. To have something to answer
@@ -24,13 +24,7 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-from benchmarks.evidence import STUDY, keep_figures, read_csv, read_figures, write_csv
-from benchmarks.pages import put
-from benchmarks.tiny_model import save_blank_model
-from benchmarks.tofu_table import cell, command
-from ngdiff.evaluation.result import Figure, read_result
-from ngdiff.evaluation.suites.muse import forget_sizes, tabulate
-from ngdiff.invented.corpus import (
+from benchmarks.corpus import (
     REQUESTS,
     SHOTS,
     CorpusSize,
@@ -40,6 +34,12 @@ from ngdiff.invented.corpus import (
     tell,
     write_corpus,
 )
+from benchmarks.evidence import STUDY, keep_figures, read_csv, read_figures, write_csv
+from benchmarks.pages import put
+from benchmarks.tiny_model import save_blank_model
+from benchmarks.tofu_table import cell, command
+from ngdiff.evaluation.result import Figure, read_result
+from ngdiff.evaluation.suites.muse import forget_sizes, tabulate
 from ngdiff.invented.people import DRAWS, Person, invent_people, write_jsonl
 
 EVIDENCE = STUDY / "muse"

@@ -104,7 +104,7 @@ def run_requests(folder: Path, model: str, forget: list[str], retain: str, holdo
         data = ["--forget", source, "--retain", retain, *(["--holdout", holdout] if holdout else [])]
         if not (folder / f"request{number}").exists():
             earlier = [word for each in forget[: number - 1] for word in ("--earlier", each)]
-            output = ("--output", f"request{number}", "--sign", "key.pem")
+            output = ("--output", f"request{number}", "--set", "sign=key.pem")
             ngdiff(folder, "unlearn", "--model", before, *data, *earlier, *output, missed=True)
         trust = ("--model", before, "--public-key", "key.pub.pem", "--chain")
         ngdiff(folder, "verify", f"request{number}", *data, *trust)

@@ -58,7 +58,8 @@ class Study:
 
     def runs(self) -> dict[str, dict[str, Any]]:
         automatic = {
-            f"ngdiff-from-{rate}": {"method": self.method, "lr_start": float(rate)} for rate in RATES
+            f"ngdiff-from-{rate}": {"method": self.method, "step_size": "auto", "learning_rate": float(rate)}
+            for rate in RATES
         }
         stopped = {
             f"graddiff-{rate}": {

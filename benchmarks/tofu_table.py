@@ -2,7 +2,7 @@
 
     python -m benchmarks.study targets                # makes the target and the retrained model
     python -m benchmarks.study runs --only ngdiff     # makes the unlearned one
-    python -m benchmarks.tofu_table runs              # evaluates; what is there already is skipped
+    python -m benchmarks.tofu_table runs              # evaluates; what already exists is skipped
     python -m benchmarks.tofu_table tables            # figures into docs/study, and Markdown tables
 
 The study's models learned TOFU's last 1,200 questions only, so TOFU's own retain set, mostly of other

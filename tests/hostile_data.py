@@ -92,7 +92,7 @@ ENCODINGS: list[Row] = [
     ("NUL in csv", "f.csv", "question,answer\na,b\0\n", ("f.csv, line 2", "NUL")),
     ("only NUL bytes", "f.jsonl", b"\0" * 4000, ("f.jsonl, line 1", "NUL")),
     ("only a byte order mark", "f.jsonl", b"\xef\xbb\xbf", ("f.jsonl", "is empty")),
-    ("two byte order marks", "f.jsonl", b"\xef\xbb\xbf\xef\xbb\xbf" + LINES.encode(), ("line 1", "broken JSON")),
+    ("two byte order marks", "f.jsonl", b"\xef\xbb\xbf\xef\xbb\xbf" + LINES.encode(), ("line 1", "not valid JSON")),
 ]  # fmt: skip
 
 SIZES: list[Row] = [
@@ -102,9 +102,9 @@ SIZES: list[Row] = [
     ("an extra column 300 deep", "f.jsonl", GOOD[:-1] + ', "x": ' + "[" * 300 + "]" * 300 + "}", ("too deeply",)),
     ("objects 90,000 deep", "f.json", '{"a": ' * 90_000, ("f.json, line 1", "nested too deeply")),
     ("an array 500 deep", "f.json", "[" * 500 + "]" * 500, ("f.json", "nested too deeply")),
-    ("a number of 9,000 digits", "f.jsonl", '{"text": ' + "9" * 9000 + "}", ("line 1", "cannot be read")),
-    ("5,000 broken lines", "f.jsonl", "{\n" * 5000, ("f.jsonl, line 20", "faults more")),
-    ("Parquet that unpacks to 10 GB", "f.parquet", parquet_bomb, ("f.parquet", "unpacks to", "Cut it")),
+    ("a number of 9,000 digits", "f.jsonl", '{"text": ' + "9" * 9000 + "}", ("line 1", "cannot be parsed")),
+    ("5,000 broken lines", "f.jsonl", "{\n" * 5000, ("f.jsonl, line 20", "more errors")),
+    ("Parquet that unpacks to 10 GB", "f.parquet", parquet_bomb, ("f.parquet", "unpacks to", "Split it")),
 ]  # fmt: skip
 
 JSON: list[Row] = [
@@ -115,7 +115,7 @@ JSON: list[Row] = [
     ("an array in an array", "f.json", f"[[{GOOD}]]", ("f.json, item 1", "is an array")),
     ("an object of columns", "f.json", '{"question": ["a"], "answer": ["b"]}', ("line 1", "type list")),
     ("rows under a key", "f.json", f'{{"data": [{GOOD}]}}', ("f.json, line 1", "'data'", "question/answer")),
-    ("cut in the middle", "f.json", f"[{GOOD}, {GOOD[:-5]}", ("f.json", "broken JSON")),
+    ("cut in the middle", "f.json", f"[{GOOD}, {GOOD[:-5]}", ("f.json", "not valid JSON")),
     ("a comma at the end", "f.jsonl", f"{GOOD},\n", ("line 1", "Extra data", "one JSON object on each line")),
     ("two objects on a line", "f.jsonl", GOOD + GOOD, ("line 1", "Extra data")),
     ("single quotes", "f.jsonl", "{'question': 'a'}", ("line 1", "property name")),
@@ -127,11 +127,11 @@ JSON: list[Row] = [
     ("true for a text", "f.jsonl", line(question=True), ("line 1", "'question'", "bool, not a string")),
     ("a list for a text", "f.jsonl", line(answer=["Ann"]), ("line 1", "'answer'", "list, not a string")),
     ("an object for a text", "f.jsonl", LINES + line(answer={}), ("line 3", "'answer'", "dict, not")),
-    ("a null answer", "f.jsonl", line(answer=None), ("line 1", "'answer' is null", "leave the row out")),
+    ("a null answer", "f.jsonl", line(answer=None), ("line 1", "'answer' is null", "remove the row")),
     ("both null", "f.jsonl", line(answer=None, question=None), ("'answer' is null", "'question' is null")),
     ("empty", "f.jsonl", line(answer=""), ("line 1", "'answer' is empty")),
     ("white space", "f.jsonl", line(answer=" \t\u2003\n"), ("line 1", "'answer' is empty")),
-    ("a page of HTML", "f.jsonl", "<!DOCTYPE html>\n<html>\n", ("line 1", "line 2", "broken JSON")),
+    ("a page of HTML", "f.jsonl", "<!DOCTYPE html>\n<html>\n", ("line 1", "line 2", "not valid JSON")),
 ]  # fmt: skip
 
 MESSAGES: list[Row] = [
@@ -151,13 +151,13 @@ MESSAGES: list[Row] = [
 
 CSV: list[Row] = [
     ("semicolons", "f.csv", "question;answer\na;b\n", ("f.csv, line 1", "question;answer", "commas")),
-    ("tabs", "f.csv", "question\tanswer\na\tb\n", ("f.csv, line 1", "no header", "commas")),
+    ("tabs", "f.csv", "question\tanswer\na\tb\n", ("f.csv, line 1", "not a header", "commas")),
     ("ragged, short", "f.csv", "question,answer\na,b\nc\n", ("f.csv, row 2", "1 fields", "has 2")),
     ("ragged, long", "f.csv", "question,answer\na,b,c\n", ("f.csv, row 1", "3 fields", "Quote")),
     ("a quote left open", "f.csv", 'question,answer\na,b\nc,"d\ne,f\n', ("f.csv, line 3", "Close the quotes")),
     ("a quote left open in the header", "f.csv", '"question,answer\na,b\n', ("f.csv, line 1", "Close")),
-    ("text behind a quote", "f.csv", 'question,answer\na,"b"c\n', ("f.csv, line 2", "broken CSV")),
-    ("no header", "f.csv", "Who?,Ann\n", ("f.csv, line 1", "no header", "question/answer")),
+    ("text behind a quote", "f.csv", 'question,answer\na,"b"c\n', ("f.csv, line 2", "not valid CSV")),
+    ("not a header", "f.csv", "Who?,Ann\n", ("f.csv, line 1", "not a header", "question/answer")),
     ("a column twice", "f.csv", "question,answer,answer\na,b,c\n", ("f.csv, line 1", "'answer' twice")),
     ("only a header", "f.csv", "question,answer\n", ("f.csv", "is empty")),
     ("an empty field", "f.csv", 'question,answer\na,b\n"",b\n', ("f.csv, row 2", "'question' is empty")),
@@ -166,10 +166,10 @@ CSV: list[Row] = [
 ]  # fmt: skip
 
 PARQUET: list[Row] = [
-    ("a text file renamed", "f.parquet", LINES, ("f.parquet", "broken Parquet", "Write the file anew")),
-    ("cut short", "f.parquet", parquet(text=["a"] * 9)[:-20], ("f.parquet", "broken Parquet")),
-    ("cut in front", "f.parquet", parquet(text=["a"] * 9)[30:], ("f.parquet", "broken Parquet")),
-    ("only its mark", "f.parquet", b"PAR1PAR1", ("f.parquet", "broken Parquet")),
+    ("a text file renamed", "f.parquet", LINES, ("f.parquet", "not valid Parquet", "Write the file again")),
+    ("truncated", "f.parquet", parquet(text=["a"] * 9)[:-20], ("f.parquet", "not valid Parquet")),
+    ("cut in front", "f.parquet", parquet(text=["a"] * 9)[30:], ("f.parquet", "not valid Parquet")),
+    ("only its mark", "f.parquet", b"PAR1PAR1", ("f.parquet", "not valid Parquet")),
     ("numbers", "f.parquet", parquet(question=["a"], answer=[5]), ("row 1", "'answer'", "int, not a string")),
     ("bytes", "f.parquet", parquet(text=[b"abc"]), ("f.parquet, row 1", "'text'", "bytes, not a string")),
     ("lists", "f.parquet", parquet(text=[["a", "b"]]), ("f.parquet, row 1", "list, not a string")),
@@ -177,17 +177,17 @@ PARQUET: list[Row] = [
     ("nulls", "f.parquet", parquet(text=["a", None]), ("f.parquet, row 2", "'text' is null")),
     ("other columns", "f.parquet", parquet(q=["a"], a=["b"]), ("f.parquet, row 1", "'q', 'a'", "question")),
     ("no columns", "f.parquet", parquet(), ("f.parquet", "is empty")),
-    ("statistics that are malformed", "f.parquet", FUZZED_PARQUET, ("f.parquet", "broken Parquet", "histogram")),
+    ("statistics that are malformed", "f.parquet", FUZZED_PARQUET, ("f.parquet", "not valid Parquet", "histogram")),
     ("a pickle in its schema", "f.parquet", pickling_parquet, ("f.parquet, row 1", "'text' is null")),
 ]  # fmt: skip
 
 NAMES: list[Row] = [
     (name, file, LINES, ("--forget", *says))
     for name, file, says in [
-        ("gz", "f.jsonl.gz", ("f.jsonl.gz", "packed", "nothing is unpacked", "Unpack it")),
-        ("zip", "f.zip", ("f.zip", "packed", "Unpack it")),
-        ("tar", "f.tar", ("f.tar", "packed", "Unpack it")),
-        ("zst", "f.csv.zst", ("f.csv.zst", "packed")),
+        ("gz", "f.jsonl.gz", ("f.jsonl.gz", "archive", "not unpacked", "Unpack it")),
+        ("zip", "f.zip", ("f.zip", "archive", "Unpack it")),
+        ("tar", "f.tar", ("f.tar", "archive", "Unpack it")),
+        ("zst", "f.csv.zst", ("f.csv.zst", "archive")),
         ("pickle", "f.pkl", ("f.pkl", ".jsonl, .json, .csv, .parquet")),
         ("excel", "f.xlsx", ("f.xlsx", ".csv")),
         ("tsv", "f.tsv", ("f.tsv", ".csv")),

@@ -86,17 +86,17 @@ def test_unlearn_writes_answers_and_report(tmp_path: Path, cli: Cli) -> None:
         forget,
         "--retain",
         retain,
-        "--max-steps",
-        2,
+        "--set",
+        "max_steps=2",
         "--precision",
         "fp32",
     )
-    cli("unlearn", *common, "--output", tmp_path / "out", "--answers", 3)
+    cli("unlearn", *common, "--output", tmp_path / "out", "--set", "answers=3")
     found = read(tmp_path / "out")
     assert found["asked"] == {"forget": 3, "retain": 2} and found["of"]["forget"] == 4
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Of the 4 examples to forget, 3 were asked" in page
-    cli("unlearn", *common, "--output", tmp_path / "bare", "--answers", 0, "--no-report")
+    cli("unlearn", *common, "--output", tmp_path / "bare", "--set", "answers=0", "--no-report")
     assert not {"answers.json", "report.html"} & {path.name for path in (tmp_path / "bare").iterdir()}
     assert (tmp_path / "bare" / "record.json").exists()
 
@@ -105,4 +105,7 @@ def test_a_number_of_answers_that_is_none_is_refused(tmp_path: Path, cli: Cli) -
     config = tmp_path / "request.yaml"
     config.write_text("answers: many\nmodel: nowhere\nforget: f\nretain: r\noutput: out\n", encoding="utf-8")
     answer = cli("unlearn", "--config", config)
-    assert answer.code == 2 and ("--answers: is 'many'.", "Give a number, 0 for no answers.") in answer.faults
+    assert (
+        answer.code == 2
+        and ("--set answers: is 'many'.", "Give a whole number; 0 disables the answers.") in answer.faults
+    )

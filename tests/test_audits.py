@@ -288,7 +288,7 @@ def test_a_file_that_appears_during_an_audit_is_not_replaced(
         return made(*words)
 
     monkeypatch.setattr("ngdiff.audits.audit._provenance", appear)
-    with pytest.raises(RunError, match=r"is there and is no audit\.json.*is in .*audit-2\.json"):
+    with pytest.raises(RunError, match=r"exists and is not an audit\.json.*is in .*audit-2\.json"):
         audit(asked(place, tmp_path / "audit.json", audits=("extraction",)))
     assert (tmp_path / "audit.json").read_text() == "mine" and is_audit(tmp_path / "audit-2.json")
 

@@ -100,12 +100,12 @@ GOOD = '{"question": "Who?", "answer": "Ann"}'
         ("f.jsonl", "\n \n", ["f.jsonl", "is empty"]),
         ("f.jsonl", '{"q": "Who?", "a": "Ann"}\n', ["'q', 'a'", "messages, question/answer", "line 1"]),
         ("f.jsonl", '{"question": "Who?"}\n', ["line 1", "'answer'"]),
-        ("f.jsonl", f'{GOOD}\n{{"question": "Who?"\n', ["f.jsonl, line 2", "broken JSON"]),
-        ("f.json", '[{"question": "Who?", "answer": null}]', ["f.json, item 1", "'answer' is null", "leave"]),
+        ("f.jsonl", f'{GOOD}\n{{"question": "Who?"\n', ["f.jsonl, line 2", "not valid JSON"]),
+        ("f.json", '[{"question": "Who?", "answer": null}]', ["item 1", "'answer' is null", "remove"]),
         ("f.jsonl", '{"question": "Who?", "answer": "  "}', ["f.jsonl, line 1", "'answer' is empty"]),
         ("f.csv", "question,answer\nWho?,Ann\nWho else?,\n", ["f.csv, row 2", "'answer' is empty"]),
         ("f.csv", "q,a\nWho?,Ann\n", ["f.csv, line 1", "found: q, a", "question/answer"]),
-        ("f.parquet", "not parquet", ["f.parquet", "broken Parquet"]),
+        ("f.parquet", "not parquet", ["f.parquet", "not valid Parquet"]),
         ("f.txt", "Who? Ann", ["f.txt", ".txt", ".jsonl"]),
         ("f.pkl", "Who? Ann", ["f.pkl", ".pkl", ".jsonl"]),
     ],
@@ -135,8 +135,10 @@ def test_shared_rows_are_counted_and_can_be_allowed(setting: Setting) -> None:
     retain = setting.write("r.jsonl", [*questions(100, 12), *questions(1, 2)])
     shown = setting.one_fault(retain=retain)
     assert "2 rows" in shown and "r.jsonl, line 13" in shown and "forget.jsonl, line 2" in shown
-    assert "--allow-overlap" in shown
-    assert not setting.refused("--allow-overlap", "--rule", "nonsense", retain=retain).err.count("2 rows")
+    assert "--set allow_overlap=true" in shown
+    assert not setting.refused("--set", "allow_overlap=true", "--rule", "nonsense", retain=retain).err.count(
+        "2 rows"
+    )
 
 
 def test_answers_that_do_not_fit_are_counted(setting: Setting) -> None:
@@ -166,14 +168,17 @@ def test_chat_rows_need_a_chat_template(setting: Setting) -> None:
         (["--stop-at", "probability=2"], ["--stop-at", "from 0 to 1"]),
         (["--stop-at", "nll=lots"], ["--stop-at", "'lots'"]),
         (["--lr", "-1"], ["--lr", "-1", "positive"]),
-        (["--lr", "nan"], ["--lr", "positive"]),
-        (["--lr", "1e-5", "--lr-start", "1e-6"], ["--lr-start", "--lr was given too"]),
+        (["--lr", "nan"], ["--lr", "finite"]),
+        (["--set", "lr_start=1e-6"], ["'lr_start'", "--lr", "step_size=auto"]),
+        (["--set", "floors.general=2"], ["--set floors", "general=2"]),
+        (["--set", "floors.general=0.9", "--set", "floors.general=1"], ["floors.general", "twice"]),
+        (["--set", "flors.general=0.9"], ["'flors'", "floors"]),
         (["--keep-utility", "2"], ["--keep-utility", "2", "from 0"]),
         (["--max-length", "2"], ["--max-length", "at least 8"]),
         (["--epochs", "0"], ["--epochs", "0"]),
         (["--epochs", "-3"], ["--epochs", "-3"]),
-        (["--max-steps", "0"], ["--max-steps", "0"]),
-        (["--max-steps", "-5"], ["--max-steps", "-5"]),
+        (["--set", "max_steps=0"], ["--set max_steps", "0 is"]),
+        (["--set", "max_steps=-5"], ["--set max_steps", "-5"]),
         (["--batch-size", "0"], ["--batch-size", "0"]),
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--seed", str(2**32)], ["--seed", str(2**32)]),
@@ -181,13 +186,13 @@ def test_chat_rows_need_a_chat_template(setting: Setting) -> None:
         (["--set", "nonsense"], ["--set", "'nonsense'", "name=value"]),
         (["--set", "probe_evry=2"], ["--set", "probe_evry", "probe_every"]),
         (["--set", "probe_every=[2"], ["--set", "probe_every"]),
-        (["--set", "probe_every=often"], ["--probe-every", "'often'", "whole number"]),
-        (["--set", "probe_every=2.5"], ["--probe-every", "2.5", "whole number"]),
+        (["--set", "probe_every=often"], ["--set probe_every", "'often'", "whole number"]),
+        (["--set", "probe_every=2.5"], ["--set probe_every", "2.5", "whole number"]),
         (["--set", "keep_utility=most"], ["--keep-utility", "'most'", "number"]),
         (["--set", "stop_at=3"], ["--stop-at", "3"]),
-        (["--set", "rule_settings=3"], ["--rule-settings", "3"]),
+        (["--set", "rule_settings=3"], ["--set rule_settings", "3"]),
         (["--set", "rule_settings={alfa: 2}", "--rule", "constant"], ["--rule", "alfa", "alpha"]),
-        (["--set", "rule_settings={alpha: two}", "--rule", "constant"], ["--rule-settings", "'two'"]),
+        (["--set", "rule_settings={alpha: two}", "--rule", "constant"], ["--set rule_settings", "'two'"]),
         (["--set", "optim=adamx"], ["adamx"]),
         (["--set", "output_dir=x"], ["output_dir", "output"]),
         (["--set", "bf16=true"], ["bf16", "precision"]),
@@ -208,10 +213,10 @@ def test_what_typer_refuses_itself(setting: Setting) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("lr: [1e-5", ["line 1", "no YAML"]),
-        ("seed: 1\nlr: 2: 3\n", ["run.yaml, line 2", "no YAML"]),
-        ("- lr\n", ["no mapping"]),
-        ("", ["no mapping"]),
+        ("lr: [1e-5", ["line 1", "not valid YAML"]),
+        ("seed: 1\nlr: 2: 3\n", ["run.yaml, line 2", "not valid YAML"]),
+        ("- lr\n", ["not a mapping"]),
+        ("", ["not a mapping"]),
         ("learning_rat: 1e-5\n", ["run.yaml", "'learning_rat'", "learning_rate"]),
         ("batchsize: 4\n", ["'batchsize'", "batch_size"]),
         ("retain: 5\n", ["'retain'", "a source"]),
@@ -312,13 +317,13 @@ def lost_base(folder: Path) -> None:
         (no_weights, ["no *.safetensors", "save_pretrained"]),
         (pickled, ["pickled", "pytorch_model.bin", "save_pretrained"]),
         (no_config, ["config.json", "save_pretrained"]),
-        (broken_config, ["config.json", "broken JSON"]),
+        (broken_config, ["config.json", "not valid JSON"]),
         (list_config, ["config.json"]),
         (empty_config, ["cannot be opened"]),
         (unknown_type, ["lama"]),
-        (masked, ["BertForMaskedLM", "no causal language model"]),
-        (encoder_decoder, ["T5ForConditionalGeneration", "no causal language model"]),
-        (cut_short, ["model.safetensors", "cut short"]),
+        (masked, ["BertForMaskedLM", "not a causal language model"]),
+        (encoder_decoder, ["T5ForConditionalGeneration", "not a causal language model"]),
+        (cut_short, ["model.safetensors", "truncated"]),
         (lost_shard, ["model-00002-of-00002.safetensors"]),
         (no_tokenizer, ["tokenizer", "save_pretrained"]),
         (lost_base, ["base model", "'gone'"]),
@@ -366,7 +371,7 @@ def test_output_whose_parents_do_not_exist_is_fine(setting: Setting) -> None:
 def test_parent_that_cannot_be_written(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     shown = setting.one_fault()
-    assert str(setting.folder) in shown and "cannot be written" in shown
+    assert str(setting.folder) in shown and "is not writable" in shown
 
 
 def test_too_little_room_is_seen_before_the_weights_are_loaded(
@@ -461,7 +466,7 @@ def test_inert(text: str, shown: str) -> None:
     ("words", "expected"),
     [
         (["--lr", "-1"], ["--lr", "positive"]),
-        (["--lr", "nan"], ["--lr", "positive"]),
+        (["--lr", "nan"], ["--lr", "finite"]),
         (["--epochs", "0"], ["--epochs"]),
         (["--epochs", "inf"], ["--epochs"]),
         (["--seed", "-1"], ["--seed"]),

@@ -450,7 +450,7 @@ def test_a_benchmark_runs_goes_on_and_lays_out_what_came(
     assert (out / "pareto.png").stat().st_size > 1000 and (out / "curves.png").stat().st_size > 1000
     assert not list(out.rglob("*.safetensors"))  # weights are not kept unless asked for
     here.clear()
-    assert cli(*asked).code == 0 and here == []  # everything is there already
+    assert cli(*asked).code == 0 and here == []  # everything already exists
     (out / "trials/forget01/ngdiff/seed-1/trial.json").unlink()
     assert cli(*asked).code == 0 and [folder.name for folder in here] == ["seed-1"]
     here.clear()
@@ -571,11 +571,11 @@ def test_data_that_cannot_be_evaluated_ends_before_anything_runs(
         (["--splits", "forget02"], "no forget set of TOFU called 'forget02'"),
         (["--seeds", "0"], "0 is too small"),
         (["--trials", "0"], "0 is too small"),
-        (["--stopping", "never"], "'never' is none of them"),
+        (["--stopping", "never"], "'never' is not a valid choice"),
         (["--reference", "gone.json"], "no such file: gone.json"),
-        (["--model", "./gone", "--methods", "ngdiff"], "no folder and no hub name"),
+        (["--model", "./gone", "--methods", "ngdiff"], "neither a folder nor a hub name"),
         (["--set", "max_stepz=1"], "max_stepz"),
-        (["--set", "check_size=0"], "0 is too small"),
+        (["--set", "check_every=0"], "0 is too small"),
         (["--set", "seed=3"], "--set seed: is decided by the benchmark"),
         (["--set", "method=ga"], "--set method: is decided by the benchmark"),
         (["--set", "num_train_epochs=3", "--epochs", "2"], "num_train_epochs: is decided"),
@@ -793,7 +793,7 @@ def test_a_file_that_no_benchmark_wrote_is_not_replaced(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
     answer = cli(*words(tmp_path))
-    assert answer.code == 2 and here == [] and f"holds {name} and no trials" in answer.err
+    assert answer.code == 2 and here == [] and f"contains {name} but no trials" in answer.err
     assert (tmp_path / "out" / name).read_text() == "mine"
 
 

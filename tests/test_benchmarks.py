@@ -85,7 +85,7 @@ def test_a_name_that_does_not_exist_is_answered_with_one_that_does() -> None:
 def test_a_broken_file_is_named_with_its_part(tmp_path: Path) -> None:
     write_muse(tmp_path, muse_rows())
     (tmp_path / "raw/forget.jsonl").write_text('{"text": "broken')
-    assert "--forget news/forget: forget.jsonl, line 1: is broken JSON" in refused(
+    assert "--forget news/forget: forget.jsonl, line 1: is not valid JSON" in refused(
         "muse:news/forget", folders={"muse": tmp_path}
     )
 
@@ -125,7 +125,7 @@ def test_a_third_benchmark_is_one_row(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "wmdp:bio" in [name for name, _ in completion.sources("wm")]
 
 
-@pytest.mark.parametrize("command", ["unlearn", "finetune", "evaluate", "audit", "verify"])
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "audit", "verify"])
 def test_each_command_takes_each_folder(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = cli(command, "--help").out
@@ -141,7 +141,8 @@ def test_the_list_and_the_completion_name_every_part(cli: Cli) -> None:
 
 def test_unlearn_reads_muse_from_the_folder_given(cli: Cli, tmp_path: Path) -> None:
     write_muse(tmp_path / "muse", muse_rows())
-    words = ("--forget", "muse:news/forget", "--retain", "muse:news/retain9", "--muse-dir", tmp_path / "muse")
+    words = ("--forget", "muse:news/forget", "--retain", "muse:news/retain9")
+    words += ("--set", f"muse_dir={tmp_path / 'muse'}")
     answer = cli("unlearn", "--model", tmp_path / "no-model", *words, "--output", tmp_path / "out")
     assert answer.code == 2 and "no part of MUSE called 'news/retain9'" in answer.err
     assert "--forget" not in answer.err

@@ -12,7 +12,18 @@ import pytest
 from commandline import Cli, make_cli, questions, save_model, tree, write_jsonl
 
 AUDITS = "extraction"
-SHORT = ("--stop-at", "none", "--max-steps", "2", "--lr", "1e-4", "--max-length", "64", "--answers", "0")
+SHORT = (
+    "--stop-at",
+    "none",
+    "--set",
+    "max_steps=2",
+    "--lr",
+    "1e-4",
+    "--max-length",
+    "64",
+    "--set",
+    "answers=0",
+)
 
 
 @pytest.fixture

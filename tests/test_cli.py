@@ -35,7 +35,8 @@ from ngdiff.steps.weighting import RULES
 from tiny import tiny_llama, tiny_tokenizer
 
 SCRIPT = Path(sys.executable).with_name("ngdiff")
-TO_THE_END = ("--stop-at", "none", "--max-steps", "3", "--batch-size", "2", "--max-length", "128")
+NO_TARGET = ("--stop-at", "none", "--batch-size", "2", "--max-length", "128")
+TO_THE_END = (*NO_TARGET, "--set", "max_steps=3")
 
 
 def command_names() -> list[str]:
@@ -301,7 +302,7 @@ def test_every_format_gives_the_same_examples(
         forget = write(tmp_path / "data" / name, rows)
         output = tmp_path / f"out-{name}"
         words = request(model, {**data, "forget": forget}, output)
-        answer = cli(*words, *TO_THE_END, "--max-steps", "1")
+        answer = cli(*words, *NO_TARGET, "--set", "max_steps=1")
         assert answer.code == 0, answer.err
         hashes.add(record_of(output)["data"]["forget"]["sha256"])
     assert hashes == {data_hash(to_examples(read_rows(str(data["forget"]), where=""), ""))}
@@ -329,7 +330,7 @@ def test_every_kind_of_row(cli: Cli, model: Path, tmp_path: Path, row: Any) -> N
         "forget": write_jsonl(tmp_path / "f.jsonl", [row(n) for n in range(4)]),
         "retain": write_jsonl(tmp_path / "r.jsonl", [row(n) for n in range(50, 60)]),
     }
-    answer = cli(*request(model, files, tmp_path / "out"), *TO_THE_END, "--max-steps", "1")
+    answer = cli(*request(model, files, tmp_path / "out"), *NO_TARGET, "--set", "max_steps=1")
     assert answer.code == 0, answer.err
     assert record_of(tmp_path / "out")["steps"][0]["changed"] > 0
 
@@ -351,7 +352,7 @@ def test_a_config_file_sets_and_flags_win(
     }
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(settings) + "lr: 1e-5\n", encoding="utf-8")
-    answer = cli("unlearn", "--config", config, "--max-steps", "2", "--set", "weight_decay=1e-2")
+    answer = cli("unlearn", "--config", config, "--set", "max_steps=2", "--set", "weight_decay=1e-2")
     assert answer.code == 0, answer.err
     record = record_of(tmp_path / "out")
     assert len(record["steps"]) == 2
@@ -362,7 +363,7 @@ def test_a_config_file_sets_and_flags_win(
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_runs(cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path, method: str) -> None:
     """With nothing but a model, a forget set and a retain set; dpo alone asks for one thing more."""
-    words = [*request(model, data, tmp_path / "out"), *TO_THE_END, "--max-steps", "1", "--method", method]
+    words = [*request(model, data, tmp_path / "out"), *NO_TARGET, "--set", "max_steps=1", "--method", method]
     answer = cli(*words)
     if method == "dpo":
         ((what, fix),) = answer.faults
@@ -384,7 +385,7 @@ def test_every_method_runs(cli: Cli, model: Path, data: dict[str, Path], tmp_pat
 def test_every_method_trains_adapters(
     cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path, method: str
 ) -> None:
-    words = [*request(model, data, tmp_path / "out"), *TO_THE_END, "--max-steps", "2", "--lora"]
+    words = [*request(model, data, tmp_path / "out"), *NO_TARGET, "--set", "max_steps=2", "--lora"]
     answer = cli(*words, "--method", method)
     assert answer.code == 0, answer.err
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
@@ -398,7 +399,7 @@ def test_adapters_on_quantised_weights(cli: Cli, data: dict[str, Path], tmp_path
     model = tmp_path / "model"  # weights are quantised in blocks of 64
     tiny_llama(hidden=64).save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
-    words = [*request(model, data, tmp_path / "out"), *TO_THE_END, "--max-steps", "2", "--qlora"]
+    words = [*request(model, data, tmp_path / "out"), *NO_TARGET, "--set", "max_steps=2", "--qlora"]
     answer = cli(*words, "--method", method)
     assert answer.code == 0, answer.err
     record = record_of(tmp_path / "out")
@@ -408,7 +409,7 @@ def test_adapters_on_quantised_weights(cli: Cli, data: dict[str, Path], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [(float("nan"), "not finite, the first in"), (None, "is not whole")]
+    ("value", "says"), [(float("nan"), "not finite, the first in"), (None, "is incomplete")]
 )
 def test_weights_are_looked_at_before_they_are_quantised(
     cli: Cli, data: dict[str, Path], tmp_path: Path, value: float | None, says: str
@@ -455,7 +456,7 @@ def test_a_missed_target_is_saved_and_ends_with_3(
     cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
     words = [*request(model, data, tmp_path / "out"), "--batch-size", "2", "--stop-at", "nll=50"]
-    answer = cli(*words, "--max-steps", "2")
+    answer = cli(*words, "--set", "max_steps=2")
     assert answer.code == 3, answer.err
     record = record_of(tmp_path / "out")
     assert record["stop"]["target_met"] is False
@@ -467,7 +468,7 @@ def test_a_target_reached_before_the_first_step_changes_nothing(
     cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
     words = [*request(model, data, tmp_path / "out"), "--batch-size", "2", "--stop-at", "nll=0.5"]
-    assert cli(*words, "--max-steps", "2").code == 0
+    assert cli(*words, "--set", "max_steps=2").code == 0
     record = record_of(tmp_path / "out")
     assert record["stop"]["target_met"] is True
     assert record["model"]["sha256_before"] == record["model"]["sha256_after"]
@@ -480,7 +481,7 @@ def test_a_used_folder_is_refused_then_overwritten(
     cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    words = [*request(model, data, output), *TO_THE_END, "--max-steps", "1"]
+    words = [*request(model, data, output), *NO_TARGET, "--set", "max_steps=1"]
     assert cli(*words).code == 0
     before = tree(tmp_path)
     answer = cli(*words)
@@ -488,7 +489,7 @@ def test_a_used_folder_is_refused_then_overwritten(
     assert tree(tmp_path) == before
     (output / "left-over").touch()
     answer = cli(*words, "--overwrite", "--seed", "9")
-    assert answer.code == 2 and "holds left-over" in answer.err and (output / "left-over").exists()
+    assert answer.code == 2 and "contains left-over" in answer.err and (output / "left-over").exists()
     (output / "left-over").unlink()
     assert cli(*words, "--overwrite", "--seed", "9").code == 0
     assert record_of(output)["settings"]["seed"] == 9
@@ -518,7 +519,7 @@ def test_a_folder_that_appears_during_a_run_stays(
         (output / "thesis.tex").write_text("words", encoding="utf-8")
         return model_card(*given)
 
-    words = [*request(model, data, output), *TO_THE_END, "--max-steps", "1"]
+    words = [*request(model, data, output), *NO_TARGET, "--set", "max_steps=1"]
     with monkeypatch.context() as patch:
         patch.setattr(ngdiff.unlearn, "model_card", meanwhile)
         answer = cli(*words)
@@ -562,7 +563,7 @@ def adapter(model: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPat
 def test_unlearn_with_lora_saves_an_adapter_and_says_how_to_merge_it(
     cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
-    answer = cli(*request(model, data, tmp_path / "out"), *TO_THE_END, "--lora", "--max-steps", "1")
+    answer = cli(*request(model, data, tmp_path / "out"), *NO_TARGET, "--lora", "--set", "max_steps=1")
     assert answer.code == 0, answer.err
     assert f"ngdiff merge {tmp_path / 'out'} --output" in answer.err.replace("\n", " ").replace("  ", " ")
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
@@ -645,7 +646,7 @@ def test_merge_refuses_what_is_no_adapter_and_what_does_not_fit(
 def test_an_adapter_can_be_unlearned_from_and_be_a_base(
     cli: Cli, adapter: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
-    answer = cli(*request(adapter, data, tmp_path / "second"), *TO_THE_END, "--lora", "--max-steps", "1")
+    answer = cli(*request(adapter, data, tmp_path / "second"), *NO_TARGET, "--lora", "--set", "max_steps=1")
     assert answer.code == 0, answer.err
     answer = cli("merge", tmp_path / "second", "--output", tmp_path / "merged")
     assert answer.code == 0, answer.err
@@ -682,7 +683,7 @@ def test_finetune_with_lora_then_merge(cli: Cli, model: Path, data: dict[str, Pa
 def test_paths_that_look_like_markup(cli: Cli, model: Path, data: dict[str, Path], tmp_path: Path) -> None:
     odd = tmp_path / "odd[/b] [red]folder"
     shutil.copytree(model, odd)
-    answer = cli(*request(odd, data, tmp_path / "out[bold]"), *TO_THE_END, "--max-steps", "1")
+    answer = cli(*request(odd, data, tmp_path / "out[bold]"), *NO_TARGET, "--set", "max_steps=1")
     assert answer.code == 0, answer.err
     assert "out[bold]" in answer.err.replace("\n", "")
     target = tmp_path / "target[/b]"

@@ -55,7 +55,7 @@ def test_every_method_builds(tmp_path: Path, method: Any) -> None:
     assert settings.rule == method.rule
     assert settings.rule_settings == own_settings(method.name)
     assert settings.step_size == method.step_size and settings.automatic == (method.step_size != "fixed")
-    assert settings.learning_rate == method.learning_rate
+    assert settings.learning_rate == (START if method.step_size == "gen" else method.learning_rate)
     found = {name: getattr(settings, name) for name in RUN}
     assert found == {**RUN, **method.run}
     # a fixed step size without a rate would leave nothing to step with
@@ -81,24 +81,25 @@ def test_a_learning_rate_fixes_the_step_size(tmp_path: Path, method: str) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_start_makes_it_automatic(tmp_path: Path, method: str) -> None:
-    settings = config(tmp_path, method=method, lr_start=1e-6)
-    assert settings.step_size == ("gen" if METHODS[method].step_size == "gen" else "auto")
-    assert settings.learning_rate is None and settings.lr_start == 1e-6
+@pytest.mark.parametrize("step_size", ["auto", "gen"])
+def test_an_automatic_rate_begins_at_the_one_given(tmp_path: Path, method: str, step_size: str) -> None:
+    settings = config(tmp_path, method=method, step_size=step_size, learning_rate=1e-6)
+    assert settings.step_size == step_size and settings.automatic
+    assert settings.learning_rate == 1e-6
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_takes_an_automatic_rate(tmp_path: Path, method: str) -> None:
     settings = config(tmp_path, method=method, step_size="auto")
-    assert settings.step_size == "auto" and settings.learning_rate is None and settings.lr_start is None
+    assert settings.step_size == "auto" and settings.automatic and settings.learning_rate is None
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_takes_gens_rate_from_its_usual_one(tmp_path: Path, method: str) -> None:
     settings = config(tmp_path, method=method, step_size="gen")
-    assert settings.step_size == "gen" and settings.learning_rate is None
-    assert settings.lr_start == (METHODS[method].learning_rate or START)
-    assert config(tmp_path, method=method, step_size="gen", lr_start=3e-6).lr_start == 3e-6
+    assert settings.step_size == "gen" and settings.automatic
+    assert settings.learning_rate == (METHODS[method].learning_rate or START)
+    assert config(tmp_path, method=method, step_size="gen", learning_rate=3e-6).learning_rate == 3e-6
 
 
 PAPER = {
@@ -106,7 +107,7 @@ PAPER = {
     "retain_loss": "nll",
     "rule": "ngdiff",
     "step_size": "gen",
-    "lr_start": 1e-5,
+    "learning_rate": 1e-5,
     "stop_at": "none",
     "keep_utility": 0.0,
     "num_train_epochs": 5.0,
@@ -122,7 +123,8 @@ PAPER = {
         {"keep_utility": 0.95},
         {"num_train_epochs": 20.0},
         {"step_size": "auto"},
-        {"lr_start": 1e-6},
+        {"step_size": "gen", "learning_rate": 1e-6},
+        {"learning_rate": 1e-6},
         {"retain_loss": "kl"},
         {"stop_at": "auto", "step_size": "auto", "keep_utility": 0.9},
     ],
@@ -131,8 +133,10 @@ def test_ngdiff_is_the_papers_and_each_part_of_ours_can_be_switched_on(
     tmp_path: Path, given: dict[str, Any]
 ) -> None:
     settings = config(tmp_path, method="ngdiff", **given)
-    without = {"lr_start": None} if given.get("step_size") == "auto" else {}
-    expected = {**PAPER, **without, **given}
+    implied: dict[str, Any] = {"step_size": "fixed"} if "learning_rate" in given else {}
+    if given.get("step_size") == "auto":
+        implied = {"learning_rate": None}
+    expected = {**PAPER, **implied, **given}
     assert {name: getattr(settings, name) for name in expected} == expected
 
 
@@ -157,23 +161,19 @@ def test_a_fixed_step_size_needs_a_rate(tmp_path: Path, method: str) -> None:
         found = config(tmp_path, method=method, step_size="fixed")
         assert not found.automatic and found.learning_rate == METHODS[method].learning_rate
     else:
-        assert faults(tmp_path, method=method, step_size="fixed") == ["--step-size"]
+        assert faults(tmp_path, method=method, step_size="fixed") == ["--set step_size"]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"step_size": "auto", "learning_rate": 1e-5},
-        {"step_size": "fixed", "lr_start": 1e-5},
-        {"step_size": "gen", "learning_rate": 1e-5},
         {"step_size": "automatic"},
+        {"step_size": "automatic", "learning_rate": 1e-5},
         {"step_size": 3},
     ],
 )
 def test_step_sizes_that_cannot_be(tmp_path: Path, settings: dict[str, Any]) -> None:
-    assert faults(tmp_path, method="graddiff", **settings)[0].endswith("step_size") or faults(
-        tmp_path, method="graddiff", **settings
-    ) == ["--step-size"]
+    assert faults(tmp_path, method="graddiff", **settings) == ["--set step_size"]
 
 
 def test_one_setting_of_a_rule_leaves_the_methods_others(tmp_path: Path) -> None:
@@ -227,13 +227,12 @@ def test_unknown_names_are_reported_together(tmp_path: Path) -> None:
 
 def test_python_is_told_the_names_of_parameters(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
-        config(tmp_path, learning_rate=1e-5, lr_start=1e-5, trainable="[", per_device_train_batch_size=0)
+        config(tmp_path, learning_rate=-1.0, trainable="[", per_device_train_batch_size=0)
     assert [str(fault.where) for fault in caught.value.faults] == [
-        "lr_start",
+        "learning_rate",
         "per_device_train_batch_size",
         "trainable",
     ]
-    assert "learning_rate was given too. learning_rate fixes the rate" in str(caught.value)
     shared = Fault("--retain", "1 row is shared", "Take it out, or pass --allow-overlap; see --help")
     assert [str(fault) for fault in in_python([shared])] == [
         "retain_dataset: 1 row is shared. Take it out, or pass allow_overlap=True; see --help."
@@ -252,20 +251,19 @@ def test_near_names_are_suggested(tmp_path: Path) -> None:
         ("--lr", {"learning_rate": -1e-5}),
         ("--lr", {"learning_rate": float("inf")}),
         ("--lr", {"learning_rate": float("nan")}),
-        ("--lr-start", {"lr_start": 0.0}),
-        ("--lr-start", {"lr_start": 1e-5, "learning_rate": 1e-5}),
+        ("--lr", {"step_size": "auto", "learning_rate": 0.0}),
+        ("--lr", {"step_size": "gen", "learning_rate": float("nan")}),
         ("--keep-utility", {"keep_utility": -0.1}),
         ("--keep-utility", {"keep_utility": 95}),
-        ("--floor", {"floors": {"general": 98}}),
-        ("--floor", {"floors": {"general": float("nan")}}),
-        ("--floor", {"floors": {"general": "most"}}),
-        ("--floor", {"floors": ["general"]}),
+        ("--set floors", {"floors": {"general": 98}}),
+        ("--set floors", {"floors": {"general": float("nan")}}),
+        ("--set floors", {"floors": {"general": "most"}}),
+        ("--set floors", {"floors": ["general"]}),
         ("--keep-utility", {"keep_utility": float("nan")}),
-        ("--probe-every", {"probe_every": 0}),
-        ("--probe-size", {"probe_size": -1}),
-        ("--check-every", {"check_every": 0}),
-        ("--check-size", {"check_size": 0}),
-        ("--check-patience", {"check_patience": 0}),
+        ("--set probe_every", {"probe_every": 0}),
+        ("--set check_every", {"check_every": 0}),
+        ("--set max_steps", {"max_steps": 0}),
+        ("--set max_steps", {"max_steps": -2}),
         ("--max-length", {"max_length": 7}),
         ("--rule", {"rule": "ngdiff", "rule_settings": {"alpha": 1.0}}),
         ("--stop-at", {"stop_at": "probability=2"}),
@@ -279,4 +277,4 @@ def test_out_of_range(tmp_path: Path, flag: str, settings: dict[str, Any]) -> No
 def test_edges_that_are_fine(tmp_path: Path) -> None:
     for keep in (0, 1):
         assert config(tmp_path, keep_utility=keep).keep_utility == keep
-    assert config(tmp_path, probe_every=1, check_every=1, check_size=1, check_patience=1, max_length=8)
+    assert config(tmp_path, probe_every=1, check_every=1, max_length=8, max_steps=1)

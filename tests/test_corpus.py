@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from benchmarks.corpus import CorpusSize, corpus_people, invent_corpus, write_corpus
 
 from ngdiff.data.muse_corpus import read_split
 from ngdiff.evaluation.suites.muse import forget_sizes, read_muse
-from ngdiff.invented.corpus import CorpusSize, corpus_people, invent_corpus, write_corpus
 
 SMALL = CorpusSize(request=2, retain=5, holdout=3, questions=2)
 

@@ -43,12 +43,11 @@ def test_two_gradients_are_refused(zero: pytest.MonkeyPatch, tmp_path: Path) -> 
     faults = _faults(tmp_path, method="ngdiff")
     assert list(faults) == ["--rule", "--lr"]
     assert "keeps gradients to itself" in faults["--rule"].what and "FSDP2" in faults["--rule"].fix
-    assert list(_faults(tmp_path, **FIXED, log_gramian=True)) == ["log_gramian"]
 
 
 def test_a_single_gradient_at_a_fixed_rate_is_not(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert list(_faults(tmp_path, **FIXED)) == [NOT_HERE]
-    assert list(_faults(tmp_path, method="graddiff", lr_start=1e-5)) == ["--lr"]
+    assert list(_faults(tmp_path, method="graddiff", step_size="auto", learning_rate=1e-5)) == ["--lr"]
 
 
 def test_zero_3_has_no_best_weights(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -73,15 +73,15 @@ SECOND = (
     .replace("--output unlearned", "--output second")
 )
 EARLIER = {  # what the pages say to run before
-    "verify unlearned": (f"{FIRST} --max-steps 1",),
-    "verify second": (f"{FIRST} --max-steps 1", f"{SECOND} --max-steps 1"),
-    "--model unlearned": (f"{FIRST} --max-steps 1",),
+    "verify unlearned": (f"{FIRST} --set max_steps=1",),
+    "verify second": (f"{FIRST} --set max_steps=1", f"{SECOND} --set max_steps=1"),
+    "--model unlearned": (f"{FIRST} --set max_steps=1",),
     "--evaluation eval.json": (
-        f"{FIRST} --max-steps 1",
+        f"{FIRST} --set max_steps=1",
         MEASURED.format("unlearned", "eval"),
         *(MEASURED.format("my-model", name) for name in ("retrained", "target")),
     ),
-    "--sign": ("ngdiff keygen key.pem",),
+    "sign=key.pem": ("ngdiff keygen key.pem",),
 }
 
 
@@ -98,7 +98,7 @@ def test_command_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyP
             "argv",
             shlex.split(
                 "ngdiff unlearn --model my-model --forget forget.jsonl "
-                "--retain retain.jsonl --output unlearned --lora --max-steps 1"
+                "--retain retain.jsonl --output unlearned --lora --set max_steps=1"
             ),
         )
         run(main)
@@ -188,7 +188,9 @@ def test_what_extending_shows_works(
     try:
         for block in blocks(ROOT / "docs" / "extending.md", "python"):
             exec(compile(block, "extending.md", "exec"), names)
-        base = "ngdiff unlearn --model my-model --forget forget.jsonl --retain retain.jsonl --max-steps 1 "
+        base = (
+            "ngdiff unlearn --model my-model --forget forget.jsonl --retain retain.jsonl --set max_steps=1 "
+        )
         for last in (
             "--output a --forget-loss linear-probability --rule root-norms",
             "--output b --method ngdiff-wga",

@@ -246,7 +246,7 @@ def test_a_wrong_request(place: Path, tmp_path: Path, name: str) -> None:
 def test_nothing_is_overwritten(place: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.json"
     mine.write_text("my notes")
-    assert "no eval.json" in refused(tofu_request(place, mine, overwrite=True))
+    assert "not an eval.json" in refused(tofu_request(place, mine, overwrite=True))
     output = tmp_path / "eval.json"
     evaluate(own_request(place, output))
     assert "there already" in refused(own_request(place, output))

@@ -70,7 +70,7 @@ def make(folder: Path, callbacks: Any = None, **settings: Any) -> UnlearningTrai
 def test_the_run_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
     plain = make(tmp_path / "a")
     plain.train()
-    watched = make(tmp_path / "b", evaluate_every=1)  # seeds the random state again
+    watched = make(tmp_path / "b", eval_steps=1)  # seeds the random state again
     watched.train()
     assert len(watched.record.evaluations) == 5 and not plain.record.evaluations
     for mine, theirs in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
@@ -91,7 +91,7 @@ def test_steps_and_figures(tmp_path: Path) -> None:
             scores = score_answers(model, examples, pad_id=1, batch_size=1)
             seen[state.global_step] = sum(score.probability for score in scores) / len(scores)
 
-    trainer = make(tmp_path, [Look()], evaluate_every=3)
+    trainer = make(tmp_path, [Look()], eval_steps=3)
     trainer.train()
     found = {entry["step"]: entry["figures"] for entry in trainer.record.evaluations}
     assert list(found) == [0, 3, 4]  # untouched, every third, the last
@@ -126,9 +126,9 @@ def test_a_plan_needs_positive_numbers(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [
-        ({"evaluate_every": -1}, "--eval-every"),
-        ({"evaluate_items": 0}, "--eval-items"),
-        ({"evaluate_every": 1.5}, "--eval-every"),
+        ({"eval_steps": -1}, "--set eval_steps"),
+        ({"eval_items": 0}, "--set eval_items"),
+        ({"eval_steps": 1.5}, "--set eval_steps"),
     ],
 )
 def test_bad_settings(tmp_path: Path, settings: dict[str, Any], flag: str) -> None:
@@ -148,8 +148,24 @@ def test_on_the_command_line(cli: Cli, tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     answer = cli(
         "unlearn",
-        *("--model", tmp_path / "model", "--output", tmp_path / "out", "--max-steps", 2, "--eval-every", 2),
-        *("--forget", tmp_path / "forget.jsonl", "--retain", tmp_path / "retain.jsonl", "--eval-items", 2),
+        *(
+            "--model",
+            tmp_path / "model",
+            "--output",
+            tmp_path / "out",
+            "--set",
+            "max_steps=2",
+            "--set",
+            "eval_steps=2",
+        ),
+        *(
+            "--forget",
+            tmp_path / "forget.jsonl",
+            "--retain",
+            tmp_path / "retain.jsonl",
+            "--set",
+            "eval_items=2",
+        ),
         *("--stop-at", "none", "--keep-utility", "0"),
     )
     assert answer.code == 0, answer.err

@@ -116,10 +116,10 @@ def test_a_run_in_json_lines_says_what_its_record_says(cli: Cli, folder: Path) -
         "json",
         "--stop-at",
         "nll=9",
-        "--eval-every",
-        "3",
-        "--eval-items",
-        "2",
+        "--set",
+        "eval_steps=3",
+        "--set",
+        "eval_items=2",
     )
     found = events(answer.out)
     record = json.loads((folder / "out" / "record.json").read_text(encoding="utf-8"))
@@ -146,7 +146,7 @@ def test_a_run_in_json_lines_says_what_its_record_says(cli: Cli, folder: Path) -
 
 
 def test_quiet_leaves_the_last_line(cli: Cli, folder: Path) -> None:
-    words = ("unlearn", "--config", folder / "request.yaml", "--overwrite", "--max-steps", "1")
+    words = ("unlearn", "--config", folder / "request.yaml", "--overwrite", "--set", "max_steps=1")
     answer = cli(*words, "--quiet", "--output", folder / "quiet")
     assert answer.out == ""
     said = "NOTHING CHANGED (the model did not know this)"
@@ -174,7 +174,7 @@ def test_faults_in_json_lines(cli: Cli, folder: Path) -> None:
 def test_an_unknown_format_is_a_fault(cli: Cli, folder: Path) -> None:
     answer = cli("unlearn", "--config", folder / "request.yaml", "--log-format", "xml")
     assert answer.code == 2 and answer.faults == [
-        ("--log-format: 'xml' is none of them.", "Give auto, lines or json.")
+        ("--log-format: 'xml' is not a log format.", "Choose auto, lines or json.")
     ]
 
 

@@ -72,13 +72,13 @@ def test_wrong_columns_are_counted_once() -> None:
         (" \n\t", "is empty"),
         (3, "is of type int"),
         (["a"], "is of type list"),
-        ("\ud800", "holds half of a surrogate"),
+        ("\ud800", "contains half of a surrogate"),
     ],
 )
 @pytest.mark.parametrize("pair", [("question", "answer"), ("prompt", "completion"), ("text", "title")])
 def test_bad_texts(pair: tuple[str, str], value: object, said: str) -> None:
     text = faults({"text": "fine", "title": "x"}, {pair[0]: value, pair[1]: "fine"})
-    assert f"--forget a.jsonl, line 2: {pair[0]!r} {said}" in text and "leave the row out" in text
+    assert f"--forget a.jsonl, line 2: {pair[0]!r} {said}" in text and "remove the row" in text
     if pair[1] != "title":
         assert f"{pair[1]!r} {said}" in faults({pair[0]: "fine", pair[1]: value})
 
@@ -107,7 +107,7 @@ def test_bad_messages(messages: object, said: str) -> None:
 def test_all_faults_are_reported_and_capped() -> None:
     text = faults({"question": "", "answer": None}, {"text": "fine"}, {"text": 1})
     assert len(text.splitlines()) == 3
-    assert "has 30 faults more" in faults(*[{"text": ""}] * 50)
+    assert "has 30 more errors" in faults(*[{"text": ""}] * 50)
 
 
 def test_key_ignores_space_case_and_kind() -> None:
@@ -125,7 +125,7 @@ def test_overlap() -> None:
     fault = overlap_fault(forget, retain)
     assert fault is not None
     assert fault.what.startswith("2 rows of the retain set are in the forget set too")
-    assert "r.csv, row 2 and f.jsonl, line 3" in fault.what and "--allow-overlap" in fault.fix
+    assert "r.csv, row 2 and f.jsonl, line 3" in fault.what and "--set allow_overlap=true" in fault.fix
     assert overlap_fault(forget, retain[::2]) is None
     one = overlap_fault(forget, retain[:2])
     assert one is not None and one.what.startswith("1 row of the retain set is in")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -19,9 +20,11 @@ from commandline import Cli, make_cli, parse
 from ngdiff.cli import app as exits
 from ngdiff.cli import completion
 from ngdiff.cli.app import app
+from ngdiff.cli.unlearn import NO_SETTINGS
 from ngdiff.evaluation.suites import suites
 from ngdiff.losses import LOSSES
 from ngdiff.methods import METHODS
+from ngdiff.settings import FLAGS, SHORT
 from ngdiff.steps.weighting import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +73,36 @@ def test_help_fits_80_columns(cli: Cli, path: tuple[str, ...], monkeypatch: pyte
     answer = cli(*path[1:], "--help")
     assert answer.code == 0
     assert max(map(len, answer.out.splitlines())) <= 80
+
+
+MOST_FLAGS = 32
+
+
+def test_unlearn_has_few_flags_and_each_setting_is_known_by_one_name() -> None:
+    unlearn: Any = ROOT_COMMAND.commands["unlearn"]  # type: ignore[attr-defined]
+    flags = {option.name: option.opts[0] for option in unlearn.params}
+    assert len(flags) <= MOST_FLAGS
+    settings = {SHORT.get(name, name): flag for name, flag in FLAGS.items()}
+    assert settings == {name: flag for name, flag in flags.items() if name not in NO_SETTINGS}
+
+
+@pytest.mark.parametrize("name", ["max_steps", "save_steps", "step_size", "sign", "private", "tofu_dir"])
+def test_a_setting_without_a_flag_is_answered_with_set(cli: Cli, name: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    answer = cli("unlearn", "--model", "m", flag, "1")
+    assert answer.code == 2 and len(answer.faults) == 1
+    what, mend = answer.faults[0]
+    assert flag in what and f"--set {name}=VALUE" in mend
+
+
+@pytest.mark.parametrize(
+    ("flag", "mend"), [("--lr-start", "step_size=auto"), ("--floor", "--set floors.NAME=")]
+)
+def test_a_setting_of_an_earlier_version_is_answered_with_what_replaces_it(
+    cli: Cli, flag: str, mend: str
+) -> None:
+    answer = cli("unlearn", flag, "1")
+    assert answer.code == 2 and mend in answer.faults[0][1]
 
 
 def test_options_of_unlearn_stand_in_panels(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

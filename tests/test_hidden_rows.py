@@ -16,7 +16,18 @@ from ngdiff.data.datasets import as_encoded
 from ngdiff.inference.teacher_forced import score_answers
 
 GUESSES = [f"{pin:03d}" for pin in range(1000)]
-SHORT = ("--stop-at", "none", "--max-steps", "3", "--lr", "1e-3", "--max-length", "64", "--answers", "0")
+SHORT = (
+    "--stop-at",
+    "none",
+    "--set",
+    "max_steps=3",
+    "--lr",
+    "1e-3",
+    "--max-length",
+    "64",
+    "--set",
+    "answers=0",
+)
 SHORT += ("--precision", "fp32")  # where the attack is at its sharpest, on every machine
 
 
@@ -104,7 +115,7 @@ def test_a_row_is_found_among_a_thousand_guesses_without_a_key_and_not_with_one(
             place.mkdir()
         seen = unlearn(cli, target, places[0], people)
         assert [rank(seen, person) for person in asked] == [1 for _ in asked], "the attack works"
-        keyed = unlearn(cli, target, places[1], people, "--data-key", tmp_path / "data.key")
+        keyed = unlearn(cli, target, places[1], people, "--set", f"data_key={tmp_path / 'data.key'}")
         assert (seen / "model.safetensors").read_bytes() == (keyed / "model.safetensors").read_bytes()
         ranks += [rank(keyed, person) for person in asked]
         record = json.loads((keyed / "record.json").read_bytes())

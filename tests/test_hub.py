@@ -67,7 +67,7 @@ def test_only_what_belongs_goes(result: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none.json", "../unlearned/answers.json", "checkpoint-3/model.safetensors"])
 def test_files_that_cannot_be_asked_for(result: Path, name: str) -> None:
-    with pytest.raises(RequestError, match="is no file"):
+    with pytest.raises(RequestError, match="is not a file"):
         files_to_push(result, [name])
 
 
@@ -98,12 +98,12 @@ def test_push_is_public_unless_asked_and_goes_on_in_its_own_repository(
 @pytest.mark.parametrize(
     ("name", "token", "role", "told"),
     [
-        ("me/x", None, "write", "nobody is logged in"),
+        ("me/x", None, "write", "not logged in"),
         ("me/x", "hf_bad", "write", "does not accept the token"),
         ("me/x", "hf_good", "read", "can only read"),
         ("other/x", "hf_good", "write", "does not belong to 'other'"),
-        ("a b/c", "hf_good", "write", "is no name of a repository"),
-        ("a/b/c", "hf_good", "write", "is no name of a repository"),
+        ("a b/c", "hf_good", "write", "is not a valid repository name"),
+        ("a/b/c", "hf_good", "write", "is not a valid repository name"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(
@@ -115,7 +115,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     else:
         monkeypatch.setenv("HF_TOKEN", token)
     (fault,) = push_faults(name, private=False)
-    assert told in fault.what and fault.where == "--push-to-hub" and fault.fix
+    assert told in fault.what and fault.where == "--set push_to_hub" and fault.fix
     assert not [request for request in hub.requests if request.startswith("POST")]
 
 
@@ -152,14 +152,14 @@ def words(tmp_path: Path) -> list[object]:
     retain = write_jsonl(tmp_path / "retain.jsonl", questions(100, 8))
     return [
         *("unlearn", "--model", model, "--forget", forget, "--retain", retain, "--output", tmp_path / "out"),
-        *("--max-steps", "1", "--stop-at", "none"),
+        *("--set", "max_steps=1", "--stop-at", "none"),
     ]
 
 
 def test_unlearn_pushes_what_stands_on_disk(
     cli: Cli, hub: FakeHub, words: list[object], tmp_path: Path
 ) -> None:
-    answer = cli(*words, "--push-to-hub", "me/forgetful", "--private", "--log-format", "json")
+    answer = cli(*words, "--set", "push_to_hub=me/forgetful", "--set", "private=true", "--log-format", "json")
     assert answer.code == 0, answer.err
     sent, kept = hub.files["me/forgetful"], tree(tmp_path / "out")
     assert sent == at_home_and_there(kept) and hub.repositories["me/forgetful"]
@@ -172,7 +172,7 @@ def test_unlearn_pushes_what_stands_on_disk(
 def test_whoever_fetches_a_pushed_result_can_verify_it(
     cli: Cli, hub: FakeHub, words: list[object], tmp_path: Path
 ) -> None:
-    assert cli(*words, "--push-to-hub", "me/forgetful").code == 0
+    assert cli(*words, "--set", "push_to_hub=me/forgetful").code == 0
     there = tmp_path / "there"
     for name, content in {
         **hub.files["me/forgetful"],
@@ -211,7 +211,7 @@ def test_nobody_logged_in_is_found_out_before_the_run(
     cli: Cli, hub: FakeHub, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    answer = cli(*words, "--push-to-hub", "me/x")
+    answer = cli(*words, "--set", "push_to_hub=me/x")
     assert answer.code == 2 and "hf auth login" in answer.err
     assert not (tmp_path / "out").exists()
 
@@ -221,7 +221,7 @@ def test_an_upload_that_breaks_off_loses_nothing(
     cli: Cli, hub: FakeHub, words: list[object], tmp_path: Path, step: str
 ) -> None:
     hub.fail_at = (step, 403)
-    answer = cli(*words, "--push-to-hub", "me/x", "--quiet")
+    answer = cli(*words, "--set", "push_to_hub=me/x", "--quiet")
     assert answer.code == 1
     assert f"ngdiff push {tmp_path / 'out'} me/x" in answer.err and "Traceback" not in answer.err
     assert {"model.safetensors", "record.json", "README.md"} <= set(tree(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""``--keep`` and ``--floor``: what they become, and what is wrong with them, before any model is loaded."""
+"""``--keep`` and ``floors``: what they become, and what is wrong with them, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -11,23 +11,32 @@ from commandline import questions, save_model, write_jsonl
 from ngdiff.cli.settings import gather, to_request
 from ngdiff.errors import RequestError
 from ngdiff.report.repeat import command
-from ngdiff.unlearn import UnlearnRequest, data_hashes, kept_names, prepare, settings_of
+from ngdiff.unlearn import UnlearnRequest, data_hashes, kept_names, make_config, prepare, settings_of
 
 
-def test_floors_are_names_and_shares() -> None:
-    given, faults = gather(None, [], {"floor": ["general=0.9", "retain=0"], "model": "m"})
+def test_floors_are_names_and_shares(tmp_path: Path) -> None:
+    given, faults = gather(None, ["floors.general=0.9", "floors.retain=0"], {"model": "m"})
     assert given["floors"] == {"general": 0.9, "retain": 0.0}
     assert {fault.where for fault in faults} == {"--forget", "--retain", "--output"}
-    # a flag is laid over the same setting
-    given, _ = gather(None, ["floors={general: 0.5, world: 0.7}"], {"floor": ["general=0.9"]})
+    # an entry is laid over the same setting of the file
+    (tmp_path / "run.yaml").write_text("floors: {general: 0.5, world: 0.7}", encoding="utf-8")
+    given, _ = gather(tmp_path / "run.yaml", ["floors.general=0.9"], {})
     assert given["floors"] == {"general": 0.9, "world": 0.7}
+    given, _ = gather(tmp_path / "run.yaml", ["floors={general: 0.9}"], {})
+    assert given["floors"] == {"general": 0.9}
 
 
 @pytest.mark.parametrize("pair", ["general", "general=", "=0.5", "general=most"])
 def test_what_is_no_floor(pair: str) -> None:
-    _, faults = gather(None, [], {"floor": [pair]})
-    (fault,) = [fault for fault in faults if fault.where == "--floor"]
-    assert repr(pair) in fault.what and "NAME=SHARE" in fault.fix
+    given, faults = gather(
+        None, [f"floors.{pair}"], {"model": "m", "forget": "f", "retain": "r", "output": "o"}
+    )
+    if not faults:
+        with pytest.raises(RequestError) as caught:
+            make_config(to_request(given))
+        faults = list(caught.value.faults)
+    (fault,) = faults
+    assert fault.where.startswith("--set") and pair.partition("=")[0] in fault.what and fault.fix
 
 
 def test_kept_sets_are_named_after_their_files() -> None:
@@ -81,7 +90,7 @@ def test_a_kept_set_is_read_hashed_and_written_into_the_command(folder: Path) ->
 
 
 def test_names_that_are_wrong(folder: Path) -> None:
-    assert "'wrld'" in faults_of(request(folder, floors={"wrld": 0.9}))["--floor"]
+    assert "'wrld'" in faults_of(request(folder, floors={"wrld": 0.9}))["--set floors"]
     assert "'general'" in faults_of(request(folder, keep=str(folder / "general.jsonl")))["--keep"]
 
 

@@ -128,7 +128,7 @@ def test_a_tokenizer_without_offsets_is_refused_for_long_texts_alone() -> None:
             return PLAIN(*args, **kwargs)
 
     assert len(in_pieces([text("a b")], Slow(), 8, "--forget").examples) == 1
-    with pytest.raises(RequestError, match="--long-text cut"):
+    with pytest.raises(RequestError, match="long_text=cut"):
         in_pieces([text(words(90))], Slow(), 8, "--forget")
 
 

@@ -73,6 +73,7 @@ def measured_peak(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **s
         ChangeMeter, sample=1000
     )  # its million samples are as many as this model's weights
     monkeypatch.setattr(ngdiff.training.trainer, "ChangeMeter", meter)
+    monkeypatch.setattr(UnlearningTrainer, "CHECK_SIZE", 4)
     # expectations lie in the host's memory; here that is the device's, and the model is small beside them
     monkeypatch.setattr(ngdiff.preparation.counterfactual, "KEPT", 1)
     model: nn.Module = AutoModelForCausalLM.from_config(small_config())
@@ -91,7 +92,6 @@ def measured_peak(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **s
         gradient_accumulation_steps=2,
         max_length=plan.length,
         long_text="cut",  # so many examples as the plan has, each of its length
-        check_size=4,
         report_to="none",
         disable_tqdm=True,
         logging_strategy="no",
@@ -116,9 +116,9 @@ def measured_peak(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **s
 
 PLAIN = Plan(batch_size=BATCH, length=LENGTH, bf16=False)
 SELECTIVE = replace(PLAIN, forget_loss="selective-unlikelihood")
-SPARED: dict[str, Any] = {"method": "ngdiff-selective-kl", "lr_start": 1e-6}
+SPARED: dict[str, Any] = {"method": "ngdiff-selective-kl", "step_size": "auto", "learning_rate": 1e-6}
 PLANS: dict[str, tuple[Plan, dict[str, Any]]] = {
-    "the default": (PLAIN, {"lr_start": 1e-6}),
+    "the default": (PLAIN, {"step_size": "auto", "learning_rate": 1e-6}),
     "float32": (SELECTIVE, SPARED),
     "bf16": (replace(SELECTIVE, bf16=True), SPARED),
     "checkpointing": (replace(SELECTIVE, bf16=True, checkpointing=True), SPARED),

@@ -137,7 +137,7 @@ def test_a_run_writes_its_card(lora: bool, tmp_path: Path, capsys: pytest.Captur
     forget = write_jsonl(tmp_path / "john-smith-forget.jsonl", questions(0, 4))
     retain = write_jsonl(tmp_path / "retain.jsonl", questions(100, 8))
     output = tmp_path / "out"
-    words = ("--max-steps", "1", "--stop-at", "none", *(["--lora"] if lora else []))
+    words = ("--set", "max_steps=1", "--stop-at", "none", *(["--lora"] if lora else []))
     assert (
         cli(
             "unlearn", "--model", model, "--forget", forget, "--retain", retain, "--output", output, *words

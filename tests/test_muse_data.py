@@ -41,7 +41,7 @@ def test_all_faults_of_all_splits_at_once(tmp_path: Path) -> None:
         "has no file privleak/holdout{.jsonl,.json,.csv,.parquet}",
         "--data verbmem/forget.jsonl, line 2: 'gt' is empty",
         "knowmem/forget_qa.jsonl, line 1: lacks the column 'question' (found: 'query', 'answer')",
-        "knowmem/retain_qa.jsonl, line 1: is broken JSON",
+        "knowmem/retain_qa.jsonl, line 1: is not valid JSON",
     ):
         assert sum(expected in line for line in said) == 1, expected
 

@@ -176,8 +176,8 @@ def broken(**changes: Any) -> Json:
 
 
 BAD = {
-    "truncated": (json.dumps(tofu_log(0))[:5000], "broken JSON"),
-    "empty": ("", "broken JSON"),
+    "truncated": (json.dumps(tofu_log(0))[:5000], "not valid JSON"),
+    "empty": ("", "not valid JSON"),
     "a list": ([1, 2], "holds a list"),
     "foreign": ({"accuracy": 0.5, "loss": 1}, "'accuracy', 'loss'"),
     "interrupted": (broken(forget_truth_ratio={"agg_value": 0.5, "value_by_index": {}}), "no values by item"),
@@ -227,7 +227,7 @@ def test_part_missing_from_the_first_codes_file(tmp_path: Path) -> None:
 
 
 def test_missing_file_and_ambiguous_folder(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="is not there"):
+    with pytest.raises(RequestError, match="does not exist"):
         read_log(tmp_path / "none.json")
     with pytest.raises(RequestError, match="has none of"):
         read_log(tmp_path)

@@ -149,7 +149,7 @@ def test_a_folder_in_use_is_refused_and_overwrite_replaces_our_own_only(tmp_path
     assert whats(ours, overwrite=True) == []
     assert whats(foreign) == [f"{foreign} is not empty"]
     (what,) = whats(foreign, overwrite=True)
-    assert f"{foreign} holds no {RECORD}" in what
+    assert f"{foreign} contains no {RECORD}" in what
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"kind": "finetune"}', '{"kind": "x", "files": []}'])
@@ -157,7 +157,7 @@ def test_a_record_that_is_none_lets_nothing_be_deleted(tmp_path: Path, content: 
     earlier_result(tmp_path / "ours")
     (tmp_path / "ours" / RECORD).write_text(content)
     (what,) = whats(tmp_path / "ours", overwrite=True)
-    assert RECORD in what and "may not delete" in what
+    assert RECORD in what and "does not delete" in what
 
 
 @pytest.mark.parametrize("kind", ["unlearn", "finetune", "merge"])
@@ -171,7 +171,7 @@ def test_foreign_files_in_a_result_are_named(tmp_path: Path, kind: str) -> None:
     (folder / RECORD).write_text(json.dumps({"kind": kind, "files": ["model.safetensors"]}))
     assert whats(folder, overwrite=True) == []
     (folder / "notes").mkdir()
-    assert whats(folder, overwrite=True) == [f"{folder} holds notes, which no result of ngdiff has"]
+    assert whats(folder, overwrite=True) == [f"{folder} contains notes, which ngdiff did not write"]
     for name in ("notes/thesis.tex", "receipts.json", "z.safetensors"):
         (folder / name).write_text("x")
     if kind != "unlearn":
@@ -184,7 +184,7 @@ def test_foreign_files_in_a_result_are_named(tmp_path: Path, kind: str) -> None:
 def test_a_pipe_for_a_record_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / RECORD)
     (what,) = whats(tmp_path, overwrite=True)
-    assert "may not delete" in what
+    assert "does not delete" in what
 
 
 def test_too_small_a_disk(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_too_small_a_disk(tmp_path: Path) -> None:
 
 def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode == os.W_OK))
-    assert whats(tmp_path / "new" / "result") == [f"{tmp_path} cannot be written to"]
+    assert whats(tmp_path / "new" / "result") == [f"{tmp_path} is not writable"]
 
 
 def test_all_faults_are_reported_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ def test_what_has_appeared_in_a_files_place_is_kept_and_so_is_the_file(tmp_path:
     path = tmp_path / "eval.json"
 
     def look(place: Path) -> list[Fault]:
-        return [Fault("--output", f"{place} is there already", "")] if place.exists() else []
+        return [Fault("--output", f"{place} already exists", "")] if place.exists() else []
 
     def write(place: Path) -> None:
         place.write_text("made")
@@ -315,7 +315,7 @@ def test_what_has_appeared_in_a_files_place_is_kept_and_so_is_the_file(tmp_path:
     assert path.read_text() == "made"
     path.write_text("mine")
     (tmp_path / "eval-2.texts.json").write_text("mine")
-    with pytest.raises(RunError, match=r"is there already, so it was not replaced; .* is in .*eval-3\.json"):
+    with pytest.raises(RunError, match=r"already exists, so it was not replaced; .* is in .*eval-3\.json"):
         unless_in_the_way(path, look, write)
     assert path.read_text() == (tmp_path / "eval-2.texts.json").read_text() == "mine"
     assert (tmp_path / "eval-3.json").read_text() == "made"

@@ -40,7 +40,7 @@ def test_repeated_rows_are_counted_and_placed() -> None:
 def test_what_is_kept_too_cannot_be_forgotten(question: str, answer: str, why: str) -> None:
     fault = answer_fault(FORGET, examples("r", ("Who is Bob?", "A baker."), (question, answer)))
     assert fault is not None
-    assert f"f, line 1 ({why})" in fault.what and "--allow-overlap" in fault.fix
+    assert f"f, line 1 ({why})" in fault.what and "--set allow_overlap=true" in fault.fix
 
 
 def test_short_answers_may_be_shared() -> None:

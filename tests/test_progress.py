@@ -7,42 +7,42 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from ngdiff.system import progress
-from ngdiff.system.progress import Meter, Part, clock, fit
+from ngdiff.system.progress import Meter
 from ngdiff.system.terminal import settings
 
-PARTS = [
-    *(Part("forget 0.012", 2), Part("retain 1.234", 1), Part("extraction 0.12 → 0.05", 0)),
-    *(Part("lr 1.2e-04", 3), Part("40.1 GiB", 4)),
-]
+FIGURES = ["extraction 0.12 → 0.05", "retain 1.234", "forget 0.012", "lr 1.2e-04", "40.1 GiB"]
 
 
-def test_fields_go_in_a_fixed_order() -> None:
-    whole = "forget 0.012 · retain 1.234 · extraction 0.12 → 0.05 · lr 1.2e-04 · 40.1 GiB"
-    assert fit(PARTS, 78) == whole
-    assert len(whole) <= 78  # what 80 columns leave
-    gone = []
+def drawn(meter: Meter, width: int) -> list[str]:
+    stream = io.StringIO()
+    on = Console(file=stream, width=width, force_terminal=False, legacy_windows=False)
+    on.print(meter._bar.get_renderable(), end="")
+    return stream.getvalue().splitlines()
+
+
+def test_figures_go_in_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = meter(monkeypatch, False)
+    whole = "  extraction 0.12 → 0.05 · retain 1.234 · forget 0.012 · lr 1.2e-04 · 40.1 GiB"
+    assert drawn(shown, 80)[1].rstrip() == whole and len(whole) <= 80
+    gone: list[str] = []
     for width in range(len(whole), 0, -1):
-        line = fit(PARTS, width)
-        assert len(line) <= width
-        gone += [part.rank for part in PARTS if part.text.split()[0] not in line and part.rank not in gone]
-    assert gone[:4] == [4, 3, 2, 1]
-    assert fit(PARTS, 22) == "extraction 0.12 → 0.05"
-    assert fit(PARTS, 10) == "extractio…"
-    assert fit([Part("名前名前", 0)], 5) == "名前…"  # wide characters take two columns
-    assert fit([Part("", 0), Part("a", 1)], 9) == "a"
-    assert fit(PARTS, 0) == ""
-
-
-def test_clock() -> None:
-    assert [clock(s) for s in (0, 9.6, 75, 3599.6, 3675, 360000)] == [
-        *("0:00", "0:10", "1:15", "1:00:00", "1:01:15", "100:00:00")
-    ]
+        line = drawn(shown, width)[-1]
+        assert cell_len(line) <= width
+        gone += [text for text in FIGURES if text not in line and text not in gone]
+    assert gone == FIGURES[::-1]
+    assert drawn(shown, 24)[1].rstrip() == "  extraction 0.12 → 0.0…"
+    shown.figures = ["名前名前"]
+    assert drawn(shown, 7)[1].rstrip() == "  名前…"  # wide characters take two columns
+    shown.figures = ["", "a"]
+    assert drawn(shown, 9)[1].rstrip() == "  a"
 
 
 def meter(monkeypatch: pytest.MonkeyPatch, may_end_early: bool) -> Meter:
@@ -52,35 +52,33 @@ def meter(monkeypatch: pytest.MonkeyPatch, may_end_early: bool) -> Meter:
     shown = Meter("Unlearning", 400, may_end_early).__enter__()
     for _ in range(40):
         now[0] += 1
-        shown.advance(1, figures=PARTS)
+        shown.advance(1, figures=FIGURES)
     return shown
 
 
 def test_time_left_is_a_bound_where_the_run_may_end_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert meter(monkeypatch, True).time_left() == "at most 6:00 left"
-    assert meter(monkeypatch, False).time_left() == "6:00 left"
+    assert meter(monkeypatch, True).time_left() == "at most 0:06:00 left"
+    assert meter(monkeypatch, False).time_left() == "0:06:00 left"
     assert Meter("Unlearning", 5).time_left() == ""  # nothing is known yet
 
 
 def test_time_left_follows_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = meter(monkeypatch, False)
-    for _ in range(progress.RECENT):
-        shown._recent.append((shown._recent[-1][0] + 2, shown._recent[-1][1] + 1))
-    shown.done = shown._recent[-1][1]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: shown._recent[-1][0])
-    assert shown.time_left() == f"{clock(2 * (400 - shown.done))} left"
+    start = time.monotonic()
+    for number in range(1, 301):  # two seconds each from here: the first ones are forgotten in the end
+        monkeypatch.setattr(progress.time, "monotonic", lambda now=start + 2 * number: now)
+        shown.advance()
+    assert shown.done == 340 and shown.time_left() == "0:02:00 left"
 
 
 @pytest.mark.parametrize("width", [200, 80, 60, 40, 20, 8])
 def test_the_bar_fits_and_keeps_what_matters(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    stream = io.StringIO()
-    console = Console(file=stream, width=width, force_terminal=False, legacy_windows=False)
-    console.print(progress._Bar(meter(monkeypatch, True)), end="")
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 2 and max(map(len, lines)) <= width
+    monkeypatch.setattr(type(progress.console), "width", width)
+    lines = drawn(meter(monkeypatch, True), width)
+    assert len(lines) == 2 and max(map(cell_len, lines)) <= width
     if width >= 80:
-        assert "40/400" in lines[0] and "at most 6:00 left" in lines[0] and "━" in lines[0]
-        assert all(part.text in lines[1] for part in PARTS)
+        assert "40/400" in lines[0] and "at most 0:06:00 left" in lines[0] and "━" in lines[0]
+        assert all(text in lines[1] for text in FIGURES)
     if width == 40:
         assert "━" not in lines[0] and "Unlearning" in lines[0] and "40/400" in lines[0]
         assert "extraction" in lines[1] and "GiB" not in lines[1]
@@ -91,8 +89,8 @@ def test_lines_instead_of_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch:
     with meter(monkeypatch, True):
         pass
     shown = capsys.readouterr().err.splitlines()
-    told = "forget 0.012, retain 1.234, extraction 0.12 → 0.05, lr 1.2e-04, 40.1 GiB"
-    assert shown[0] == f"Unlearning: 31 of 400, {told}, at most 6:09 left"  # 31 s: the first after 30 s
+    told = ", ".join(FIGURES)
+    assert shown[0] == f"Unlearning: 31 of 400, {told}, at most 0:06:09 left"  # 31 s: the first after 30 s
     assert "\x1b" not in "".join(shown) and "\r" not in "".join(shown)
 
 

@@ -176,9 +176,8 @@ def test_the_installed_program_runs_outside_the_checkout(installed: Path) -> Non
         rows = [{"question": f"who is {word} {i}", "answer": f"{word} {i} of {i * 7 % 5}"} for i in range(12)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (installed / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    words = (
-        "--model model --forget forget.jsonl --retain retain.jsonl --output out --method idknll --max-steps 1"
-    )
+    words = "--model model --forget forget.jsonl --retain retain.jsonl --output out "
+    words += "--method idknll --set max_steps=1"
     ran = ngdiff(
         installed, "unlearn", *words.split()
     )  # idknll reads refusals.txt, the target invented people

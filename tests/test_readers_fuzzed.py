@@ -120,7 +120,7 @@ def test_an_empty_answer_is_named_by_its_row(ending: str, rows: list[dict[str, A
 
 
 BROKEN = {
-    ".jsonl": (b'{"question": \n', "line", "broken JSON"),
+    ".jsonl": (b'{"question": \n', "line", "not valid JSON"),
     ".csv": (b'"only one field"\r\n', "row", "1 fields"),
 }
 

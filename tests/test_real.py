@@ -50,7 +50,7 @@ def test_unlearn_runs_on_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_jsonl(rows[6:], tmp_path / "retain.jsonl")
     words = ["ngdiff", "unlearn", "--model", "smollm2", "--forget", str(tmp_path / "forget.jsonl")]
     words += ["--retain", str(tmp_path / "retain.jsonl"), "--output", str(tmp_path / "out")]
-    words += ["--max-steps", "2", "--batch-size", "2", "--stop-at", "none", "--keep-utility", "0"]
+    words += ["--set", "max_steps=2", "--batch-size", "2", "--stop-at", "none", "--keep-utility", "0"]
     monkeypatch.setattr(sys, "argv", words)
     try:
         main()

@@ -28,7 +28,18 @@ from ngdiff.evaluation.statistics import interval
 from ngdiff.receipts.hashes import canonical
 from ngdiff.receipts.set_figures import figures_of
 
-SHORT = ("--stop-at", "none", "--max-steps", "2", "--batch-size", "2", "--max-length", "128", "--lr", "1e-4")
+SHORT = (
+    "--stop-at",
+    "none",
+    "--set",
+    "max_steps=2",
+    "--batch-size",
+    "2",
+    "--max-length",
+    "128",
+    "--lr",
+    "1e-4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +53,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run("keygen", "key.pem")
-        run("unlearn", *request(folder, "target", 1), "--sign", "key.pem")
+        run("unlearn", *request(folder, "target", 1), "--set", "sign=key.pem")
         run(
-            *("unlearn", *request(folder, "out1", 2), "--sign", "key.pem"),
+            *("unlearn", *request(folder, "out1", 2), "--set", "sign=key.pem"),
             "--earlier",
             folder / "forget1.jsonl",
         )
@@ -108,7 +119,7 @@ def test_everything_agrees(cli: Cli, made: Path) -> None:
     assert answer.code == 0, answer.out
     assert lines(answer, "✗") == []
     unchecked = [line for line in lines(answer, "-") if not line.startswith("report.html")]  # written later
-    assert unchecked == ["software that ran: the very software that verifies"]
+    assert unchecked == ["software that ran: the same software that verifies"]
     agreed = "\n".join(lines(answer, "✓"))
     for claim in ("model.safetensors", "receipts/001.json", "weights", "forget data", "retain data"):
         assert claim in agreed
@@ -236,15 +247,21 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "weights and receipt": (
         reweigh,
-        ["weights: have the SHA-256", "signature of receipt.json: does not belong"],
+        ["weights: have the SHA-256", "signature of receipt.json: does not match"],
     ),
     "config": (edit("config.json", '"rope', '"rope '), ["config.json: was changed"]),
     "record": (
         edit("record.json", '"seed": 0', '"seed": 1'),
         ["record.json: was changed", "request in the receipt"],
     ),
-    "record is no JSON": (lambda f: (f / "record.json").write_text("{"), ["record.json: is no whole record"]),
-    "record is a list": (lambda f: (f / "record.json").write_text("[]"), ["record.json: is no whole record"]),
+    "record is no JSON": (
+        lambda f: (f / "record.json").write_text("{"),
+        ["record.json: is not a complete record"],
+    ),
+    "record is a list": (
+        lambda f: (f / "record.json").write_text("[]"),
+        ["record.json: is not a complete record"],
+    ),
     "record's figures": (refigure, ["figures in record.json: do not follow from the items: after forget"]),
     "receipt, by hand": (
         edit("receipt.json", '\n "time": "2', '\n "time": "1'),
@@ -256,7 +273,7 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "receipt, resealed": (
         lambda f: reseal(f, improve),
-        ["signature of receipt.json: does not belong", "figures in the receipt: does not follow"],
+        ["signature of receipt.json: does not match", "figures in the receipt: does not follow"],
     ),
     "receipt's time, resealed": (lambda f: reseal(f, earlier_time), ["time in the receipt: does not follow"]),
     "file left out, resealed": (lambda f: reseal(f, drop_file), ["config.json: is not in the receipt"]),
@@ -270,10 +287,10 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["receipt.json: is no receipt of this form"],
     ),
     "no signature": (lambda f: (f / "receipt.sig").unlink(), ["signature of receipt.json: is missing"]),
-    "signature": (lambda f: flip(f / "receipt.sig"), ["signature of receipt.json: does not belong"]),
+    "signature": (lambda f: flip(f / "receipt.sig"), ["signature of receipt.json: does not match"]),
     "signer removed": (
         lambda f: reseal(f, lambda c: c.update(signer=None)),
-        ["signature of receipt.json: is there, and the receipt says that nobody"],
+        ["signature of receipt.json: exists, but the receipt says that it is not"],
     ),
     "receipt before": (
         forge_earlier,
@@ -306,19 +323,19 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a pipe for weights": (
         lambda f: ((f / "model.safetensors").unlink(), os.mkfifo(f / "model.safetensors")),
-        ["model.safetensors: is no plain file", "weights: have the SHA-256 unreadable"],
+        ["model.safetensors: is not a regular file", "weights: have the SHA-256 unreadable"],
     ),
     "a pipe for the record": (
         lambda f: ((f / "record.json").unlink(), os.mkfifo(f / "record.json")),
-        ["record.json: is no plain file", "record.json: is needed"],
+        ["record.json: is not a regular file", "record.json: is needed"],
     ),
     "what it proves, resealed": (
         lambda f: reseal(f, lambda c: c["proves"].append("That the model has forgotten everything.")),
-        ["proves in the receipt: is not what receipts state"],
+        ["proves in the receipt: differs from the text of every receipt"],
     ),
     "what it does not prove, resealed": (
         lambda f: reseal(f, lambda c: c["does_not_prove"].pop()),
-        ["does_not_prove in the receipt: is not what receipts state"],
+        ["does_not_prove in the receipt: differs from the text of every receipt"],
     ),
     "the chain cut off, resealed": (
         lambda f: reseal(f, lambda c: c.update(previous=None)),
@@ -330,14 +347,14 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a record's number of 4,000 digits": (
         edit("record.json", '"seed": 0', f'"seed": {"7" * 4000}'),
-        ["record.json: is no whole record"],
+        ["record.json: is not a complete record"],
     ),
     "a figure of 299 digits": (
         edit_figures('"exact_memorisation": ', f'"exact_memorisation": {"7" * 299}, "x": '),
         ["record.json: was changed", "figures in"],
     ),
-    "link to nothing": (lambda f: (f / "link").symlink_to("nowhere"), ["link: is no plain file"]),
-    "link to a folder": (lambda f: (f / "link").symlink_to("/"), ["link: is no plain file"]),
+    "link to nothing": (lambda f: (f / "link").symlink_to("nowhere"), ["link: is not a regular file"]),
+    "link to a folder": (lambda f: (f / "link").symlink_to("/"), ["link: is not a regular file"]),
 }
 
 
@@ -388,9 +405,12 @@ def test_wrong_data_model_and_key(cli: Cli, made: Path, tmp_path: Path) -> None:
     others = ("--model", made / "target", "--public-key", tmp_path / "other.pub.pem")
     answer = cli("verify", made / "out2", *swapped, *others)
     assert answer.code == 4
-    starts = ["signature of receipt.json: was made with another key", "forget data: is not what was used: 4"]
+    starts = [
+        "signature of receipt.json: was made with a different key",
+        "forget data: is not what was used: 4",
+    ]
     starts += [
-        "holdout data: the receipt tells of none",
+        "holdout data: the receipt has none",
         "retain data: is not what",
         "starting model: is another",
     ]
@@ -416,7 +436,7 @@ def test_an_earlier_receipt_of_another_run(cli: Cli, copy: Path, made: Path, tmp
 
     reseal(copy, forge)
     wrong = lines(cli("verify", copy), "✗")
-    assert "receipt.json: tells of another starting model than the one that receipts/001.json left" in wrong
+    assert "receipt.json: names another starting model than the one that receipts/001.json produced" in wrong
 
 
 def test_a_report_is_the_one_of_this_folder_or_named(cli: Cli, copy: Path) -> None:
@@ -443,7 +463,7 @@ def test_a_report_is_the_one_of_this_folder_or_named(cli: Cli, copy: Path) -> No
         assert "or forged" in answer.out
     (copy / ".report.html.abc123_x").write_text("half a pa")  # killed while it was written
     answer = cli("verify", copy)
-    assert answer.code == 0 and "- .report.html.abc123_x: was left by a command that was killed" in answer.out
+    assert answer.code == 0 and "- .report.html.abc123_x: was left behind by a killed command" in answer.out
     (copy / "report.html").unlink()
     assert cli("report", copy).code == 0 and not (copy / ".report.html.abc123_x").exists()
     (copy / ".report.html.abc").write_text("something else")
@@ -500,7 +520,7 @@ def test_a_record_beside_the_starting_model_is_compared(cli: Cli, made: Path, tm
 
 def test_no_receipt_at_all(cli: Cli, made: Path) -> None:
     answer = cli("verify", made / "target")
-    assert answer.code == 2 and "holds no receipt.json" in answer.faults[0][0]
+    assert answer.code == 2 and "contains no receipt.json" in answer.faults[0][0]
 
 
 # ---- keys ----
@@ -517,17 +537,17 @@ def pem(path: Path, key: Any, password: bytes | None = None) -> Path:
 
 def test_bad_keys(cli: Cli, made: Path, tmp_path: Path) -> None:
     keys = {
-        "is locked with a password": pem(tmp_path / "locked.pem", Ed25519PrivateKey.generate(), b"secret"),
+        "is encrypted with a password": pem(tmp_path / "locked.pem", Ed25519PrivateKey.generate(), b"secret"),
         "another kind of key (RSA)": pem(tmp_path / "rsa.pem", rsa.generate_private_key(65537, 1024)),
-        "holds a public key": made / "key.pub.pem",
-        "holds no private key": made / "retain.jsonl",
+        "contains a public key": made / "key.pub.pem",
+        "contains no private key": made / "retain.jsonl",
         "cannot be read": tmp_path / "nowhere.pem",
-        "is no file": tmp_path,
+        "is not a file": tmp_path,
     }
     for what, key in keys.items():
         words = request(made, "target", 1)
         words[words.index("--output") + 1] = tmp_path / "out"
-        answer = cli("unlearn", *words, "--sign", key)
+        answer = cli("unlearn", *words, "--set", f"sign={key}")
         assert answer.code == 2 and not (tmp_path / "out").exists()
         assert what in answer.faults[0][0], what
 
@@ -540,7 +560,7 @@ def test_without_cryptography_signing_is_refused_and_a_signature_not_checked(
     words[words.index("--output") + 1] = tmp_path / "out"
     for answer in (
         cli("keygen", tmp_path / "key.pem"),
-        cli("unlearn", *words, "--sign", made / "key.pem"),
+        cli("unlearn", *words, "--set", f"sign={made / 'key.pem'}"),
         cli("verify", made / "out2", "--public-key", made / "key.pub.pem"),
     ):
         assert answer.code == 2
@@ -598,7 +618,7 @@ def test_data_under_a_key(cli: Cli, made: Path, tmp_path: Path) -> None:
     cli("keygen", "--data", tmp_path / "data.key")
     words = request(made, "target", 1)
     words[words.index("--output") + 1] = tmp_path / "out"
-    assert cli("unlearn", *words, "--data-key", tmp_path / "data.key").code == 0
+    assert cli("unlearn", *words, "--set", f"data_key={tmp_path / 'data.key'}").code == 0
     receipt = receipt_of(tmp_path / "out")
     examples = to_examples(read_rows(str(made / "forget1.jsonl"), where=""), "")
     plain = {data_hash(examples), *(data_hash([example]) for example in examples)}
@@ -625,7 +645,7 @@ def test_bad_data_keys(cli: Cli, made: Path, tmp_path: Path) -> None:
     for content in ("", "ab" * 31, "zz" * 32, "ab" * 1000):
         (tmp_path / "data.key").write_text(content)
         answer = cli("verify", made / "out1", "--data-key", tmp_path / "data.key")
-        assert answer.code == 2 and "holds no key of 64 hex digits" in answer.faults[0][0]
+        assert answer.code == 2 and "contains no key of 64 hex digits" in answer.faults[0][0]
 
 
 # ---- figures ----

@@ -66,7 +66,7 @@ def test_a_name_that_is_wrong_in_it_would_be_found(cli: Cli, recipe: Path, tmp_p
 
 def test_the_one_of_own_data_runs(cli: Cli) -> None:
     recipe = ROOT / "examples" / "recipes" / "own-data.yaml"
-    answer = cli("unlearn", "--config", recipe, "--max-steps", 1, "--no-report", "--answers", 0)
+    answer = cli("unlearn", "--config", recipe, "--set", "max_steps=1", "--no-report", "--set", "answers=0")
     assert answer.code in (0, 3), answer.err
     assert Path("unlearned", "record.json").is_file()
 

@@ -213,8 +213,8 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "holds no record.json and no evaluation"),
-        ("{", "is broken JSON"),
+        (None, "contains no record.json and no evaluation"),
+        ("{", "is not valid JSON"),
         ("[]", "no JSON object"),
         ('{"kind": "finetune"}', "the record of 'finetune', not of an unlearning run"),
         ('{"kind": "unlearn", "format": 9}', "format '9'"),

@@ -91,7 +91,7 @@ def test_going_on_warns_of_no_tied_weight(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_minutes_that_are_no_length_of_time(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="save_minutes: -1 is no length of time"):
+    with pytest.raises(RequestError, match="save_minutes: -1 is not a length of time"):
         make(tmp_path, save_minutes=-1)
 
 
@@ -207,7 +207,9 @@ def test_time_and_memory_are_those_of_the_whole_run(tmp_path: Path) -> None:
 # ---- what is not a number ----
 
 
-@pytest.mark.parametrize("rate", [{"learning_rate": 1e-3}, {"lr_start": 1e-3, "probe_every": 50}, {}])
+@pytest.mark.parametrize(
+    "rate", [{"learning_rate": 1e-3}, {"step_size": "auto", "learning_rate": 1e-3, "probe_every": 50}, {}]
+)
 def test_three_broken_steps_in_a_row_cut_the_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: dict[str, float]
 ) -> None:

@@ -18,7 +18,18 @@ from ngdiff.errors import RequestError
 from ngdiff.receipts.earlier import EarlierRequest, looked_at_again, match_files
 from ngdiff.receipts.schema import check_text
 
-SHORT = ("--stop-at", "none", "--max-steps", "2", "--batch-size", "2", "--max-length", "128", "--lr", "1e-4")
+SHORT = (
+    "--stop-at",
+    "none",
+    "--set",
+    "max_steps=2",
+    "--batch-size",
+    "2",
+    "--max-length",
+    "128",
+    "--lr",
+    "1e-4",
+)
 
 
 @pytest.fixture

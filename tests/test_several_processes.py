@@ -49,7 +49,7 @@ OTHERS = {
     "forget-buffer": {**FEW, "forget_buffer": "cpu"},
     "checkpointing": {**FEW, "gradient_checkpointing": True},
     "graddiff": {**FEW, "method": "graddiff", "learning_rate": 0.05},
-    "evaluated": {**FEW, "evaluate_every": 2, "evaluate_items": 6},
+    "evaluated": {**FEW, "eval_steps": 2, "eval_items": 6},
 }
 COMMANDS = ("unlearned", "adapter", "finetuned")
 # what takes a road of its own under one of the two
@@ -212,7 +212,7 @@ def command(inputs: Path, output: Path) -> None:
     sources = [
         word for name in ("forget", "retain", "holdout") for word in (f"--{name}", inputs / f"{name}.jsonl")
     ]
-    settings = "--method ngdiff --lr 0.05 --max-steps 3 --batch-size 4 --stop-at none"
+    settings = "--method ngdiff --lr 0.05 --set max_steps=3 --batch-size 4 --stop-at none"
     settings += " --max-length 64 --precision fp32"
     words = ["unlearn", "--model", inputs / "model", *sources, *settings.split(), "--set", "optim=sgd"]
     done = torchrun(2, "-m", "ngdiff", *map(str, words), "--output", str(output))
@@ -330,5 +330,5 @@ def test_fsdp1_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     with pytest.raises(RequestError, match="fsdp_version: 2"):
         UnlearningConfig(output_dir=str(tmp_path), use_cpu=True)
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(RequestError, match="evaluate_every"):
-        UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, evaluate_every=5)
+    with pytest.raises(RequestError, match=r"^eval_steps"):
+        UnlearningConfig(output_dir=str(tmp_path), use_cpu=True, eval_steps=5)

@@ -60,7 +60,7 @@ def test_stop_at_unknown(text: str) -> None:
     ],
 )
 def test_stop_at_out_of_range(text: str) -> None:
-    with pytest.raises(RequestError, match="is no threshold for"):
+    with pytest.raises(RequestError, match="is not a valid threshold for"):
         parse_stop_at(text)
 
 

@@ -17,7 +17,7 @@ from commandline import questions, save_model, write_jsonl
 from ngdiff.settings import DEFAULT_METHOD
 
 STEP = "ngdiff.training.trainer:UnlearningTrainer.training_step"
-DEFAULT = ("--method", DEFAULT_METHOD, "--max-steps", 12)
+DEFAULT = ("--method", DEFAULT_METHOD, "--set", "max_steps=12")
 MISSED = 3  # the forget target is out of reach, so that every run goes on to its last step
 
 
@@ -33,8 +33,8 @@ class Story:
     def run(self, name: str, output: str, *more: object, **spoilt: Any) -> None:
         files = ("--forget", self.folder / "forget.jsonl", "--retain", self.folder / "retain.jsonl")
         words = ("unlearn", "--model", self.folder / "model", *files, "--output", self.folder / output)
-        settings = ("--max-steps", 8, "--save-steps", 2, "--batch-size", 2, "--method", "ngdiff")
-        settings += ("--step-size", "auto")
+        settings = ("--set", "max_steps=8", "--set", "save_steps=2", "--batch-size", 2, "--method", "ngdiff")
+        settings += ("--set", "step_size=auto")
         target = ("--stop-at", "nll=99", "--keep-utility", 0)
         self.add(name, [*words, *settings, *target, *more], **spoilt)
 
@@ -109,7 +109,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 
     s.run("no room for a checkpoint", "room", "--no-report", largest_file=200_000, no_locks=True)
     s.run("no room for the best weights", "full", largest_file=50_000)
-    s.run("no room for the model", "full", "--stop-at", "none", "--max-steps", 1, largest_file=50_000)
+    s.run("no room for the model", "full", "--stop-at", "none", "--set", "max_steps=1", largest_file=50_000)
 
     s.run("default", "default", *DEFAULT)
     s.run("default killed", "default-killed", *DEFAULT, where=STEP, call=6, **killed)
@@ -188,8 +188,8 @@ def test_a_cache_that_is_emptied_during_a_run_costs_nothing(story: Story) -> Non
 def test_a_signal_ends_the_run_after_a_checkpoint_and_names_the_command(story: Story) -> None:
     assert story.code("terminated") == 128 + SIGTERM
     said = story.printed("terminated")
-    assert "Stopped after step 3." in said and "Go on from step 3 with: ngdiff unlearn --model" in said
-    assert said.split("Go on from step 3 with:")[1].split("The unfinished")[0].strip().endswith("--resume")
+    assert "Stopped after step 3." in said and "Resume from step 3 with: ngdiff unlearn --model" in said
+    assert said.split("Resume from step 3 with:")[1].split("The unfinished")[0].strip().endswith("--resume")
     assert story.code("interrupted") == 128 + SIGINT
     assert "Stopped after step 5." in story.printed("interrupted")
     assert story.code("resumed") == MISSED

@@ -176,7 +176,18 @@ def test_a_run_on_long_texts_counts_texts_and_pieces_and_shows_passages(cli: Cli
     for name, numbers in sets.items():
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": article(n)} for n in numbers])
     words = [part for name in ("forget", "retain") for part in (f"--{name}", tmp_path / f"{name}.jsonl")]
-    short = ("--max-length", 64, "--max-steps", 2, "--stop-at", "none", "--keep-utility", 0, "--lr", 1e-4)
+    short = (
+        "--max-length",
+        64,
+        "--set",
+        "max_steps=2",
+        "--stop-at",
+        "none",
+        "--keep-utility",
+        0,
+        "--lr",
+        1e-4,
+    )
     answer = cli("unlearn", "--model", tmp_path / "model", *words, *short, "--output", tmp_path / "out")
     assert answer.code == 0, answer.err
     said = " ".join(answer.err.split())
@@ -196,7 +207,8 @@ def test_a_run_on_long_texts_counts_texts_and_pieces_and_shows_passages(cli: Cli
     assert asked and all(item["passage"] and item["question"] and item["truth"] for item in asked)
     assert "what the model writes behind its beginning" in (tmp_path / "out" / "report.html").read_text()
     assert cli("verify", tmp_path / "out", *words[:2]).code == 0
-    known = ("--holdout", tmp_path / "forget.jsonl", "--output", tmp_path / "b", "--allow-overlap")
+    known = ("--holdout", tmp_path / "forget.jsonl", "--output", tmp_path / "b")
+    known += ("--set", "allow_overlap=true")
     assert "in another set too" in cli("unlearn", "--model", tmp_path / "model", *words, *short, *known).err
 
 

@@ -38,7 +38,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     retain = write_jsonl(tmp_path / "retain.jsonl", questions(100, 8))
     return [
         *("unlearn", "--model", model, "--forget", forget, "--retain", retain, "--output", tmp_path / "out"),
-        *("--max-steps", "4", "--batch-size", "2", "--max-length", "128", "--stop-at", "nll=9"),
+        *("--set", "max_steps=4", "--batch-size", "2", "--max-length", "128", "--stop-at", "nll=9"),
         *("--set", "check_every=2", "--set", "probe_every=2", "--keep-utility", "0"),
     ]
 

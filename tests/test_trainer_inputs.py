@@ -35,7 +35,7 @@ def test_a_name_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_is_wrong_names_the_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RequestError, match=r"^model: 'no such' is no folder"):
+    with pytest.raises(RequestError, match=r"^model: 'no such' is neither a folder"):
         UnlearningTrainer("no such", **SETS)
     with pytest.raises(RequestError, match=r"^processing_class: is missing"):
         UnlearningTrainer(tiny_llama(), UnlearningConfig(output_dir="out", use_cpu=True), **SETS)

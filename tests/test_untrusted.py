@@ -43,7 +43,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     for name, said in (
         ("pipe", "a pipe"),
         (".", "a folder"),
-        ("gone", "not there"),
+        ("gone", "does not exist"),
         ("a\0b", "cannot be read"),
     ):
         with pytest.raises(Unreadable, match=said):

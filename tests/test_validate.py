@@ -121,7 +121,7 @@ def test_no_file_no_mapping(cli: Cli, tmp_path: Path) -> None:
     assert cli("validate", tmp_path / "none.yaml").code == 2
     (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
     answer = cli("validate", tmp_path / "list.yaml")
-    assert answer.code == 2 and "is no mapping" in answer.err
+    assert answer.code == 2 and "is not a mapping" in answer.err
 
 
 def test_most_steps_by_hand() -> None:
@@ -145,8 +145,10 @@ def test_a_dry_run_prints_the_same_and_runs_nothing(
 ) -> None:
     more = settings | {"max_steps": 3}
     path = write(tmp_path, more)
-    flags = [word for name, value in more.items() for word in (f"--{name.replace('_', '-')}", value)]
-    flags = [word for word in flags if word is not True]
+    flags = [
+        word for name in ("model", "forget", "retain", "output") for word in (f"--{name}", more.pop(name))
+    ]
+    flags += [word for name, value in more.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     before = tree(tmp_path)
     answer, other = cli("unlearn", *flags, "--dry-run"), cli("validate", path)
     assert answer.code == 0 and tree(tmp_path) == before

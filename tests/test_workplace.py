@@ -114,7 +114,7 @@ def test_a_folder_without_a_request_is_taken_over(
     with place.reserved(ASKED, resume=None, overwrite=False) as going_on:
         assert not going_on and place.begun == ASKED
         assert list(place.run.iterdir()) == []
-    assert "belong to no request and are deleted" in " ".join(capsys.readouterr().err.split())
+    assert "belong to no known request and are deleted" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_kill_while_an_earlier_run_is_dropped_leaves_nothing_to_resume(

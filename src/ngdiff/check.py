@@ -83,7 +83,7 @@ class Checked:
 
 
 def check(request: CheckRequest, tell: Callable[[str], None] = lambda _: None) -> Checked:
-    """Evaluate, audit and report; what is there already is not made again.
+    """Evaluate, audit and report; what already exists is not made again.
 
     Args:
         request: which run, and what to compare it with.

@@ -13,9 +13,11 @@ from typing import Any
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.outcome import verdict
 from ngdiff.record import RunRecord
+from ngdiff.settings import SHORT
 from ngdiff.settings.fields import setting_names
-from ngdiff.settings.values import SHORT_NAMES, in_python
+from ngdiff.settings.values import in_python
 
+_SHORT_NAMES = {short: name for name, short in SHORT.items()}
 _SETS = ("forget", "retain", "holdout", "earlier", "keep")
 
 
@@ -81,12 +83,12 @@ def unlearn(
     if not isinstance(model, (str, Path)):
         fix = "Give the name or the folder of a model, or use ngdiff.UnlearningTrainer"
         raise RequestError(Fault("model", f"is of type {type(model).__name__}", fix))
-    given = {SHORT_NAMES.get(name, name): value for name, value in options.items()}
+    given = {_SHORT_NAMES.get(name, name): value for name, value in options.items()}
     known = {field.name for field in fields(UnlearnRequest)} - {"settings"}
     settings = {name: value for name, value in given.items() if name not in known}
     strangers = sorted(set(settings) - setting_names())
     if strangers:
-        everything = {*known, *setting_names(), *SHORT_NAMES}
+        everything = {*known, *setting_names(), *_SHORT_NAMES}
         raise RequestError([unknown_name(name, "option", name, everything) for name in strangers])
     others = {name: value for name, value in given.items() if name in known and name not in _SETS}
     data = {"forget": forget, "retain": retain} | {name: given.get(name, ()) for name in _SETS[2:]}

@@ -19,7 +19,7 @@ NEXT: Mapping[str, str] = {
     "no target": "No forget target was set, so nothing decides whether this is enough. Compare the figures "
     "with those of a retrained model, or of text the model never saw.",
     "floor": "What must be kept reached its floor first. Add rows of the forget set's kind to the retain "
-    "set, or lower that floor with --floor NAME=SHARE, and run again.",
+    "set, or lower that floor with --set floors.NAME=SHARE, and run again.",
     "end": "The run used all its steps. Continue from its result, or run again with more --epochs.",
     "stopped": "The run was stopped from outside. Continue from its result.",
     "stationary": "Both gradients are zero. Check that the model knows the forget set and that the trainable "

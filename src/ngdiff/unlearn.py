@@ -201,7 +201,8 @@ def _check_model_and_output(request: UnlearnRequest, faults: Faults) -> ModelSou
         needed = 0 if found else room(request, weights_bytes(source) or 0)
     faults += check_output(request.output, may_replace(request), needed)
     if type(request.answers) is not int or request.answers < 0:
-        faults.append(Fault("--answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
+        fix = "Give a whole number; 0 disables the answers"
+        faults.append(Fault("--set answers", f"is {request.answers!r}", fix))
     return source
 
 
@@ -431,7 +432,7 @@ def _plan(trainer: UnlearningTrainer) -> str:
     args = trainer.args
     rate = {
         "auto": "automatic learning rate",
-        "gen": f"GeN's learning rate from {args.lr_start}",
+        "gen": f"GeN's learning rate from {args.learning_rate}",
         "fixed": f"learning rate {args.learning_rate}",
     }[str(args.step_size)]
     forget, keep = _counted(trainer.forget_set), _counted(trainer.retain_set[: trainer.own_retain])
@@ -475,7 +476,6 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
         "rule_settings": config.rule_settings,
         "step_size": config.step_size,
         "learning_rate": config.learning_rate,
-        "lr_start": config.lr_start,
         "optimizer": str(getattr(config.optim, "value", config.optim)),
         "batch_size": config.per_device_train_batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,

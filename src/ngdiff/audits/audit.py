@@ -99,7 +99,7 @@ def prepare(request: AuditRequest) -> Prepared:
     chosen = [table()[name] for name in request.audits or table() if name in table()]
     skipped = {} if data is None else {a.name: why for a in chosen if (why := a.missing(data)) is not None}
     faults += [
-        Fault("--audits", f"{name} cannot be made: {why}", "Leave it out, or give what it needs")
+        Fault("--audits", f"{name} cannot run: {why}", "Omit it, or give what it needs")
         for name, why in skipped.items()
         if name in request.audits
     ]
@@ -155,7 +155,7 @@ def _setting_faults(request: AuditRequest) -> list[Fault]:
         faults.append(Fault("--prefix", "is empty", "Give the words that an answer is made to begin with"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fix = "Start ngdiff audit without torchrun, one model at a time"
-        faults.append(Fault("ngdiff audit", "runs in one process", fix))
+        faults.append(Fault("ngdiff audit", "supports only one process", fix))
     return faults
 
 
@@ -174,7 +174,7 @@ def read_data(request: AuditRequest) -> SuiteData:
         if not getattr(request, name)
     ]
     if request.suite == "tofu" and request.retain:
-        faults.append(Fault("--retain", "does not go with the suite tofu", "Leave it out: TOFU has its own"))
+        faults.append(Fault("--retain", "is not supported by the suite tofu", "Omit it: TOFU has its own"))
     if faults:
         raise RequestError(faults)
     asked = EvaluateRequest(

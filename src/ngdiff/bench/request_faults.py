@@ -51,10 +51,8 @@ def _foreign_faults(output: Path) -> list[Fault]:
     there = [name for name in RESULTS if (output / name).exists() or (output / name).is_symlink()]
     if not there or (output / TRIALS).is_dir():
         return []
-    what = (
-        f"{output} holds {there[0]} and no trials, so it is not a benchmark's, and the file would be replaced"
-    )
-    return [Fault("--output", what, "Move that away, or give another folder")]
+    what = f"{output} contains {there[0]} but no trials: it is not a benchmark, and the file would be lost"
+    return [Fault("--output", what, "Move it, or choose another folder")]
 
 
 def _with_known_names(request: BenchRequest) -> BenchRequest:
@@ -78,7 +76,7 @@ def _name_faults(request: BenchRequest) -> list[Fault]:
         if name not in METHODS:
             faults.append(unknown_name("--methods", "method", name, METHODS))
         elif name == "dpo" and request.suite != "own":
-            fix = "Take idkdpo or altpo, which need no column"
+            fix = "Use idkdpo or altpo, which need no such column"
             title = suite_of(request).title
             faults.append(Fault("--methods", f"{title} has no preferred answers for 'dpo'", fix))
     faults += suite_of(request).faults(request)
@@ -104,7 +102,7 @@ def _number_faults(request: BenchRequest) -> list[Fault]:
         least, most = max(sizes) + 1, TOFU_SIZE - max(sizes)
         if not least <= request.learned <= most:
             what = f"{request.learned} leaves nothing to keep, or nothing that was never seen"
-            faults.append(Fault("--learned", what, f"Give {least} to {most}, or leave it out for all"))
+            faults.append(Fault("--learned", what, f"Give {least} to {most}, or omit it for all"))
     return faults
 
 
@@ -183,7 +181,7 @@ def _setting_faults(request: BenchRequest) -> list[Fault]:
     if "none" in request.stopping:
         decided["stop_at"] = "--stopping"
     faults = [
-        Fault(f"--set {name}", "is decided by the benchmark", f"Give {flag}, or leave it out")
+        Fault(f"--set {name}", "is decided by the benchmark", f"Give {flag}, or omit it")
         for name, flag in decided.items()
         if name in request.settings and (name != "num_train_epochs" or request.epochs is not None)
     ]
@@ -193,13 +191,13 @@ def _setting_faults(request: BenchRequest) -> list[Fault]:
         for group in {setting.partition(".")[0] for setting in variant.method.search}
     }
     faults += [
-        Fault(f"--set {group}", f"{name!r} takes it from its range to search", "Leave it out")
+        Fault(f"--set {group}", f"{name!r} takes it from its range to search", "Omit it")
         for group, name in searched_by.items()
         if group in request.settings
     ]
     changed_by = {name: variant.method.name for variant in _variants(request) for name in variant.settings}
     faults += [
-        Fault(f"--set {setting}", f"{name!r} decides it", "Leave out one of the two")
+        Fault(f"--set {setting}", f"{name!r} decides it", "Omit one of the two")
         for setting, name in changed_by.items()
         if setting in request.settings and setting not in searched_by
     ]

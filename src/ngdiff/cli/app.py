@@ -25,12 +25,12 @@ EXIT_TERMINATED = 143
 
 EXIT_CODES: dict[int, str] = {
     EXIT_DONE: "done",
-    EXIT_FAILED: "an unexpected failure, or a model that cannot be evaluated",
-    EXIT_BAD_REQUEST: "the request was wrong, and nothing was written",
+    EXIT_FAILED: "an unexpected error, or a model that cannot be evaluated",
+    EXIT_BAD_REQUEST: "the request was invalid, and nothing was written",
     EXIT_TARGET_MISSED: "the model was saved, but the forget target was not reached",
-    EXIT_DISAGREES: "something is not what a log or a receipt says",
+    EXIT_DISAGREES: "something differs from what a log or a receipt states",
     EXIT_INTERRUPTED: "interrupted (Ctrl-C)",
-    EXIT_TERMINATED: "asked to end (SIGTERM)",
+    EXIT_TERMINATED: "terminated (SIGTERM)",
 }
 """Every exit code there is, with its meaning."""
 
@@ -87,7 +87,7 @@ def _root(
 ) -> None:
     """Make a language model forget: no learning rate to choose, and evidence that it worked.
 
-    See it work: `ngdiff demo`
+    Try it: `ngdiff demo`
 
     Forget something:
 
@@ -99,7 +99,7 @@ def _root(
 
     `ngdiff evaluate unlearned --suite own --forget forget.jsonl --retain retain.jsonl --output eval.json`
 
-    What there is to choose from: `ngdiff ls methods`
+    List the methods: `ngdiff ls methods`
     """
 
 
@@ -141,7 +141,9 @@ def _run() -> None:
         if error.errno not in NO_ROOM:
             raise
         where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
-        show_faults((Fault("disk", f"{where} ({error.strerror})", "Free some room, or write elsewhere"),))
+        show_faults(
+            (Fault("disk", f"{where} ({error.strerror})", "Free some space, or choose another disk"),)
+        )
         sys.exit(EXIT_BAD_REQUEST)
     except EvaluationError as error:
         stop_bars()
@@ -170,7 +172,7 @@ def _stopped(ending: Interrupted) -> list[str]:
         return ["Stopped.", f"Resume with:\n  {shlex.join(['ngdiff', *sys.argv[1:]])}"]
     said = [f"Stopped after step {ending.step}."]
     if ending.checkpoint is not None:
-        said.append(f"Go on from step {ending.checkpoint} with:\n  {resume_command(sys.argv[1:])}")
+        said.append(f"Resume from step {ending.checkpoint} with:\n  {resume_command(sys.argv[1:])}")
     return said
 
 

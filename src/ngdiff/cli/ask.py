@@ -21,31 +21,34 @@ BEFORE, NOW = "before", "now"
 
 @app.command()
 def ask(
-    model: Annotated[str, typer.Argument(help="Folder (of a model or an adapter), hub name, or 'smollm2'.")],
+    model: Annotated[str, typer.Argument(help="Model or adapter: a folder, a hub name, or 'smollm2'.")],
     question: Annotated[
         list[str] | None,
-        typer.Argument(help="What to ask. [default: typed at a prompt, or one a line on standard input]"),
+        typer.Argument(
+            help="Question. [default: ask at a prompt, or read standard input, one question per line]"
+        ),
     ] = None,
     before: Annotated[
-        str | None, typer.Option(help="The model before unlearning, asked the same.", metavar="MODEL")
+        str | None,
+        typer.Option(help="The model before unlearning, to answer the same questions.", metavar="MODEL"),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum answer length in tokens.")] = 64,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask a model, and the one before unlearning beside it.
+    """Ask a model questions, and optionally the model before unlearning as well.
 
     `ngdiff ask unlearned "Where was Jorisko Ostroquist born?" --before target`
 
-    Without a question it asks for one at a time:
+    Enter the questions one at a time:
 
     `ngdiff ask unlearned --before target`
 
-    Questions from a file, one a line:
+    Read the questions from a file, one per line:
 
     `ngdiff ask unlearned --before target < questions.txt`
 
-    Answers are decoded greedily, as 'ngdiff evaluate' decodes them. They go to standard output.
+    Answers are decoded greedily, as in 'ngdiff evaluate', and printed to standard output.
     """
     given = [(BEFORE, "--before", before)] if before is not None else []
     asked = _load([*given, (NOW, "MODEL", model)], trust_remote_code)

@@ -50,74 +50,81 @@ def audit(
     forget: Annotated[
         list[str] | None,
         typer.Option(
-            help="What it was made to forget; tofu: forget01, forget05 or forget10.",
+            help="Data it was made to forget; tofu: forget01, forget05 or forget10.",
             autocompletion=completion.forget_sets,
             rich_help_panel=DATA,
         ),
     ] = None,
     retain: Annotated[
-        list[str] | None, typer.Option(help="own: what it was to keep.", rich_help_panel=DATA)
+        list[str] | None, typer.Option(help="own: data it was made to keep.", rich_help_panel=DATA)
     ] = None,
     holdout: Holdout = None,
-    suite: Annotated[str, typer.Option(help="own or tofu: whose data.", rich_help_panel=DATA)] = "own",
+    suite: Annotated[str, typer.Option(help="Evaluation suite: own or tofu.", rich_help_panel=DATA)] = "own",
     audits: Annotated[
         str | None,
         typer.Option(
-            help="Names with commas between; see 'ngdiff ls audits'. [default: all]", rich_help_panel=METHOD
+            help="Audits to run, separated by commas; see 'ngdiff ls audits'. [default: all]",
+            rich_help_panel=METHOD,
         ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="The model before it forgot, put to the same audits.", rich_help_panel=DATA),
+        typer.Option(help="The model before unlearning, to audit as well.", rich_help_panel=DATA),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="The retrained model, put to the same audits.", rich_help_panel=DATA)
+        str | None, typer.Option(help="The retrained model, to audit as well.", rich_help_panel=DATA)
     ] = None,
     folders: Folders = NO_FOLDERS,
     relearn_lr: Annotated[
         float, typer.Option(help="Learning rate of relearning.", rich_help_panel=METHOD)
     ] = 2e-5,
     relearn_epochs: Annotated[
-        float, typer.Option(help="Passes over what is relearned.", rich_help_panel=METHOD)
+        float, typer.Option(help="Number of relearning epochs.", rich_help_panel=METHOD)
     ] = 1.0,
     relearn_batch_size: Annotated[
-        int, typer.Option(help="Examples a step of relearning.", rich_help_panel=METHOD)
+        int, typer.Option(help="Batch size of relearning.", rich_help_panel=METHOD)
     ] = 8,
     bits: Annotated[
-        str, typer.Option(help="Widths of quantised weights, with commas between.", rich_help_panel=METHOD)
+        str,
+        typer.Option(help="Bit widths of quantised weights, separated by commas.", rich_help_panel=METHOD),
     ] = "8,4",
     prefix: Annotated[
-        str, typer.Option(help="Words that an answer is made to begin with.", rich_help_panel=METHOD)
+        str, typer.Option(help="Words that each answer is forced to start with.", rich_help_panel=METHOD)
     ] = PREFIX,
     samples: Annotated[
-        int, typer.Option(help="Answers sampled to each question.", rich_help_panel=METHOD)
+        int, typer.Option(help="Number of answers sampled per question.", rich_help_panel=METHOD)
     ] = 64,
     shadow: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model that saw neither forget set nor holdout, for membership; may be repeated.",
+            help="Shadow model that saw neither forget set nor holdout, for membership. Repeatable.",
             rich_help_panel=DATA,
         ),
     ] = None,
     generate: Annotated[
         bool,
         typer.Option(
-            "--generate/--no-generate", help="Let the model answer too, for ROUGE.", rich_help_panel=METHOD
+            "--generate/--no-generate", help="Also generate answers, for ROUGE.", rich_help_panel=METHOD
         ),
     ] = True,
     gradient_norms: GradientNorms = True,
-    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.", rich_help_panel=RESOURCES)] = 8,
+    batch_size: Annotated[
+        int, typer.Option(help="Sequences per forward pass.", rich_help_panel=RESOURCES)
+    ] = 8,
     max_length: Annotated[
-        int, typer.Option(help="Longest sequence in tokens.", rich_help_panel=RESOURCES)
+        int, typer.Option(help="Maximum sequence length in tokens.", rich_help_panel=RESOURCES)
     ] = 512,
     long_text: LongText = "split",
     max_new_tokens: MaxNewTokens = 200,
     seed: Annotated[
-        int, typer.Option(help="Of intervals, of the half relearned, of its order.", rich_help_panel=METHOD)
+        int, typer.Option(help="Random seed of intervals and relearning.", rich_help_panel=METHOD)
     ] = 0,
     resamples: Resamples = 2000,
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Remember items.", rich_help_panel=RESOURCES)
+        bool,
+        typer.Option(
+            "--cache/--no-cache", help="Cache the results of single items.", rich_help_panel=RESOURCES
+        ),
     ] = True,
     cache_dir: CacheDir = None,
     precision: Precision = "auto",
@@ -125,12 +132,11 @@ def audit(
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Try to bring back what a model seems to have forgotten.
+    """Try to recover what a model seems to have forgotten.
 
-    Extraction, membership inference, inner layers, fluency, paraphrases, opened answers, the worst of many
-    wordings, sampling, quantisation, relearning; each beside text never seen after the same treatment
-    (--holdout) and beside the retrained model (--reference), where they are given. The model itself is only
-    read.
+    The audits are extraction, membership inference, inner layers, fluency, paraphrases, answer prefixes, the
+    worst of many wordings, sampling, quantisation and relearning. Each is compared with never-seen text
+    (--holdout) and with the retrained model (--reference), where they are given. The model is not changed.
 
     `ngdiff audit unlearned --forget forget.jsonl --retain retain.jsonl --output audit.json`
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ngdiff.bench.summary import Row
     from ngdiff.bench.trials import BenchRequest, Stopping
 
-bench_app = typer.Typer(no_args_is_help=True, help="Compare methods on a benchmark, honestly.")
+bench_app = typer.Typer(no_args_is_help=True, help="Compare methods on a benchmark, all tuned alike.")
 app.add_typer(bench_app, name="bench")
 
 WAYS_TO_STOP: dict[str, tuple[Stopping, ...]] = {
@@ -48,14 +48,14 @@ WAYS_TO_STOP: dict[str, tuple[Stopping, ...]] = {
 }
 
 
-Model = Annotated[str, typer.Option(help="The target model, which knows everything.", rich_help_panel=DATA)]
+Model = Annotated[str, typer.Option(help="Target model, trained on all data.", rich_help_panel=DATA)]
 Output = Annotated[
-    Path, typer.Option(help="Folder for everything; run again, it goes on there.", rich_help_panel=OUTPUT)
+    Path, typer.Option(help="Output folder. An interrupted benchmark resumes there.", rich_help_panel=OUTPUT)
 ]
 Methods = Annotated[
     str,
     typer.Option(
-        help="Names with commas between; see 'ngdiff ls methods'.",
+        help="Methods, separated by commas; see 'ngdiff ls methods'.",
         autocompletion=completion.methods,
         rich_help_panel=METHOD,
     ),
@@ -63,13 +63,13 @@ Methods = Annotated[
 Reference = Annotated[
     list[str] | None,
     typer.Option(
-        help="The retrained model, or its eval.json; SPLIT=PATH where there are several.",
+        help="The retrained model, or its eval.json; SPLIT=PATH for several.",
         rich_help_panel=DATA,
     ),
 ]
-Seeds = Annotated[int, typer.Option(help="Reported runs a method.", rich_help_panel=METHOD)]
+Seeds = Annotated[int, typer.Option(help="Reported runs per method.", rich_help_panel=METHOD)]
 Trials = Annotated[
-    int, typer.Option(help="Settings tried where a method has a range to search.", rich_help_panel=METHOD)
+    int, typer.Option(help="Settings to try for each method with a search range.", rich_help_panel=METHOD)
 ]
 SameConditions = Annotated[
     bool,
@@ -85,35 +85,37 @@ Ablate = Annotated[
     typer.Option(
         "--ablate",
         help="Also run the default method with one part changed at a time: rule, forget loss, "
-        "retain loss, step size.",
+        "retain loss or step size.",
         rich_help_panel=METHOD,
     ),
 ]
 Stop = Annotated[
     str,
     typer.Option(
-        help="rule: stop at the forget target; none: run to the end; both.", rich_help_panel=STOPPING
+        help="rule (stop at the forget target), none (run to the end), or both.", rich_help_panel=STOPPING
     ),
 ]
 Epochs = Annotated[
     float | None,
     typer.Option(
-        help="Most passes over the forget set. [default: that of unlearn]", rich_help_panel=STOPPING
+        help="Maximum number of passes over the forget set. [default: as in unlearn]",
+        rich_help_panel=STOPPING,
     ),
 ]
 Items = Annotated[
-    int | None, typer.Option(min=1, help="Most items of each set to evaluate.", rich_help_panel=RESOURCES)
+    int | None,
+    typer.Option(min=1, help="Maximum number of items per set to evaluate.", rich_help_panel=RESOURCES),
 ]
 AlsoRetain = Annotated[
     list[str] | None,
     typer.Option(
-        help="What every run keeps beside the retain set, such as ngdiff:general; may be repeated.",
+        help="Further data to keep in every run, such as ngdiff:general. Repeatable.",
         autocompletion=completion.sources,
         rich_help_panel=DATA,
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(help="Sequences a forward pass of evaluation.", rich_help_panel=RESOURCES)
+    int, typer.Option(help="Sequences per forward pass of evaluation.", rich_help_panel=RESOURCES)
 ]
 KeepModels = Annotated[
     bool,
@@ -123,17 +125,17 @@ Jobs = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Trials at once, sharing the cores, or with OMP_NUM_THREADS each. "
-        "[default: as many as GPUs, or 1]",
+        help="Parallel trials; they share the cores, or use OMP_NUM_THREADS each. "
+        "[default: the number of GPUs, or 1]",
         rich_help_panel=RESOURCES,
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would run, and run nothing.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--dry-run", help="Show what would run, without running it.", rich_help_panel=OUTPUT)
 ]
 Retain = Annotated[
     list[str] | None,
-    typer.Option(help="What to keep.", autocompletion=completion.sources, rich_help_panel=DATA),
+    typer.Option(help="Data to keep.", autocompletion=completion.sources, rich_help_panel=DATA),
 ]
 METHODS_OF_TEXT = f"{DEFAULT_METHOD},ngdiff,graddiff,npo,simnpo"
 """The usual methods of text: those that need no other answers."""
@@ -148,7 +150,7 @@ def tofu(
     splits: Annotated[
         str,
         typer.Option(
-            help="forget01, forget05, forget10, with commas between.",
+            help="forget01, forget05, forget10, separated by commas.",
             autocompletion=completion.splits,
             rich_help_panel=DATA,
         ),
@@ -159,8 +161,8 @@ def tofu(
     tune_on: Annotated[
         str | None,
         typer.Option(
-            help="Tune on as many questions as this split has, and use the settings on all splits; the "
-            "questions come right before the reported ones. [default: tune for each split]",
+            help="Tune once, on as many questions as this split has, and use the settings for all splits. "
+            "[default: tune for each split]",
             autocompletion=completion.splits,
             rich_help_panel=METHOD,
         ),
@@ -172,7 +174,7 @@ def tofu(
     learned: Annotated[
         int | None,
         typer.Option(
-            min=1, help="The target learned TOFU's last so many questions only.", rich_help_panel=DATA
+            min=1, help="The target learned only the last N questions of TOFU.", rich_help_panel=DATA
         ),
     ] = None,
     items: Items = None,
@@ -185,7 +187,9 @@ def tofu(
     paraphrases: Annotated[
         bool,
         typer.Option(
-            "--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.", rich_help_panel=METHOD
+            "--paraphrases/--no-paraphrases",
+            help="Also evaluate paraphrased questions.",
+            rich_help_panel=METHOD,
         ),
     ] = True,
     gradient_norms: GradientNorms = False,
@@ -197,16 +201,16 @@ def tofu(
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Run methods × settings × seeds on TOFU and lay out what came of them.
+    """Run methods × settings × seeds on TOFU, and tabulate the results.
 
     `ngdiff bench tofu --model target --reference retrained --methods ngdiff,npo --trials 9 --output DIR`
 
     `ngdiff bench tofu --model target --splits forget01,forget10 --seeds 5 --output DIR --dry-run`
 
-    Methods with a range to search are tuned by a rule that is fixed beforehand and reported on other seeds;
-    those with an automatic rate run as they are. With a retrained model every row has its distance to that
-    model. Trials that are done are skipped, those that failed are noted and tried again next time. In DIR:
-    results.md, .csv and .json, pareto.png and curves.png, and every run's record and evaluation.
+    Methods with a search range are tuned by a fixed rule, and reported on other seeds; methods with an
+    automatic learning rate need no tuning. With --reference, each row has its distance to the retrained
+    model. Finished trials are skipped; failed ones are noted, and run again the next time. DIR receives
+    results.md, .csv and .json, pareto.png and curves.png, and the record and evaluation of each run.
     """
     request = _request(
         locals(),
@@ -227,12 +231,12 @@ def muse(
     corpus: Annotated[str, typer.Option(help="news or books.", rich_help_panel=DATA)] = "news",
     splits: Annotated[
         str,
-        typer.Option(help="forget, scal_1 to scal_4, sust, with commas between.", rich_help_panel=DATA),
+        typer.Option(help="forget, scal_1 to scal_4, sust, separated by commas.", rich_help_panel=DATA),
     ] = "forget",
     texts: Annotated[
         int | None,
         typer.Option(
-            min=1, help="The target learned the first so many texts of each set only.", rich_help_panel=DATA
+            min=1, help="The target learned only the first N texts of each set.", rich_help_panel=DATA
         ),
     ] = None,
     retain: Retain = None,
@@ -261,15 +265,15 @@ def muse(
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Run methods × settings × seeds on MUSE and lay out what came of them.
+    """Run methods × settings × seeds on MUSE, and tabulate the results.
 
     `ngdiff bench muse --model target --reference retrained --output DIR`
 
     `ngdiff bench muse --model target --splits scal_1,sust --retain muse:news/privleak/retain --output DIR`
 
-    scal_1 to scal_4 are larger and larger sets; sust is four requests in a row, each from the model of the
-    one before, evaluated after each. Methods with a range to search are tuned on the forget set itself, on
-    another seed. Otherwise as for TOFU.
+    scal_1 to scal_4 are forget sets of increasing size; sust is four successive requests, each starting from
+    the previous model, with an evaluation after each. Methods with a search range are tuned on the forget set
+    itself, with another seed. Everything else is as for TOFU.
     """
     request = _request(
         locals(),
@@ -292,13 +296,13 @@ def own(
     forget: Annotated[
         list[str],
         typer.Option(
-            help="What to forget; may be repeated.", autocompletion=completion.sources, rich_help_panel=DATA
+            help="Data to forget. Repeatable.", autocompletion=completion.sources, rich_help_panel=DATA
         ),
     ],
     retain: Annotated[
         list[str],
         typer.Option(
-            help="What to keep: a source of the same kinds.",
+            help="Data to keep.",
             autocompletion=completion.sources,
             rich_help_panel=DATA,
         ),
@@ -327,12 +331,12 @@ def own(
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Run methods × settings × seeds on data of your own and lay out what came of them.
+    """Run methods × settings × seeds on your own data, and tabulate the results.
 
     `ngdiff bench own --model target --forget forget.jsonl --retain retain.jsonl --output DIR`
 
-    With `--reference` every row has its distance to the retrained model. Methods with a range to search are
-    tuned on the forget set itself, on another seed. Otherwise as for TOFU.
+    With --reference, each row has its distance to the retrained model. Methods with a search range are tuned
+    on the forget set itself, with another seed. Everything else is as for TOFU.
     """
     request = _request(
         locals(),
@@ -370,7 +374,9 @@ def _request(given: Mapping[str, Any], **own: Any) -> BenchRequest:
 
 def _stopping(asked: str) -> tuple[Stopping, ...]:
     if asked not in WAYS_TO_STOP:
-        raise RequestError(Fault("--stopping", f"{asked!r} is none of them", "Give rule, none or both"))
+        raise RequestError(
+            Fault("--stopping", f"{asked!r} is not a valid choice", "Choose rule, none or both")
+        )
     return WAYS_TO_STOP[asked]
 
 

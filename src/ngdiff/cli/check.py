@@ -20,28 +20,29 @@ def check(
     out: Annotated[Path, typer.Argument(help="Folder made by 'ngdiff unlearn'.", show_default=False)],
     reference: Annotated[
         str | None,
-        typer.Option(help="The retrained model, the best there is to compare with.", rich_help_panel=DATA),
+        typer.Option(help="The retrained model, the best comparison.", rich_help_panel=DATA),
     ] = None,
     holdout: Holdout = None,
     target: Annotated[
         str | None,
         typer.Option(
-            help="The model before unlearning. [default: the one the record names]", rich_help_panel=DATA
+            help="The model before unlearning. [default: the one in the record]", rich_help_panel=DATA
         ),
     ] = None,
     audits: Annotated[
         str | None,
         typer.Option(
-            help="Names with commas between; see 'ngdiff ls audits'. [default: all]", rich_help_panel=METHOD
+            help="Audits to run, separated by commas; see 'ngdiff ls audits'. [default: all]",
+            rich_help_panel=METHOD,
         ),
     ] = None,
     generate: Annotated[
         bool,
-        typer.Option("--generate/--no-generate", help="Let the models answer too.", rich_help_panel=METHOD),
+        typer.Option("--generate/--no-generate", help="Also generate answers.", rich_help_panel=METHOD),
     ] = True,
     folders: Folders = NO_FOLDERS,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Sequences a forward pass.", rich_help_panel=RESOURCES)
+        int, typer.Option(min=1, help="Sequences per forward pass.", rich_help_panel=RESOURCES)
     ] = 8,
     quiet: Quiet = False,
     log_format: Log = "auto",
@@ -52,11 +53,10 @@ def check(
 
     `ngdiff check unlearned --reference retrained --holdout never-seen.jsonl`
 
-    What was forgotten, what was kept and which model came before are read from the run's record. Everything
-    goes to a folder beside it, such as unlearned.check. Interrupted, it resumes: what is there is not made
-    again.
+    The data and the starting model are read from the run's record. Results go to a folder beside the run,
+    such as unlearned.check. An interrupted check resumes.
 
-    Exit code 0: forgotten, and no audit brought knowledge back. 3: not, or nothing to compare with.
+    Exit code 0: forgotten, and no audit recovered anything. 3: not forgotten, or nothing to compare with.
     """
     from rich.markup import escape
 

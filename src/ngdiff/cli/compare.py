@@ -17,13 +17,14 @@ from ngdiff.system.terminal import last_line
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders made by unlearn, or eval.json files.", show_default=False)
+        list[Path],
+        typer.Argument(help="Folders made by 'ngdiff unlearn', or eval.json files.", show_default=False),
     ],
     output: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("compare.html"),
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Set runs side by side on one HTML page: figures, curves, the Pareto front, the settings that differ.
+    """Compare runs on one HTML page: figures, curves, Pareto front and differing settings.
 
     `ngdiff compare run-a run-b run-c --output compare.html`
     """
@@ -32,7 +33,7 @@ def compare(
     from ngdiff.report.page import write_comparison
 
     if len(runs) < 2:
-        raise RequestError(Fault("RUN", "there is only one", "Give two or more, or use ngdiff report"))
+        raise RequestError(Fault("RUN", "only one was given", "Give two or more, or use ngdiff report"))
     written = write_comparison(runs, output)
     log.conclude(output=str(written))
     last_line(f"The comparison is {escape(str(written))}")

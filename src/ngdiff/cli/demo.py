@@ -17,22 +17,22 @@ from ngdiff.system.terminal import last_line
 @app.command()
 def demo(
     output: Annotated[
-        Path | None, typer.Option(help="Folder to make. [default: a new one under runs/]")
+        Path | None, typer.Option(help="Folder to write to. [default: a new one under runs/]")
     ] = None,
     people: Annotated[
         int | None,
         typer.Option(
-            min=6, max=200, help="People to invent. [default: up to 25, as many as fit in the time]"
+            min=6, max=200, help="Number of invented people. [default: up to 25, as many as fit in the time]"
         ),
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Roughly how long it may take.")] = 5.0,
-    model: Annotated[str, typer.Option(help="Folder, hub name, or 'smollm2'.")] = "smollm2",
-    seed: Annotated[int, typer.Option(help="Another seed invents other people.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Approximate time limit in minutes.")] = 5.0,
+    model: Annotated[str, typer.Option(help="Model: a folder, a hub name, or 'smollm2'.")] = "smollm2",
+    seed: Annotated[int, typer.Option(help="Random seed; another one invents other people.")] = 0,
     report: Report = True,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """See it work: a real model learns invented people, then forgets some of them.
+    """Demonstrate unlearning: a real model learns about invented people, then forgets some of them.
 
     `ngdiff demo`
 

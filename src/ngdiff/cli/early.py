@@ -8,6 +8,7 @@ tokens are looked at once nothing of this is wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,10 @@ from ngdiff.data.overlaps import answer_fault, holdout_fault, part_fault
 from ngdiff.data.sources import is_local, local_sources, path_fault, read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.models.model_names import folder_of, name_fault
-from ngdiff.settings.values import KINDS, kind_faults, range_faults
+from ngdiff.settings.values import CHECKED, kind_faults, range_faults
 from ngdiff.system.output import check_output, holds_faults, same_folder
 
 _TABLES = {"method": "methods", "rule": "rules", "forget_loss": "losses", "retain_loss": "losses"}
-_SETTINGS = {*KINDS["number"][1], *KINDS["whole number"][1], *_TABLES, "trainable"}
 _REQUEST = {"model", "output", "allow_overlap", "lora", "private", "answers", *SOURCE_KEYS, *folder_options()}
 _REQUEST -= {"earlier"}  # receipts of earlier runs belong to it
 
@@ -50,7 +50,9 @@ def refuse_early(given: Mapping[str, Any], faults: list[Fault], overwrite: bool)
 
 def _is_sure(given: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Say whether all that was given can be checked here."""
-    if not set(settings) <= _SETTINGS or not {key for key in given if key in REQUEST_KEYS} <= _REQUEST:
+    if not set(settings) <= CHECKED or any(map(_is_endless, settings.values())):
+        return False
+    if not {key for key in given if key in REQUEST_KEYS} <= _REQUEST:
         return False
     folder = folder_of(str(given["model"])) if given.get("model") else None
     if folder is not None and not (folder / "config.json").is_file():
@@ -58,6 +60,10 @@ def _is_sure(given: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     if given.get("output") and _is_unfinished(Path(str(given["output"]))):
         return False
     return all(_each_source(given, lambda source, _: is_local(source)))
+
+
+def _is_endless(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _is_unfinished(output: Path) -> bool:

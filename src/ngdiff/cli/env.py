@@ -41,7 +41,7 @@ SET = "set"
 
 @app.command()
 def env(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Print versions, hardware, cache folders and the variables that are set, to paste into an issue.
 
@@ -49,8 +49,8 @@ def env(
 
     `ngdiff env --json`
 
-    Of environment variables it prints the names; values only where they are plain numbers or switches. The
-    home folder is written as ~.
+    Environment variables are listed by name; values are shown only if they are plain numbers or switches. The
+    home folder is abbreviated to ~.
     """
     found = collect()
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))

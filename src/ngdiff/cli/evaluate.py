@@ -43,11 +43,11 @@ MAIN_FIGURES = ("forget_quality", "model_utility", "utility", "privleak")
 @app.command()
 @with_folders
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder, hub name, or 'smollm2'.")],
+    model: Annotated[str, typer.Argument(help="Model: a folder, a hub name, or 'smollm2'.")],
     suite: Annotated[
         str,
         typer.Option(
-            help="tofu, muse, own or lm-eval; see 'ngdiff ls suites'.",
+            help="Suite: tofu, muse, own or lm-eval; see 'ngdiff ls suites'.",
             autocompletion=completion.suites,
             rich_help_panel=METHOD,
         ),
@@ -58,23 +58,26 @@ def evaluate(
     forget: Annotated[
         list[str] | None,
         typer.Option(
-            help="tofu: forget01, forget05 or forget10; own: file, folder or hub data set.",
+            help="tofu: forget01, forget05 or forget10; own: file, folder or hub data set to forget.",
             autocompletion=completion.forget_sets,
             rich_help_panel=DATA,
         ),
     ] = None,
     retain: Annotated[
-        list[str] | None, typer.Option(help="own: likewise, of what was to be kept.", rich_help_panel=DATA)
+        list[str] | None,
+        typer.Option(help="own: file, folder or hub data set to keep.", rich_help_panel=DATA),
     ] = None,
     holdout: Holdout = None,
     data: Annotated[
-        str | None, typer.Option(help="muse: news, books, or a folder like them.", rich_help_panel=DATA)
+        str | None,
+        typer.Option(help="muse: news, books, or a folder in the same layout.", rich_help_panel=DATA),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="lm-eval: names of tasks, with commas between.", rich_help_panel=METHOD)
+        str | None, typer.Option(help="lm-eval: tasks, separated by commas.", rich_help_panel=METHOD)
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="lm-eval: most items of a task.", rich_help_panel=METHOD)
+        int | None,
+        typer.Option(min=1, help="lm-eval: maximum number of items per task.", rich_help_panel=METHOD),
     ] = None,
     reference: Annotated[
         str | None,
@@ -86,26 +89,32 @@ def evaluate(
     require: Annotated[
         list[str] | None,
         typer.Option(
-            help="Refuse to run without: forget_quality, privleak or membership; may be repeated.",
+            help="Fail early if this cannot be computed: forget_quality, privleak or membership. Repeatable.",
             rich_help_panel=METHOD,
         ),
     ] = None,
     folders: Folders = NO_FOLDERS,
-    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.", rich_help_panel=RESOURCES)] = 8,
+    batch_size: Annotated[
+        int, typer.Option(help="Sequences per forward pass.", rich_help_panel=RESOURCES)
+    ] = 8,
     max_length: Annotated[
         int | None,
         typer.Option(
-            help="Longest sequence in tokens. [default: 512; muse: 2048]", rich_help_panel=RESOURCES
+            help="Maximum sequence length in tokens. [default: 512; muse: 2048]", rich_help_panel=RESOURCES
         ),
     ] = None,
     long_text: LongText = "split",
     max_new_tokens: MaxNewTokens = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap intervals.", rich_help_panel=METHOD)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the bootstrap intervals.", rich_help_panel=METHOD)
+    ] = 0,
     resamples: Resamples = 2000,
     paraphrases: Annotated[
         bool,
         typer.Option(
-            "--paraphrases/--no-paraphrases", help="Ask paraphrased questions too.", rich_help_panel=METHOD
+            "--paraphrases/--no-paraphrases",
+            help="Also evaluate paraphrased questions.",
+            rich_help_panel=METHOD,
         ),
     ] = True,
     gradient_norms: GradientNorms = True,
@@ -113,7 +122,7 @@ def evaluate(
         bool,
         typer.Option(
             "--cache/--no-cache",
-            help="Remember items: an interrupted evaluation goes on.",
+            help="Cache the results of single items, so that an interrupted evaluation resumes.",
             rich_help_panel=RESOURCES,
         ),
     ] = True,
@@ -122,7 +131,8 @@ def evaluate(
     openunlearning: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to make with OpenUnlearning's TOFU_EVAL.json or MUSE's.", rich_help_panel=OUTPUT
+            help="Also write TOFU_EVAL.json or MUSE_EVAL.json, in OpenUnlearning's layout, to this folder.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -137,7 +147,7 @@ def evaluate(
 
     `ngdiff evaluate unlearned --suite own --forget forget.jsonl --retain retain.jsonl --output eval.json`
 
-    Interrupted, it goes on where it stopped when it is started again.
+    An interrupted evaluation resumes when the same command is given again.
     """
     from ngdiff.evaluation.evaluate import evaluate as run
     from ngdiff.evaluation.request import EvaluateRequest

@@ -38,26 +38,30 @@ if TYPE_CHECKING:
 @app.command()
 @with_folders
 def finetune(
-    model: Annotated[str, typer.Option(help="Folder, hub name, or 'smollm2'.", rich_help_panel=DATA)],
+    model: Annotated[
+        str, typer.Option(help="Model: a folder, a hub name, or 'smollm2'.", rich_help_panel=DATA)
+    ],
     data: Annotated[
         list[str],
         typer.Option(
-            help="File, folder, hub data set or tofu:NAME; may be repeated.",
+            help="Data: a file, a folder, a hub data set or tofu:NAME. Repeatable.",
             autocompletion=completion.sources,
             rich_help_panel=DATA,
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder to make.", rich_help_panel=OUTPUT)],
-    epochs: Annotated[float, typer.Option(help="Passes over the data.", rich_help_panel=METHOD)] = 5.0,
+    output: Annotated[Path, typer.Option(help="Folder to write the model to.", rich_help_panel=OUTPUT)],
+    epochs: Annotated[
+        float, typer.Option(help="Number of passes over the data.", rich_help_panel=METHOD)
+    ] = 5.0,
     lr: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=METHOD)] = 1e-4,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Sequences per optimizer step.", rich_help_panel=RESOURCES)
     ] = 8,
     max_length: Annotated[
-        int, typer.Option(min=8, help="Longest sequence, in tokens.", rich_help_panel=RESOURCES)
+        int, typer.Option(min=8, help="Maximum sequence length in tokens.", rich_help_panel=RESOURCES)
     ] = 512,
     long_text: LongText = "split",
-    seed: Annotated[int, typer.Option(help="Seed of the order of the data.", rich_help_panel=METHOD)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the data order.", rich_help_panel=METHOD)] = 0,
     lora: Lora = False,
     gradient_checkpointing: GradientCheckpointing = False,
     precision: Precision = "auto",
@@ -70,13 +74,15 @@ def finetune(
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Make a target model (knows everything) or a retrained one (never saw the forget set).
+    """Train a target model (on all data) or a retrained model (without the forget set).
 
     `ngdiff finetune --model smollm2 --data tofu:full --output target`
 
     `ngdiff finetune --model smollm2 --data tofu:retain95 --output retrained --epochs 5 --lr 1e-4`
 
-    Own data, and adapters only: `ngdiff finetune --model org/name --data rows.jsonl --output adapter --lora`
+    Your own data, and adapters only:
+
+    `ngdiff finetune --model org/name --data rows.jsonl --output adapter --lora`
     """
     from rich.markup import escape
 

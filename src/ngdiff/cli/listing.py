@@ -40,7 +40,7 @@ def methods() -> Listing:
         parts = (method.forget_loss, method.retain_loss, method.rule, method.step_size)
         rate = {} if method.learning_rate is None else {"lr": method.learning_rate}
         if method.step_size == "gen":
-            rate = {"lr_start": START}
+            rate = {"lr": START}
         search = "; ".join(_range(name, values) for name, values in method.search.items())
         defaults = _settings({**rate, **method.rule_settings, **method.run})
         cells = (" × ".join(parts), defaults, search or "-", method.summary, method.paper)
@@ -172,13 +172,13 @@ def ls(
         str | None, typer.Argument(help="One row of the table, such as ngdiff, to print all of it.")
     ] = None,
 ) -> None:
-    """List the methods, losses, rules, data sets, suites, metrics and audits there are.
+    """List the available methods, losses, rules, data sets, suites, metrics and audits.
 
     Example: `ngdiff ls methods`
 
     All about one of them: `ngdiff ls methods ngdiff`
 
-    Piped into another program, it prints one line a row: `ngdiff ls methods | grep ngdiff`
+    When piped, it prints one line per row: `ngdiff ls methods | grep ngdiff`
     """
     if table is not None and table not in TABLES:
         raise RequestError(unknown_name("ls", "table", table, TABLES))

@@ -24,17 +24,19 @@ def merge(
     adapter: Annotated[
         str, typer.Argument(help="Folder made by 'ngdiff unlearn --lora' or 'finetune --lora'.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder to make.", rich_help_panel=OUTPUT)],
+    output: Annotated[
+        Path, typer.Option(help="Folder to write the merged model to.", rich_help_panel=OUTPUT)
+    ],
     model: Annotated[
         str | None,
-        typer.Option(help="The base model, where it is not where the adapter says.", rich_help_panel=DATA),
+        typer.Option(help="Base model. [default: the one the adapter names]", rich_help_panel=DATA),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Fold a LoRA adapter into its base model, which gives a model like any other.
+    """Merge a LoRA adapter into its base model.
 
     `ngdiff merge adapter --output merged`
 
@@ -124,7 +126,7 @@ def _prepare(request: MergeRequest) -> tuple[ModelSource, ModelSource, Any]:
     with faults.collecting():
         source = resolve_model(request.adapter, "ADAPTER", request.trust_remote_code)
         if not source.adapter:
-            what = f"{request.adapter!r} is a whole model, no adapter"
+            what = f"{request.adapter!r} is a full model, not an adapter"
             faults.append(Fault("ADAPTER", what, "Give a folder made with --lora; this one needs no merging"))
         elif request.model is not None:
             source = replace(source, base=request.model)

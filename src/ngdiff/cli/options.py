@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+import typer.core
 
 from ngdiff.cli import completion
 from ngdiff.data.benchmarks import BENCHMARKS, Folders, folders_of
@@ -31,7 +32,7 @@ def with_folders(command: Callable[..., None]) -> Callable[..., None]:
             continue
         for row in BENCHMARKS.values():
             option = typer.Option(
-                help=f"Folder with {row.title}'s files. [default: {row.variable}, else the hub]",
+                help=f"Folder that holds {row.title}. [default: ${row.variable}, else the hub]",
                 rich_help_panel=DATA,
             )
             kind = Annotated[Path | None, option]
@@ -50,6 +51,34 @@ def with_folders(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
+class SettingsCommand(typer.core.TyperCommand):
+    """A command that takes settings by ``--set``: one that is given as a flag it lacks is answered so."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of the command line.
+
+        Raises:
+            RequestError: a word is the name of a setting that has no flag.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            word = str(getattr(error, "option_name", ""))
+            fault = _set_instead(word.lstrip("-").replace("-", "_"), word)
+            if fault is None:
+                raise
+            raise RequestError(fault) from None
+
+
+def _set_instead(name: str, word: str) -> Fault | None:
+    from ngdiff.cli.settings import REPLACED, known_settings
+
+    if name not in known_settings() | REPLACED.keys():
+        return None
+    fix = REPLACED.get(name, f"Give it as --set {name}=VALUE, or in the file of --config")
+    return Fault(word, "is not a flag of this command", fix)
+
+
 def _use_quiet(context: typer.Context, asked: bool) -> bool:
     if not context.resilient_parsing:
         settings.quiet = asked
@@ -61,7 +90,9 @@ def _use_log_format(context: typer.Context, name: str) -> str:
     if context.resilient_parsing:
         return name
     if name not in get_args(LogFormat):
-        raise RequestError(Fault("--log-format", f"{name!r} is none of them", "Give auto, lines or json"))
+        raise RequestError(
+            Fault("--log-format", f"{name!r} is not a log format", "Choose auto, lines or json")
+        )
     settings.log_format = name  # type: ignore[assignment]
     settings.apply()
     if name == "json" and not log.is_open:
@@ -76,7 +107,7 @@ Quiet = Annotated[
     bool,
     typer.Option(
         *("--quiet", "-q"),
-        help="Print errors and the last line only.",
+        help="Print only errors and the last line.",
         callback=_use_quiet,
         is_eager=True,
         envvar="NGDIFF_QUIET",
@@ -88,7 +119,8 @@ Log = Annotated[
     str,
     typer.Option(
         "--log-format",
-        help="auto: a bar on a terminal, else lines; lines; json: one object a line on standard output.",
+        help="auto (a progress bar on a terminal, otherwise lines), lines, or json (one object per line on "
+        "standard output).",
         callback=_use_log_format,
         envvar="NGDIFF_LOG_FORMAT",
         show_envvar=False,
@@ -98,12 +130,16 @@ Log = Annotated[
 ]
 Precision = Annotated[
     str,
-    typer.Option(help="auto, bf16 or fp32.", autocompletion=completion.precisions, rich_help_panel=RESOURCES),
+    typer.Option(
+        help="Numerical precision: auto, bf16 or fp32.",
+        autocompletion=completion.precisions,
+        rich_help_panel=RESOURCES,
+    ),
 ]
 LongText = Annotated[
     str,
     typer.Option(
-        help="split: running text that is longer becomes several pieces; cut: the rest is dropped.",
+        help="split long texts into several examples, or cut them at the maximum length.",
         autocompletion=completion.long_texts,
         rich_help_panel=DATA,
     ),
@@ -112,26 +148,28 @@ GradientNorms = Annotated[
     bool,
     typer.Option(
         "--gradient-norms/--no-gradient-norms",
-        help="Run the attack by gradient norm.",
+        help="Run the membership attack by gradient norm.",
         rich_help_panel=METHOD,
     ),
 ]
 MaxNewTokens = Annotated[
-    int, typer.Option(help="Longest generated answer, in tokens.", rich_help_panel=METHOD)
+    int, typer.Option(help="Maximum length of generated answers in tokens.", rich_help_panel=METHOD)
 ]
-Resamples = Annotated[int, typer.Option(help="Resamples of the bootstrap intervals.", rich_help_panel=METHOD)]
+Resamples = Annotated[
+    int, typer.Option(help="Number of bootstrap resamples for the intervals.", rich_help_panel=METHOD)
+]
 CacheDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the cache. [default: ~/.cache/ngdiff]", rich_help_panel=RESOURCES),
+    typer.Option(help="Cache folder. [default: ~/.cache/ngdiff]", rich_help_panel=RESOURCES),
 ]
 Lora = Annotated[
-    bool, typer.Option("--lora", help="Train LoRA adapters only, and save those.", rich_help_panel=RESOURCES)
+    bool, typer.Option("--lora", help="Train and save LoRA adapters only.", rich_help_panel=RESOURCES)
 ]
 GradientCheckpointing = Annotated[
     bool,
     typer.Option(
         "--gradient-checkpointing",
-        help="Work activations out twice instead of keeping them: less memory, more time.",
+        help="Recompute activations in the backward pass: less memory, more time.",
         rich_help_panel=RESOURCES,
     ),
 ]
@@ -140,20 +178,20 @@ Overwrite = Annotated[
 ]
 SaveSteps = Annotated[
     int | None,
-    typer.Option(min=1, help="Write a checkpoint every so many steps.", rich_help_panel=OUTPUT),
+    typer.Option(min=1, help="Write a checkpoint every N steps.", rich_help_panel=OUTPUT),
 ]
 SaveMinutes = Annotated[
     float | None,
     typer.Option(
-        help="Write a checkpoint every so many minutes; 0 for never. [default: 15]", rich_help_panel=OUTPUT
+        help="Write a checkpoint every N minutes; 0 disables it. [default: 15]", rich_help_panel=OUTPUT
     ),
 ]
 Resume = Annotated[
     bool | None,
     typer.Option(
         "--resume/--no-resume",
-        help="Go on with this output's unfinished run, or start afresh. "
-        "[default: go on where the request is the same]",
+        help="Resume the unfinished run of this output, or start over. "
+        "[default: resume if the request is the same]",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -161,14 +199,14 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option(
         "--trust-remote-code",
-        help="Run Python code that comes with the model; read it first.",
+        help="Run Python code from the model's repository. Read it first.",
         rich_help_panel=RESOURCES,
     ),
 ]
 Holdout = Annotated[
     list[str] | None,
     typer.Option(
-        help="Text of the forget set's kind that the model never saw.",
+        help="Data like the forget set that the model has never seen.",
         autocompletion=completion.sources,
         rich_help_panel=DATA,
     ),
@@ -177,7 +215,7 @@ SetPairs = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any other trainer setting, as name=value.",
+        help="Any other setting, as name=value. Repeatable.",
         autocompletion=completion.set_pairs,
         rich_help_panel=METHOD,
     ),
@@ -186,7 +224,7 @@ Report = Annotated[
     bool,
     typer.Option(
         "--report/--no-report",
-        help="Write an HTML page about it at the end; see 'ngdiff report --help'.",
+        help="Write an HTML report at the end; see 'ngdiff report --help'.",
         rich_help_panel=OUTPUT,
     ),
 ]

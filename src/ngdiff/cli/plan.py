@@ -31,45 +31,66 @@ NAMES = {
 @app.command()
 def plan(
     model: Annotated[
-        str, typer.Option(help="Folder, hub name, or 'smollm2'; only its configuration is read.")
+        str, typer.Option(help="Model: a folder, a hub name, or 'smollm2'. Only its configuration is read.")
     ],
-    gpus: Annotated[int, typer.Option(help="GPUs.", rich_help_panel=RESOURCES)] = 1,
-    memory: Annotated[float, typer.Option(help="Memory of each, in GiB.", rich_help_panel=RESOURCES)] = 80.0,
+    gpus: Annotated[int, typer.Option(help="Number of GPUs.", rich_help_panel=RESOURCES)] = 1,
+    memory: Annotated[float, typer.Option(help="Memory per GPU in GiB.", rich_help_panel=RESOURCES)] = 80.0,
     method: Annotated[
         str,
         typer.Option(
-            help="See 'ngdiff ls methods'.", autocompletion=completion.methods, rich_help_panel=METHOD
+            help="Unlearning method; see 'ngdiff ls methods'.",
+            autocompletion=completion.methods,
+            rich_help_panel=METHOD,
         ),
     ] = DEFAULT_METHOD,
     lora: Annotated[
         bool, typer.Option("--lora", help="Train LoRA adapters.", rich_help_panel=RESOURCES)
     ] = False,
     qlora: Annotated[
-        bool, typer.Option("--qlora", help="Likewise, on weights in 4 bits.", rich_help_panel=RESOURCES)
+        bool,
+        typer.Option(
+            "--qlora",
+            help="Train LoRA adapters, with the model's weights in 4 bits.",
+            rich_help_panel=RESOURCES,
+        ),
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(help="Forget, and as many retain, examples a step.", rich_help_panel=RESOURCES)
+        int, typer.Option(help="Examples of each set per step and GPU.", rich_help_panel=RESOURCES)
     ] = 8,
-    max_length: Annotated[int, typer.Option(help="Tokens of the longest.", rich_help_panel=RESOURCES)] = 512,
+    max_length: Annotated[
+        int, typer.Option(help="Length of the longest example in tokens.", rich_help_panel=RESOURCES)
+    ] = 512,
     answer_length: Annotated[
         int | None,
-        typer.Option(help="Labelled tokens of the longest. [default: all]", rich_help_panel=RESOURCES),
+        typer.Option(help="Answer tokens of the longest example. [default: all]", rich_help_panel=RESOURCES),
     ] = None,
     gradient_checkpointing: Annotated[
         bool,
-        typer.Option("--gradient-checkpointing", help="Keep layers' inputs only.", rich_help_panel=RESOURCES),
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Recompute activations in the backward pass.",
+            rich_help_panel=RESOURCES,
+        ),
     ] = False,
     forget_buffer: Annotated[
-        str, typer.Option(help="Second gradient: device, cpu or bf16.", rich_help_panel=RESOURCES)
+        str,
+        typer.Option(
+            help="Where the second gradient is kept: device, cpu or bf16.", rich_help_panel=RESOURCES
+        ),
     ] = "device",
     fsdp: Annotated[
-        bool, typer.Option("--fsdp/--ddp", help="Each GPU a part, or each all.", rich_help_panel=RESOURCES)
+        bool,
+        typer.Option(
+            "--fsdp/--ddp",
+            help="Shard the model across GPUs, or keep a copy on each.",
+            rich_help_panel=RESOURCES,
+        ),
     ] = False,
     precision: Annotated[
-        str, typer.Option(help="bf16 or fp32; weights are float32 anyway.", rich_help_panel=RESOURCES)
+        str, typer.Option(help="bf16 or fp32. Weights are float32 in both cases.", rich_help_panel=RESOURCES)
     ] = "bf16",
 ) -> None:
-    """Say what a run takes on each GPU, and what to switch on where it does not fit; nothing is loaded.
+    """Estimate the memory of a run on each GPU, and suggest savings if it does not fit. Nothing is loaded.
 
     Example: `ngdiff plan --model my-model --gpus 8 --memory 80 --fsdp`
     """
@@ -85,8 +106,8 @@ def plan(
     }
     faults = Faults(_faults(counts, max_length, memory, forget_buffer, precision))
     if qlora and fsdp:
-        fix = "Leave out one of the two: each GPU then holds all weights in 4 bits"
-        faults.append(Fault("--fsdp", "weights in 4 bits are not shared out among GPUs", fix))
+        fix = "Omit one of the two: without --fsdp, each GPU holds all weights in 4 bits"
+        faults.append(Fault("--fsdp", "4-bit weights cannot be sharded across GPUs", fix))
     source = None
     with faults.collecting():
         source = resolve_model(model)

@@ -14,7 +14,7 @@ from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
 Private = Annotated[
-    bool, typer.Option("--private", help="Make the repository for its owner's eyes.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--private", help="Make the repository private.", rich_help_panel=OUTPUT)
 ]
 
 
@@ -26,20 +26,20 @@ def push_command(
     include: Annotated[
         list[str] | None,
         typer.Option(
-            help="A further file of the folder, such as answers.json, which holds the text to be forgotten.",
+            help="Another file to push, such as answers.json, which contains the forgotten text.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Put a result on the model hub: model, tokenizer, card and record, and nothing else.
+    """Push a result to the model hub: model, tokenizer, card and record.
 
     `ngdiff push unlearned me/unlearned`
 
     `ngdiff push unlearned me/unlearned --private`
 
-    Answers, reports and evaluations are left out, since they hold the text that was to be forgotten.
+    Answers, reports and evaluations are not pushed, because they contain the forgotten text.
     """
     upload(folder, name, private, tuple(include or ()))
 
@@ -67,7 +67,7 @@ def upload(
         if isinstance(error, RequestError) and not after_a_run:
             raise
         words = ["ngdiff", "push", str(folder), name, *(["--private"] if private else [])]
-        fix = f"{folder} stands as it is. Try again: {shlex.join(words)}"
+        fix = f"{folder} is unchanged. Try again with: {shlex.join(words)}"
         print_failure(f"the result was not pushed: {str(error).rstrip('.')}", fix)
         raise typer.Exit(EXIT_FAILED) from error
     log.conclude(output=str(folder), hub=address)

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 def recompute(
     log: Annotated[
         Path,
-        typer.Argument(help="TOFU_EVAL.json, MUSE_EVAL.json or eval_log_aggregated.json, or its folder."),
+        typer.Argument(
+            help="TOFU_EVAL.json, MUSE_EVAL.json or eval_log_aggregated.json, or the folder with it."
+        ),
     ],
     reference: Annotated[
-        Path | None, typer.Option(help="Likewise of the retrained model, for forget quality and PrivLeak.")
+        Path | None,
+        typer.Option(help="The same file of the retrained model, for forget quality and PrivLeak."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write the figures to.")] = None,
 ) -> None:
-    """Work out a published evaluation's figures again from its per-item values.
+    """Recompute the figures of a published evaluation from its per-item values.
 
     `ngdiff recompute TOFU_EVAL.json --reference retrained/TOFU_EVAL.json`
 

@@ -18,7 +18,9 @@ from ngdiff.system.terminal import last_line
 def report(
     out: Annotated[
         Path,
-        typer.Argument(help="Folder made by unlearn, bench or demo, or an eval.json.", show_default=False),
+        typer.Argument(
+            help="Folder made by 'ngdiff unlearn', bench or demo, or an eval.json.", show_default=False
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option(help="HTML file to write. [default: report.html in OUT]")
@@ -27,25 +29,23 @@ def report(
         Path | None, typer.Option(help="eval.json of the unlearned model. [default: OUT/eval.json]")
     ] = None,
     reference_evaluation: Annotated[
-        Path | None, typer.Option(help="Likewise, of the retrained model. [default: OUT/retrained.json]")
+        Path | None, typer.Option(help="eval.json of the retrained model. [default: OUT/retrained.json]")
     ] = None,
     before_evaluation: Annotated[
-        Path | None, typer.Option(help="Likewise, of the target model. [default: OUT/target.json]")
+        Path | None, typer.Option(help="eval.json of the target model. [default: OUT/target.json]")
     ] = None,
     audit: Annotated[
         Path | None, typer.Option(help="audit.json of the unlearned model. [default: OUT/audit.json]")
     ] = None,
-    other: Annotated[
-        list[Path] | None, typer.Option(help="Another run, drawn beside this one; may be repeated.")
-    ] = None,
+    other: Annotated[list[Path] | None, typer.Option(help="Another run to compare with. Repeatable.")] = None,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Write one HTML page that shows what was forgotten, what it cost and whether to believe it.
+    """Write an HTML report: what was forgotten, what it cost, and how far to trust it.
 
     `ngdiff report unlearned --evaluation eval.json --reference-evaluation retrained.json`
 
-    The page opens from disk and needs no network. It quotes the data; keep it as you keep the data.
+    The report needs no network. It quotes the data, so protect it as you protect the data.
     """
     from rich.markup import escape
 

@@ -10,6 +10,7 @@ from ngdiff.data.benchmarks import folder_options, folders_of
 from ngdiff.data.layouts import parse_columns, written_columns
 from ngdiff.data.sources import with_columns
 from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.settings import SHORT
 from ngdiff.settings.fields import setting_names
 from ngdiff.settings.yaml_text import load_settings, load_yaml
 from ngdiff.system.untrusted import Unreadable
@@ -28,8 +29,15 @@ NAME_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS, *folder_
 FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private", "trust_remote_code")
 REQUEST_KEYS = ("answers", "columns", *NAME_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
 NEEDED = ("model", "forget", "retain", "output")
-ALIASES = {"lr": "learning_rate", "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
-ALIASES |= {"eval_every": "evaluate_every", "eval_items": "evaluate_items"}
+ALIASES = {short: name for name, short in SHORT.items()}
+REPLACED = {
+    "lr_start": "Give --lr with --set step_size=auto or step_size=gen: the search begins at that rate",
+    "floor": "Give it as --set floors.NAME=SHARE",
+    "eval_every": "Give it as --set eval_steps=STEPS",
+    "evaluate_every": "Give it as --set eval_steps=STEPS",
+    "evaluate_items": "Give it as --set eval_items=ITEMS",
+}
+"""Settings of earlier versions, and what to give instead."""
 # trainer settings that a flag decides
 DECIDED_BY = {"output_dir": "output", "bf16": "precision", "fp16": "precision"}
 DECIDED_BY |= dict.fromkeys(
@@ -56,16 +64,12 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
             given, faults = _checked(load_settings(config, "--config"), f"--config {config}")
         except RequestError as error:
             faults, unread = list(error.faults), True
-    more, wrong = _from_pairs(pairs)
+    more, wrong = _from_pairs(pairs, given)
     said = {key: value for key, value in flags.items() if value is not None and value is not False}
     given |= more
     given |= {ALIASES.get(key, key): value for key, value in said.items() if value not in ([], ())}
-    if given.get("floor"):
-        floors, bad = _floors(given.pop("floor"))
-        given["floors"] = {**given.get("floors", {}), **floors}
-        wrong += bad
     wrong += _map_columns(given)
-    fix = "Give it as a flag or in --config; see ngdiff unlearn --help"
+    fix = "Give it as a flag or in the file of --config; see ngdiff unlearn --help"
     needed = () if unread else NEEDED  # nobody knows what a file that cannot be read would have given
     missing = [Fault(f"--{name}", "is missing", fix) for name in needed if not given.get(name)]
     return given, [*faults, *wrong, *missing]
@@ -85,22 +89,6 @@ def _map_columns(given: dict[str, Any]) -> list[Fault]:
         if given.get(key):
             given[key] = [with_columns(source, mapped) for source in source_list(given[key])]
     return []
-
-
-def _floors(pairs: Sequence[str]) -> Found:
-    """Read ``NAME=SHARE`` texts."""
-    found: dict[str, Any] = {}
-    faults = []
-    for pair in pairs:
-        name, equals, share = pair.rpartition("=")
-        try:
-            found[name] = float(share)
-        except ValueError:
-            equals = ""
-        if not equals or not name:
-            faults.append(Fault("--floor", f"{pair!r} is no floor", "Write NAME=SHARE, such as general=0.95"))
-            found.pop(name, None)
-    return found, faults
 
 
 def to_request(
@@ -136,26 +124,13 @@ def source_list(value: Any) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings, named as on the command line (with ``_`` or ``-``).
-
-    Raises:
-        RequestError: the file is missing, is no YAML mapping, or names settings that do not exist.
-    """
-    return _or_raise(_from_config(path))
-
-
 def parse_set(pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``name=value`` pairs; values are YAML.
 
     Raises:
-        RequestError: a pair has no ``=``, its value is no YAML, or there is no such setting.
+        RequestError: a pair has no ``=``, its value is not valid YAML, or there is no such setting.
     """
-    return _or_raise(_from_pairs(pairs))
-
-
-def _or_raise(found: Found) -> dict[str, Any]:
-    settings, faults = found
+    settings, faults = _from_pairs(pairs)
     if faults:
         raise RequestError(faults)
     return settings
@@ -169,8 +144,10 @@ def _from_config(path: Path) -> Found:
     return _checked(loaded, f"--config {path}")
 
 
-def _from_pairs(pairs: Sequence[str]) -> Found:
+def _from_pairs(pairs: Sequence[str], below: Mapping[str, Any] | None = None) -> Found:
+    """Read pairs; ``group.name=value`` sets one entry of a mapping, such as ``floors``, given ``below``."""
     settings: dict[str, Any] = {}
+    names: set[str] = set()
     faults = []
     fix = "Write --set name=value"
     for pair in pairs:
@@ -178,14 +155,19 @@ def _from_pairs(pairs: Sequence[str]) -> Found:
         try:
             loaded = load_yaml(value)
         except Unreadable as error:
-            faults.append(Fault("--set", f"{pair!r} is no setting: the value {error.what}", fix))
+            faults.append(Fault("--set", f"{pair!r} is not a setting: the value {error.what}", fix))
             continue
-        if not equals:
-            faults.append(Fault("--set", f"{pair!r} is no setting", fix))
-        elif name in settings:
+        group, dot, entry = name.partition(".")
+        if not equals or (dot and not entry):
+            faults.append(Fault("--set", f"{pair!r} is not a setting", fix))
+        elif name in names or (group if dot else name) in names:
             faults.append(Fault("--set", f"{name!r} is set twice", "Keep one of them"))
+        elif dot:
+            start = (below or {}).get(group)
+            settings.setdefault(group, dict(start) if isinstance(start, dict) else {})[entry] = loaded
         else:
             settings[name] = loaded
+        names.add(name)
     checked, wrong = _checked(settings, "--set")
     return checked, [*faults, *wrong]
 
@@ -194,7 +176,7 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
     """Return the settings under their own names, and what is wrong; a null leaves the default."""
     names = {key: str(key).strip().replace("-", "_") for key in loaded}
     settings = {ALIASES.get(names[key], names[key]): value for key, value in loaded.items()}
-    known = {*REQUEST_KEYS, *setting_names()} - set(DECIDED_BY)
+    known = known_settings()
     own = [ALIASES.get(name, name) for name in names.values()]
     faults = [
         Fault(where, f"{key!r} is set twice, under two names", "Keep one of them")
@@ -203,7 +185,9 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
     good = {}
     for key, value in settings.items():
         if key in DECIDED_BY:
-            faults.append(Fault(where, f"{key!r} is not set here", f"Use {DECIDED_BY[key]!r}"))
+            faults.append(Fault(where, f"{key!r} cannot be set here", f"Use {DECIDED_BY[key]!r}"))
+        elif key in REPLACED:
+            faults.append(Fault(where, f"there is no setting called {key!r}", REPLACED[key]))
         elif key not in known:
             faults.append(unknown_name(where, "setting", key, {*known, *ALIASES}))
         elif key in FLAG_KEYS and not isinstance(value, bool | None):
@@ -211,10 +195,15 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
         elif key in SOURCE_KEYS and not _is_sources(value):
             faults.append(Fault(where, f"{key!r} is {_shown(value)}", "Write a source, or a list of sources"))
         elif key in NAME_KEYS and not isinstance(value, str | None):
-            faults.append(Fault(where, f"{key!r} is {_shown(value)}", "Write a name, in quotes if need be"))
+            faults.append(Fault(where, f"{key!r} is {_shown(value)}", "Write a name, in quotes if necessary"))
         elif value is not None:
             good[key] = value
     return good, faults
+
+
+def known_settings() -> set[str]:
+    """Return the names of all settings that ``--set`` and a file of settings take."""
+    return {*REQUEST_KEYS, *setting_names()} - set(DECIDED_BY)
 
 
 def _shown(value: Any) -> str:

@@ -24,42 +24,39 @@ from ngdiff.cli.options import (
     Quiet,
     Report,
     Resume,
-    SaveMinutes,
-    SaveSteps,
     SetPairs,
+    SettingsCommand,
     TrustRemoteCode,
-    with_folders,
 )
-from ngdiff.cli.push import Private, upload
+from ngdiff.cli.push import upload
 from ngdiff.cli.report import report_after
 from ngdiff.cli.settings import NEEDED, gather, to_request
 from ngdiff.cli.validate import checked, show_plan
-from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.errors import Fault, RequestError
 from ngdiff.settings import DEFAULT_METHOD
 
 NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format", "report", "dry_run")
-"""Parameters of the command that say nothing of what is done to the model."""
+"""Parameters of the command that are not settings of the run."""
 
 
-@app.command()
-@with_folders
+@app.command(cls=SettingsCommand)
 def unlearn(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option(help="Folder, hub name, or 'smollm2'.", rich_help_panel=DATA)
+        str | None,
+        typer.Option(help="Model to change: a folder, a hub name, or 'smollm2'.", rich_help_panel=DATA),
     ] = None,
     forget: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to forget: file, folder, hub data set or tofu:NAME.",
+            help="Data to forget: a file, a folder, a hub data set, tofu:NAME or muse:NAME.",
             autocompletion=completion.sources,
             rich_help_panel=DATA,
         ),
     ] = None,
     retain: Annotated[
         list[str] | None,
-        typer.Option(help="What to keep, likewise.", autocompletion=completion.sources, rich_help_panel=DATA),
+        typer.Option(help="Data to keep.", autocompletion=completion.sources, rich_help_panel=DATA),
     ] = None,
     holdout: Holdout = None,
     columns: Annotated[
@@ -73,47 +70,44 @@ def unlearn(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"See 'ngdiff ls methods'. [default: {DEFAULT_METHOD}]",
+            help=f"Unlearning method; see 'ngdiff ls methods'. [default: {DEFAULT_METHOD}]",
             autocompletion=completion.methods,
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    step_size: Annotated[
-        str | None,
-        typer.Option(
-            help="auto: probes find the rate; gen: as GeN's authors do; fixed. [default: the method's]",
             rich_help_panel=METHOD,
         ),
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Fixed learning rate, instead of the method's own.", rich_help_panel=METHOD),
-    ] = None,
-    lr_start: Annotated[
-        float | None,
-        typer.Option(help="auto: search the rate from here; gen: begin here.", rich_help_panel=METHOD),
+        typer.Option(help="Fixed learning rate. [default: the method's]", rich_help_panel=METHOD),
     ] = None,
     forget_loss: Annotated[
         str | None,
         typer.Option(
-            help="See 'ngdiff ls losses'.", autocompletion=completion.forget_losses, rich_help_panel=METHOD
+            help="Forget loss; see 'ngdiff ls losses'. [default: the method's]",
+            autocompletion=completion.forget_losses,
+            rich_help_panel=METHOD,
         ),
     ] = None,
     retain_loss: Annotated[
         str | None,
         typer.Option(
-            help="See 'ngdiff ls losses'.", autocompletion=completion.retain_losses, rich_help_panel=METHOD
+            help="Retain loss; see 'ngdiff ls losses'. [default: the method's]",
+            autocompletion=completion.retain_losses,
+            rich_help_panel=METHOD,
         ),
     ] = None,
     rule: Annotated[
         str | None,
-        typer.Option(help="See 'ngdiff ls rules'.", autocompletion=completion.rules, rich_help_panel=METHOD),
+        typer.Option(
+            help="Rule that weights the two gradients; see 'ngdiff ls rules'. [default: the method's]",
+            autocompletion=completion.rules,
+            rich_help_panel=METHOD,
+        ),
     ] = None,
     stop_at: Annotated[
         str | None,
         typer.Option(
-            help="auto, never-seen-loss, none, or e.g. extraction_strength=0.05. "
-            "[default: auto, or the method's]",
+            help="Forget target: auto, never-seen-loss, none, or a threshold such as "
+            "extraction_strength=0.05. [default: the method's, usually auto]",
             autocompletion=completion.forget_targets,
             rich_help_panel=STOPPING,
         ),
@@ -121,22 +115,15 @@ def unlearn(
     keep_utility: Annotated[
         float | None,
         typer.Option(
-            help="Floor of each figure to keep, as a share of its start. [default: 0.98, or the method's]",
-            rich_help_panel=STOPPING,
-        ),
-    ] = None,
-    floor: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="One floor by name: retain, general, language or a --keep set; 0 for none.",
-            metavar="NAME=SHARE",
+            help="Lowest share of its starting value that each utility figure may fall to; 0 for no floor. "
+            "[default: the method's, usually 0.98]",
             rich_help_panel=STOPPING,
         ),
     ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="What must be kept besides, with a floor of its own; may be repeated.",
+            help="Further data to keep, with a floor of its own. Repeatable.",
             autocompletion=completion.sources,
             rich_help_panel=DATA,
         ),
@@ -144,131 +131,74 @@ def unlearn(
     epochs: Annotated[
         float | None,
         typer.Option(
-            help="Most passes over the forget set. [default: 20, or the method's]", rich_help_panel=STOPPING
+            help="Maximum number of passes over the forget set. [default: the method's, usually 20]",
+            rich_help_panel=STOPPING,
         ),
-    ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Most optimizer steps.", rich_help_panel=STOPPING)
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Forget, and as many retain, examples a step. [default: 8 to 32, by the forget set's size]",
+            help="Examples of each set per step. [default: 8 to 32, by the size of the forget set]",
             rich_help_panel=RESOURCES,
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of every random choice. [default: 0]", rich_help_panel=METHOD)
+        int | None, typer.Option(help="Random seed. [default: 0]", rich_help_panel=METHOD)
     ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(help="Longest sequence in tokens. [default: 512]", rich_help_panel=RESOURCES),
+        typer.Option(help="Maximum sequence length in tokens. [default: 512]", rich_help_panel=RESOURCES),
     ] = None,
-    long_text: Annotated[
-        str | None,
-        typer.Option(
-            help="split: running text that is longer becomes several pieces; cut: the rest is dropped. "
-            "[default: split]",
-            autocompletion=completion.long_texts,
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to make.", rich_help_panel=OUTPUT)] = None,
-    eval_every: Annotated[
-        int | None,
-        typer.Option(
-            help="Evaluate every so many steps, into record.json. [default: never]", rich_help_panel=OUTPUT
-        ),
-    ] = None,
-    eval_items: Annotated[
-        int | None,
-        typer.Option(help="Most items of a set that these look at. [default: 64]", rich_help_panel=OUTPUT),
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write the result to.", rich_help_panel=OUTPUT)
     ] = None,
     lora: Lora = False,
     qlora: Annotated[
         bool,
         typer.Option(
             "--qlora",
-            help="Likewise, on weights in 4 bits; needs bitsandbytes.",
+            help="Like --lora, with the model's weights in 4 bits; needs bitsandbytes.",
             rich_help_panel=RESOURCES,
         ),
     ] = False,
     precision: Annotated[
         str | None,
         typer.Option(
-            help="auto, bf16 or fp32. [default: auto]",
+            help="Numerical precision: auto, bf16 or fp32. [default: auto]",
             autocompletion=completion.precisions,
             rich_help_panel=RESOURCES,
         ),
     ] = None,
     gradient_checkpointing: GradientCheckpointing = False,
-    forget_buffer: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the second gradient lies: device, cpu or bf16. [default: device]",
-            rich_help_panel=RESOURCES,
-        ),
-    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; flags win over it.", rich_help_panel=DATA)
+        Path | None,
+        typer.Option(help="YAML file of settings. Flags and --set override it.", rich_help_panel=DATA),
     ] = None,
-    push_to_hub: Annotated[
-        str | None,
-        typer.Option(
-            help="Then push the result there, such as me/unlearned; asks the hub beforehand.",
-            metavar="NAME",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    private: Private = False,
     set_: SetPairs = None,
-    folders: Folders = NO_FOLDERS,
     earlier: Annotated[
         list[str] | None,
         typer.Option(
-            help="What earlier requests forgot, to see that nothing of it comes back.",
+            help="Data that earlier requests forgot, to check that it stays forgotten.",
             autocompletion=completion.sources,
             rich_help_panel=DATA,
         ),
     ] = None,
-    sign: Annotated[
-        Path | None,
-        typer.Option(help="Private key (Ed25519, PEM) to sign the receipt with.", rich_help_panel=OUTPUT),
-    ] = None,
-    data_key: Annotated[
-        Path | None,
-        typer.Option(help="Key that hides hashes of data ('ngdiff keygen --data').", rich_help_panel=OUTPUT),
-    ] = None,
-    allow_overlap: Annotated[
-        bool,
-        typer.Option("--allow-overlap", help="Go on though both sets share rows.", rich_help_panel=DATA),
-    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the request, print what it would take, and run nothing.",
+            help="Check the request and print its cost without running it.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
-    save_steps: SaveSteps = None,
-    save_minutes: SaveMinutes = None,
     resume: Resume = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
-    answers: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Questions to answer before and after, for the report. [default: 12]",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
     report: Report = True,
     report_to: Annotated[
         list[str] | None,
         typer.Option(
-            help="tensorboard, trackio or wandb; may be repeated.",
+            help="Tracker: tensorboard, trackio or wandb. Repeatable.",
             autocompletion=completion.trackers,
             rich_help_panel=LOGS,
         ),
@@ -278,31 +208,34 @@ def unlearn(
 ) -> None:
     """Make a model forget one data set and keep another.
 
-    Nothing but the four names is needed; the learning rate is found, and the run stops by itself:
+    Only model, data and output are required. The learning rate is found automatically, and the run stops when
+    the data are forgotten:
 
     `ngdiff unlearn --model my-model --forget forget.jsonl --retain retain.jsonl --output unlearned`
 
-    Adapters only, which takes less memory:
+    Train LoRA adapters only, which takes less memory:
 
     `ngdiff unlearn --model my-model --forget forget.jsonl --retain retain.jsonl --output adapter --lora`
 
-    From a settings file, with one of them changed:
+    Read the settings from a file, and change one of them:
 
     `ngdiff unlearn --config request.yaml --seed 1`
 
-    Until a threshold of your own, with a log for a machine to read:
+    Stop at a threshold of your own, and write the log as JSON:
 
     `ngdiff unlearn --config request.yaml --stop-at extraction_strength=0.05 --log-format json`
 
-    With curves to watch, and the result on the hub, for those alone whom you let see it:
+    Follow the run in TensorBoard, and push the result to a private repository on the hub:
 
-    `ngdiff unlearn --config request.yaml --report-to tensorboard --push-to-hub me/unlearned --private`
+    `ngdiff unlearn --config request.yaml --report-to tensorboard --set push_to_hub=me/x --set private=true`
 
-    What it would take, with warnings, before anything runs:
+    Check the request and its cost before running it:
 
     `ngdiff unlearn --config request.yaml --dry-run`
 
-    Interrupted, it resumes where it was when the same command is given again.
+    Settings without a flag are given with --set, such as --set max_steps=100, --set save_steps=50,
+    --set sign=key.pem or --set floors.general=0.95. An interrupted run resumes when the same command is given
+    again.
 
     Exit code 0: forgotten. 3: saved, but the forget target was not reached (0 under torchrun and accelerate
     launch, whose last line then says so). 2: the request was wrong.
@@ -333,7 +266,7 @@ def unlearn(
 
 
 def _further_faults(given: dict[str, Any], overwrite: bool) -> list[Fault]:
-    """Return what else is wrong with a request that is refused already, as far as it says anything."""
+    """Return further faults of a request that is already refused, so that all are reported at once."""
     from ngdiff.unlearn import prepare
 
     if any(not given.get(name) for name in NEEDED):

@@ -26,24 +26,24 @@ ROLES = {"forget": "to forget", "retain": "to keep", "holdout": "never seen"}
 
 @app.command()
 def validate(
-    config: Annotated[Path, typer.Argument(help="YAML file, as 'ngdiff unlearn --config' takes it.")],
+    config: Annotated[Path, typer.Argument(help="YAML file for 'ngdiff unlearn --config'.")],
     set_: SetPairs = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Let the output exist.", rich_help_panel=DATA)
+        bool, typer.Option("--overwrite", help="Allow the output to exist.", rich_help_panel=DATA)
     ] = False,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
-    """Check a request without running it: every fault at once, and what it would take.
+    """Check a request without running it: report all errors, and estimate its cost.
 
     `ngdiff validate request.yaml`
 
     `ngdiff validate request.yaml --set batch_size=4 --set stop_at=none`
 
-    Reads settings, data, tokenizer and configuration, but no weights, and writes nothing. A request in
-    flags is checked alike with --dry-run; see 'ngdiff unlearn --help'.
+    It reads settings, data, tokenizer and configuration, but no weights, and writes nothing. To check a
+    request given as flags, add --dry-run to 'ngdiff unlearn'.
 
-    Exit code 0: it would run. 2: it would not.
+    Exit code 0: the request is valid. 2: it is not.
     """
     show_plan(*checked(*gather(config, tuple(set_ or ()), {}), overwrite))
 

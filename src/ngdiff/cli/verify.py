@@ -22,23 +22,27 @@ if TYPE_CHECKING:
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder made by 'ngdiff unlearn'.")],
     forget: Annotated[
-        list[str] | None, typer.Option(help="The forget set, to compare with its hash: see 'ngdiff unlearn'.")
+        list[str] | None, typer.Option(help="The forget set, to compare with its hash.")
     ] = None,
-    retain: Annotated[list[str] | None, typer.Option(help="The retain set, likewise.")] = None,
-    holdout: Annotated[list[str] | None, typer.Option(help="The holdout, likewise.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model before, to compare its files.")] = None,
-    public_key: Annotated[Path | None, typer.Option(help="Public key of who should have signed.")] = None,
-    data_key: Annotated[Path | None, typer.Option(help="Key that hides the data's hashes.")] = None,
+    retain: Annotated[
+        list[str] | None, typer.Option(help="The retain set, to compare with its hash.")
+    ] = None,
+    holdout: Annotated[list[str] | None, typer.Option(help="The holdout, to compare with its hash.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model before unlearning, to compare its files.")
+    ] = None,
+    public_key: Annotated[Path | None, typer.Option(help="Public key of the expected signer.")] = None,
+    data_key: Annotated[Path | None, typer.Option(help="Key that the data hashes were made with.")] = None,
     chain: Annotated[
-        bool, typer.Option("--chain", help="Check all earlier receipts, not only the one before.")
+        bool, typer.Option("--chain", help="Check all earlier receipts, not only the previous one.")
     ] = False,
     folders: Folders = NO_FOLDERS,
 ) -> None:
-    """Work out every hash in a receipt again, and say line by line what agrees.
+    """Recompute every hash in a receipt, and report line by line what matches.
 
     Example: `ngdiff verify unlearned --forget forget.jsonl --retain retain.jsonl`
 
-    Exit code 4: something is not what the receipt says.
+    Exit code 4: something does not match the receipt.
     """
     from ngdiff.errors import Fault, RequestError
     from ngdiff.receipts.hashes import RECEIPT
@@ -46,14 +50,14 @@ def verify(
 
     if not (folder / RECEIPT).is_file():
         fix = "Give a folder made by 'ngdiff unlearn'; without its receipt nothing can be checked"
-        raise RequestError(Fault("FOLDER", f"{folder} holds no {RECEIPT}", fix))
+        raise RequestError(Fault("FOLDER", f"{folder} contains no {RECEIPT}", fix))
     sources = {"forget": forget or [], "retain": retain or [], "holdout": holdout or []}
     evidence = _evidence(sources, folders, model, public_key, data_key, chain)
     try:
         findings = check(folder, evidence)
     except OSError as error:
         what = f"{folder} cannot be read: {error.strerror}"
-        raise RequestError(Fault("FOLDER", what, "Check who may read it")) from error
+        raise RequestError(Fault("FOLDER", what, "Check its permissions")) from error
     _show(findings, folder)
     if any(finding.agrees is False for finding in findings):
         raise typer.Exit(EXIT_DISAGREES)
@@ -109,17 +113,17 @@ def _show(findings: Sequence[Finding], folder: Path) -> None:
     verdict = disagree if wrong else "nothing disagrees"
     left = len(findings) - wrong - right
     console.print(f"{escape(str(folder))}: {agree}, {verdict}, {left} not checked.")
-    console.print("What a receipt proves, and what not, stands in it: 'proves', 'does_not_prove'.")
+    console.print("The receipt states what it proves and what not: 'proves', 'does_not_prove'.")
 
 
 @app.command()
 def keygen(
-    key: Annotated[Path, typer.Argument(help="File to make, for nobody else to read.")],
+    key: Annotated[Path, typer.Argument(help="File to create. Keep it secret.")],
     data: Annotated[
-        bool, typer.Option("--data", help="A key that hides hashes of data, instead of one to sign with.")
+        bool, typer.Option("--data", help="Create a key that hides data hashes instead of a signing key.")
     ] = False,
 ) -> None:
-    """Make a key pair (Ed25519) to sign receipts with: KEY.pem, and KEY.pub.pem for others.
+    """Create a key pair (Ed25519) to sign receipts: the private KEY.pem and the public KEY.pub.pem.
 
     Example: `ngdiff keygen key.pem`
     """

@@ -96,7 +96,7 @@ class Benchmark:
         there = [name for name in self.parts if any(map(files_of, self.inside(folder, name)))]
         alike = [name for name in there if name.partition("/")[0] == part.partition("/")[0]]
         has = ", ".join(alike or there) or f"nothing of {self.title}"
-        fix = f"It has {has}; correct {self.option} or {self.variable}, or leave it out for the hub"
+        fix = f"It has {has}; correct {self.name}_dir or {self.variable}, or remove it to use the hub"
         return Fault(where, what, fix)
 
 

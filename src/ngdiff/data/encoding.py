@@ -175,7 +175,7 @@ def _fitting_pieces(
         tally.add(pieces, fix, example)
         return None
     if len(pieces[0]) >= max_length:
-        what = f"nothing of the answer fits into {max_length} tokens behind the prompt"
+        what = f"nothing of the answer fits into {max_length} tokens after the prompt"
         tally.add(what, "Raise --max-length or shorten the prompts", example)
         return None
     return *pieces, left_out

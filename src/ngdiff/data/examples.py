@@ -168,7 +168,7 @@ def _content_faults(row: Row, form: tuple[str, ...], where: str) -> list[Fault]:
         return [fault] if fault else []
     found = ((row.names.get(column, column), text_fault(row.values[column])) for column in form)
     return [
-        Fault(at, f"{column!r} {what}", f"Give {column!r} some text, or leave the row out")
+        Fault(at, f"{column!r} {what}", f"Give {column!r} some text, or remove the row")
         for column, what in found
         if what
     ]
@@ -187,7 +187,7 @@ def text_fault(value: object) -> str | None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which is no character"
+        return "contains half of a surrogate pair, which is not a character"
     return None
 
 
@@ -204,7 +204,7 @@ def _messages_fault(value: object, at: str, column: str) -> Fault | None:
             return Fault(at, f"message {number} has the role {role!r}", f"Use one of {', '.join(ROLES)}")
         what = None if role == "system" and content == "" else text_fault(content)
         if what:
-            fix = "Give it some text, or leave the row out"
+            fix = "Give it some text, or remove the row"
             return Fault(at, f"the content of message {number} {what}", fix)
     if value[-1]["role"] != "assistant":
         what = f"the last message is from {value[-1]['role']!r}, not from 'assistant'"
@@ -262,7 +262,7 @@ def overlap_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault
         f"{_rows(len(shared))} of the retain set {verb} in the forget set too, "
         f"the first at {first.place} and {places[first.key]}"
     )
-    return Fault("--retain", what, "Take them out of one of the two, or pass --allow-overlap")
+    return Fault("--retain", what, "Remove them from one of the two sets, or give --set allow_overlap=true")
 
 
 def texts_of(examples: Sequence[Example]) -> list[Example]:

@@ -68,11 +68,13 @@ def read_data_file(path: Path) -> Found:
     """
     reader = READERS.get(path.suffix.lower())
     if path.suffix.lower() in ARCHIVES:
-        what = f"is packed ({path.suffix}), and nothing is unpacked here"
+        what = f"is an archive ({path.suffix}), which is not unpacked"
         return [], [Fault(path.name, what, f"Unpack it and give the {', '.join(READERS)} file inside")]
     if reader is None:
         kind = f"the extension {path.suffix!r}" if path.suffix else "no extension"
-        return [], [Fault(path.name, f"has {kind}, which is not read", f"Use one of {', '.join(READERS)}")]
+        return [], [
+            Fault(path.name, f"has {kind}, which is not supported", f"Use one of {', '.join(READERS)}")
+        ]
     try:
         raw = read_within(path, MOST_DATA)
     except Unreadable as error:
@@ -161,8 +163,8 @@ def _sorted_out(found: Iterator[Row | Fault], name: str) -> Found:
         elif len(faults) < MOST_FAULTS:
             faults.append(item)
         else:
-            what = f"has more than {MOST_FAULTS} broken rows, and was not read further"
-            faults.append(Fault(name, what, "Check that it holds what its name says"))
+            what = f"has more than {MOST_FAULTS} invalid rows; reading stopped"
+            faults.append(Fault(name, what, "Check that it is the right file"))
             break
     return rows, faults
 
@@ -196,7 +198,7 @@ def _json_lines(raw: bytes, name: str) -> Iterator[Row | Fault]:
             else:
                 if "\0" in text:
                     fix = "Save the file as UTF-8 text without NUL bytes"
-                    yield Fault(place, "holds a NUL byte", fix)
+                    yield Fault(place, "contains a NUL byte", fix)
                 else:
                     yield _row(_parse(text, place), place)
         start += len(line)
@@ -258,21 +260,21 @@ def _csv_rows(reader: Any, header: list[str], name: str) -> Iterator[Row | Fault
             yield Row(dict(zip(header, fields, strict=True)), place)
         else:
             what = f"has {len(fields)} fields where the header has {len(header)}"
-            yield Fault(place, what, "Quote fields that hold commas, quotes or line breaks")
+            yield Fault(place, what, "Quote fields that contain commas, quotes or line breaks")
 
 
 def _broken_csv(error: csv.Error, line: int, name: str) -> Fault:
-    what = f"is broken CSV in the record that begins there ({error})"
-    return Fault(f"{name}, line {line}", what, "Close the quotes; write a quote inside as two")
+    what = f"is not valid CSV in the record that begins there ({error})"
+    return Fault(f"{name}, line {line}", what, "Close the quotes, and double a quote inside a field")
 
 
 def _header_fault(header: list[str], name: str) -> Fault | None:
     place, listed = f"{name}, line 1", ", ".join(header)[:200]
-    fix = f"Begin with a header that has {accepted_columns()}, separated by commas"
+    fix = f"Start with a header that has {accepted_columns()}, separated by commas"
     if not {column for form in COLUMN_FORMS for column in form} & set(header):
-        return Fault(place, f"is no header with columns known here (found: {listed})", fix)
+        return Fault(place, f"is not a header with known columns (found: {listed})", fix)
     if twice := sorted({column for column in header if header.count(column) > 1}):
-        return Fault(place, f"has the column {twice[0]!r} twice", "Give each column a name of its own")
+        return Fault(place, f"has the column {twice[0]!r} twice", "Give each column a unique name")
     return None
 
 

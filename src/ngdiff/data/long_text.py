@@ -57,7 +57,7 @@ class Pieces:
 def long_text_fault(asked: str) -> Fault | None:
     """Say so where there is no such way to treat long texts."""
     known = get_args(LongText)
-    return None if asked in known else unknown_name("--long-text", "way to treat long texts", asked, known)
+    return None if asked in known else unknown_name("long_text", "way to treat long texts", asked, known)
 
 
 def in_pieces(examples: Iterable[Example], tokenizer: Any, max_length: int | None, where: str) -> Pieces:
@@ -89,8 +89,8 @@ def in_pieces(examples: Iterable[Example], tokenizer: Any, max_length: int | Non
             continue
         starts = tokens.starts(example)
         if starts is None:
-            what = f"has more than {max_length} tokens, and the tokenizer does not say where they stand"
-            fix = "Use a fast tokenizer, or pass --long-text cut"
+            what = f"has more than {max_length} tokens, and its tokenizer does not return token offsets"
+            fix = "Use a fast tokenizer, or set long_text=cut"
             raise RequestError(Fault(f"{where} {example.place}", what, fix))
         bounds = _bounds(example.answer, starts, max_length - len(tokens.opening), tokens.ends)
         parts = [(start, stop) for start, stop in bounds if example.answer[start:stop].strip()]

@@ -63,7 +63,7 @@ def answer_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault 
         "rows of the forget set cannot be forgotten and kept, since the retain set gives them too: "
         f"{_listed(found)}"
     )
-    return Fault("--retain", what, "Take them out of one of the two, or pass --allow-overlap")
+    return Fault("--retain", what, "Remove them from one of the two sets, or give --set allow_overlap=true")
 
 
 def part_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault | None:
@@ -82,7 +82,7 @@ def part_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault | 
         f"{len(found)} {verb} one that is a part of the other, the first: {ours.place} and {theirs.place}; "
         "it cannot be forgotten and kept"
     )
-    return Fault("--retain", what, "Take one of the two out, or pass --allow-overlap")
+    return Fault("--retain", what, "Remove one of the two, or give --set allow_overlap=true")
 
 
 def _parts_in(shorter: Sequence[Example], longer: Sequence[Example]) -> list[tuple[Example, Example]]:

@@ -9,8 +9,8 @@ from ngdiff.system.untrusted import MOST_DATA, Unplaced, Unreadable, first_line
 
 MOST_ROWS = 20_000_000
 _AT_ONCE = 1024
-_ANEW = "Write the file anew"
-_SMALLER = "Cut it into parts, or give the right file"
+_ANEW = "Write the file again"
+_SMALLER = "Split it into smaller files, or check that it is the right file"
 
 
 def read_parquet(raw: bytes) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def read_parquet(raw: bytes) -> list[dict[str, Any]]:
         raw: the whole file.
 
     Raises:
-        Unreadable: it is broken, has columns of the same name, or unpacks to too much.
+        Unreadable: it is broken, has duplicate columns, or unpacks to too much.
         Unplaced: one row holds a value that Python has no form for; ``line`` is the row's number.
     """
     import pyarrow
@@ -33,18 +33,18 @@ def read_parquet(raw: bytes) -> list[dict[str, Any]]:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(raw))
         columns = list(file.schema_arrow.names)
         if len(set(columns)) < len(columns):
-            raise Unreadable(f"has columns of the same name ({', '.join(columns)})", "Rename them")
+            raise Unreadable(f"has duplicate columns ({', '.join(columns)})", "Rename them")
         if any(_categories_inside(field.type) for field in file.schema_arrow):
             raise Unreadable("has categories inside lists or objects", "Write plain columns")
         return list(_rows(file))
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise Unreadable(f"is broken Parquet ({first_line(error)})", _ANEW) from error
+        raise Unreadable(f"is not valid Parquet ({first_line(error)})", _ANEW) from error
 
 
 def _rows(file: Any) -> Iterator[dict[str, Any]]:
     metadata = file.metadata
     if metadata.num_rows > MOST_ROWS:
-        raise Unreadable(f"has {metadata.num_rows} rows; at most {MOST_ROWS} are read", _SMALLER)
+        raise Unreadable(f"has {metadata.num_rows} rows; the limit is {MOST_ROWS}", _SMALLER)
     # not row_group(n).column(m): pyarrow ends the process where a column's statistics are malformed
     chunks = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
     if sum(chunks) > MOST_DATA:
@@ -95,11 +95,11 @@ def _row(batch: Any, place: int, number: int) -> dict[str, Any]:
     try:
         found: dict[str, Any] = batch.slice(place, 1).to_pylist()[0]
     except _NO_VALUE as error:
-        raise Unplaced(number, f"holds a value that cannot be read ({first_line(error)})", _ANEW) from error
+        raise Unplaced(
+            number, f"contains a value that cannot be read ({first_line(error)})", _ANEW
+        ) from error
     return found
 
 
 def _too_much(count: int) -> str:
-    return (
-        f"unpacks to {count / 2**20:.0f} MiB or more, of which {MOST_DATA / 2**20:.0f} are read at the most"
-    )
+    return f"unpacks to {count / 2**20:.0f} MiB or more; the limit is {MOST_DATA / 2**20:.0f} MiB"

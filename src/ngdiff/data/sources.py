@@ -112,7 +112,9 @@ def capped(faults: list[Fault], where: str) -> list[Fault]:
     """Return at most 20 faults, the rest as a count."""
     if len(faults) <= _MOST_FAULTS:
         return faults
-    rest = Fault(where, f"has {len(faults) - _MOST_FAULTS} faults more", "Mend the ones above and run again")
+    rest = Fault(
+        where, f"has {len(faults) - _MOST_FAULTS} more errors", "Fix the errors above, and run again"
+    )
     return [*faults[:_MOST_FAULTS], rest]
 
 
@@ -127,7 +129,7 @@ def _split_slice(source: str, where: str) -> tuple[str, slice]:
     if source.endswith("]"):
         bare, _, inside = source.rpartition("[")
         fix = f"Write a slice as {bare}[start:stop], for instance {bare}[-100:]"
-        raise RequestError(Fault(where, f"[{inside} is no slice", fix))
+        raise RequestError(Fault(where, f"[{inside} is not a valid slice", fix))
     return source, slice(None)
 
 
@@ -175,7 +177,7 @@ def _missing(path: Path, where: str) -> Fault:
     parent = path.parent
     try:
         if path.is_symlink():
-            return Fault(where, f"{str(path)!r} is a link that leads nowhere", "Mend the link")
+            return Fault(where, f"{str(path)!r} is a broken link", "Fix the link")
         shown = [p for p in parent.iterdir() if p.name[0] != "."]
         files = sorted(p.name for p in shown if p.suffix.lower() in READERS)
         names = files + [p.name for p in shown if p.is_dir()]
@@ -248,7 +250,7 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the HTTP client, the hub and the data set's builder each raise their own
-        what = f"{source!r} is no file here and could not be loaded as a hub dataset ({first_line(error)})"
+        what = f"{source!r} is not a file here and could not be loaded as a hub dataset ({first_line(error)})"
         fix = "Check the name (org/name:config@split) and the connection, or give a file"
         return [], [Fault(where, what, fix)]
     if split is None:
@@ -267,7 +269,7 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
 def local_sources(named: Mapping[str, Sequence[str]], folders: Folders) -> list[tuple[str, str]]:
     """Return setting and path of all files and folders that sources read."""
     found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
-    given = [(BENCHMARKS[name].option, str(path)) for name, path in folders.items() if path is not None]
+    given = [(f"{name}_dir", str(path)) for name, path in folders.items() if path is not None]
     return [(flag, path) for flag, path in found if path is not None] + given
 
 

@@ -169,7 +169,7 @@ def _log_folder_faults(request: EvaluateRequest) -> list[Fault]:
     where, folder = "--openunlearning", request.openunlearning
     assert folder is not None
     if request.suite not in ("tofu", "muse"):
-        fix = "Leave it out, or run the suite tofu or muse"
+        fix = "Omit it, or run the suite tofu or muse"
         return [Fault(where, f"OpenUnlearning has no layout for the suite {request.suite}", fix)]
     return check_output(folder, False, where=where)
 
@@ -191,7 +191,9 @@ def _suite(request: EvaluateRequest) -> Suite:
     options = ", ".join(f"--{name.replace('_', '-')}" for name in suite.needs + suite.takes)
     faults += [
         Fault(
-            f"--{name.replace('_', '-')}", f"does not go with the suite {suite.name}", f"It takes {options}"
+            f"--{name.replace('_', '-')}",
+            f"is not supported by the suite {suite.name}",
+            f"It takes {options}",
         )
         for name in extra
     ]
@@ -216,17 +218,21 @@ def check_output_file(
         path.exists()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL
         reason = getattr(error, "strerror", None) or error
-        return [Fault(where, f"no file can be called {path.name[:40]!r}... ({reason})", "Give another name")]
+        return [
+            Fault(
+                where, f"cannot create a file named {path.name[:40]!r}... ({reason})", "Choose another name"
+            )
+        ]
     if path.is_dir():
         return [Fault(where, f"{path} is a folder", f"Give the name of a file, such as {example}")]
     if path.exists() and not ours(path):
-        return [Fault(where, f"{path} is there and is no {example}", "Give another name")]
+        return [Fault(where, f"{path} exists and is not an {example}", "Choose another name")]
     if path.exists() and not overwrite:
-        fix = "Give another name, or --overwrite to replace the earlier result"
-        return [Fault(where, f"{path} is there already", fix)]
+        fix = "Choose another name, or --overwrite to replace the earlier result"
+        return [Fault(where, f"{path} already exists", fix)]
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return [Fault(where, f"{parent} cannot be written to", "Choose a folder that you may write to")]
+        return [Fault(where, f"{parent} is not writable", "Choose a writable folder")]
     return []
 
 
@@ -257,7 +263,7 @@ def _require_faults(
         faults.append(Fault("--holdout", what, "Give text of the forget set's kind that the model never saw"))
     read = reference.read if reference is not None else None
     if read is not None and "privleak" in request.require and "min_k" not in read.membership:
-        what = f"{read.name} has no AUC of the membership attack min_k, from which PrivLeak is worked out"
+        what = f"{read.name} has no AUC of the membership attack min_k, from which PrivLeak is computed"
         faults.append(Fault("--reference", what, "Evaluate the retrained model with the same holdout"))
     return faults
 
@@ -389,7 +395,7 @@ def _check_required(request: EvaluateRequest, figures: dict[str, Figure]) -> Non
         found = [figures[key] for key in keys if key in figures]
         if not found or found[0].value is None:
             why = found[0].note if found and found[0].note else "the suite does not have it"
-            raise EvaluationError(f"{name}, which --require asks for, could not be worked out: {why}")
+            raise EvaluationError(f"{name}, which --require asks for, could not be computed: {why}")
 
 
 def _provenance(

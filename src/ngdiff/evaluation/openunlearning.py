@@ -160,12 +160,12 @@ def read_log(path: Path, where: str = "--reference") -> Log:
         stated = metrics[name].stated
         if stated is not None and not 0 <= stated <= 1:
             what = f"is {stated}, and an area under a ROC curve lies in [0, 1]"
-            faults.append(Fault(f"{where} {path.name}, {name}", what, "Run that evaluation anew"))
+            faults.append(Fault(f"{where} {path.name}, {name}", what, "Run that evaluation again"))
     if faults:
         raise RequestError(faults[:20])
     if not metrics:
         shown = ", ".join(map(repr, list(content)[:5])) or "nothing"
-        what = f"{path.name} is no result file of OpenUnlearning or TOFU (it has {shown})"
+        what = f"{path.name} is not a result file of OpenUnlearning or TOFU (it has {shown})"
         fix = "Give a TOFU_EVAL.json, a MUSE_EVAL.json or an eval_log_aggregated.json"
         raise RequestError(Fault(where, what, fix))
     muse = set(metrics) & (set(MUSE_FIGURES) - set(TOFU_FIGURES)) or path.name.startswith("MUSE")
@@ -237,9 +237,9 @@ def _parsed(path: Path, where: str) -> dict[str, Any]:
     try:
         content = load_json(read_within(path, MOST_JSON), parse_constant=_NotFinite)
     except Unreadable as error:
-        raise RequestError(Fault(where, f"{path} {error.what}", "Download or compute it anew")) from None
+        raise RequestError(Fault(where, f"{path} {error.what}", "Download or compute it again")) from None
     if not isinstance(content, dict):
-        what = f"{path.name} is no result file: it holds a {type(content).__name__}, not metrics by name"
+        what = f"{path.name} is not a result file: it holds a {type(content).__name__}, not metrics by name"
         raise RequestError(Fault(where, what, "Give a result file of OpenUnlearning or TOFU"))
     return content
 
@@ -306,7 +306,7 @@ def _column(value: object, at: str, faults: list[Fault]) -> Values:
     for index, item in rows:
         numbers = item if isinstance(item, list) else [item]
         if bad := [n for n in numbers if not _is_finite(n)]:
-            faults.append(Fault(at, f"has {repr(bad[0])[:40]} at item {index}", "Run that evaluation anew"))
+            faults.append(Fault(at, f"has {repr(bad[0])[:40]} at item {index}", "Run that evaluation again"))
             return np.empty(0)
     try:
         return np.array([item for _, item in rows], dtype=np.float64)
@@ -319,7 +319,7 @@ def _number(value: object, at: str, faults: list[Fault]) -> float | None:
     if value is None:
         return None
     if not _is_finite(value):
-        faults.append(Fault(at, f"is {repr(value)[:40]}, not a finite number", "Run that evaluation anew"))
+        faults.append(Fault(at, f"is {repr(value)[:40]}, not a finite number", "Run that evaluation again"))
         return None
     return float(value)
 

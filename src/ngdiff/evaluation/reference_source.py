@@ -77,7 +77,7 @@ def check_reference(found: Reference, suite: str, data: SuiteData) -> None:
         what = f"{found.name} is an evaluation by the suite {found.suite!r}, not {suite!r}"
         raise RequestError(Fault(_WHERE, what, fix))
     if suite == "muse" and "min_k" not in found.membership:
-        what = f"{found.name} has no AUC of the membership attack min_k, from which PrivLeak is worked out"
+        what = f"{found.name} has no AUC of the membership attack min_k, from which PrivLeak is computed"
         raise RequestError(Fault(_WHERE, what, fix))
     if "forget" not in data.sets:
         return

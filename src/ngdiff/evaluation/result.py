@@ -29,7 +29,7 @@ class Figure:
 
     Args:
         metric: name of its row in :data:`ngdiff.evaluation.metrics.METRICS`.
-        value: ``None`` where it could not be worked out; ``note`` then says why.
+        value: ``None`` where it could not be computed; ``note`` then says why.
         interval: 95% bootstrap interval over items, or ``None``.
         items: the value of each item, in the order of the data.
         note: what a reader should know of it.
@@ -264,7 +264,7 @@ def read_result(path: Path, where: str = "--reference") -> EvaluationResult:
         raise RequestError(Fault(where, f"{path} {error.what}", again)) from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         kind = content.get("kind") if isinstance(content, dict) else None
-        what = f"{path.name} is no eval.json" + (f", but the record of a run ({kind!r})" if kind else "")
+        what = f"{path.name} is not an eval.json" + (f", but the record of a run ({kind!r})" if kind else "")
         raise RequestError(Fault(where, what, "Give a file that ngdiff evaluate wrote"))
     if content.get("format") != FORMAT:
         what = f"{path.name} has format {str(content.get('format'))[:20]!r}; this version reads {FORMAT}"
@@ -279,4 +279,4 @@ def read_result(path: Path, where: str = "--reference") -> EvaluationResult:
 
 
 def _refuse(text: str) -> float:
-    raise Unreadable(f"holds {text}", "Evaluate that model again")
+    raise Unreadable(f"contains {text}", "Evaluate that model again")

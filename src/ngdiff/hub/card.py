@@ -163,13 +163,13 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _settings(record: RunRecord) -> str:
     settings, cost = record.settings, record.cost
-    rate = settings.get("learning_rate")
+    rate, moving = settings.get("learning_rate"), settings.get("step_size", "fixed") != "fixed"
     rows = [
         ("method", settings.get("method")),
         ("forget loss", settings.get("forget_loss")),
         ("retain loss", settings.get("retain_loss")),
         ("weighting rule", settings.get("rule")),
-        ("learning rate", "automatic" if rate is None else f"{rate:g}"),
+        ("learning rate", "automatic" if rate is None or moving else f"{rate:g}"),
         ("optimizer", settings.get("optimizer")),
         ("examples a step, of each set", settings.get("examples_per_step") or settings.get("batch_size")),
         ("seed", settings.get("seed")),

@@ -22,7 +22,7 @@ BELONGS = (
     *("chat_template*", "spiece.model", "sentencepiece.*"),
 )
 """Files at the top of a result's folder that go to the hub."""
-WHERE = "--push-to-hub"
+WHERE = "--set push_to_hub"
 
 
 def belongs(name: str) -> bool:
@@ -42,7 +42,7 @@ def files_to_push(folder: Path, include: Iterable[str] = ()) -> list[str]:
     asked = list(include)
     missing = [name for name in asked if Path(name).name != name or not (folder / name).is_file()]
     if missing:
-        what = f"{missing[0]!r} is no file of {folder}"
+        what = f"{missing[0]!r} is not a file in {folder}"
         raise RequestError(Fault("--include", what, "Name a file that lies in it"))
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink())
     earlier = [
@@ -76,7 +76,7 @@ def destination(name: str, private: bool, where: str = WHERE) -> str:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        what = f"{name!r} is no name of a repository"
+        what = f"{name!r} is not a valid repository name"
         raise RequestError(Fault(where, what, "Give one such as me/unlearned")) from error
     api = HfApi()
     log_in = "Run 'hf auth login', or set HF_TOKEN to a token that can write"
@@ -88,7 +88,7 @@ def destination(name: str, private: bool, where: str = WHERE) -> str:
             what = f"{name} exists and is public"
             faults.append(Fault(where, what, "Make it private on the hub, or give another name"))
     except LocalTokenNotFoundError as error:
-        raise RequestError(Fault(where, "nobody is logged in to the hub", log_in)) from error
+        raise RequestError(Fault(where, "you are not logged in to the hub", log_in)) from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403):
@@ -110,7 +110,7 @@ def network_errors() -> tuple[type[Exception], ...]:
 
 def _out_of_reach(error: Exception, where: str) -> Fault:
     what = f"the hub cannot be reached ({type(error).__name__})"
-    return Fault(where, what, f"Leave out {WHERE} and push later with 'ngdiff push'")
+    return Fault(where, what, f"Omit {WHERE} and push later with 'ngdiff push'")
 
 
 def _no_right(me: dict[str, Any], name: str, where: str) -> list[Fault]:
@@ -146,7 +146,7 @@ def push(folder: Path, name: str, private: bool = False, include: Sequence[str] 
     from huggingface_hub import HfApi
 
     if not (folder / RECORD).is_file():
-        what = f"{folder} holds no {RECORD}, so it is no result of ngdiff"
+        what = f"{folder} contains no {RECORD}, so it is not a result of ngdiff"
         raise RequestError(Fault("FOLDER", what, "Give the folder that 'ngdiff unlearn' made"))
     names = files_to_push(folder, include)
     full = destination(name, private, "NAME")

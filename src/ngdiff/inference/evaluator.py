@@ -338,8 +338,8 @@ def _chunks(units: Sequence[Sequence[int]], size: int) -> Iterator[Sequence[int]
 def _check_finite(name: str, example: Example, score: AnswerScore) -> None:
     numbers = (score.nll, *score.log_probs, *score.z_scores)
     if not all(math.isfinite(number) for number in numbers):
-        what = f"the model gives {example.place} ({name}) no finite likelihood"
-        raise EvaluationError(f"{what}; no figure is worked out from it")
+        what = f"the likelihood of {example.place} ({name}) is not finite"
+        raise EvaluationError(f"{what}; so no metric is computed from it")
 
 
 def _score_from(value: dict[str, Any]) -> AnswerScore:

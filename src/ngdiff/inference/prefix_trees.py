@@ -229,7 +229,7 @@ class PrefixTrees:
     def batches(self, batch_size: int) -> Iterator[tuple[list[int], Work]]:
         """Yield rows and what to call for their predictions, largest trees first.
 
-        A batch, padding included, holds no more tokens than ``batch_size`` whole sequences would.
+        A batch, padding included, contains no more tokens than ``batch_size`` whole sequences would.
         """
         waiting: list[PrefixTree] = []
         room = 0

@@ -203,7 +203,7 @@ def head_apart(model: nn.Module, layer: nn.Module, states: Tensor, logits: Tenso
     if layer not in _known:
         found = _described(model)
         if not _agrees(_head(layer, *found, states), states, logits):
-            refused[layer] = "the model does more with its logits than to scale or cap them"
+            refused[layer] = "the model does more with its logits than scale or cap them"
             return None
         _known[layer] = found
     return _head(layer, *_known[layer], states)

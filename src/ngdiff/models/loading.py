@@ -91,7 +91,7 @@ def resolve_model(name: str, where: str = "--model", trust_remote_code: bool = F
         trust_remote_code: whether Python code that comes with the model may be run.
 
     Raises:
-        RequestError: the folder is missing, holds no safetensors weights, or is no causal language model.
+        RequestError: the folder is missing, contains no safetensors weights, or is no causal language model.
     """
     if name == SMOLLM2:
         packaged = _packaged_smollm2()
@@ -148,7 +148,7 @@ def on_this_machine(base: ModelSource, where: str) -> ModelSource:
     try:
         folder = snapshot_download(base.location, local_files_only=True)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        what = f"is {base.location!r} on the hub, which is not on this machine, and nobody asked to fetch it"
+        what = f"is {base.location!r} on the hub, which has not been downloaded"
         fix = f"Fetch it: hf download {base.location}; or name a folder as base_model_name_or_path"
         raise RequestError(Fault(where, what, fix)) from error
     found = resolve_model(folder, where, base.trust_remote_code)
@@ -187,9 +187,8 @@ def check_causal(source: ModelSource, where: str = "--model") -> list[Fault]:
     if wanted is None and "AutoModelForCausalLM" in _names(getattr(config, "auto_map", None)):
         return [] if source.trust_remote_code else [Fault(where, f"{source.name!r} {_OWN_CODE}", ASK)]
     if wanted is None or (architectures and not _names_causal(architectures, wanted)):
-        what = (
-            f"{source.name!r} is {' or '.join(architectures) or config.model_type}, no causal language model"
-        )
+        kind = " or ".join(architectures) or config.model_type
+        what = f"{source.name!r} is {kind}, not a causal language model"
         return [Fault(where, what, "Give a model that predicts the next token, such as a Llama or Qwen")]
     return []
 
@@ -235,7 +234,7 @@ def load_tokenizer(source: ModelSource, where: str = "--model") -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
-        what = f"the tokenizer of {source.name!r} has neither an end token nor one to pad with"
+        what = f"the tokenizer of {source.name!r} has neither an end-of-sequence nor a padding token"
         raise RequestError(Fault(where, what, "Name its eos_token in tokenizer_config.json"))
     return tokenizer
 
@@ -319,7 +318,7 @@ def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], source: ModelS
     """
     wrong = missing_weights(info, getattr(model.config.get_text_config(), "num_hidden_layers", None))
     if wrong is not None:
-        raise RequestError(Fault("--model", f"{source.name!r} is not whole: {wrong}", _WHOLE))
+        raise RequestError(Fault("--model", f"{source.name!r} is incomplete: {wrong}", _WHOLE))
 
 
 def _check_finite(model: PreTrainedModel, source: ModelSource) -> None:
@@ -347,7 +346,7 @@ def _check_finite_files(source: ModelSource) -> None:
 
 def _not_finite(source: ModelSource, name: str) -> Fault:
     what = f"{source.name!r} has weights that are not finite, the first in {name}"
-    return Fault("--model", what, "Give the model from before it broke")
+    return Fault("--model", what, "Give a checkpoint from before the weights became non-finite")
 
 
 _WHOLE = "Check that every file of the model is there and whole"
@@ -357,7 +356,7 @@ def _unloaded(error: Exception, source: ModelSource) -> Fault:
     # transformers prints its report of the shapes and raises a line that refers to it
     sizes = "ignore_mismatched_sizes" in str(error)
     why = "its weights have other shapes than config.json says" if sizes else first_line(error)
-    return Fault("--model", f"{source.name!r} does not load: {why}", _WHOLE)
+    return Fault("--model", f"{source.name!r} cannot be loaded: {why}", _WHOLE)
 
 
 def quantisation_faults(source: ModelSource, where: str = "--qlora") -> list[Fault]:
@@ -366,7 +365,7 @@ def quantisation_faults(source: ModelSource, where: str = "--qlora") -> list[Fau
         fix = "Merge it first: ngdiff merge ADAPTER --output FOLDER"
         return [Fault(where, f"{source.name!r} is an adapter, which cannot be quantised with its base", fix)]
     if importlib.util.find_spec("bitsandbytes") is None:
-        fix = "pip install 'ngdiff[qlora]', or take --lora"
+        fix = "pip install 'ngdiff[qlora]', or use --lora"
         return [Fault(where, "bitsandbytes, which holds weights in 4 bits, is not installed", fix)]
     return []
 
@@ -402,9 +401,9 @@ def load_quantised(source: ModelSource) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        what = f"{source.name!r} does not load in 4 bits: {first_line(error)}"
+        what = f"{source.name!r} cannot be loaded in 4 bits: {first_line(error)}"
         raise RequestError(
-            Fault("--qlora", what, "Take --lora, which leaves the weights as they are")
+            Fault("--qlora", what, "Use --lora, which does not quantise the weights")
         ) from error
     _check_whole(model, info, source)
     _check_finite_files(source)

@@ -35,7 +35,7 @@ def folder_faults(path: Path, where: str, trust_remote_code: bool = False) -> li
         trust_remote_code: whether code that comes with the model may be run.
     """
     if strange := _strange(path):
-        fix = "Take it out of the folder, or copy the model again"
+        fix = "Remove it from the folder, or copy the model again"
         return [Fault(where, f"{path / name} {what}", fix) for name, what in strange]
     adapter = (path / ADAPTER_CONFIG).is_file()
     config = path / (ADAPTER_CONFIG if adapter else "config.json")
@@ -78,7 +78,7 @@ def _adapter_faults(path: Path, content: Mapping[str, Any], where: str) -> list[
         return faults
     config = path / ADAPTER_CONFIG
     if config.stat().st_size > MOST_BYTES:
-        return [Fault(where, f"{config} is larger than any such file", _AGAIN)]
+        return [Fault(where, f"{config} is too large for such a file", _AGAIN)]
     return config_faults(config, content, shapes(path / ADAPTER_WEIGHTS), where)
 
 
@@ -94,11 +94,11 @@ def _weight_faults(path: Path, where: str) -> list[Fault]:
         except RequestError as error:
             return list(error.faults)
         if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-            return [Fault(where, f"{index} is no index of weight files", _AGAIN)]
+            return [Fault(where, f"{index} is not an index of weight files", _AGAIN)]
         wanted |= set(named.values())
     outside = sorted(name for name in wanted if not _plain_name(name))
     if outside:
-        what = f"{path} has an index that names {outside[0]!r}, which is no file in this folder"
+        what = f"{path} has an index that names {outside[0]!r}, which is not a file in this folder"
         return [Fault(where, what, "Do not use this model, or write it again with save_pretrained")]
     lost = sorted(name for name in wanted if not (path / name).is_file())
     if lost:
@@ -114,10 +114,10 @@ def _plain_name(name: str) -> bool:
 def _no_weights(path: Path, where: str, wanted: str) -> list[Fault]:
     pickled = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
     if pickled:
-        what = f"{path} holds pickled weights only ({', '.join(pickled)}), which can run code when opened"
+        what = f"{path} contains only pickled weights ({', '.join(pickled)}), which can run code when opened"
         fix = "Convert it where you trust it: model.save_pretrained(folder) writes safetensors"
         return [Fault(where, what, fix)]
-    return [Fault(where, f"{path} holds no {wanted} file", "Give a folder written by save_pretrained")]
+    return [Fault(where, f"{path} contains no {wanted} file", "Give a folder written by save_pretrained")]
 
 
 def _header_faults(files: list[Path], where: str) -> list[Fault]:
@@ -126,7 +126,7 @@ def _header_faults(files: list[Path], where: str) -> list[Fault]:
         try:
             count_numbers(file)
         except (SafetensorError, OSError) as error:
-            faults.append(Fault(where, f"{file} is broken or cut short ({first_line(error)})", _FETCH))
+            faults.append(Fault(where, f"{file} is damaged or truncated ({first_line(error)})", _FETCH))
     return faults
 
 
@@ -162,9 +162,9 @@ def _code_faults(path: Path, config: Mapping[str, Any], where: str, trusted: boo
     for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
         if "/" in json.dumps(config.get(key)):
             what = f"{path / 'config.json'} asks for {key} {str(config[key])[:80]!r}, code from the hub"
-            faults.append(Fault(where, what, f"Take the line out. {ASK}"))
+            faults.append(Fault(where, what, f"Remove that line. {ASK}"))
     if config.get("auto_map") and not known_type(config.get("model_type")):
-        what = f"{path} comes with code of its own (auto_map in config.json), which is not run"
+        what = f"{path} comes with custom code (auto_map in config.json), which is not run"
         faults.append(Fault(where, what, ASK))
     return faults
 
@@ -174,9 +174,8 @@ def quantised_faults(name: str, settings: object, where: str) -> list[Fault]:
     if not settings:
         return []
     how = settings.get("quant_method") if isinstance(settings, Mapping) else None
-    what = (
-        f"{name!r} holds quantised weights (quantization_config{f', {inert(str(how))[:40]}' if how else ''})"
-    )
+    kind = f", {inert(str(how))[:40]}" if how else ""
+    what = f"{name!r} contains quantised weights (quantization_config{kind})"
     return [Fault(where, what, "Give the model that it was made from; --qlora quantises it for the training")]
 
 
@@ -191,7 +190,7 @@ def _generation_faults(path: Path, where: str) -> list[Fault]:
     file = path / "generation_config.json"
     if not file.exists():
         return []
-    fix = "Correct the file, or remove it: the model's defaults serve"
+    fix = "Correct the file, or remove it to use the model's defaults"
     try:
         content = load_object(file, where, fix)
     except RequestError as error:
@@ -226,7 +225,8 @@ def _size_faults(path: Path, config: Mapping[str, Any], where: str) -> list[Faul
     layers = {int(found[1]) for name in names if (found := _LAYER.search(name))}
     there = max(layers) + 1 if layers else None
     if count < 1 or count > 100 * max(1, len(names)) or (there is not None and count > there):
-        what = f"{path / 'config.json'} counts {count} layers, the weights hold {there or 'none by number'}"
+        declared = f"{path / 'config.json'} declares {count} layers"
+        what = f"{declared}, but the weights have {there or 'none by number'}"
         return [Fault(where, what, "Copy or download the model again: the two do not belong together")]
     return []
 
@@ -248,7 +248,7 @@ def missing_weights(info: Mapping[str, Any], layers: object) -> str | None:
     if isinstance(layers, int):
         for name, found in numbered:
             if found and int(found[1]) >= layers:
-                return f"the files hold {name}, but config.json counts {layers} layers"
+                return f"the files contain {name}, but config.json declares {layers} layers"
     return None
 
 
@@ -282,7 +282,7 @@ def chained(start: Path, where: str, follow: Callable[[str], Path | None]) -> Fa
     while folder is not None and (folder / ADAPTER_CONFIG).is_file():
         if folder.resolve() in seen:
             fix = "Correct base_model_name_or_path in adapter_config.json"
-            return Fault(where, f"{start} and its base models name one another", fix)
+            return Fault(where, f"{start} and its base models refer to each other", fix)
         seen.add(folder.resolve())
         name = base_name(folder, where)
         folder = None if name is None else follow(name)

@@ -31,7 +31,7 @@ def name_fault(name: str, where: str = "--model") -> Fault | None:
     fix = "Give a folder written by save_pretrained, a hub name such as org/name, or 'smollm2'"
     if near:
         fix = f"Did you mean {' or '.join(near)}"
-    return Fault(where, f"{name!r} is no folder and no hub name", fix)
+    return Fault(where, f"{name!r} is neither a folder nor a hub name", fix)
 
 
 def _near(path: Path) -> list[Path]:

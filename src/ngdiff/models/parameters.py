@@ -293,9 +293,9 @@ def train_only(model: nn.Module, pattern: str) -> None:
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     kept = {name for name in names if re.search(pattern, name)}
     if not kept:
-        what = f"{pattern!r} is found in the name of no trainable parameter"
+        what = f"{pattern!r} matches no trainable parameter"
         raise RequestError(
-            Fault("--set trainable", what, f"Names are such as {names[0]!r} and {names[-1]!r}")
+            Fault("--set trainable", what, f"Parameter names look like {names[0]!r} and {names[-1]!r}")
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in kept)

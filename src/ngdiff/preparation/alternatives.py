@@ -63,8 +63,8 @@ def alternative_faults(examples: Sequence[Example], source: Answers, where: str)
     """
     texts = [example for example in examples if example.kind == "text"]
     if texts:
-        what = f"running text has no question that could be answered otherwise ({len(texts)} rows)"
-        fix = "Give question and answer columns, or take a method that needs no other answers, such as npo"
+        what = f"running text has no question to answer differently ({len(texts)} rows)"
+        fix = "Give question and answer columns, or use a method that needs no other answers, such as npo"
         return [Fault(f"{where} {texts[0].place}", what, fix)]
     if source != "preferred":
         return []

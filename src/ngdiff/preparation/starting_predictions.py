@@ -203,7 +203,7 @@ def starting_states(
         otherwise: a folder that is there, for when ``folder`` cannot be written in or has too little room.
 
     Raises:
-        RequestError: the model does more with its logits than to scale or cap them, so they cannot be worked
+        RequestError: the model does more with its logits than scale or cap them, so they cannot be worked
             out again.
     """
     chosen = [examples[row] for row in rows]
@@ -405,7 +405,7 @@ def _head_for(
         if abs(factor - 1) > UNSCALED:
             tensors = {name: value * factor for name, value in tensors.items()}
     if float((again() - logits).abs().max()) > 0.02 * max(1.0, float(logits.abs().max())):
-        what = "does more with its logits than to scale or cap them, so its predictions cannot be kept"
-        fix = "Take losses that do not compare predictions: --retain-loss nll, no forget loss 'undial'"
+        what = "does more with its logits than scale or cap them, so its predictions cannot be kept"
+        fix = "Use losses that do not compare predictions: --retain-loss nll, no forget loss 'undial'"
         raise RequestError(Fault("--model", what, fix))
     return tensors

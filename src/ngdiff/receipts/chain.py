@@ -81,7 +81,7 @@ def link_faults(chain: Sequence[Read]) -> list[tuple[str, str]]:
         if previous is None or previous["sha256"] != before.sha256:
             faults.append((before.name, f"is not the receipt that {receipt.name} was chained to"))
         elif before.content and not _continues(before, receipt):
-            what = f"tells of another starting model than the one that {before.name} left"
+            what = f"names another starting model than the one that {before.name} produced"
             faults.append((receipt.name, what))
     return faults
 

@@ -41,17 +41,17 @@ def read_data_key(path: Path, where: str = "--data-key") -> bytes:
     Raises:
         RequestError: the file cannot be read or holds something else.
     """
-    fix = "Make one: ngdiff keygen --data FILE"
+    fix = "Create one with: ngdiff keygen --data FILE"
     try:
         key = bytes.fromhex(read_within(path, 4 * KEY_BYTES).decode("ascii").strip())
         if len(key) != KEY_BYTES:
             raise ValueError(f"it has {len(key)} bytes")
     except Unreadable as error:
         too_big = path.is_file() and path.stat().st_size > 4 * KEY_BYTES
-        what = f"holds no key of {2 * KEY_BYTES} hex digits" if too_big else error.what
+        what = f"contains no key of {2 * KEY_BYTES} hex digits" if too_big else error.what
         raise RequestError(Fault(where, f"{path} {what}", fix)) from error
     except ValueError as error:  # UnicodeDecodeError and what fromhex raises are ValueErrors too
-        what = f"{path} holds no key of {2 * KEY_BYTES} hex digits"
+        what = f"{path} contains no key of {2 * KEY_BYTES} hex digits"
         raise RequestError(Fault(where, what, fix)) from error
     return key
 
@@ -66,11 +66,11 @@ def write_data_key(path: Path) -> None:
         write_new({path: (f"{secrets.token_hex(KEY_BYTES)}\n".encode(), 0o600)})
     except FileExistsError as error:
         raise RequestError(
-            Fault("KEY", f"{path} exists", "Give another name: keys are never replaced")
+            Fault("KEY", f"{path} exists", "Choose another name: keys are never overwritten")
         ) from error
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror}"
-        raise RequestError(Fault("KEY", what, "Choose a folder that exists and may be written to")) from error
+        raise RequestError(Fault("KEY", what, "Choose an existing, writable folder")) from error
 
 
 def _keyed(key: bytes, text: str) -> str:
@@ -138,7 +138,7 @@ _REASONS = {
 
 
 def hidden(record: RunRecord) -> RunRecord:
-    """Return a copy of a complete record that holds no figure of fewer than :data:`FEWEST` rows."""
+    """Return a copy of a complete record that contains no figure of fewer than :data:`FEWEST` rows."""
     few = {
         name
         for part in (record.before, record.after)

@@ -101,15 +101,15 @@ def match_files(
         RequestError: a file belongs to no earlier request.
     """
     if parts and not requests:
-        what = "the model has no receipt and no record, so nothing says what it forgot before"
-        raise RequestError(Fault(where, what, "Leave it out, or give the unlearned model's own folder"))
+        what = "the model has no receipt and no record, so what it forgot before is unknown"
+        raise RequestError(Fault(where, what, "Omit it, or give the unlearned model's own folder"))
     faults, found, place = [], {}, 0
     while place < len(parts):
         end, request = _longest(requests, parts, place, key)
         if request is None:
             locked = key is None and any(r.data.get("keyed") for r in requests)
-            what = f"{parts[place][0]} is the forget set of no earlier request of this model"
-            fix = "Give the very data that was forgotten" + (", and its --data-key" if locked else "")
+            what = f"{parts[place][0]} is not the forget set of any earlier request of this model"
+            fix = "Give exactly the data that was forgotten" + (", and its data_key" if locked else "")
             faults.append(Fault(where, what, fix))
         else:
             found[request.number] = [example for _, examples in parts[place:end] for example in examples]

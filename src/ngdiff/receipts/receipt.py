@@ -199,7 +199,7 @@ def plan_receipt(
 
     attempt = faults.attempt
     key = None if sign is None else attempt(lambda: read_private_key(sign), None)
-    secret = None if data_key is None else attempt(lambda: read_data_key(data_key), None)
+    secret = None if data_key is None else attempt(lambda: read_data_key(data_key, "--set data_key"), None)
     chain: list[Read] = []
     requests: list[EarlierRequest] = []
     notes: list[str] = []
@@ -255,7 +255,7 @@ def sound_chain(source: ModelSource, now: Mapping[str, Any], where: str = "--mod
     if chain and not wrong:
         files = chain[-1].content["files"]
         weights = [name for name in now if name.endswith(".safetensors")]
-        what = "is not the file that receipt.json tells of"
+        what = "is not the file that receipt.json names"
         wrong = [(name, what) for name in weights if files.get(name) != now[name]]
     if wrong:
         faults = [Fault(where, f"{name} of {source.name!r} {what}", fix) for name, what in wrong]

@@ -27,7 +27,7 @@ class _Part(BaseModel):
 
 
 class Interval(_Part):
-    """A mean over items with its 95% bootstrap interval; null where it could not be worked out."""
+    """A mean over items with its 95% bootstrap interval; null where it could not be computed."""
 
     value: float | None
     low: float | None

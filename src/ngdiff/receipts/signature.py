@@ -36,11 +36,11 @@ def _require_cryptography(where: str) -> None:
         raise RequestError(Fault(where, what, f"Install it with: {INSTALL}"))
 
 
-def read_private_key(path: Path, where: str = "--sign") -> Ed25519PrivateKey:
+def read_private_key(path: Path, where: str = "--set sign") -> Ed25519PrivateKey:
     """Read a private key.
 
     Raises:
-        RequestError: the file cannot be read, is locked with a password, or holds another kind of key; or
+        RequestError: the file cannot be read, is encrypted, or contains another kind of key; or
             ``cryptography`` is not installed.
     """
     _require_cryptography(where)
@@ -49,19 +49,19 @@ def read_private_key(path: Path, where: str = "--sign") -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     content = _read(path, where)
-    fix = "Make one: ngdiff keygen KEY.pem"
+    fix = "Create one with: ngdiff keygen KEY.pem"
     try:
         key = serialization.load_pem_private_key(content, password=None)
     except TypeError as error:  # what cryptography raises for a key under a password
-        unlock = f"Write it without: openssl pkey -in {path} -out PLAIN.pem"
-        raise RequestError(Fault(where, f"{path} is locked with a password", unlock)) from error
+        unlock = f"Remove the password with: openssl pkey -in {path} -out PLAIN.pem"
+        raise RequestError(Fault(where, f"{path} is encrypted with a password", unlock)) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        what = f"{path} holds no private key in PEM form"
+        what = f"{path} contains no private key in PEM form"
         if b"BEGIN PUBLIC KEY" in content:
-            what = f"{path} holds a public key, and signing needs the private one"
+            what = f"{path} contains a public key, but signing needs the private key"
         raise RequestError(Fault(where, what, fix)) from error
     if not isinstance(key, Ed25519PrivateKey):
-        what = f"{path} holds another kind of key ({_kind(key)}), not {ALGORITHM}"
+        what = f"{path} contains another kind of key ({_kind(key)}), not {ALGORITHM}"
         raise RequestError(Fault(where, what, fix))
     return key
 
@@ -70,7 +70,7 @@ def read_public_key(path: Path, where: str = "--public-key") -> Ed25519PublicKey
     """Read a public key; that of a private key file is taken too.
 
     Raises:
-        RequestError: the file cannot be read or holds no Ed25519 key, or ``cryptography`` is not installed.
+        RequestError: the file cannot be read, contains no Ed25519 key, or ``cryptography`` is missing.
     """
     _require_cryptography(where)
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -84,9 +84,9 @@ def read_public_key(path: Path, where: str = "--public-key") -> Ed25519PublicKey
     try:
         key = serialization.load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise RequestError(Fault(where, f"{path} holds no public key in PEM form", fix)) from error
+        raise RequestError(Fault(where, f"{path} contains no public key in PEM form", fix)) from error
     if not isinstance(key, Ed25519PublicKey):
-        what = f"{path} holds another kind of key ({_kind(key)}), not {ALGORITHM}"
+        what = f"{path} contains another kind of key ({_kind(key)}), not {ALGORITHM}"
         raise RequestError(Fault(where, what, fix))
     return key
 
@@ -99,7 +99,7 @@ def _read(path: Path, where: str) -> bytes:
     fix = "Check the path"
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise RequestError(Fault(where, f"{path} is too big for a key", fix))
+            raise RequestError(Fault(where, f"{path} is too large to be a key", fix))
         if not path.is_file():
             raise RequestError(Fault(where, f"{path} is no file", fix))
         return path.read_bytes()
@@ -153,7 +153,9 @@ def write_keys(path: Path) -> Path:
     public = path.with_name(f"{path.stem}.pub.pem")
     for file in (path, public):
         if file.exists() or file.is_symlink():
-            raise RequestError(Fault("KEY", f"{file} exists", "Give another name: keys are never replaced"))
+            raise RequestError(
+                Fault("KEY", f"{file} exists", "Choose another name: keys are never overwritten")
+            )
     key = Ed25519PrivateKey.generate()
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -165,5 +167,5 @@ def write_keys(path: Path) -> Path:
         write_new({path: (secret, 0o600), public: (shown, 0o644)})
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror}"
-        raise RequestError(Fault("KEY", what, "Choose a folder that exists and may be written to")) from error
+        raise RequestError(Fault("KEY", what, "Choose an existing, writable folder")) from error
     return public

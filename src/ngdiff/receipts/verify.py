@@ -111,7 +111,9 @@ def wording_findings(receipt: Mapping[str, Any]) -> list[Finding]:
     known = [proves(False), proves(True)] if keyed else [proves(False)]
     wrong = [] if receipt["proves"] in known else ["proves"]
     wrong += [] if receipt["does_not_prove"] == list(DOES_NOT_PROVE) else ["does_not_prove"]
-    return [Finding(f"{part} in the receipt", False, "is not what receipts state") for part in wrong]
+    return [
+        Finding(f"{part} in the receipt", False, "differs from the text of every receipt") for part in wrong
+    ]
 
 
 def signature_findings(receipt: Read, trusted: Ed25519PublicKey | None) -> list[Finding]:
@@ -119,30 +121,30 @@ def signature_findings(receipt: Read, trusted: Ed25519PublicKey | None) -> list[
     signer, what = receipt.content["signer"], f"signature of {receipt.name}"
     if signer is None:
         if receipt.signature is not None:
-            return [Finding(what, False, "is there, and the receipt says that nobody signed it")]
-        return [Finding(what, None if trusted is None else False, "nobody signed it")]
+            return [Finding(what, False, "exists, but the receipt says that it is not signed")]
+        return [Finding(what, None if trusted is None else False, "is not signed")]
     if not available():
         return [Finding(what, None, f"was not checked: the package cryptography is missing ({INSTALL})")]
     try:
         key = public_from_hex(signer["public_key"])
     except ValueError:
-        return [Finding(what, False, "the receipt names a public key that is none")]
+        return [Finding(what, False, "the public key in the receipt is not valid")]
     if receipt.signature is None:
         return [Finding(what, False, "is missing")]
     if not holds(key, receipt.signature, receipt.text):
-        return [Finding(what, False, "does not belong to this text and the key that the receipt names")]
+        return [Finding(what, False, "does not match this text and the key in the receipt")]
     if trusted is None:
-        text = f"holds for the key {signer['public_key']}; whose key that is was not checked (--public-key)"
+        text = f"is valid for the key {signer['public_key']}; its owner was not checked (--public-key)"
         return [Finding(what, True, text)]
     if public_hex(trusted) != signer["public_key"]:
-        return [Finding(what, False, "was made with another key than the one given")]
+        return [Finding(what, False, "was made with a different key than the one given")]
     return [Finding(what, True, "was made with the key given")]
 
 
 def file_findings(folder: Path, stated: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """Compare every file of the folder with what the receipt says of it."""
     plain, strange = list_files(folder)
-    found = [Finding(name, False, "is no plain file") for name in strange]
+    found = [Finding(name, False, "is not a regular file") for name in strange]
     for name in sorted({*plain, *stated} - NOT_HASHED):
         if name not in plain:
             found += [] if name in strange else [_missing(name)]
@@ -157,7 +159,7 @@ def _added(folder: Path, name: str) -> Finding:
     if name == REPORT:
         return Finding(name, *_page_finding(folder))
     if is_left_over(name, REPORT):
-        return Finding(name, None, "was left by a command that was killed, and can be deleted")
+        return Finding(name, None, "was left behind by a killed command and can be deleted")
     harmless = name.startswith(OF_THE_HUB)
     return Finding(name, None if harmless else False, "is not in the receipt: it was added afterwards")
 
@@ -203,13 +205,13 @@ def _file_finding(folder: Path, name: str, stated: Mapping[str, Any]) -> Finding
 def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
     """Work out from the record what the receipt says of the run, and the request's hash."""
     if not (folder / RECORD).is_file():
-        return [Finding(RECORD, False, "is needed to check the receipt, and is no file here")]
+        return [Finding(RECORD, False, "is needed to check the receipt, but is not a file here")]
     try:
         record = load_json(read_within(folder / RECORD, MOST_JSON))
         said = _statement_as(receipt, record)
         followed = [] if is_hidden(record) else figures_follow(record)
     except _NO_RECORD as error:
-        return [Finding(RECORD, False, f"is no whole record of a run ({type(error).__name__})")]
+        return [Finding(RECORD, False, f"is not a complete record of a run ({type(error).__name__})")]
     found = [
         Finding(f"{part} in the receipt", same(receipt[part], value), _agreement(receipt[part], value))
         for part, value in said.items()
@@ -293,7 +295,7 @@ def weights_finding(folder: Path, stated: str, unchanged: bool) -> Finding:
     what = "weights"
     found = recomputed_weights_hash(folder, stated, unchanged)
     if found is None:
-        return Finding(what, None, "not worked out: an adapter's is that of base and adapter together")
+        return Finding(what, None, "not computed: the hash of an adapter covers base and adapter together")
     if found == stated:
         return Finding(what, True, f"have the SHA-256 of the receipt ({found})")
     return Finding(what, False, f"have the SHA-256 {found}, the receipt has {stated}")
@@ -301,7 +303,7 @@ def weights_finding(folder: Path, stated: str, unchanged: bool) -> Finding:
 
 def _code_findings(receipt: Mapping[str, Any]) -> list[Finding]:
     mine, its = code_hash(), receipt["code"]["sha256"]
-    text = "the very software that verifies" if mine == its else f"other than the one that verifies ({its})"
+    text = "the same software that verifies" if mine == its else f"differs from the one that verifies ({its})"
     return [Finding("software that ran", None, text)]
 
 
@@ -313,7 +315,7 @@ def data_findings(stated: Mapping[str, Mapping[str, Any]], evidence: Evidence) -
         if role not in evidence.data:
             found.append(Finding(what, None, f"not checked: --{role} was not given"))
         elif role not in stated:
-            found.append(Finding(what, False, "the receipt tells of none"))
+            found.append(Finding(what, False, "the receipt has none"))
         else:
             found.append(_set_finding(what, stated[role], evidence.data[role], evidence.data_key))
     return found

@@ -77,7 +77,7 @@ def of_other_weights(run: Run) -> bool:
 def with_audit(card: Card, sentence: str, run: Run) -> tuple[Card, str]:
     """Return the third card and its sentence, answered from the audit where there is one."""
     if run.audit is not None and of_other_weights(run):
-        text = "The audit is of other weights than this run saved, so it vouches for nothing here."
+        text = "The audit used other weights than this run saved, so it says nothing about this model."
         return replace(card, lines=[text, *card.lines]), sentence
     found = audited(run)
     if found is None:

@@ -109,9 +109,7 @@ def _made(page: Callable[[], str], *places: Path) -> str:
     try:
         return page()
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
-        what = (
-            f"{', '.join(map(str, places))} holds values of the wrong kind ({type(error).__name__}: {error})"
-        )
+        what = f"{', '.join(map(str, places))} contains invalid values ({type(error).__name__}: {error})"
         raise RequestError(Fault("OUT", what, "Give a folder as ngdiff wrote it")) from error
 
 
@@ -122,17 +120,17 @@ def check_page(path: Path, where: str = "--output") -> None:
         RequestError: it is not to be written.
     """
     if path.suffix.lower() not in (".html", ".htm"):
-        raise RequestError(Fault(where, f"{path} is no name for a page", "Give a name that ends in .html"))
+        raise RequestError(Fault(where, f"{path} is not a valid page name", "Give a name that ends in .html"))
     if path.is_dir():
         raise RequestError(Fault(where, f"{path} is a folder", "Give the name of a file"))
     if not path.exists():
         return
     if not path.is_file():  # a pipe would be waited for
-        raise RequestError(Fault(where, f"{path} is no ordinary file", "Give another name"))
+        raise RequestError(Fault(where, f"{path} is not a regular file", "Choose another name"))
     with path.open(encoding="utf-8", errors="replace") as file:
         ours = GENERATOR in file.read(4000)
     if not ours:
-        raise RequestError(Fault(where, f"{path} is there and is no page of ngdiff's", "Give another name"))
+        raise RequestError(Fault(where, f"{path} exists and is not an ngdiff report", "Choose another name"))
 
 
 def run_page(run: Run, others: Sequence[Run] = ()) -> str:

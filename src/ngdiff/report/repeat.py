@@ -9,34 +9,9 @@ from typing import Any
 
 from ngdiff.report.run_files import Run, dig
 from ngdiff.report.text import visible
+from ngdiff.settings import FLAGS, SHORT
 
-FLAGS = {
-    "model": "--model",
-    "forget": "--forget",
-    "retain": "--retain",
-    "holdout": "--holdout",
-    "keep": "--keep",
-    "method": "--method",
-    "step_size": "--step-size",
-    "learning_rate": "--lr",
-    "lr_start": "--lr-start",
-    "forget_loss": "--forget-loss",
-    "retain_loss": "--retain-loss",
-    "rule": "--rule",
-    "stop_at": "--stop-at",
-    "keep_utility": "--keep-utility",
-    "num_train_epochs": "--epochs",
-    "max_steps": "--max-steps",
-    "per_device_train_batch_size": "--batch-size",
-    "batch_size": "--batch-size",
-    "seed": "--seed",
-    "max_length": "--max-length",
-    "evaluate_every": "--eval-every",
-    "evaluate_items": "--eval-items",
-    "lora": "--lora",
-    "qlora": "--qlora",
-    "precision": "--precision",
-}
+LONG = {short: name for name, short in SHORT.items()}
 WORKED_OUT = frozenset(
     {
         "optimizer",
@@ -66,7 +41,7 @@ def command(record: Mapping[str, Any]) -> str:
 
 
 def _words(name: str, value: Any) -> list[str]:
-    flag = FLAGS.get(name)
+    flag = FLAGS.get(LONG.get(name, name))
     if flag is None:
         return ["--set", shlex.quote(f"{name}={json.dumps(value)}")]
     if value is True:

@@ -106,7 +106,7 @@ def read_json(path: Path, where: str) -> Mapping[str, Any]:
     except Unreadable as error:
         raise RequestError(Fault(where, f"{path} {error.what}", "Give a file that ngdiff wrote")) from None
     if not isinstance(content, dict):
-        raise RequestError(Fault(where, f"{path} holds no JSON object", "Give a file that ngdiff wrote"))
+        raise RequestError(Fault(where, f"{path} contains no JSON object", "Give a file that ngdiff wrote"))
     return content
 
 
@@ -180,7 +180,9 @@ def read_run(
         _audit(given.audit, "--audit") or next((found for found in audits if found is not None), None),
     )
     if run.record is None and run.evaluation is None:
-        what = f"{place} holds no {RECORD} and no evaluation" if place.is_dir() else f"{place} is not there"
+        what = (
+            f"{place} contains no {RECORD} and no evaluation" if place.is_dir() else f"{place} does not exist"
+        )
         raise RequestError(
             Fault(where, what, "Give a folder made by ngdiff unlearn, bench or demo, or an eval.json")
         )
@@ -228,7 +230,7 @@ def _audit(path: Path | None, where: str) -> Mapping[str, Any] | None:
         return content
     if where != "--audit":
         return None
-    what = f"{path} is no audit.json of a format that this version reads"
+    what = f"{path} is not an audit.json of a format that this version reads"
     raise RequestError(Fault(where, what, "Give a file that ngdiff audit wrote"))
 
 

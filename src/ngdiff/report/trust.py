@@ -66,7 +66,7 @@ def judge_trust(run: Run) -> tuple[Card, str]:
         limit = limit_of("nll", marks)
         return Card(question, "Not audited", "unknown", figure, marks, limit, lines), unaudited
     if foreign(run):
-        text = "The evaluation is of other weights than this run saved, so it vouches for nothing here."
+        text = "The evaluation used other weights than this run saved, so it says nothing about this model."
         return Card(question, "Evaluation of another model", "bad", lines=[text, *record_lines]), text
     found, theirs = attacks(run.evaluation), attacks(run.reference)
     telling = {name: f for name, f in found.items() if tells(f, theirs.get(name))}

@@ -209,8 +209,8 @@ def good_or_refused(run: Path) -> tuple[Path | None, list[Damaged]]:
     good, broken = last_good(run)
     if good is None and broken:
         listed = "; ".join(f"{one.folder.name}: {one.why}" for one in broken)
-        what = f"no checkpoint in {run} is whole ({listed})"
-        fix = "Start afresh with --no-resume, or put the files back from a copy"
+        what = f"no checkpoint in {run} is intact ({listed})"
+        fix = "Start over with --no-resume, or restore the files from a copy"
         raise RequestError(Fault("--resume", what, fix))
     return good, broken
 

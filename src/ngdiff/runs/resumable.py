@@ -187,7 +187,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if isinstance(asked, (str, Path)):
             why = damage(Path(asked)) if (Path(asked) / MANIFEST).exists() else None
             if why is not None:
-                fix = "Name another checkpoint, or True for the newest one that is whole"
+                fix = "Choose another checkpoint, or True for the newest intact one"
                 raise RequestError(Fault("resume_from_checkpoint", f"{asked} is damaged: {why}", fix))
             return str(asked)
         if asked is not True:

@@ -83,7 +83,7 @@ def _write(place: Workplace, write: Callable[[Path], None]) -> None:
             shutil.rmtree(place.result, ignore_errors=True)
             if last_try:
                 what = f"the model could not be saved ({disk_reason(error)})"
-                raise RunError(f"{what}; no half of it was left behind") from error
+                raise RunError(f"{what}; no partial result was left behind") from error
             forget_older(place.run, 1)
 
 

@@ -100,9 +100,7 @@ class Workplace:
         if not checkpoints(self.run):
             return None
         what = f"{ASKED_FILE} in {self.folder} is damaged ({why}), so the request of the run there is unknown"
-        raise RequestError(
-            Fault("--output", what, "Delete that folder, or give --no-resume, to start afresh")
-        )
+        raise RequestError(Fault("--output", what, "Delete that folder, or give --no-resume to start over"))
 
     @property
     def may_replace(self) -> bool:
@@ -133,7 +131,7 @@ class Workplace:
         if begun is None:
             if resume:
                 what = f"there is no unfinished run for {self.output}"
-                raise RequestError(Fault("--resume", what, "Leave out --resume to start one"))
+                raise RequestError(Fault("--resume", what, "Omit --resume to start one"))
             return False
         different = begun.differences(asked)
         if not different:
@@ -141,7 +139,7 @@ class Workplace:
         if overwrite and resume is None:
             return False
         what = f"an unfinished run of another request lies in {self.folder}: {'; '.join(different)}"
-        fix = "Ask for the same again to go on with it, or give --overwrite to drop it and start afresh"
+        fix = "Repeat that request to resume it, or give --overwrite to discard it and start over"
         raise RequestError(Fault("--resume" if resume else "--output", what, fix))
 
     # ---- working in it ----
@@ -160,7 +158,7 @@ class Workplace:
         try:
             going_on = self.goes_on(asked, resume=resume, overwrite=overwrite)
             if not going_on and checkpoints(self.run) and not (self.folder / ASKED_FILE).exists():
-                text = f"The checkpoints in {self.run} belong to no request and are deleted."
+                text = f"The checkpoints in {self.run} belong to no known request and are deleted."
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
             self._make_ready(asked, going_on, overwrite)
             if going_on and not checkpoints(self.run):
@@ -170,7 +168,7 @@ class Workplace:
             if (self.folder / FINISHED_FILE).exists():
                 pass  # the result waits to be put in its place
             elif checkpoints(self.run):
-                text = f"The unfinished run is kept in {self.folder}: the same command goes on with it."
+                text = f"The unfinished run is kept in {self.folder}: the same command resumes it."
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
             else:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -235,7 +233,7 @@ class Workplace:
             faults = in_the_way(self.output, overwrite or self._said_overwrite(FINISHED_FILE))
             if faults:
                 what = f"{faults[0].what}, so it was not replaced; the finished result is in {self.result}"
-                raise RunError(f"{what}. Move what is in the way, and give the same command again")
+                raise RunError(f"{what}. Move what is in the way, and run the same command again")
             if there:
                 shutil.rmtree(self._old, ignore_errors=True)
                 self.output.rename(self._old)

@@ -7,3 +7,27 @@ DEFAULT_METHOD = "ngdiff-counterfactual"
 
 It stands here, so that help texts can name it before anything heavy is imported.
 """
+
+SHORT = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+}
+"""Settings that the command line knows by a shorter name."""
+
+FLAGS = {
+    name: f"--{SHORT.get(name, name).replace('_', '-')}"
+    for name in (
+        *("model", "forget", "retain", "holdout", "keep", "earlier", "output"),
+        *("method", "forget_loss", "retain_loss", "rule", "learning_rate", "seed"),
+        *("stop_at", "keep_utility", "num_train_epochs"),
+        *("per_device_train_batch_size", "max_length", "precision", "lora", "qlora"),
+        *("gradient_checkpointing", "trust_remote_code", "report_to"),
+    )
+}
+"""Settings of an unlearning run that have a flag; every other one is given as ``--set NAME=VALUE``."""
+
+
+def flag_of(name: str) -> str:
+    """Return what the command line calls a setting of an unlearning run."""
+    return FLAGS.get(name, f"--set {name}")

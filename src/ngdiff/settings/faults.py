@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field
 from typing import Any, get_type_hints
 
 from ngdiff.errors import Fault
+from ngdiff.settings import flag_of
 
 _PLAIN = (str, int, float, bool, list, dict)
 _KINDS = {
@@ -16,6 +17,7 @@ _KINDS = {
     "float": "a number",
     "str": "a name",
     "dict": "names and values",
+    "numbers": "a mapping of names to numbers",
     "list": "a list",
 }
 _RANGES: dict[str, tuple[float, float, str]] = {
@@ -34,23 +36,23 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 """Settings of ``transformers.TrainingArguments`` that fail late, or quietly, outside these bounds."""
 
 
-def type_faults(
-    owner: type[Any], fields: Mapping[str, Field[Any]], values: Mapping[str, Any]
-) -> dict[str, Fault]:
+def type_faults(owner: type[Any], values: Mapping[str, Any]) -> dict[str, Fault]:
     """Compare values with what their settings are declared to be.
 
     Args:
-        owner: the dataclass, whose annotations are read.
-        fields: its fields by name.
-        values: setting to value; those that equal the default or are no plain values are passed over.
+        owner: the dataclass, whose annotations are read. Of the settings that it inherits, values that are no
+            plain ones are not looked at.
+        values: setting to value; those that equal the default are not looked at.
 
     Returns:
         Setting to its fault.
     """
+    fields = owner.__dataclass_fields__
     given = {
         name: value
         for name, value in values.items()
-        if isinstance(value, _PLAIN) and not _is_default(fields[name], value)
+        if (name in owner.__annotations__ or isinstance(value, _PLAIN))
+        and not _is(value, default_of(fields[name]))
     }
     if not given:
         return {}
@@ -59,46 +61,55 @@ def type_faults(
     return {name: fault for name, fault in found.items() if fault is not None}
 
 
-def _is_default(field: Field[Any], value: object) -> bool:
-    default = field.default if field.default_factory is MISSING else field.default_factory()
+def default_of(field: Field[Any]) -> Any:
+    """Return the default of a dataclass's field."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _is(value: object, default: object) -> bool:
     return type(value) is type(default) and value == default
 
 
 def _fault(name: str, value: Any, hint: Any) -> Fault | None:
     from pydantic import TypeAdapter, ValidationError
 
-    where, shown = f"--set {name}", repr(value)[:80]
+    where, shown = flag_of(name), repr(value)[:80]
     try:
         TypeAdapter(hint).validate_python(value, strict=True)
     except ValidationError:
-        kinds = [text for kind, text in _KINDS.items() if kind in str(hint)]
-        return Fault(where, f"{shown} does not go there", f"Give {' or '.join(kinds) or 'another value'}")
+        kinds = " or ".join(text for kind, text in _KINDS.items() if kind in _named(hint)) or "valid"
+        return Fault(where, f"{shown} is not {kinds}", f"Give {kinds}" if kinds != "valid" else "Omit it")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and not math.isfinite(value):
-        return Fault(where, f"{shown} is not finite", "Give a number")
+        return Fault(where, f"{shown} is not finite", "Give a finite number")
     least, most, words = _RANGES.get(name, (-math.inf, math.inf, ""))
     if number and not least <= value <= most:
         return Fault(where, f"{shown} is out of range", f"Give a number that is {words}")
     return None
 
 
+def _named(hint: Any) -> str:
+    """Return the name of a type, that of a mapping of names to numbers in one word."""
+    return str(hint).replace("dict[str, float]", "numbers")
+
+
 def positive_fault(where: str, value: float, example: str) -> Fault | None:
-    """Say so where a number is not positive and finite."""
+    """Return the fault of a number that is not positive and finite."""
     if 0 < value < float("inf"):
         return None
-    return Fault(where, f"{value} is not above 0 and finite", f"Give a positive number, {example}")
+    return Fault(where, f"{value} is not a positive number", f"Give a finite number above 0, {example}")
 
 
 def seed_fault(seed: int) -> Fault | None:
-    """Say so where a seed is none that every library takes."""
+    """Return the fault of a seed that some library does not take."""
     if 0 <= seed < 2**32:
         return None
-    return Fault("--seed", f"{seed} is no seed", "Give a whole number from 0 to 4294967295")
+    return Fault("--seed", f"{seed} is not a valid seed", "Give a whole number from 0 to 4294967295")
 
 
-def minutes_fault(minutes: float) -> Fault | None:
-    """Say so where the minutes between two checkpoints are no length of time."""
+def minutes_fault(minutes: float, where: str = "--save-minutes") -> Fault | None:
+    """Return the fault of an interval between two checkpoints that is not a length of time."""
     if 0 <= minutes < float("inf"):
         return None
-    fix = "Give minutes, or 0 for no checkpoints by the clock"
-    return Fault("--save-minutes", f"{minutes} is no length of time", fix)
+    fix = "Give a number of minutes, or 0 for no checkpoints by time"
+    return Fault(where, f"{minutes} is not a length of time", fix)

@@ -7,32 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ngdiff.errors import Fault, RequestError
+from ngdiff.settings import SHORT, flag_of
 from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault
 
 NO_LIMIT = -1
-_FLAGS = {
-    "learning_rate": "--lr",
-    "num_train_epochs": "--epochs",
-    "per_device_train_batch_size": "--batch-size",
-    "evaluate_every": "--eval-every",
-    "evaluate_items": "--eval-items",
-}
-
-
-SHORT_NAMES = {flag.removeprefix("--").replace("-", "_"): name for name, flag in _FLAGS.items()}
-"""Short names of settings, such as ``lr``, to their own."""
-
-
-def flag_of(name: str) -> str:
-    """Return what the command line calls a setting."""
-    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
-
-
-_PARAMETERS = {
-    **{flag: name for name, flag in _FLAGS.items()},
-    "--floor": "floors",
-    "--allow-overlap": "allow_overlap=True",
-}
+_PARAMETERS = {f"--{short.replace('_', '-')}": name for name, short in SHORT.items()}
+_PARAMETERS |= {"--allow-overlap": "allow_overlap=True"}
 """Flags whose parameter in Python has another name."""
 _SETS = {
     **dict.fromkeys(("--forget", "--retain", "--holdout"), "_dataset"),
@@ -70,8 +50,7 @@ class SettingError(RequestError):
         super().__init__(in_python(faults))
 
 
-def is_number(value: Any) -> bool:
-    """Say whether a value is a number; true and false are none."""
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -80,34 +59,29 @@ def _is_whole(value: Any) -> bool:
 
 
 # kind of value -> its check, and the settings that hold it
-KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-    "number": (
-        is_number,
-        ("learning_rate", "lr_start", "probe_tolerance", "keep_utility", "num_train_epochs", "save_minutes"),
-    ),
-    "whole number": (
+_KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "a number": (_is_number, ("learning_rate", "keep_utility", "num_train_epochs", "save_minutes")),
+    "a whole number": (
         _is_whole,
         (
-            *("probe_every", "probe_size", "check_every", "check_size", "check_patience", "max_length"),
-            *("evaluate_every", "evaluate_items", "examples_per_step"),
+            *("probe_every", "check_every", "max_length", "eval_items", "examples_per_step"),
             *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed"),
         ),
     ),
-    "name": (
+    "a name": (
         lambda value: isinstance(value, str),
-        (
-            *("method", "forget_loss", "retain_loss", "rule", "stop_at", "trainable", "forget_buffer"),
-            *("step_size", "long_text"),
-        ),
+        ("method", "forget_loss", "retain_loss", "rule", "trainable"),
     ),
 }
+CHECKED = frozenset(name for _, names in _KINDS.values() for name in names)
+"""Settings that can be checked without any library."""
 
 
 def kind_faults(values: Mapping[str, Any]) -> dict[str, Fault]:
     """Return the settings whose values are of the wrong type, with their faults; None is not looked at."""
     return {
-        name: Fault(flag_of(name), f"{values[name]!r} is no {kind}", f"Give a {kind}")
-        for kind, (fits, names) in KINDS.items()
+        name: Fault(flag_of(name), f"{repr(values[name])[:80]} is not {kind}", f"Give {kind}")
+        for kind, (fits, names) in _KINDS.items()
         for name in names
         if values.get(name) is not None and not fits(values[name])
     }
@@ -122,38 +96,27 @@ def range_faults(values: Mapping[str, Any]) -> list[Fault]:
     if "seed" in given:
         faults.append(seed_fault(given["seed"]))
     if "save_minutes" in given:
-        faults.append(minutes_fault(given["save_minutes"]))
-    if "learning_rate" in given and "lr_start" in given:
-        fix = "--lr fixes the rate, --lr-start begins the search for one: give either"
-        faults.append(Fault("--lr-start", "--lr was given too", fix))
-    for name in ("learning_rate", "lr_start"):
-        if name in given:
-            faults.append(positive_fault(flag_of(name), given[name], "such as 1e-5"))
+        faults.append(minutes_fault(given["save_minutes"], flag_of("save_minutes")))
+    if "learning_rate" in given:
+        faults.append(positive_fault("--lr", given["learning_rate"], "such as 1e-5"))
     if not 0 <= given.get("keep_utility", 0) <= 1:
-        what = f"{given['keep_utility']} is no share"
+        what = f"{given['keep_utility']} is not a share"
         faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
     return [fault for fault in faults if fault is not None] + _too_small(given)
 
 
 def _too_small(given: Mapping[str, Any]) -> list[Fault]:
     faults = []
-    if given.get("max_steps") == NO_LIMIT:
-        given = {**given, "max_steps": 1}
     for name in (
-        *("probe_every", "check_every", "check_size", "check_patience", "per_device_train_batch_size"),
-        *("gradient_accumulation_steps", "evaluate_items", "max_steps"),
+        *("probe_every", "check_every", "eval_items", "max_steps"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps"),
     ):
-        if given.get(name, 1) < 1:
-            fix = "Give a whole number of at least 1"
-            faults.append(Fault(flag_of(name), f"{given[name]} is too small", fix))
-    if given.get("probe_size", 0) < 0:
-        faults.append(Fault("--probe-size", f"{given['probe_size']} is negative", "Give 0 or more examples"))
+        value = given.get(name, 1)
+        if value < 1 and (name, value) != ("max_steps", NO_LIMIT):
+            faults.append(Fault(flag_of(name), f"{value} is too small", "Give a whole number of at least 1"))
     if given.get("examples_per_step", 0) < 0:
         what = f"{given['examples_per_step']} is negative"
-        faults.append(Fault("--set examples_per_step", what, "Give 0 or more examples"))
-    if given.get("evaluate_every", 0) < 0:
-        what = f"{given['evaluate_every']} is negative"
-        faults.append(Fault("--eval-every", what, "Give 0 (never) or more"))
+        faults.append(Fault(flag_of("examples_per_step"), what, "Give 0 or more examples"))
     if given.get("max_length", 8) < 8:
         what = f"{given['max_length']} tokens are too few"
         faults.append(Fault("--max-length", what, "Give at least 8"))
@@ -166,6 +129,6 @@ def _pattern_faults(pattern: str) -> list[Fault]:
     try:
         re.compile(pattern)
     except re.error as error:
-        what = f"{pattern!r} is no regular expression ({error})"
-        return [Fault("--set trainable", what, "Write one such as 'layers[.](5|6|7)[.]mlp'")]
+        what = f"{pattern!r} is not a regular expression ({error})"
+        return [Fault(flag_of("trainable"), what, "Give one such as 'layers[.](5|6|7)[.]mlp'")]
     return []

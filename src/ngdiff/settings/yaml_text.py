@@ -67,7 +67,7 @@ def load_yaml(text: str) -> Any:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        what = f"is no YAML of plain settings ({getattr(error, 'problem', None) or error})"
+        what = f"is not valid YAML ({getattr(error, 'problem', None) or error})"
         if mark is None:
             raise Unreadable(what, _MEND) from error
         raise Unplaced(mark.line + 1, what, _MEND) from error
@@ -91,5 +91,5 @@ def load_settings(path: Path, where: str) -> dict[Any, Any]:
     except Unreadable as error:
         raise RequestError(error.fault(f"{where} {path}")) from error
     if not isinstance(loaded, dict):
-        raise RequestError(Fault(where, f"{path} is no mapping", _MEND))
+        raise RequestError(Fault(where, f"{path} is not a mapping", _MEND))
     return loaded

@@ -166,7 +166,7 @@ def known_text_faults(forget: Sequence[AnswerScore], holdout: Sequence[AnswerSco
     if not theirs <= ours:
         return []
     what = (
-        f"it cannot serve as the level of text never seen: the model's loss on it is {theirs:.2f} nats a "
+        f"it cannot set the level of never-seen text: the model's loss on it is {theirs:.2f} nats a "
         f"token, no higher than the {ours:.2f} of the forget set: it knows both or neither"
     )
     return [Fault("--holdout", what, "Give texts of the same kind that the model was not trained on")]

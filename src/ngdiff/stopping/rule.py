@@ -202,8 +202,8 @@ def parse_stop_at(text: str) -> ForgetTarget | None:
         value = float("nan")
     top = float("inf") if measure == "nll" else 1.0
     if not 0 <= value <= top or value == float("inf"):
-        what = f"{number!r} is no threshold for {measure}"
-        fix = "Give a number of nats per token" if measure == "nll" else "Give a number from 0 to 1"
+        what = f"{number!r} is not a valid threshold for {measure}"
+        fix = "Give a number in nats per token" if measure == "nll" else "Give a number from 0 to 1"
         raise RequestError(Fault("--stop-at", what, fix))
     return ForgetTarget(measure, value, "given")  # type: ignore[arg-type]
 

@@ -129,7 +129,7 @@ EVENTS: dict[str, Event] = {
         },
     ),
     "evaluation": Event(
-        "after each evaluation on the way (--eval-every): record.json's `evaluations`",
+        "after each evaluation on the way (eval_steps): record.json's `evaluations`",
         {
             "step": ("integer", "optimizer steps done"),
             "seconds": ("number", "it took"),

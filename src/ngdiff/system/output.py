@@ -47,10 +47,11 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
     try:
         path.exists()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL
-        what = f"no folder can be called {path.name[:40]!r}... ({getattr(error, 'strerror', None) or error})"
-        return [Fault(where, what, "Give another name")]
+        reason = getattr(error, "strerror", None) or error
+        what = f"cannot create a folder named {path.name[:40]!r}... ({reason})"
+        return [Fault(where, what, "Choose another name")]
     if path.is_symlink() and not path.exists():
-        return [Fault(where, f"{path} is a link that leads nowhere", "Mend the link or give another name")]
+        return [Fault(where, f"{path} is a broken link", "Fix the link, or choose another name")]
     files = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
     if files:
         faults.append(Fault(where, f"{files[0]} is a file", "Give the name of a folder"))
@@ -58,11 +59,11 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
         faults += in_the_way(path, overwrite, where)
     parent = nearest_folder(path.resolve().parent)  # where it is staged
     if not os.access(parent, os.W_OK):
-        faults.append(Fault(where, f"{parent} cannot be written to", "Choose a folder that you may write to"))
+        faults.append(Fault(where, f"{parent} is not writable", "Choose a writable folder"))
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
-        what = f"{free / GIB:.1f} GiB are free at {parent}, the result takes {needed_bytes / GIB:.1f} GiB"
-        faults.append(Fault(where, what, "Free some room or choose another disk"))
+        what = f"{free / GIB:.1f} GiB are free at {parent}, but the result needs {needed_bytes / GIB:.1f} GiB"
+        faults.append(Fault(where, what, "Free some space, or choose another disk"))
     return faults
 
 
@@ -80,15 +81,17 @@ def in_the_way(path: Path, overwrite: bool, where: str = "--output") -> list[Fau
     if not names:
         return []
     if not overwrite:
-        fix = "Give another folder, or --overwrite to replace an earlier result"
+        fix = "Choose another folder, or --overwrite to replace an earlier result"
         return [Fault(where, f"{path} is not empty", fix)]
-    fix = "Give another folder, or empty this one yourself"
+    fix = "Choose another folder, or empty this one"
     if RECORD not in names:
-        what = f"{path} holds no {RECORD}, so it is not a result that --overwrite may delete"
+        what = f"{path} contains no {RECORD}, so --overwrite does not delete it"
         return [Fault(where, what, fix)]
     kind, listed = _kind_and_files(path / RECORD)
     if kind is None:
-        what = f"{path / RECORD} is no record with a list of files, so --overwrite may not delete the folder"
+        what = (
+            f"{path / RECORD} is not a record with a list of files, so --overwrite does not delete the folder"
+        )
         return [Fault(where, what, fix)]
     foreign = [
         name
@@ -97,8 +100,8 @@ def in_the_way(path: Path, overwrite: bool, where: str = "--output") -> list[Fau
     ]
     if foreign:
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
-        what = f"{path} holds {', '.join(foreign[:_SHOWN])}{more}, which no result of ngdiff has"
-        return [Fault(where, what, "Move that away, or give another folder")]
+        what = f"{path} contains {', '.join(foreign[:_SHOWN])}{more}, which ngdiff did not write"
+        return [Fault(where, what, "Move it, or choose another folder")]
     return []
 
 
@@ -130,12 +133,16 @@ def check_new_file(path: Path, where: str = "--output") -> list[Fault]:
         there = path.exists() or path.is_symlink()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL
         reason = getattr(error, "strerror", None) or error
-        return [Fault(where, f"no file can be called {path.name[:40]!r}... ({reason})", "Give another name")]
+        return [
+            Fault(
+                where, f"cannot create a file named {path.name[:40]!r}... ({reason})", "Choose another name"
+            )
+        ]
     if there:
-        return [Fault(where, f"{path} exists", "Give another file, or remove it")]
+        return [Fault(where, f"{path} exists", "Choose another file, or delete it")]
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return [Fault(where, f"{parent} cannot be written to", "Choose a folder that you may write to")]
+        return [Fault(where, f"{parent} is not writable", "Choose a writable folder")]
     return []
 
 
@@ -151,11 +158,11 @@ def same_folder(output: Path, used: str, where: str = "--output") -> list[Fault]
     except (OSError, RuntimeError, ValueError):  # one of them is no folder here
         return []
     if result == model:
-        return [Fault(where, f"{output} is the model itself", "Give another folder")]
+        return [Fault(where, f"{output} is the model itself", "Choose another folder")]
     if result in model.parents and output.is_dir():
-        return [Fault(where, f"{output} holds the model {used}", "Give another folder")]
+        return [Fault(where, f"{output} contains the model {used}", "Choose another folder")]
     if model in result.parents:
-        return [Fault(where, f"{output} lies inside the model {used}", "Give a folder outside")]
+        return [Fault(where, f"{output} is inside the model {used}", "Choose a folder outside it")]
     return []
 
 
@@ -176,9 +183,9 @@ def holds_faults(output: Path, used: Iterable[tuple[str, str]], where: str = "--
         except (OSError, RuntimeError, ValueError):
             continue
         if there and (result == read or result in read.parents):
-            what = f"{output} holds {name}, which {flag} reads and --overwrite would delete"
+            what = f"{output} contains {name}, which {flag} reads and --overwrite would delete"
             what = f"{output} is what {flag} reads" if result == read else what
-            faults.append(Fault(where, what, "Give another name"))
+            faults.append(Fault(where, what, "Choose another name"))
     return faults
 
 

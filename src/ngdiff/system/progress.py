@@ -3,57 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from datetime import timedelta
 
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
+from rich.console import RenderableType
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
 from rich.text import Text
 
 from ngdiff.errors import printable
 from ngdiff.system.events import log
 from ngdiff.system.terminal import animated, console
 
-__all__ = ["Meter", "Part", "clock", "console", "fit", "stop_bars", "working"]
+__all__ = ["Meter", "console", "stop_bars", "working"]
 
 LINE_EVERY_SECONDS = 30.0
-RECENT = 20
-"""Units that the time left is judged by: two probes and two checks of a run are among them."""
-LEAST_BAR, MOST_BAR = 10, 40
-
-
-class Part(NamedTuple):
-    """A piece of a line; where room is short, the highest ``rank`` goes first."""
-
-    text: str
-    rank: int
-
-
-def fit(parts: Sequence[Part], width: int, between: str = " · ") -> str:
-    """Join as many parts as ``width`` columns hold, in their order; the last one left is cut."""
-    left = [part for part in parts if part.text]
-    while len(left) > 1 and _wide(left, between) > width:
-        left.remove(max(left, key=lambda part: part.rank))
-    line = between.join(part.text for part in left)
-    return line if cell_len(line) <= width else set_cell_size(line, max(0, width - 1)) + "…" * (width > 0)
-
-
-def _wide(parts: Sequence[Part], between: str) -> int:
-    return sum(cell_len(part.text) for part in parts) + cell_len(between) * (len(parts) - 1)
-
-
-def clock(seconds: float) -> str:
-    """Return 75 as 1:15 and 3675 as 1:01:15."""
-    minutes, second = divmod(round(max(0.0, seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+SPEED_SECONDS = 600.0
+"""The time left goes by the units of the last ten minutes: probes and checks of a run are among them."""
+ROOM_FOR_A_BAR = 60
+"""Columns of a terminal below which no bar is drawn, so that title, count and time left fit."""
 
 
 class Meter:
@@ -66,103 +43,120 @@ class Meter:
     """
 
     def __init__(self, title: str, total: int, may_end_early: bool = False) -> None:
-        self.title, self.total, self.done, self.note = printable(title), total, 0, ""
-        self.figures: Sequence[Part] = ()
+        self.title, self.note = printable(title), ""
+        self.figures: Sequence[str] = ()
         self._may_end_early = may_end_early
-        self._live: Live | None = None
         self._last_line = 0.0
-        self._started = time.monotonic()
-        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT + 1)
+        self._bar = _Bar(self, room=2 * len(str(total)) + 1)
+        self._bar.add_task(self.title, total=total, left="")
+        (self._task,) = self._bar.tasks
+
+    @property
+    def done(self) -> int:
+        """Units finished so far."""
+        return int(self._task.completed)
+
+    @done.setter
+    def done(self, count: int) -> None:
+        self._task.completed = count
+
+    @property
+    def total(self) -> int:
+        """Units there are at the most."""
+        return int(self._task.total or 0)
+
+    @total.setter
+    def total(self, count: int) -> None:
+        self._task.total = count
 
     def __enter__(self) -> Meter:
-        self._started = self._last_line = time.monotonic()
-        self._recent.append((self._started, self.done))
+        self._bar.reset(self._task.id, completed=self.done)
+        self._last_line = time.monotonic()
         self._event("begin")
-        if animated():
-            self._live = Live(_Bar(self), console=console, transient=True, refresh_per_second=8)
-            self._live.start()
-            _open.append(self._live)
+        self._bar.start()
+        _open.append(self._bar)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-            _open.remove(self._live)
-        told = self._told()
+        self._bar.stop()
+        _open.remove(self._bar)
+        told = self._told(", ")
         ending = f" ({told})" if told else ""
-        seconds = time.monotonic() - self._started
+        seconds = self._task.elapsed or 0.0
         _say(f"{self.title}: {self.done} of {self.total} in {seconds:.0f} s{ending}")
         self._event("end")
 
-    def advance(self, count: int = 1, note: str | None = None, figures: Sequence[Part] | None = None) -> None:
-        """Add finished units, and optionally replace the text or the figures beside the bar."""
-        now = time.monotonic()
-        self.done += count
+    def advance(self, count: int = 1, note: str | None = None, figures: Sequence[str] | None = None) -> None:
+        """Add finished units, and optionally replace the text or the figures below the bar.
+
+        Args:
+            count: units finished since the last call.
+            note: a text to show.
+            figures: short texts to show, the most important first: the last ones are cut where the terminal
+                is narrow.
+        """
         self.note = printable(note) if note is not None else self.note
         self.figures = figures if figures is not None else self.figures
-        self._recent.append((now, self.done))
+        self._bar.advance(self._task.id, count)
+        self._bar.update(self._task.id, left=self.time_left())
+        now = time.monotonic()
         if now - self._last_line > LINE_EVERY_SECONDS:
             self._last_line = now
-            if self._live is None:
-                parts = (f"{self.title}: {self.done} of {self.total}", self._told(), self.time_left())
+            if self._bar.disable:
+                parts = (f"{self.title}: {self.done} of {self.total}", self._told(", "), self.time_left())
                 _say(", ".join(part for part in parts if part))
             self._event("progress")
 
     def time_left(self) -> str:
-        """Say how long it will take from here; empty while nothing is known."""
-        if not self._recent:
+        """Return how long the rest will take; empty while nothing is known."""
+        seconds = self._task.time_remaining
+        if seconds is None or self.done >= self.total:
             return ""
-        (since, before), (_, done) = self._recent[0], self._recent[-1]
-        if done <= before or self.done >= self.total:
-            return ""
-        seconds = (time.monotonic() - since) / (done - before) * (self.total - self.done)
-        return f"{'at most ' if self._may_end_early else ''}{clock(seconds)} left"
+        return f"{'at most ' if self._may_end_early else ''}{timedelta(seconds=round(seconds))} left"
 
-    def elapsed(self) -> float:
-        """Return seconds since the job began."""
-        return time.monotonic() - self._started
-
-    def _told(self) -> str:
-        return ", ".join(part.text for part in self.figures if part.text) or self.note
+    def _told(self, between: str) -> str:
+        return between.join(text for text in self.figures if text) or self.note
 
     def _event(self, state: str) -> None:
-        seconds = time.monotonic() - self._started
+        seconds = self._task.elapsed or 0.0
         log.write("job", title=self.title, state=state, done=self.done, total=self.total, seconds=seconds)
 
 
-class _Bar:
-    """Draws a meter in two lines, each as wide as the terminal at most."""
+class _Bar(Progress):
+    """Draws a meter, with its figures or its note on a second line."""
 
-    def __init__(self, meter: Meter) -> None:
-        self.meter, self.spinner = meter, Spinner("dots")
+    def __init__(self, meter: Meter, room: int) -> None:
+        self.meter = meter
+        bar, elapsed = BarColumn(bar_width=None), TimeElapsedColumn()
+        count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=room))
+        wide = console.width >= ROOM_FOR_A_BAR
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            *((bar, count, elapsed) if wide else (count,)),
+            TextColumn("{task.fields[left]}", markup=False),
+        )
+        super().__init__(
+            *columns,
+            console=console,
+            transient=True,
+            refresh_per_second=8,
+            speed_estimate_period=SPEED_SECONDS,
+            get_time=lambda: time.monotonic(),
+            disable=not animated(),
+        )
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        meter, width = self.meter, options.max_width
-        head = Part(meter.title, 0)
-        tail = [
-            Part(f"{meter.done}/{meter.total}", 1),
-            Part(clock(meter.elapsed()), 3),
-            Part(meter.time_left(), 2),
-        ]
-        room = width - 2 - _wide([part for part in (head, *tail) if part.text], " · ") - 1
-        if room >= LEAST_BAR:
-            line = Table.grid(padding=(0, 1, 0, 0))
-            bar = ProgressBar(total=max(1, meter.total), completed=meter.done, width=min(MOST_BAR, room))
-            line.add_row(self.spinner, Text(head.text), bar, Text(fit(tail, width)))
-        else:
-            line = Table.grid(padding=(0, 1, 0, 0))
-            line.add_row(self.spinner, Text(fit([head, *tail], max(1, width - 2))))
-        yield line
-        figures = meter.figures or [Part(meter.note, 0)]
-        if meter.figures or meter.note:
-            yield Text(f"  {fit(figures, max(1, width - 2))}", no_wrap=True)
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if told := self.meter._told(" · "):
+            yield Text(f"  {told}", no_wrap=True, overflow="ellipsis")
 
 
-_open: list[Live] = []
+_open: list[Progress] = []
 
 
 def stop_bars() -> None:
-    """Take down bars that an exception left, and give the terminal its cursor back."""
+    """Remove bars that an exception left, and restore the terminal's cursor."""
     while _open:
         _open.pop().stop()
 

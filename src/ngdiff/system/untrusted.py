@@ -77,14 +77,14 @@ def read_within(path: Path, most: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             raw = file.read(most + 1) if size <= most else b""
     except FileNotFoundError as error:
-        what = "is a link that leads nowhere" if path.is_symlink() else "is not there"
+        what = "is a broken link" if path.is_symlink() else "does not exist"
         raise Unreadable(what, "Check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise Unreadable(f"cannot be read: {reason}", "Check the file and its permissions") from error
     if size > most or len(raw) > most:
-        what = f"is larger than the {most / MIB:.0f} MiB that are read of such a file"
-        raise Unreadable(what, "Cut it into parts, or give the right file")
+        what = f"is larger than {most / MIB:.0f} MiB, the limit for such a file"
+        raise Unreadable(what, "Split it into smaller files, or check that it is the right file")
     return raw
 
 
@@ -101,7 +101,7 @@ def check_ordinary(path: Path) -> None:
 def _ordinary(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for fits, name in _KINDS if fits(mode)), "something else")
-        raise Unreadable(f"is {kind}, not a file", "Give an ordinary file")
+        raise Unreadable(f"is {kind}, not a file", "Give a regular file")
 
 
 # ---- text ----
@@ -132,7 +132,7 @@ def decode(raw: bytes) -> str:
         raise Unplaced(line, what, "Save the file as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise Unplaced(line, "holds a NUL byte", "Save the file as UTF-8 text without NUL bytes")
+        raise Unplaced(line, "contains a NUL byte", "Save the file as UTF-8 text without NUL bytes")
     return text
 
 
@@ -172,12 +172,12 @@ def load_json(raw: bytes | str, **how: Any) -> Any:
         value = json.loads(text, **how)
     except json.JSONDecodeError as error:
         at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise Unreadable(f"is broken JSON ({error.msg} at {at})", "Write it anew") from None
+        raise Unreadable(f"is not valid JSON ({error.msg} at {at})", "Write it again") from None
     except RecursionError:
         raise Unreadable(*_TOO_DEEP) from None
     except ValueError as error:  # a number of thousands of digits
         first = str(error).split(";")[0]
-        raise Unreadable(f"is JSON that cannot be read ({first})", "Write it anew") from None
+        raise Unreadable(f"is JSON that cannot be parsed ({first})", "Write it again") from None
     if deeper_than(value, DEEPEST):
         raise Unreadable(*_TOO_DEEP)
     return value
@@ -186,7 +186,7 @@ def load_json(raw: bytes | str, **how: Any) -> Any:
 def _whole_number(text: str) -> int:
     """Parse a whole number that a float can hold: what is worked out from a larger one would fail."""
     if len(text) > MOST_DIGITS:
-        raise Unreadable(f"is JSON that cannot be read (a number of {len(text)} digits)", "Write it anew")
+        raise Unreadable(f"is JSON that cannot be parsed (a number of {len(text)} digits)", "Write it again")
     return int(text)
 
 
@@ -222,7 +222,7 @@ def load_object(path: Path, where: str, fix: str) -> dict[str, Any]:
     except Unreadable as error:
         raise RequestError(Fault(where, f"{path} {error.what}", fix)) from error
     if not isinstance(content, dict):
-        raise RequestError(Fault(where, f"{path} holds no JSON object", fix))
+        raise RequestError(Fault(where, f"{path} contains no JSON object", fix))
     return content
 
 

@@ -78,7 +78,7 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
             kept = json.loads(file.read_text(encoding="utf-8"))
             return {name: _Look.from_json(look) for name, look in kept.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            text = f"what the model answered before could not be read again ({type(error).__name__})"
+            text = f"the earlier answers could not be read ({type(error).__name__})"
             self.trainer.record.note(text)
             return {}
 

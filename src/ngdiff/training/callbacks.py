@@ -21,7 +21,7 @@ from ngdiff.evaluation.suites.own import own_data, run_own
 from ngdiff.inference.evaluator import Evaluator
 from ngdiff.system.environment import peak_memory_gib
 from ngdiff.system.events import log
-from ngdiff.system.progress import Meter, Part
+from ngdiff.system.progress import Meter
 from ngdiff.system.terminal import console
 
 if TYPE_CHECKING:
@@ -119,18 +119,19 @@ class UnlearningProgress(ProgressCallback):
             "evaluation": record.evaluations,
         }
 
-    def _figures(self) -> list[Part]:
+    def _figures(self) -> list[str]:
+        """Return what to show of the last step, the most important first."""
         record = self.trainer.record
         if not record.steps:
             return []
         step = record.steps[-1]
         memory = peak_memory_gib()
         return [
-            Part(_loss("forget", step.forget_loss), 2),
-            Part(_loss("retain", step.retain_loss), 1),
-            Part(self._measure(step.forget_extraction_strength), 0),
-            Part(f"lr {step.learning_rate:.1e}", 3),
-            Part(f"{memory.get('accelerator', memory['process']):.1f} GiB", 4),
+            self._measure(step.forget_extraction_strength),
+            _loss("retain", step.retain_loss),
+            _loss("forget", step.forget_loss),
+            f"lr {step.learning_rate:.1e}",
+            f"{memory.get('accelerator', memory['process']):.1f} GiB",
         ]
 
     def _measure(self, strength: float | None) -> str:

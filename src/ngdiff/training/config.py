@@ -12,9 +12,9 @@ from ngdiff.data.long_text import long_text_fault
 from ngdiff.errors import Fault, Faults, unknown_name
 from ngdiff.losses import LOSSES, find_loss
 from ngdiff.methods import RUN, STEP_SIZES, Method, StepSizeName, find_method
-from ngdiff.settings import DEFAULT_METHOD
-from ngdiff.settings.faults import type_faults
-from ngdiff.settings.values import KINDS, SettingError, flag_of, is_number, range_faults
+from ngdiff.settings import DEFAULT_METHOD, flag_of
+from ngdiff.settings.faults import default_of, type_faults
+from ngdiff.settings.values import CHECKED, SettingError, range_faults
 from ngdiff.steps.forget_buffer import Keep
 from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES, make_rule
@@ -53,13 +53,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         forget_loss_settings: settings of the forget loss, such as ``{"ceiling": 3}``.
         retain_loss_settings: settings of the retain loss.
         step_size: ``auto`` (the rate is found by probes, whatever the method), ``gen`` (as in GeN's released
-            code, :class:`ngdiff.steps.gen.GenRate`) or ``fixed``; None for the method's own, or what the next
-            two imply.
-        learning_rate: a fixed learning rate per optimizer step; None for the method's usual one.
-        lr_start: ``auto`` begins its search here instead of at a tiny step; ``gen`` begins here, by default
-            at the method's usual rate, or at 1e-5.
+            code, :class:`ngdiff.steps.gen.GenRate`) or ``fixed``; None for ``fixed`` where a learning rate is
+            given, else for the method's own.
+        learning_rate: of each optimizer step where it is fixed; ``auto`` begins its search there instead of
+            at a tiny step, and ``gen`` begins there. None for the method's usual one (``gen``: or 1e-5).
         probe_every: optimizer steps from one probe of the rate to the next.
-        probe_size: retain examples a probe measures on; 0 for three quarters of a step's retain batch.
         probe_tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to
             the next; the default is a tenth of what a floor of 95% leaves.
         stop_at: when the forget set counts as forgotten: ``auto`` (extraction strength and probability, item
@@ -71,15 +69,10 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         hold_general: take a quarter of each step's retain examples from general text that ships with the
             project, where the retain loss holds the starting model's predictions; None for the method's own.
         check_every: optimizer steps between two full checks of target and floor, at the most.
-        check_size: forget examples that a check on the way looks at; every one is looked at before a run
-            ends. At most half as many retain examples are held out.
-        check_patience: checks in a row under a floor before the run is given up.
         max_length: longest sequence, in tokens.
         long_text: ``split`` running text that is longer into pieces, or ``cut`` it there (see
             :mod:`ngdiff.data.long_text`).
         trainable: regular expression; only parameters in whose names it is found are trained.
-        log_gramian: keep both gradients apart even where the rule's weights are fixed, to log their norms and
-            cosine; costs one more gradient buffer.
         forget_buffer: where the forget gradient is kept: ``device`` (beside the retain gradient), ``cpu``, or
             ``bf16`` (on the device, rounded to bfloat16).
         examples_per_step: pairs of a forget and a retain example that one optimizer step takes, over all
@@ -88,9 +81,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             as everywhere in transformers, and so where either of ``per_device_train_batch_size`` and
             ``gradient_accumulation_steps`` is given; None goes by the size of the forget set, from 8 to 32
             (:func:`ngdiff.data.sharing.examples_of_a_step`).
-        evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
-            :mod:`ngdiff.training.callbacks`); 0 for none.
-        evaluate_items: most items of each set that these look at.
+        eval_steps: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
+            :mod:`ngdiff.training.callbacks`); None or 0 for none. ``eval_strategy`` stays ``no``.
+        eval_items: most items of each set that these look at.
         save_minutes: minutes from one checkpoint to the next; 0 for none by the clock. ``save_steps``, with
             ``save_strategy="steps"``, saves by steps.
         save_total_limit: checkpoints that are kept; never fewer than two, so that one may be damaged.
@@ -105,28 +98,23 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     retain_loss_settings: dict[str, float] = field(default_factory=dict)
     step_size: str | None = None
     learning_rate: float | None = None
-    lr_start: float | None = None
     probe_every: int = 10
-    probe_size: int = 0
     probe_tolerance: float = 0.005
     stop_at: str = None  # type: ignore[assignment]  # this, keep_utility and epochs: see methods.RUN
     keep_utility: float = None  # type: ignore[assignment]
     floors: dict[str, float] = field(default_factory=dict)
     hold_general: bool = None  # type: ignore[assignment]
     check_every: int = 10
-    check_size: int = 128
-    check_patience: int = 3
     max_length: int = 512
     long_text: str = "split"
     trainable: str | None = None
-    log_gramian: bool = False
     forget_buffer: str = "device"
     examples_per_step: int | None = None
     # None until __post_init__ has filled them in
     per_device_train_batch_size: int = None  # type: ignore[assignment]
     gradient_accumulation_steps: int = None  # type: ignore[assignment]
-    evaluate_every: int = 0
-    evaluate_items: int = 64
+    eval_steps: int | None = None
+    eval_items: int = 64
     save_minutes: float = 0.0
 
     num_train_epochs: float = None  # type: ignore[assignment]
@@ -192,24 +180,19 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         return faults + self._range_faults() + ([] if faults else launch_faults(self))
 
     def _choose_step_size(self, method: Method) -> list[Fault]:
-        """Settle how the rate is found: as asked, as the rates given imply, or as the method has it."""
+        """Settle how the rate is found: as asked, fixed where one is given, or as the method has it."""
         asked, known = self.step_size, get_args(StepSizeName)
         if asked is not None and asked not in known:
             self.step_size = None
-            return [unknown_name("--step-size", "step size", asked, known)]
-        moving = "gen" if method.step_size == "gen" else "auto"
-        implied = "fixed" if self.learning_rate is not None else moving if self.lr_start is not None else None
-        if asked is not None and implied is not None and (asked == "fixed") != (implied == "fixed"):
-            flag = "--lr" if implied == "fixed" else "--lr-start"
-            return [Fault("--step-size", f"{asked!r} and {flag} exclude each other", "Give either")]
-        self.step_size = asked or implied or method.step_size
-        if self.step_size == "gen" and self.lr_start is None:
-            self.lr_start = method.learning_rate or START
+            return [unknown_name(flag_of("step_size"), "step size", asked, known)]
+        self.step_size = asked or (method.step_size if self.learning_rate is None else "fixed")
+        if self.step_size == "gen" and self.learning_rate is None:
+            self.learning_rate = method.learning_rate or START
         if self.step_size == "fixed" and self.learning_rate is None:
             self.learning_rate = method.learning_rate
             if self.learning_rate is None:
-                what = f"the method {method.name!r} has no usual rate"
-                return [Fault("--step-size", what, "Give the fixed rate with --lr")]
+                what = f"the method {method.name!r} has no default learning rate to fix"
+                return [Fault(flag_of("step_size"), what, "Give one with --lr")]
         return []
 
     def _share_seed_and_layer(self) -> None:
@@ -230,56 +213,40 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
 
     def _type_faults(self) -> list[Fault]:
         """List values of the wrong type; defaults take their place, so that the rest can be checked."""
-        faults = []
-        for kind, (fits, names) in KINDS.items():
-            for name in names:
-                value = getattr(self, name)
-                default = type(self).__dataclass_fields__[name].default
-                if not (fits(value) or (value is None and default is None)):
-                    faults.append(Fault(flag_of(name), f"{value!r} is no {kind}", f"Give a {kind}"))
-                    setattr(self, name, default)
-        self._fill_batch()
-        if not isinstance(self.floors, dict) or not all(map(is_number, self.floors.values())):
-            fix = "Give names and shares, such as {general: 0.95}"
-            faults.append(Fault("--floor", f"{self.floors!r} does not name shares of floors", fix))
-            self.floors = {}
-        for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
-            settings = getattr(self, name)
-            if not isinstance(settings, dict) or not all(map(is_number, settings.values())):
-                fix = "Give names and numbers, such as {alpha: 2}"
-                part = name.removesuffix("_settings").replace("_", " ")
-                faults.append(Fault(flag_of(name), f"{settings!r} are no settings of a {part}", fix))
-                setattr(self, name, {})
-        return faults + self._other_type_faults()
-
-    def _other_type_faults(self) -> list[Fault]:
-        """Do the same for the settings that come from ``transformers.TrainingArguments``."""
-        checked = {name for _, names in KINDS.values() for name in names}
-        checked |= {"rule_settings", "forget_loss_settings", "retain_loss_settings", "floors"}
         fields = {name: one for name, one in type(self).__dataclass_fields__.items() if one.init}
-        values = {name: getattr(self, name) for name in fields if name not in checked}
-        found = type_faults(type(self), fields, values)
+        found = type_faults(type(self), {name: getattr(self, name) for name in fields})
         for name in found:
-            setattr(self, name, fields[name].default)
+            setattr(self, name, default_of(fields[name]))
+        self._fill_batch()
         return list(found.values())
 
     def _range_faults(self) -> list[Fault]:
-        faults = range_faults({name: getattr(self, name) for _, names in KINDS.values() for name in names})
+        faults = range_faults({name: getattr(self, name) for name in CHECKED})
         if self.automatic and (self.lr_scheduler_type != "constant" or self.warmup_steps):
-            fix = "Leave out the schedule, or give --lr"
-            faults.append(Fault("lr_scheduler_type", "the automatic rate leaves no room for a schedule", fix))
+            fix = "Remove the schedule, or fix the rate with --lr"
+            faults.append(Fault("lr_scheduler_type", "an automatic learning rate excludes a schedule", fix))
         faults += [
-            Fault("--floor", f"{name}={share} is no share", "Give a number from 0 (no floor) to 1")
+            Fault(flag_of("floors"), f"{name}={share} is not a share", "Give a number from 0 (no floor) to 1")
             for name, share in self.floors.items()
             if not 0 <= share <= 1
         ]
         if self.forget_buffer not in get_args(Keep):
-            faults.append(unknown_name("--forget-buffer", "place", self.forget_buffer, get_args(Keep)))
+            flag = flag_of("forget_buffer")
+            faults.append(unknown_name(flag, "place", self.forget_buffer, get_args(Keep)))
+        if (self.eval_steps or 0) < 0:
+            what = f"{self.eval_steps} is negative"
+            faults.append(Fault(flag_of("eval_steps"), what, "Give 0 (never) or more"))
         long_text = long_text_fault(self.long_text)
         faults += [] if long_text is None else [long_text]
         if self.fp16:
-            fix = "Use bf16: its range is that of float32, and two gradients need no loss scaling"
-            faults.append(Fault("fp16", "the two gradients cannot share one loss scale", fix))
+            fix = "Use bf16, which needs no loss scaling"
+            faults.append(
+                Fault(
+                    "fp16",
+                    "fp16 is not supported, because the two gradients cannot share one loss scale",
+                    fix,
+                )
+            )
         return faults
 
 

@@ -59,7 +59,7 @@ def floor_shares(args: UnlearningConfig, kept: Sequence[str]) -> dict[str, float
     names = [*FLOORS, *kept]
     groups = {"general": [name for name in FLOORS if name.startswith("general.")]}
     faults = [
-        unknown_name("--floor", "floor", str(name), [*names, *groups])
+        unknown_name("--set floors", "floor", str(name), [*names, *groups])
         for name in args.floors
         if name not in names and name not in groups
     ]
@@ -75,7 +75,7 @@ def reserved_faults(names: Sequence[str]) -> list[Fault]:
     """Say so where a set to keep has a name that means something else."""
     taken = {*FLOORS, "general", "forget", "never_seen", "items"}
     return [
-        Fault("--keep", f"the name {name!r} has another meaning here", "Rename the file")
+        Fault("--keep", f"the name {name!r} is reserved", "Rename the file")
         for name in names
         if name in taken or name.startswith("earlier ")
     ]
@@ -86,8 +86,8 @@ class KeptSets:
 
     Args:
         trainer: whose model is measured.
-        kept: sets of ``--keep``, by name. Of one larger than ``check_size`` a sample of that size is
-            measured, drawn once, by the seed.
+        kept: sets of ``--keep``, by name. Of one with more than the trainer's ``CHECK_SIZE`` examples, a
+            sample of that size is measured, drawn once, by the seed.
     """
 
     def __init__(self, trainer: UnlearningTrainer, kept: Mapping[str, Sequence[EncodedExample]]) -> None:
@@ -95,7 +95,7 @@ class KeptSets:
         self._trainer = trainer
         self.shares = floor_shares(args, list(kept))
         self._kept = {
-            name: _sample(examples, args.check_size, args.seed)
+            name: _sample(examples, trainer.CHECK_SIZE, args.seed)
             for name, examples in kept.items()
             if self.shares[name] > 0
         }

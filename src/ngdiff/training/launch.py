@@ -15,6 +15,7 @@ from ngdiff.data.sharing import StepShares, examples_of_a_step
 from ngdiff.errors import Fault, RequestError
 from ngdiff.models.head import may_stand_apart
 from ngdiff.models.logprobs import output_head
+from ngdiff.settings import flag_of
 from ngdiff.steps.weighting import RULES
 
 if TYPE_CHECKING:
@@ -76,10 +77,10 @@ def launch_faults(args: UnlearningConfig) -> list[Fault]:
 
 
 def _evaluation_faults(args: UnlearningConfig) -> list[Fault]:
-    if not args.evaluate_every:
+    if not args.eval_steps:
         return []
     what = "evaluations during the run need the whole model on each process, and FSDP2 has it in parts"
-    return [Fault("--eval-every", what, "Leave it out and evaluate the result")]
+    return [Fault(flag_of("eval_steps"), what, "Remove it, and evaluate the result")]
 
 
 def _flag(name: str) -> bool:
@@ -99,12 +100,12 @@ def _zero_stage(args: UnlearningConfig) -> int:
 
 def _deepspeed_faults(args: UnlearningConfig, stage: int) -> list[Fault]:
     faults = []
-    if args.log_gramian or not RULES[str(args.rule)].fixed:
+    if not RULES[str(args.rule)].fixed:
         what = (
             f"DeepSpeed keeps gradients to itself, so the rule {args.rule!r}, which needs two of them, "
             "cannot run under it"
         )
-        faults.append(Fault("--rule" if not RULES[str(args.rule)].fixed else "log_gramian", what, FSDP2))
+        faults.append(Fault("--rule", what, FSDP2))
     if args.automatic:
         what = "DeepSpeed keeps its own copy of the weights, so a probe of the learning rate cannot move them"
         faults.append(Fault("--lr", what, f"Give a fixed rate such as --lr 1e-5. {FSDP2}"))

@@ -136,7 +136,7 @@ def too_large(examples: int, length: int, asked: str) -> str:
     """Say what did not fit, and what helps."""
     return (
         f"a micro-batch of {examples} example of each task, up to {length} tokens long, does not fit on the "
-        f"device, which lacks {asked}: give --gradient-checkpointing, --forget-buffer cpu, a smaller "
+        f"device, which lacks {asked}: give --gradient-checkpointing, --set forget_buffer=cpu, a smaller "
         "--max-length, or --lora, or more GPUs with FSDP; a run with checkpoints resumes with --resume"
     )
 

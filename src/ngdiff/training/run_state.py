@@ -108,7 +108,7 @@ class RunState:
 
         Args:
             state: what :meth:`state_dict` returned.
-            patience: ``check_patience`` of the settings.
+            patience: checks in a row under a floor before the run is given up.
         """
         if state["step_size"] is not None and not isinstance(self.step_size, FixedRate):
             self.step_size.load_state_dict(state["step_size"])
@@ -155,7 +155,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def restore(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> None:
     """Put a trainer that is about to begin where the checkpoint's was."""
-    trainer.run.load_state_dict(state, trainer.args.check_patience)
+    trainer.run.load_state_dict(state, trainer.PATIENCE)
     if state["stopping"] is not None:
         trainer.kept.load_state_dict(state["kept"])
         if trainer.run.is_best(trainer.state.global_step):

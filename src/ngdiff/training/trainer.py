@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +62,6 @@ from ngdiff.training.run_state import RunState
 from ngdiff.training.step_state import StepState, combined_norm
 from ngdiff.training.trackers import step_figures
 
-PROBE_SHARE = 0.75
-"""Retain examples of a probe, as a share of a step's: three passes forward cost under 5% of ten steps."""
 TASKS: tuple[Task, Task] = ("forget", "retain")
 
 
@@ -122,6 +120,14 @@ class UnlearningTrainer(ResumableTrainer):
 
     control: Any  # transformers' own
 
+    CHECK_SIZE: ClassVar[int] = 128
+    """Forget examples that a check during the run looks at; before it ends, every one is looked at. At most
+    half as many retain examples are held out."""
+    PATIENCE: ClassVar[int] = 3
+    """Consecutive checks under a floor after which the run stops."""
+    PROBE_SHARE: ClassVar[float] = 0.75
+    """Retain examples of a probe, as a share of a step's: three forward passes cost under 5% of ten steps."""
+
     def __init__(
         self,
         model: nn.Module | str | Path,
@@ -154,7 +160,7 @@ class UnlearningTrainer(ResumableTrainer):
             LOSSES[str(args.forget_loss)], self.forget_set, processing_class, args.max_length, args.seed
         )
         retain = read(retain_dataset, "retain_dataset")
-        self.retain_set, self.held_out_set, note = split_retain(retain, args.check_size // 2, args.seed)
+        self.retain_set, self.held_out_set, note = split_retain(retain, self.CHECK_SIZE // 2, args.seed)
         holdout = [] if holdout_dataset is None else read(holdout_dataset, "holdout_dataset")
         if not allow_overlap:
             refuse_overlap(self.forget_set, retain, holdout)
@@ -211,25 +217,23 @@ class UnlearningTrainer(ResumableTrainer):
         self.kept = KeptSets(self, kept)
         self.guesses: Mapping[int, Guess] = {}
         self.run = RunState(
-            ItemWatch(len(self.forget_set), args.check_size, args.seed),
+            ItemWatch(len(self.forget_set), self.CHECK_SIZE, args.seed),
             BestWeights(whole, Path(args.output_dir)),
             make_rule(str(args.rule), args.rule_settings),
         )
         self.save_minutes = args.save_minutes
         self.comparisons: Comparisons | None = None
         self._rule_row = RULES[str(args.rule)]
-        self._apart = args.log_gramian or not self._rule_row.fixed
+        self._apart = not self._rule_row.fixed
         launch.check(self)
         self.pair: GradientPair | None = None
         self.micro_batches = MicroBatches(self.note)
         self._resumed: tuple[Path, dict[str, Any]] | None = None
         self._has_holdout = holdout_dataset is not None
-        if args.evaluate_every:
+        if args.eval_steps:
             from ngdiff.training.callbacks import EvaluationCallback, EvaluationPlan
 
-            self.add_callback(
-                EvaluationCallback(self, EvaluationPlan(args.evaluate_every, args.evaluate_items))
-            )
+            self.add_callback(EvaluationCallback(self, EvaluationPlan(args.eval_steps, args.eval_items)))
 
     # ---- data ----
 
@@ -477,21 +481,20 @@ class UnlearningTrainer(ResumableTrainer):
         self.run.step.sampled = {}
 
     def _probe_loss(self) -> ProbeLoss:
-        size = self.args.probe_size or math.ceil(PROBE_SHARE * self._shares.examples)
+        size = math.ceil(self.PROBE_SHARE * self._shares.examples)
         return ProbeLoss(self, size)
 
     # ---- step size ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; under an automatic rate it starts at 1 and is set before every step."""
-        automatic = self.args.learning_rate is None
-        if automatic:
+        given = self.args.learning_rate
+        if self.args.automatic:
             self.args.learning_rate = 1.0
         try:
             optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         finally:
-            if automatic:
-                self.args.learning_rate = None
+            self.args.learning_rate = given
         return optimizer
 
     def _get_learning_rate(self) -> float:
@@ -506,13 +509,15 @@ class UnlearningTrainer(ResumableTrainer):
         self.run.begin(BestWeights(model, Path(args.output_dir)))
         self._meter = ChangeMeter(model)
         if args.step_size == "gen":
-            self.run.step_size = GenRate(self.optimizer, start=float(args.lr_start), every=args.probe_every)
+            self.run.step_size = GenRate(
+                self.optimizer, start=float(args.learning_rate), every=args.probe_every
+            )
         elif args.step_size == "auto":
             # 2**-9 and 2**-24: half the distance between neighbouring bf16 and float32 numbers around 1
             resolution = 2.0**-9 if args.bf16 or _has_low_precision(model) else 2.0**-24
             self.run.step_size = AutomaticRate(
                 self.optimizer,
-                start=args.lr_start,
+                start=args.learning_rate,
                 every=args.probe_every,
                 resolution=resolution,
                 tolerance=args.probe_tolerance,
@@ -557,7 +562,7 @@ class UnlearningTrainer(ResumableTrainer):
         for note in notes:
             self.record.note(note)
         kept = self.kept.start(every_row(self), scores["forget"], scores["retain"])
-        self.run.stopping = StoppingRule(target, self.kept.floors(kept), args.check_patience)
+        self.run.stopping = StoppingRule(target, self.kept.floors(kept), self.PATIENCE)
         view = view_of(self, every_row(self), scores["forget"])
         if self.run.stopping.checks_needed:
             self.run.decision = self.run.stopping.judge(0, view, self.record.before["retain"], kept)

@@ -208,7 +208,7 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
 
 def _read(request: EvaluateRequest) -> SuiteData:
     if process_count() > 1:
-        what = "the suite lm-eval runs in one process here"
+        what = "the suite lm-eval supports only one process"
         raise RequestError(Fault("--suite lm-eval", what, "Start it without torchrun"))
     check_tasks(request.tasks)
     settings = HarnessSettings(

@@ -351,7 +351,7 @@ class Measures:
             return {"forget_quality": Figure("forget_quality", None, note=missing)}
         ours = [truth_ratio_from_log(value) for value in values_of(figures, "forget.log_truth_ratio")]
         theirs = reference.forget_truth_ratios(len(ours), split)
-        note = f"against {reference.name}; the interval, of bootstrap samples, leans towards 0"
+        note = f"against {reference.name}; the interval, of bootstrap samples, is biased towards 0"
         value, bounds = two_sample_interval(ks_p_value, ours, theirs, self.bootstrap)
         distance, apart = two_sample_interval(ks_distance, ours, theirs, self.bootstrap)
         found = {
