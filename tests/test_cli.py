@@ -144,12 +144,25 @@ def test_ls_alone_lists_the_tables(cli: Cli) -> None:
     assert [line.split()[0] for line in cli("ls").out.splitlines()] == list(TABLES)
 
 
-def test_ls_on_a_terminal_draws_a_table_with_every_name(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ls_on_a_terminal_takes_two_lines_a_row(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ngdiff.cli.listing.sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
     for table, make in TABLES.items():
         shown = cli("ls", table).out
-        assert all(row[0] in shown for row in make()[1]), table
+        rows = make()[1]
+        assert all(row[0] in shown for row in rows), table
+        lines = shown.splitlines()
+        assert len(lines) <= 2 * len(rows) + 2 and max(map(len, lines)) <= 80, table
+
+
+def test_ls_of_one_row_prints_all_of_it(cli: Cli) -> None:
+    shown = cli("ls", "methods", "npo").out
+    titles, rows = TABLES["methods"]()
+    row = next(row for row in rows if row[0] == "npo")
+    for line, title, cell in zip(shown.splitlines(), titles, row, strict=True):
+        assert line.startswith(title) and line.endswith(cell)
+    answer = cli("ls", "methods", "nop")
+    assert answer.code == 2 and "npo" in answer.err and answer.out == ""
 
 
 def test_ls_of_an_unknown_table_names_the_nearest(cli: Cli) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ngdiff.errors import RequestError
+from ngdiff.errors import Fault, RequestError
 from ngdiff.methods import METHODS, RUN
+from ngdiff.settings.values import SettingError, in_python
 from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES
 from ngdiff.training.config import UnlearningConfig, sources
@@ -19,10 +20,12 @@ def config(tmp_path: Path, **settings: Any) -> UnlearningConfig:
 
 
 def faults(tmp_path: Path, **settings: Any) -> list[str]:
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(SettingError) as caught:
         config(tmp_path, **settings)
     assert all(fault.what and fault.fix for fault in caught.value.faults)
-    return [fault.where for fault in caught.value.faults]
+    assert not any("--" in str(fault) for fault in caught.value.faults)  # flags are the command line's
+    assert len(caught.value.faults) == len(caught.value.flags)
+    return [fault.where for fault in caught.value.flags]
 
 
 def own_settings(method: str) -> dict[str, float]:
@@ -220,6 +223,20 @@ def test_unknown_names_are_reported_together(tmp_path: Path) -> None:
         keep_utility=2.0,
     )
     assert found == ["--method", "--forget-loss", "--retain-loss", "--rule", "--stop-at", "--keep-utility"]
+
+
+def test_python_is_told_the_names_of_parameters(tmp_path: Path) -> None:
+    with pytest.raises(RequestError) as caught:
+        config(tmp_path, learning_rate=-1.0, trainable="[", per_device_train_batch_size=0)
+    assert [str(fault.where) for fault in caught.value.faults] == [
+        "learning_rate",
+        "per_device_train_batch_size",
+        "trainable",
+    ]
+    shared = Fault("--retain", "1 row is shared", "Take it out, or pass --allow-overlap; see --help")
+    assert [str(fault) for fault in in_python([shared])] == [
+        "retain_dataset: 1 row is shared. Take it out, or pass allow_overlap=True; see --help."
+    ]
 
 
 def test_near_names_are_suggested(tmp_path: Path) -> None:

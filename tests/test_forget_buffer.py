@@ -146,7 +146,7 @@ def test_the_same_trajectory_with_probes() -> None:
 
 
 def test_a_place_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"--set forget_buffer.*'disk'"):
+    with pytest.raises(RequestError, match=r"forget_buffer.*'disk'"):
         UnlearningConfig(output_dir=str(tmp_path), forget_buffer="disk", use_cpu=True)
 
 

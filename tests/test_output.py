@@ -17,6 +17,7 @@ from ngdiff.system.environment import weights_hash
 from ngdiff.system.output import (
     RECORD,
     check_output,
+    follow_umask,
     in_the_way,
     staged_file,
     staged_folder,
@@ -343,3 +344,18 @@ def test_overwrite_passes_over_a_part_of_a_report_that_a_kill_left(tmp_path: Pat
     (out / ".report.html.notes").write_text("mine")
     (fault,) = in_the_way(out, overwrite=True)
     assert ".report.html.notes" in fault.what
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_follow_the_umask(mask: int, mode: int, tmp_path: Path) -> None:
+    for file in (tmp_path / "model.safetensors", tmp_path / "receipts" / "1.json"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch(0o600)
+    before = os.umask(mask)
+    try:
+        follow_umask(tmp_path)
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.*")} == {mode}

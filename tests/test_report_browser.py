@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +292,15 @@ def test_a_phone_scrolls_down_only(visit: Visitor) -> None:
         found = visit(html, window=PHONE)
         visit.draw_all(found)
         assert found.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_on_a_phone_names_break_between_words_and_tags_do_not(visit: Visitor) -> None:
+    named = replace(full_run(), name="ngdiff-counterfactual")
+    found = visit(compare_page("Comparison", [named, run()]), window=PHONE)
+    lines = "(all) => all.map((one) => one.getClientRects().length)"
+    names = found.page.locator(".figures tbody th bdi").evaluate_all(lines)
+    tags = found.page.locator(".figures .tag").evaluate_all(lines)
+    assert names and max(names) <= 2 and tags and max(tags) == 1
 
 
 def test_printing_draws_every_chart(visit: Visitor) -> None:

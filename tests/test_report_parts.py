@@ -185,3 +185,21 @@ def test_page_and_python_see_the_same_invisible_characters() -> None:
     theirs = re.compile(theirs)
     everything = [chr(code) for code in [*range(0x30000), *range(0xE0000, 0xE0100)]]
     assert [c for c in everything if INVISIBLE.match(c)] == [c for c in everything if theirs.match(c)]
+
+
+def test_no_more_are_said_to_be_asked_than_there_are() -> None:
+    from ngdiff.report.page import _asked
+
+    found = {"asked": {"forget": 12}, "of": {"forget": 4}}
+    assert str(_asked(replace(run(), answers=found))).startswith("All 4 examples to forget were asked.")
+    found = {"asked": {"forget": 3}, "of": {"forget": 4}}
+    assert "Of the 4 examples to forget, 3 were asked" in str(_asked(replace(run(), answers=found)))
+
+
+def test_notes_are_pointed_at_where_there_are_some() -> None:
+    from ngdiff.report.trust import _doubts
+
+    skipped = {"steps": [{"skipped": "non-finite"}], "notes": ["another matter"]}
+    assert _doubts(replace(run(), record=skipped)) == ["1 steps were skipped."]
+    skipped["notes"] = ["step 1 was skipped: a gradient is not finite"]
+    assert _doubts(replace(run(), record=skipped)) == ["1 steps were skipped; see the notes."]

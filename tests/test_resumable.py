@@ -91,7 +91,7 @@ def test_going_on_warns_of_no_tied_weight(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_minutes_that_are_no_length_of_time(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="--set save_minutes: -1 is not a length of time"):
+    with pytest.raises(RequestError, match="save_minutes: -1 is not a length of time"):
         make(tmp_path, save_minutes=-1)
 
 

@@ -79,6 +79,8 @@ def make(
     holdout: Any = UNSEEN,
     callbacks: Any = None,
     peft_config: Any = None,
+    eval_dataset: Any = None,
+    allow_overlap: bool = False,
     **settings: Any,
 ) -> UnlearningTrainer:
     quiet = {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False, "report_to": "none"}
@@ -99,6 +101,8 @@ def make(
         processing_class=TOKENIZER,
         callbacks=callbacks,
         peft_config=peft_config,
+        eval_dataset=eval_dataset,
+        allow_overlap=allow_overlap,
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ngdiff.errors import Fault, RequestError
+    from ngdiff.from_python import Unlearned, unlearn
     from ngdiff.record import RunRecord
     from ngdiff.steps.gradients import GradientPair, Weights
     from ngdiff.steps.stepsize import AutomaticRate, FixedRate
@@ -24,6 +25,7 @@ _HOME = {
     "GradientPair": "steps.gradients",
     "RequestError": "errors",
     "RunRecord": "record",
+    "Unlearned": "from_python",
     "UnlearningConfig": "training.config",
     "UnlearningTrainer": "training.trainer",
     "Weights": "steps.gradients",
@@ -37,14 +39,22 @@ __all__ = [
     "GradientPair",
     "RequestError",
     "RunRecord",
+    "Unlearned",
     "UnlearningConfig",
     "UnlearningTrainer",
     "Weights",
     "make_rule",
+    "unlearn",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "unlearn":  # a module that can be called: importing any part of it sets it here anyway
+        return importlib.import_module("ngdiff.unlearn")
     if name not in _HOME:
         raise AttributeError(f"module 'ngdiff' has no attribute {name!r}")
     return getattr(importlib.import_module(f"ngdiff.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -18,7 +18,8 @@ from ngdiff.finetune import FinetuneRequest, finetune
 from ngdiff.inference.generation import generate_answers
 from ngdiff.inference.teacher_forced import score_answers, summarise
 from ngdiff.invented.people import general_knowledge_rows, invent_people, question_rows, write_jsonl
-from ngdiff.models.loading import SMOLLM2, load_model, load_tokenizer, resolve_model
+from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
+from ngdiff.models.model_names import SMOLLM2
 from ngdiff.record import RunRecord
 from ngdiff.system.environment import matmul_flops
 from ngdiff.system.output import write_json

@@ -66,9 +66,12 @@ class Faults(list[Fault]):
             raise RequestError(self)
 
 
-def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to ``count`` known names that resemble ``name``, best first."""
-    return difflib.get_close_matches(name.lower(), list(known), n=count, cutoff=0.4)
+def nearest_names(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.4) -> list[str]:
+    """Return up to ``count`` known names that resemble ``name``, best first.
+
+    ``cutoff`` is the least resemblance, from 0 to 1.
+    """
+    return difflib.get_close_matches(name.lower(), list(known), n=count, cutoff=cutoff)
 
 
 def unknown_name(where: str, kind: str, name: str, known: Iterable[str]) -> Fault:

@@ -1,12 +1,18 @@
-"""unlearning request -> a folder with the unlearned model and its record."""
+"""unlearning request -> a folder with the unlearned model and its record.
+
+The module can be called: ``ngdiff.unlearn(model, forget, retain)`` is :func:`ngdiff.from_python.unlearn`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,6 +59,7 @@ from ngdiff.record import RunRecord
 from ngdiff.runs.reservation import may_replace, reserved
 from ngdiff.runs.saving import when_to_save, write_result
 from ngdiff.runs.workplace import Asked, Workplace
+from ngdiff.settings.values import SettingError
 from ngdiff.stopping.never_seen import missing_holdout
 from ngdiff.system.environment import weights_hash
 from ngdiff.system.output import ANSWERS, RECORD, check_output, holds_faults, same_folder, write_json
@@ -312,6 +319,8 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
     )
     try:
         config = UnlearningConfig(**settings)
+    except SettingError as error:
+        raise RequestError([*faults, *error.flags]) from error
     except RequestError as error:
         raise RequestError([*faults, *error.faults]) from error
     except (TypeError, ValueError, AttributeError, LookupError, OSError, ImportError, RuntimeError) as error:
@@ -370,6 +379,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
             holdout_dataset=unseen or None,
             earlier_datasets={f"earlier {number}": e for number, e in ready.earlier.items()},
             keep_datasets=ready.keep,
+            allow_overlap=True,  # what was not allowed has been refused
             processing_class=ready.tokenizer,
             callbacks=tracker_callbacks(request.settings, request.output),
         )
@@ -507,3 +517,13 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked
     if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
         record.model |= {"sha256_before": None, "sha256_before_quantised": asked.model}
     complete_record(record, ready.receipt)
+
+
+class _Callable(ModuleType):
+    """A module that is called like the function of the same name in ``ngdiff``."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return importlib.import_module("ngdiff.from_python").unlearn(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

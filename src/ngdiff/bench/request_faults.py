@@ -21,6 +21,7 @@ from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites import SuiteData, suites
 from ngdiff.methods import METHODS
 from ngdiff.models.loading import check_causal, check_precision, resolve_model
+from ngdiff.settings.values import SettingError
 from ngdiff.system.output import check_output, same_folder
 from ngdiff.system.untrusted import first_line
 from ngdiff.training.config import UnlearningConfig
@@ -214,6 +215,8 @@ def _config_faults(request: BenchRequest) -> list[Fault]:
             for tried in candidates(variant.method, request.trials):
                 own = {**variant.settings, **nested(tried, variant.method), "method": variant.row}
                 UnlearningConfig(**{**common, **own})
+    except SettingError as error:
+        return list(error.flags)
     except RequestError as error:
         return list(error.faults)
     except (TypeError, ValueError, AttributeError, LookupError, OSError, ImportError, RuntimeError) as error:

@@ -87,6 +87,15 @@ def sources(incomplete: str) -> Completed:
                 yield name, ""
 
 
+def set_pairs(incomplete: str) -> Completed:
+    """Complete the name of a trainer setting, with its equals sign."""
+    from ngdiff.cli.settings import ALIASES, DECIDED_BY
+    from ngdiff.settings.fields import setting_names
+
+    names = sorted({*setting_names(), *ALIASES} - set(DECIDED_BY))
+    return _begin(incomplete, ((f"{name}=", "") for name in names))
+
+
 def forget_sets(incomplete: str) -> Completed:
     """Complete a forget split of TOFU, or a source."""
     yield from splits(incomplete)

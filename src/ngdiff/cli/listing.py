@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Annotated
 
 import typer
 
+from ngdiff.cli import completion
 from ngdiff.cli.app import app
 from ngdiff.errors import RequestError, unknown_name
 
@@ -71,6 +74,7 @@ def datasets() -> Listing:
     """List the named data sets, and the forms that own data can have."""
     from ngdiff.data.benchmarks import BENCHMARKS
     from ngdiff.data.files import COLUMN_FORMS, READERS
+    from ngdiff.data.layouts import LAYOUTS
     from ngdiff.data.sources import SHIPPED
 
     rows: list[tuple[str, ...]] = [
@@ -88,6 +92,10 @@ def datasets() -> Listing:
         ("ORG/NAME:CONFIG@SPLIT", "a data set on the hub; config and split may be left out", "own data")
     )
     rows += [("/".join(form), f"columns of a row: {' and '.join(form)}", "own data") for form in COLUMN_FORMS]
+    rows += [
+        ("/".join(columns), f"columns of a row, as {name} has them", "own data")
+        for name, columns in LAYOUTS.items()
+    ]
     return ("data set", "summary", "paper"), rows
 
 
@@ -145,7 +153,7 @@ LISTINGS = "listings.json"
 """All tables as they were written out: to read them takes nothing of torch."""
 
 
-def _written(table: str) -> Listing:
+def written(table: str) -> Listing:
     """Return a table as ``python -m benchmarks.listings`` wrote it; a test compares it with the table."""
     text = resources.files("ngdiff.cli").joinpath(LISTINGS).read_text(encoding="utf-8")
     titles, *rows = (tuple(row) for row in json.loads(text)[table])
@@ -154,34 +162,63 @@ def _written(table: str) -> Listing:
 
 @app.command("ls")
 def ls(
-    table: Annotated[str | None, typer.Argument(help=f"{', '.join(TABLES)}; omit it to list these.")] = None,
+    table: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"{', '.join(TABLES)}; leave it out to list these.", autocompletion=completion.tables
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One row of the table, such as ngdiff, to print all of it.")
+    ] = None,
 ) -> None:
     """List the available methods, losses, rules, data sets, suites, metrics and audits.
 
     Example: `ngdiff ls methods`
 
+    All about one of them: `ngdiff ls methods ngdiff`
+
     When piped, it prints one line per row: `ngdiff ls methods | grep ngdiff`
     """
     if table is not None and table not in TABLES:
         raise RequestError(unknown_name("ls", "table", table, TABLES))
-    titles, rows = _tables() if table is None else _written(table)
-    if sys.stdout.isatty():
-        _print_table(titles, rows)
+    titles, rows = _tables() if table is None else written(table)
+    if name is not None:
+        _print_row(titles, _row(rows, name, str(table)))
+    elif sys.stdout.isatty():
+        _print_short(titles, rows)
+        if table is not None:
+            print(f"\nAll about one of them: ngdiff ls {table} NAME")
     else:
         _print_lines(rows)
 
 
-def _print_table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+def _row(rows: list[tuple[str, ...]], name: str, table: str) -> tuple[str, ...]:
+    found = {row[0]: row for row in rows}
+    if name not in found:
+        raise RequestError(unknown_name(f"ls {table}", "row", name, found))
+    return found[name]
 
-    shown = Table()
-    for number, title in enumerate(titles):
-        shown.add_column(title, no_wrap=number == 0, overflow="fold")
+
+def _print_row(titles: tuple[str, ...], row: tuple[str, ...]) -> None:
+    """Print one row whole, one line a column."""
+    width = max(map(len, titles))
+    for title, cell in zip(titles, row, strict=True):
+        print(f"{title.ljust(width)}  {cell}")
+
+
+def _print_short(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print name and summary of each row, on two lines at the most unless the terminal is very narrow."""
+    summary = titles.index("summary") if "summary" in titles else 1
+    margin = min(24, max(len(row[0]) for row in rows) + 2)
+    room = max(20, shutil.get_terminal_size().columns - margin)
     for row in rows:
-        shown.add_row(*map(escape, row))
-    Console().print(shown, highlight=False)
+        lines = textwrap.wrap(row[summary], room, max_lines=2, placeholder=" …")
+        if len(row[0]) + 2 > margin:  # the name takes the first line
+            lines = ["", textwrap.shorten(row[summary], room, placeholder=" …")]
+        print(row[0].ljust(margin) + lines[0])
+        for line in lines[1:]:
+            print(" " * margin + line)
 
 
 def _print_lines(rows: list[tuple[str, ...]]) -> None:

@@ -84,7 +84,7 @@ def run(request: MergeRequest) -> dict[str, Any]:
     """
     from ngdiff.models.loading import fold_in, load_model
     from ngdiff.system.environment import machine, versions, weights_hash
-    from ngdiff.system.output import RECORD, names_below, staged_folder, write_json
+    from ngdiff.system.output import RECORD, follow_umask, names_below, staged_folder, write_json
     from ngdiff.system.progress import working
 
     source, base, tokenizer = _prepare(request)
@@ -95,6 +95,7 @@ def run(request: MergeRequest) -> dict[str, Any]:
     with staged_folder(request.output, request.overwrite) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        follow_umask(folder)
         record = {
             "kind": "merge",
             "adapter": {"path": request.adapter, **_file_hashes(Path(source.location))},

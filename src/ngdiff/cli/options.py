@@ -213,7 +213,12 @@ Holdout = Annotated[
 ]
 SetPairs = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any other setting, as name=value. Repeatable.", rich_help_panel=METHOD),
+    typer.Option(
+        "--set",
+        help="Any other setting, as name=value. Repeatable.",
+        autocompletion=completion.set_pairs,
+        rich_help_panel=METHOD,
+    ),
 ]
 Report = Annotated[
     bool,

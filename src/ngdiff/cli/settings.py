@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ngdiff.data.benchmarks import folder_options, folders_of
+from ngdiff.data.layouts import parse_columns, written_columns
+from ngdiff.data.sources import with_columns
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.settings import SHORT
+from ngdiff.settings.fields import setting_names
 from ngdiff.settings.yaml_text import load_settings, load_yaml
 from ngdiff.system.untrusted import Unreadable
 
@@ -25,7 +27,7 @@ SOURCE_KEYS = ("forget", "retain", "holdout", "earlier", "keep")
 PATH_KEYS = ("sign", "data_key")
 NAME_KEYS = ("model", "output", "precision", "push_to_hub", *PATH_KEYS, *folder_options())
 FLAG_KEYS = ("lora", "qlora", "allow_overlap", "private", "trust_remote_code")
-REQUEST_KEYS = ("answers", *NAME_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
+REQUEST_KEYS = ("answers", "columns", *NAME_KEYS, *SOURCE_KEYS, *FLAG_KEYS)
 NEEDED = ("model", "forget", "retain", "output")
 ALIASES = {short: name for name, short in SHORT.items()}
 REPLACED = {
@@ -54,14 +56,39 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
         pairs: ``name=value`` texts.
         flags: values by the name of their flag (``lr``) or setting; None, False and empty lists say nothing.
     """
-    given, faults = ({}, []) if config is None else _from_config(config)
+    given: dict[str, Any] = {}
+    faults: list[Fault] = []
+    unread = False
+    if config is not None:
+        try:
+            given, faults = _checked(load_settings(config, "--config"), f"--config {config}")
+        except RequestError as error:
+            faults, unread = list(error.faults), True
     more, wrong = _from_pairs(pairs, given)
     said = {key: value for key, value in flags.items() if value is not None and value is not False}
     given |= more
     given |= {ALIASES.get(key, key): value for key, value in said.items() if value not in ([], ())}
+    wrong += _map_columns(given)
     fix = "Give it as a flag or in the file of --config; see ngdiff unlearn --help"
-    missing = [Fault(f"--{name}", "is missing", fix) for name in NEEDED if not given.get(name)]
+    needed = () if unread else NEEDED  # nobody knows what a file that cannot be read would have given
+    missing = [Fault(f"--{name}", "is missing", fix) for name in needed if not given.get(name)]
     return given, [*faults, *wrong, *missing]
+
+
+def _map_columns(given: dict[str, Any]) -> list[Fault]:
+    """Write the mapping of columns, where there is one, into the sources that it is meant for."""
+    asked = given.pop("columns", None)
+    if not asked:
+        return []
+    text = written_columns(asked) if isinstance(asked, dict) else str(asked)
+    try:
+        mapped = parse_columns(text)
+    except RequestError as error:
+        return list(error.faults)
+    for key in SOURCE_KEYS:
+        if given.get(key):
+            given[key] = [with_columns(source, mapped) for source in source_list(given[key])]
+    return []
 
 
 def to_request(
@@ -72,16 +99,16 @@ def to_request(
 
     return UnlearnRequest(
         model=str(given.get("model", "")),
-        forget=_sources(given.get("forget", ())),
-        retain=_sources(given.get("retain", ())),
+        forget=source_list(given.get("forget", ())),
+        retain=source_list(given.get("retain", ())),
         output=Path(str(given.get("output", ""))),
-        holdout=_sources(given.get("holdout", ())),
+        holdout=source_list(given.get("holdout", ())),
         settings={key: value for key, value in given.items() if key not in REQUEST_KEYS},
         lora=bool(given.get("lora")),
         qlora=bool(given.get("qlora")),
         precision=cast("Precision", str(given.get("precision", "auto"))),  # checked with all the rest
-        earlier=_sources(given.get("earlier", ())),
-        keep=_sources(given.get("keep", ())),
+        earlier=source_list(given.get("earlier", ())),
+        keep=source_list(given.get("keep", ())),
         folders=folders_of(given),
         **{key: Path(str(given[key])) if given.get(key) else None for key in PATH_KEYS},
         allow_overlap=bool(given.get("allow_overlap")),
@@ -92,7 +119,8 @@ def to_request(
     )
 
 
-def _sources(value: Any) -> tuple[str, ...]:
+def source_list(value: Any) -> tuple[str, ...]:
+    """Return the sources that a setting names: one text or a list of them."""
     return (value,) if isinstance(value, str) else tuple(str(item) for item in value)
 
 
@@ -175,10 +203,7 @@ def _checked(loaded: Mapping[Any, Any], where: str) -> Found:
 
 def known_settings() -> set[str]:
     """Return the names of all settings that ``--set`` and a file of settings take."""
-    from ngdiff.training.config import UnlearningConfig
-
-    own = {field.name for field in fields(UnlearningConfig) if field.init}
-    return ({*REQUEST_KEYS} | own) - set(DECIDED_BY)
+    return {*REQUEST_KEYS, *setting_names()} - set(DECIDED_BY)
 
 
 def _shown(value: Any) -> str:

@@ -59,6 +59,14 @@ def unlearn(
         typer.Option(help="Data to keep.", autocompletion=completion.sources, rich_help_panel=DATA),
     ] = None,
     holdout: Holdout = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="What columns of own data stand for, such as question=instruction,answer=output.",
+            metavar="OURS=THEIRS,...",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -232,6 +240,7 @@ def unlearn(
     Exit code 0: forgotten. 3: saved, but the forget target was not reached (0 under torchrun and accelerate
     launch, whose last line then says so). 2: the request was wrong.
     """
+    from ngdiff.cli.early import refuse_early
     from ngdiff.cli.run_summary import close_unlearning
 
     flags = {key: value for key, value in context.params.items() if key not in NO_SETTINGS}
@@ -239,6 +248,7 @@ def unlearn(
     if dry_run:
         show_plan(*checked(given, faults, overwrite))
         return
+    refuse_early(given, faults, overwrite)
     name, hidden = given.get("push_to_hub"), bool(given.get("private"))
     if name is not None:
         from ngdiff.hub.upload import push_faults

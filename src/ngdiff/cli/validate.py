@@ -69,10 +69,14 @@ def checked(given: dict[str, Any], faults: list[Fault], overwrite: bool) -> tupl
     Raises:
         RequestError: with all of them.
     """
-    from ngdiff.hub.upload import push_faults
+    from ngdiff.cli.early import refuse_early
+
+    refuse_early(given, faults, overwrite)
     from ngdiff.unlearn import prepare
 
     if given.get("push_to_hub") is not None:
+        from ngdiff.hub.upload import push_faults
+
         faults += push_faults(given["push_to_hub"], bool(given.get("private")))
     missing = {fault.where for fault in faults}  # what was not given cannot be wrong as well
     request = to_request(given, overwrite)

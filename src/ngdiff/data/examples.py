@@ -10,6 +10,7 @@ from typing import Literal
 
 from ngdiff.data.benchmarks import Folders
 from ngdiff.data.files import COLUMN_FORMS, Row, accepted_columns
+from ngdiff.data.layouts import EXAMPLE, recognised
 from ngdiff.data.sources import capped, read_rows
 from ngdiff.errors import Fault, Faults, RequestError
 
@@ -102,7 +103,8 @@ def to_examples(rows: Sequence[Row], where: str) -> list[Example]:
 
     Args:
         rows: rows with ``messages``, ``question``/``answer``, ``prompt``/``completion`` or ``text`` (looked
-            for in this order; a form whose columns are all null gives way to the next).
+            for in this order; a form whose columns are all null gives way to the next), else with the columns
+            of Alpaca or ShareGPT (:mod:`ngdiff.data.layouts`).
         where: the setting that named the source, such as ``--forget``, for faults.
 
     Raises:
@@ -111,7 +113,8 @@ def to_examples(rows: Sequence[Row], where: str) -> list[Example]:
     examples: list[Example] = []
     faults: list[Fault] = []
     strangers: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
+    for found in rows:
+        row = recognised(found)
         form = _form(row.values)
         if form is None:
             strangers.setdefault(tuple(row.values), []).append(row.place)
@@ -143,7 +146,7 @@ def _form(values: Mapping[str, object]) -> tuple[str, ...] | None:
 def _column_fault(columns: tuple[str, ...], places: list[str], where: str) -> Fault:
     found = ", ".join(map(repr, columns)) or "none"
     what = f"the columns ({found}) are not among those known, in {_rows(len(places))}"
-    fix = f"Name the columns {accepted_columns()}"
+    fix = f"Name the columns {accepted_columns()}, or map them, as with --columns {EXAMPLE}"
     for form in COLUMN_FORMS:
         have = [column for column in form if column in columns]
         lack = [column for column in form if column not in columns]
@@ -161,9 +164,9 @@ def _rows(count: int) -> str:
 def _content_faults(row: Row, form: tuple[str, ...], where: str) -> list[Fault]:
     at = f"{where} {row.place}"
     if form == ("messages",):
-        fault = _messages_fault(row.values["messages"], at)
+        fault = _messages_fault(row.values["messages"], at, row.names.get("messages", "messages"))
         return [fault] if fault else []
-    found = ((column, text_fault(row.values[column])) for column in form)
+    found = ((row.names.get(column, column), text_fault(row.values[column])) for column in form)
     return [
         Fault(at, f"{column!r} {what}", f"Give {column!r} some text, or remove the row")
         for column, what in found
@@ -188,11 +191,11 @@ def text_fault(value: object) -> str | None:
     return None
 
 
-def _messages_fault(value: object, at: str) -> Fault | None:
+def _messages_fault(value: object, at: str, column: str) -> Fault | None:
     shape = 'Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
     if not isinstance(value, list) or not value:
         got = "null" if value is None else "empty" if value == [] else f"of type {type(value).__name__}"
-        return Fault(at, f"'messages' is {got}, not a list of messages", shape)
+        return Fault(at, f"{column!r} is {got}, not a list of messages", shape)
     for number, message in enumerate(value, 1):
         if not isinstance(message, Mapping):
             return Fault(at, f"message {number} is of type {type(message).__name__}, not an object", shape)

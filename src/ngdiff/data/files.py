@@ -8,7 +8,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,13 @@ class Row:
         place: where the row stands, such as ``forget.jsonl, line 3``.
         published: whether it is a benchmark's. Its users cannot correct it, so an empty text is left out and
             counted, where it would be refused in one's own data.
+        names: columns that the data calls otherwise, to what it calls them.
     """
 
     values: Mapping[str, object]
     place: str
     published: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def accepted_columns() -> str:

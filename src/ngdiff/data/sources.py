@@ -8,7 +8,8 @@ A source is one string:
   folder if there is one, else from the hub;
 - ``ngdiff:general``: plain questions and instructions of every kind, which come with NGDiff.
 
-Each may end in a slice with Python's meaning, such as ``tofu:full[-1200:]``.
+Each may end in a slice with Python's meaning, such as ``tofu:full[-1200:]``. Before it, names of columns can
+stand in braces: ``forget.jsonl{question=instruction,answer=output}`` (:mod:`ngdiff.data.layouts`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from ngdiff.data.benchmarks import BENCHMARKS, Benchmark, Folders
 from ngdiff.data.files import ARCHIVES, READERS, Row, read_data_file
+from ngdiff.data.layouts import Mapped, parse_columns, renamed, written_columns
 from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
 from ngdiff.invented.people import general_knowledge_rows
 from ngdiff.system.untrusted import first_line
@@ -34,6 +36,7 @@ SHIPPED: Mapping[str, str] = {"general": "plain questions and instructions of ev
 
 _MOST_FAULTS = 20
 _SLICE = re.compile(r"^(?P<source>.+)\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\]$", re.DOTALL)
+_COLUMNS = re.compile(r"^(?P<source>.+)\{(?P<columns>[^{}]*)\}$", re.DOTALL)
 _HUB = re.compile(r"^(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?$")
 
 
@@ -53,8 +56,11 @@ def read_rows(source: str, *, where: str, folders: Folders | None = None) -> lis
     Raises:
         RequestError: with every fault found in the source (the first 20 and a count of the rest).
     """
-    bare, span = _split_slice(source, where)
+    named, span = _split_slice(source, where)
+    bare, mapped = _split_columns(named, where)
     rows, faults = _read(bare, where, folders)
+    if mapped and not faults:
+        rows, faults = renamed(rows, mapped, where)
     if faults:
         raise RequestError(capped(faults, where))
     chosen = rows[span]
@@ -65,10 +71,41 @@ def read_rows(source: str, *, where: str, folders: Folders | None = None) -> lis
 
 
 def source_path(source: str) -> str | None:
-    """Return the file or folder that a source names, without its slice; ``None`` where it names none here."""
-    found = _SLICE.match(source)
-    names = [source, *([found["source"]] if found else [])]
+    """Return the file or folder that a source names, without slice and columns; None if it is none here."""
+    names = [source]
+    for pattern in (_SLICE, _COLUMNS):
+        if found := pattern.match(names[-1]):
+            names.append(found["source"])
     return next((name for name in names if name.strip() and _exists(Path(name).expanduser())), None)
+
+
+def is_local(source: str) -> bool:
+    """Say whether a source is read from this machine, or else could only be a file that is missing."""
+    try:
+        bare, _ = _split_columns(_split_slice(source, "")[0], "")
+    except RequestError:
+        return True
+    name, colon, _ = bare.partition(":")
+    if colon and name in BENCHMARKS:
+        return False
+    path = Path(bare).expanduser()
+    return (
+        _exists(path)
+        or bare.startswith("ngdiff:")
+        or not (_HUB.match(bare) and path.suffix.lower() not in READERS)
+    )
+
+
+def path_fault(source: str, where: str) -> Fault | None:
+    """Say so where a source is no slice, or names a file that does not exist; nothing is read."""
+    try:
+        bare, _ = _split_columns(_split_slice(source, where)[0], where)
+    except RequestError as error:
+        return error.faults[0]
+    path = Path(bare).expanduser()
+    return (
+        None if not is_local(bare) or bare.startswith("ngdiff:") or _exists(path) else _missing(path, where)
+    )
 
 
 def capped(faults: list[Fault], where: str) -> list[Fault]:
@@ -94,6 +131,24 @@ def _split_slice(source: str, where: str) -> tuple[str, slice]:
         fix = f"Write a slice as {bare}[start:stop], for instance {bare}[-100:]"
         raise RequestError(Fault(where, f"[{inside} is not a valid slice", fix))
     return source, slice(None)
+
+
+def _split_columns(source: str, where: str) -> tuple[str, Mapped]:
+    found = None if _exists(Path(source).expanduser()) else _COLUMNS.match(source)
+    return (source, {}) if found is None else (found["source"], parse_columns(found["columns"], where))
+
+
+def with_columns(source: str, mapped: Mapping[str, str]) -> str:
+    """Return a source that carries a mapping of columns; one that has its own, or needs none, as it is."""
+    name, colon, _ = source.partition(":")
+    if colon and (name in BENCHMARKS or name == "ngdiff"):
+        return source
+    whole = _exists(Path(source).expanduser())  # a file whose own name ends in brackets
+    found = None if whole else _SLICE.match(source)
+    bare = source if found is None else found["source"]
+    if not whole and _COLUMNS.match(bare) and not _exists(Path(bare).expanduser()):
+        return source
+    return f"{bare}{{{written_columns(mapped)}}}{source[len(bare) :]}"
 
 
 def _read(source: str, where: str, folders: Folders | None) -> tuple[list[Row], list[Fault]]:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, ks_2samp
-from sklearn.metrics import roc_auc_score
 
 if TYPE_CHECKING:
     from ngdiff.evaluation.result import Bootstrap
@@ -44,6 +42,8 @@ def interval(
     array = _finite(values)
     if len(array) == 1 or bool((array == array[0]).all()):
         return float(array[0]), float(array[0])
+    from scipy.stats import bootstrap  # its import takes a second
+
     found = bootstrap(
         (array,),
         np.mean,
@@ -70,6 +70,8 @@ def ks_p_value(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def _ks(left: Sequence[float], right: Sequence[float]) -> Any:
+    from scipy.stats import ks_2samp
+
     with warnings.catch_warnings():
         # small samples with many ties: scipy takes the asymptotic p-value instead, and says so
         warnings.filterwarnings("ignore", "ks_2samp: Exact calculation unsuccessful", RuntimeWarning)
@@ -97,6 +99,8 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
         members: scores of the items that were trained on; higher must mean more likely a member.
         others: scores of items that were not.
     """
+    from sklearn.metrics import roc_auc_score
+
     mine, theirs = _finite(members), _finite(others)
     truth = np.concatenate([np.ones(len(mine)), np.zeros(len(theirs))])
     return float(roc_auc_score(truth, np.concatenate([mine, theirs])))

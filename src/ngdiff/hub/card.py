@@ -73,7 +73,8 @@ def model_card(record: RunRecord, name: str, adapters: bool) -> str:
 
 def _of_the_base(name: str) -> dict[str, str]:
     """Return what is known of the starting model: its name on the hub and its licence, if it states any."""
-    from ngdiff.models.loading import SMOLLM2, SMOLLM2_HUB
+    from ngdiff.models.loading import SMOLLM2_HUB
+    from ngdiff.models.model_names import SMOLLM2
 
     if name == SMOLLM2:
         return {"base_model": SMOLLM2_HUB, "license": "apache-2.0"}

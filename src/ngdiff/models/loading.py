@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,11 +31,11 @@ from ngdiff.models.model_files import (
     quantised_faults,
     shapes,
 )
+from ngdiff.models.model_names import SMOLLM2, folder_of, name_fault
 from ngdiff.system.output import staged_folder
 from ngdiff.system.processes import is_first_process
 from ngdiff.system.untrusted import first_line, load_object
 
-SMOLLM2 = "smollm2"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -100,39 +99,20 @@ def resolve_model(name: str, where: str = "--model", trust_remote_code: bool = F
             return ModelSource(name, SMOLLM2_HUB)
         cached = _cached(packaged)
         return ModelSource(name, str(cached)) if cached.is_dir() else packaged
-    path = _folder(name)
+    path = folder_of(name)
     if path is not None:
         faults = folder_faults(path, where, trust_remote_code)
         if faults:
             raise RequestError(faults)
         if not (path / ADAPTER_CONFIG).is_file():
             return ModelSource(name, str(path), trust_remote_code=trust_remote_code)
-        if loop := chained(path, where, _folder):
+        if loop := chained(path, where, folder_of):
             raise RequestError(loop)
         base = base_name(path, where)
         return ModelSource(name, str(path), adapter=True, base=base, trust_remote_code=trust_remote_code)
-    if not _HUB_NAME.match(name) or ".." in name or "--" in name or _is_there(name):
-        fix = "Give a folder written by save_pretrained, a hub name such as org/name, or 'smollm2'"
-        raise RequestError(Fault(where, f"{name!r} is neither a folder nor a hub name", fix))
+    if fault := name_fault(name, where):
+        raise RequestError(fault)
     return ModelSource(name, name, trust_remote_code=trust_remote_code)
-
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}\Z", re.ASCII)
-
-
-def _folder(name: str) -> Path | None:
-    path = Path(name).expanduser()
-    try:
-        return path if path.is_dir() else None
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        return None
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return Path(name).expanduser().exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _base(source: ModelSource) -> ModelSource:

@@ -26,8 +26,6 @@ from math import exp, log
 from operator import neg
 from statistics import fmean
 
-from sklearn.isotonic import IsotonicRegression
-
 from ngdiff.data.encoding import IGNORE, EncodedExample
 
 ORDER = 4
@@ -64,6 +62,8 @@ def with_predictable(
         probabilities: of the labelled tokens of ``never_seen``, in reading order, under the starting model.
         geometric: take geometric means of never-seen tokens, rather than means whose odds are squared.
     """
+    from sklearn.isotonic import IsotonicRegression  # its import takes a second
+
     counts = Counts(retain)
     scale = IsotonicRegression(y_max=0.0 if geometric else 1.0, out_of_bounds="clip")
     seen = [log(max(LEAST, one)) for one in probabilities] if geometric else probabilities

@@ -237,11 +237,15 @@ def _asked(run: Run) -> str | None:
     """Say what part of the sets the answers are, so that nobody takes them for the whole."""
     if run.answers is None:
         return None
-    asked, of = run.answers.get("asked") or {}, run.answers.get("of") or {}
-    said = (
-        f"Of the {of.get('forget')} examples to forget, {asked.get('forget')} were asked: most at even "
-        "distances, the rest those forgotten worst. Retain examples are held out from training."
-    )
+    asked, of = ((run.answers.get(key) or {}).get("forget") for key in ("asked", "of"))
+    if isinstance(asked, int) and isinstance(of, int) and asked >= of:  # more were wanted than there are
+        said = f"All {of} examples to forget were asked."
+    else:
+        said = (
+            f"Of the {of} examples to forget, {asked} were asked: most at even distances, the rest those "
+            "forgotten worst."
+        )
+    said += " Retain examples are held out from training."
     if any(item.get("passage") for item in rows_of(run.answers.get("items"))):
         said += " Of running text, a passage is asked: what the model writes behind its beginning."
     return said

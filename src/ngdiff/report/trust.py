@@ -162,5 +162,6 @@ def _doubts(run: Run) -> list[str]:
         )
     skipped = sum(1 for step in rows_of(record.get("steps")) if step.get("skipped"))
     if skipped:
-        lines.append(f"{skipped} steps were skipped; see the notes.")
+        noted = any("skip" in str(note) for note in record.get("notes") or [])
+        lines.append(f"{skipped} steps were skipped{'; see the notes' if noted else ''}.")
     return lines

@@ -15,7 +15,7 @@ from ngdiff.models.parameters import all_finite
 from ngdiff.runs.checkpoints import forget_older
 from ngdiff.runs.workplace import Workplace
 from ngdiff.system.disk import disk_reason, is_disk_error
-from ngdiff.system.output import RECORD, names_below, write_json
+from ngdiff.system.output import RECORD, follow_umask, names_below, write_json
 from ngdiff.system.processes import any_process, is_main, is_sharded, on_all, whole
 
 SAVE_MINUTES = 15.0
@@ -62,6 +62,7 @@ def write_result(
     def write(folder: Path) -> None:
         model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
+        follow_umask(folder)
         write_json({**record, "files": names_below(folder)}, folder / RECORD)
         if also is not None:
             also(folder)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import mannwhitneyu
 
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, to_examples
@@ -149,7 +148,7 @@ def unknown_retain(
     ours, theirs = ([item_probability(score) for score in part] for part in (forget, retain))
     if not all(map(math.isfinite, [*ours, *theirs])):
         return None
-    p_value = float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)
+    p_value = _higher_p_value(ours, theirs)
     if p_value >= SURE or max(theirs) >= median(ours) or any(score.verbatim == 1 for score in retain):
         return None
     source = f"{len(held_out)} held-out pieces of the retain set, which the model does not know"
@@ -209,7 +208,7 @@ def known_faults(forget: Sequence[AnswerScore], holdout: Sequence[AnswerScore]) 
     ours, theirs = ([item_probability(score) for score in part] for part in (forget, holdout))
     if not fmean(ours) >= KNOWN or not all(map(math.isfinite, theirs)):
         return []
-    p_value = float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)
+    p_value = _higher_p_value(ours, theirs)
     level = float(np.quantile(theirs, PERCENTILE, method="higher"))
     if p_value <= SIGNIFICANT and level < median(ours):
         return []
@@ -297,3 +296,10 @@ def _guess(example: EncodedExample, level: float) -> Guess:
         logs = logs.masked_fill(torch.tensor(example.secret, dtype=torch.bool), level)
     likeliest = probs[:, 0] > probs[:, 1:].amax(dim=1) if probs.shape[1] > 1 else probs[:, 0] > 0.5
     return extraction_strength(likeliest), math.exp(float(logs.mean())), verbatim(likeliest)
+
+
+def _higher_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the p-value of the one-sided Mann-Whitney test that ``ours`` are higher."""
+    from scipy.stats import mannwhitneyu  # its import takes a second
+
+    return float(mannwhitneyu(ours, theirs, alternative="greater").pvalue)

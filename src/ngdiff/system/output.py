@@ -239,6 +239,15 @@ def staged_folder(path: Path, overwrite: bool | None = None) -> Iterator[Path]:
             shutil.rmtree(staging)
 
 
+def follow_umask(folder: Path) -> None:
+    """Let those read the files below a folder whom the umask lets; safetensors keeps them to their owner."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for place, _, files in os.walk(folder):
+        for name in files:
+            (Path(place) / name).chmod(0o666 & ~mask)
+
+
 def write_json(value: Any, path: Path, mode: int = 0o644) -> None:
     """Write JSON whole or not at all; NaN and infinities become null, since JSON has neither."""
     with staged_file(path, mode) as staging, staging.open("w", encoding="utf-8") as file:

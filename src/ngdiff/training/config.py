@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
@@ -11,18 +9,18 @@ from typing import Any, cast, get_args
 from transformers import TrainingArguments
 
 from ngdiff.data.long_text import long_text_fault
-from ngdiff.errors import Fault, Faults, RequestError, unknown_name
+from ngdiff.errors import Fault, Faults, unknown_name
 from ngdiff.losses import LOSSES, find_loss
 from ngdiff.methods import RUN, STEP_SIZES, Method, StepSizeName, find_method
 from ngdiff.settings import DEFAULT_METHOD, flag_of
-from ngdiff.settings.faults import default_of, minutes_fault, positive_fault, seed_fault, type_faults
+from ngdiff.settings.faults import default_of, type_faults
+from ngdiff.settings.values import CHECKED, SettingError, range_faults
 from ngdiff.steps.forget_buffer import Keep
 from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES, make_rule
 from ngdiff.stopping.rule import parse_stop_at
 from ngdiff.training.launch import launch_faults
 
-NO_LIMIT = -1
 BATCH = 8
 """Examples of one forward pass of a process, where nobody said."""
 
@@ -142,7 +140,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         self._fill_batch()
         faults = self._complete()
         if faults:
-            raise RequestError(faults)
+            raise SettingError(faults)
         for name, value in checkpointing(bool(self.gradient_checkpointing)).items():
             setattr(self, name, getattr(self, name) or value)
         super().__post_init__()
@@ -228,56 +226,21 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         return list(found.values())
 
     def _range_faults(self) -> list[Fault]:
-        found = (
-            positive_fault("--epochs", self.num_train_epochs, "such as 20"),
-            seed_fault(self.seed),
-            minutes_fault(self.save_minutes, flag_of("save_minutes")),
-        )
-        faults = [fault for fault in found if fault is not None]
-        if self.learning_rate is not None:
-            fault = positive_fault("--lr", self.learning_rate, "such as 1e-5")
-            faults += [fault] if fault else []
+        faults = range_faults({name: getattr(self, name) for name in CHECKED})
         if self.automatic and (self.lr_scheduler_type != "constant" or self.warmup_steps):
             fix = "Remove the schedule, or fix the rate with --lr"
             faults.append(Fault("lr_scheduler_type", "an automatic learning rate excludes a schedule", fix))
-        if not 0 <= self.sam_radius < math.inf:
-            what = f"{self.sam_radius} is not a length"
-            faults.append(Fault(flag_of("sam_radius"), what, "Give 0 for none, or more, such as 0.01"))
-        if not 0 <= self.keep_utility <= 1:
-            what = f"{self.keep_utility} is not a share"
-            faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
         faults += [
             Fault(flag_of("floors"), f"{name}={share} is not a share", "Give a number from 0 (no floor) to 1")
             for name, share in self.floors.items()
             if not 0 <= share <= 1
         ]
-        for name in (
-            *("probe_every", "check_every", "eval_items", "max_steps"),
-            *("per_device_train_batch_size", "gradient_accumulation_steps"),
-        ):
-            value = getattr(self, name)
-            if value < 1 and (name, value) != ("max_steps", NO_LIMIT):
-                faults.append(
-                    Fault(flag_of(name), f"{value} is too small", "Give a whole number of at least 1")
-                )
         if self.forget_buffer not in get_args(Keep):
             flag = flag_of("forget_buffer")
             faults.append(unknown_name(flag, "place", self.forget_buffer, get_args(Keep)))
-        if self.examples_per_step is not None and self.examples_per_step < 0:
-            what = f"{self.examples_per_step} is negative"
-            faults.append(Fault(flag_of("examples_per_step"), what, "Give 0 or more examples"))
         if (self.eval_steps or 0) < 0:
             what = f"{self.eval_steps} is negative"
             faults.append(Fault(flag_of("eval_steps"), what, "Give 0 (never) or more"))
-        if self.trainable is not None:
-            try:
-                re.compile(self.trainable)
-            except re.error as error:
-                what = f"{self.trainable!r} is not a regular expression ({error})"
-                fix = "Give one such as 'layers[.](5|6|7)[.]mlp'"
-                faults.append(Fault(flag_of("trainable"), what, fix))
-        if self.max_length < 8:
-            faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
         long_text = long_text_fault(self.long_text)
         faults += [] if long_text is None else [long_text]
         if self.fp16:

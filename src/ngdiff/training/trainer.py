@@ -46,7 +46,7 @@ from ngdiff.steps.sharpness import sharpen
 from ngdiff.steps.stepsize import AutomaticRate
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.stopping import never_seen
-from ngdiff.stopping.criterion import Guess, ItemWatch
+from ngdiff.stopping.criterion import Guess, ItemWatch, means
 from ngdiff.stopping.never_seen import guesses
 from ngdiff.stopping.rule import ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.system.environment import machine, versions
@@ -55,6 +55,7 @@ from ngdiff.training import launch, run_state
 from ngdiff.training.checks import after_step, every_row, view_of
 from ngdiff.training.config import UnlearningConfig, sources
 from ngdiff.training.finish import conclude
+from ngdiff.training.inputs import complete_inputs, refuse_overlap
 from ngdiff.training.kept_sets import ROOM, KeptSets
 from ngdiff.training.measurements import Measurements, ProbeLoss, informative_at_start
 from ngdiff.training.micro_batches import MicroBatches, parts_of, try_largest
@@ -98,8 +99,8 @@ class UnlearningTrainer(ResumableTrainer):
     """Makes a model forget one data set and keep another.
 
     Args:
-        model: a causal language model.
-        args: the settings; ``output_dir`` is the only one without a default.
+        model: a causal language model, or the name or folder of one, which is loaded in float32.
+        args: the settings; by default all their defaults, with ``output_dir`` named after the model.
         forget_dataset: what to forget: a ``datasets.Dataset``, or a list of rows, of
             :class:`~ngdiff.data.examples.Example` or of :class:`~ngdiff.data.encoding.EncodedExample`.
             Columns as in :mod:`ngdiff.data.examples`.
@@ -110,11 +111,15 @@ class UnlearningTrainer(ResumableTrainer):
             before and after under these names, so that it shows where something comes back.
         keep_datasets: further sets that must be kept, by any names that no other set has: nothing is trained
             on them, and each has a floor of its own (see :mod:`ngdiff.training.kept_sets`).
-        processing_class: the tokenizer.
+        eval_dataset: a further set to measure, under the name ``eval``; :meth:`evaluate` looks at all sets.
+        allow_overlap: go on although forget, retain and holdout set share rows or answers.
+        processing_class: the tokenizer; by default the model's own.
         peft_config: train adapters of this kind only.
         callbacks: further callbacks.
         optimizers: optimizer and scheduler to use instead of the configured ones.
     """
+
+    control: Any  # transformers' own
 
     CHECK_SIZE: ClassVar[int] = 128
     """Forget examples that a check during the run looks at; before it ends, every one is looked at. At most
@@ -126,19 +131,22 @@ class UnlearningTrainer(ResumableTrainer):
 
     def __init__(
         self,
-        model: nn.Module,
-        args: UnlearningConfig,
+        model: nn.Module | str | Path,
+        args: UnlearningConfig | None = None,
         *,
         forget_dataset: Any,
         retain_dataset: Any,
         holdout_dataset: Any = None,
         earlier_datasets: Mapping[str, Any] | None = None,
         keep_datasets: Mapping[str, Any] | None = None,
-        processing_class: Any,
+        eval_dataset: Any = None,
+        allow_overlap: bool = False,
+        processing_class: Any = None,
         peft_config: Any = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
+        whole, args, processing_class = complete_inputs(model, args, processing_class)
         self.record = RunRecord()
         self.pad_id = _pad_id(processing_class)
         told: list[str] = []
@@ -154,10 +162,13 @@ class UnlearningTrainer(ResumableTrainer):
         )
         retain = read(retain_dataset, "retain_dataset")
         self.retain_set, self.held_out_set, note = split_retain(retain, self.CHECK_SIZE // 2, args.seed)
+        holdout = [] if holdout_dataset is None else read(holdout_dataset, "holdout_dataset")
+        if not allow_overlap:
+            refuse_overlap(self.forget_set, retain, holdout)
         unseen = (
             never_seen.invented(self.forget_set, processing_class, args.max_length)
             if holdout_dataset is None
-            else never_seen.given(read(holdout_dataset, "holdout_dataset"), self.forget_set)
+            else never_seen.given(holdout, self.forget_set)
         )
         self._never_seen, self.level_source = unseen.examples, unseen.source
         self._is_text = never_seen.is_text(self.forget_set)
@@ -180,20 +191,21 @@ class UnlearningTrainer(ResumableTrainer):
             from peft import get_peft_model
 
             set_seed(args.seed)  # adapters begin at random
-            model = get_peft_model(model, peft_config)
+            whole = get_peft_model(whole, peft_config)
         self.losses: dict[Task, Loss] = {
             "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, None),
             "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, None),
         }
-        self._measured = layers_looked_behind(model, self.losses)
+        self._measured = layers_looked_behind(whole, self.losses)
         if args.trainable is not None:
-            train_only(model, args.trainable)
+            train_only(whole, args.trainable)
         self._shares = launch.share_steps(args, self.record, len(self.forget_set))
         hooks, pairs = _Hooks(), PairedDataset(self.forget_set, self.retain_set)
         super().__init__(
-            model=model,
+            model=whole,
             args=args,
             train_dataset=pairs,
+            eval_dataset=self.held_out_set,  # transformers asks for one; evaluate() looks at all sets
             data_collator=PairCollator(self.pad_id, pairs),
             processing_class=processing_class,
             callbacks=[hooks, *(callbacks or ())],
@@ -201,12 +213,13 @@ class UnlearningTrainer(ResumableTrainer):
         )
         hooks.trainer = self
         sets = {"forget": self.forget_set, "retain": self.held_out_set, "never_seen": self._never_seen}
-        self.measurements = Measurements(self, sets | earlier | kept)
+        further = {} if eval_dataset is None else {"eval": read(eval_dataset, "eval_dataset")}
+        self.measurements = Measurements(self, sets | earlier | kept | further)
         self.kept = KeptSets(self, kept)
         self.guesses: Mapping[int, Guess] = {}
         self.run = RunState(
             ItemWatch(len(self.forget_set), self.CHECK_SIZE, args.seed),
-            BestWeights(model, Path(args.output_dir)),
+            BestWeights(whole, Path(args.output_dir)),
             make_rule(str(args.rule), args.rule_settings),
         )
         self.save_minutes = args.save_minutes
@@ -656,6 +669,32 @@ class UnlearningTrainer(ResumableTrainer):
             if self.comparisons is not None:
                 self.comparisons.discard()
         return result
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return the mean figures of every set, or of the one given, under the model as it is now.
+
+        Args:
+            eval_dataset: another data set, in any form that ``forget_dataset`` can have.
+            ignore_keys: not used; transformers gives it.
+            metric_key_prefix: what the names begin with, as in ``eval_forget_probability``.
+        """
+        if eval_dataset is None or eval_dataset is self.eval_dataset:
+            found = self.measurements.everything()
+            sets = {name: figures for name, figures in found.items() if name != "items"}
+        else:
+            args, tokenizer = self.args, self.processing_class
+            examples = as_encoded(eval_dataset, tokenizer, args.max_length, "eval_dataset", args.long_text)
+            sets = {"": means(self.measurements.score(examples))}
+        metrics = {
+            "_".join(part for part in (metric_key_prefix, name, figure) if part): value
+            for name, figures in sets.items()
+            for figure, value in figures.items()
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     # ---- checkpoints ----
 
