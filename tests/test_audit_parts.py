@@ -6,6 +6,7 @@ import itertools
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from ngdiff.audits import worst_case
 from ngdiff.audits.audit import prepare
 from ngdiff.audits.audit_request import AuditRequest
 from ngdiff.audits.chance import flipped, holm, permuted, ranks_apart
+from ngdiff.audits.fluency import _under_target as under_target
 from ngdiff.audits.fluency import broken, repetition
 from ngdiff.audits.layers import depth
 from ngdiff.audits.membership import confidence, likelihood_ratios, places, s_mia
@@ -250,6 +252,28 @@ def test_options_are_asked_in_every_place(worst: tuple[Subject, Context]) -> Non
         yes, no = (slow_nll(subject, with_answer(with_question(row, asked), word)) for word in ("Yes", "No"))
         odds.append(math.exp(no - yes))
     assert figures["forget.yes_no"].items[1] == pytest.approx(odds[0] / sum(odds), rel=1e-4)
+
+
+def test_the_starting_model_judges_the_answers_and_never_the_audited_one(
+    worst: tuple[Subject, Context], tmp_path: Path
+) -> None:
+    """Whoever stammers finds stammering probable, so the model that said it is no judge."""
+    subject, context = worst
+    source = resolve_model(str(secretive.saved(tiny_llama(seed=7), tmp_path / "target")))
+    target = Subject("target", source, load_tokenizer(source), context)
+    rows, said = context.forget, ["the the the the", " ", "in a town", "7", "the the"]
+    context.subjects["target"] = target
+    try:
+        figures = {one.role: under_target(one, context, {"forget": said}) for one in (subject, target)}
+    finally:
+        del context.subjects["target"]
+    slow = []
+    for row, text in zip(rows, said, strict=True):
+        answered = with_answer(row, text.strip() or ".")
+        tokens = sum(label >= 0 for label in encode(answered, target.tokenizer, 512).labels)
+        slow.append(slow_nll(target, answered) / tokens)
+    for role, found in figures.items():
+        assert found["forget.fluency_nll"].items == pytest.approx(slow, rel=1e-4), role
 
 
 def test_wrong_options_of_the_row_come_first() -> None:
