@@ -33,8 +33,14 @@ wheel: $(READY)
 
 # the oldest transformers that pyproject.toml allows, with the core tests, in an environment of its own
 OLDEST_VENV ?= .venv-oldest
-OLDEST_TESTS ?= tests/test_trainer.py tests/test_stepsize.py tests/test_losses.py tests/test_encoding.py \
-	tests/test_generation.py tests/test_evaluate.py tests/test_cli.py tests/test_plain_loop.py
+OLDEST_TESTS ?= tests/training/test_trainer_callbacks.py tests/training/test_trainer_endings.py \
+	tests/training/test_trainer_equal_settings.py tests/training/test_trainer_inputs.py \
+	tests/training/test_trainer_resuming.py tests/training/test_trainer_retreats.py \
+	tests/training/test_trainer_starting_model.py tests/training/test_trainer_steps.py \
+	tests/steps/test_stepsize.py tests/losses/test_losses.py \
+	tests/data/test_encoding.py tests/inference/test_generation.py \
+	tests/evaluation/test_evaluate.py tests/cli/test_cli.py \
+	tests/training/test_plain_loop.py
 test-oldest: $(OLDEST_VENV)/.ready
 	$(OLDEST_VENV)/bin/python -m pytest $(OLDEST_TESTS)
 

@@ -47,7 +47,7 @@ from ngdiff.steps.gradients import GradientPair, Weights
 from ngdiff.steps.stepsize import AutomaticRate
 from ngdiff.steps.weighting import make_rule
 from ngdiff.system.environment import keep_freed_memory, peak_memory_gib
-from ngdiff.training.trainer import PROBE_SHARE
+from ngdiff.training.trainer import UnlearningTrainer
 
 STEPS = ("graddiff", "ngdiff", "default")
 KINDS = (*STEPS, "ngdiff-automatic")
@@ -66,7 +66,7 @@ class Bench:
         parts = [shuffled[i : i + batch] for i in range(0, len(rows) - batch + 1, batch)]
         pad_id = tokenizer.pad_token_id
         self.batches = [collate_for_loss(part, pad_id) for part in parts]
-        probed = [part[: math.ceil(PROBE_SHARE * batch)] for part in parts]
+        probed = [part[: math.ceil(UnlearningTrainer.PROBE_SHARE * batch)] for part in parts]
         self.probes = [[collate(p, pad_id) for p in little_padding(part, batch)] for part in probed]
         self.pair = GradientPair(self.model.parameters())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, weight_decay=0.0, fused=True)

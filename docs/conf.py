@@ -22,7 +22,7 @@ html_title = f"NGDiff {release}"
 html_static_path: list[str] = []
 html_copy_source = False
 html_show_sphinx = False
-# Furo's pages take their fonts from the reader's system; tests/test_site.py checks that no page names a host
+# Furo's pages use the reader's fonts; tests/project/test_site.py checks that no page names a host
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
