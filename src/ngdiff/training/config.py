@@ -120,7 +120,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         keep_utility: floor of each figure that must be kept (see :mod:`ngdiff.training.kept_sets`), as a
             share of its value at the start; 0 for no floor.
         floors: the share of single floors, by name, such as ``{"general": 0.95}``.
-        hold_general: take a quarter of each step's retain examples from general text that ships with the
+        hold_general: take half of each step's retain examples from general text that ships with the
             project, where the retain loss holds the starting model's predictions; None for the method's own.
         check_every: optimizer steps between two full checks of target and floor, at the most.
         check_size: forget examples that a check on the way looks at; every one is looked at before a run
