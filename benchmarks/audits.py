@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.goals import SIZES, Goals
 from ngdiff.audits.audit import audit_several
-from ngdiff.audits.request import AuditRequest
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.audits.audit_request import AuditRequest
+from ngdiff.settings import DEFAULT_METHOD
 
 METHODS = (DEFAULT_METHOD, "ngdiff", "graddiff", "npo")
 COMPARED = ("target", "retrained")

@@ -16,13 +16,23 @@ from typing import Any
 
 from benchmarks.evidence import STUDY, keep_bench, read_bench
 from benchmarks.pages import page_of, put, shows
-from ngdiff.bench.comparison_tables import ablation_table, distance_table
+from ngdiff.bench.comparison_tables import ablation_table, distance_table, interval_cell
+from ngdiff.bench.numbers import markdown_table, number, written
 from ngdiff.bench.picture import draw_front
 from ngdiff.bench.summary import COMPARED, Row, mark_front, row_from_json
-from ngdiff.bench.tables import table
-from ngdiff.bench.tuning_tables import grid_table, tuning_table
+from ngdiff.bench.tuning_tables import grid_table
 
 EVIDENCE, IMAGES = STUDY / "bench", Path("docs/images")
+SHOWN = {
+    "forget.extraction_strength": "forget ES",
+    "forget.probability": "forget P",
+    "model_utility": "model utility ↑",
+    "retain.probability": "retain P ↑",
+    "general_nll": "general NLL ↓",
+    "collateral": "neighbourhood ↑",
+    "steps": "steps",
+}
+"""Figures that a page shows of each row, with their titles; ``results.csv`` has all."""
 
 
 def main() -> None:
@@ -48,9 +58,9 @@ def main() -> None:
     def each_split(lay_out: Callable[[Sequence[Row]], str]) -> str:
         return "\n\n".join(lay_out([row for row in rows if row.split == split]) for split in splits)
 
-    put(f"Bench, {args.name}", each_split(table))
+    put(f"Bench, {args.name}", each_split(page_table))
     where_wanted = {
-        "Bench tuning": lambda: tuning_table(results["tuning"]),
+        "Bench tuning": lambda: page_tuning(results["tuning"]),
         "Bench grids": lambda: grid_table(results["grids"]),
         "Bench distance": lambda: each_split(distance_table),
         "Bench ablation": lambda: each_split(ablation_table),
@@ -59,6 +69,33 @@ def main() -> None:
         title = f"{kind}, {args.name}"
         if page_of(title) is not None:
             put(title, lay_out())
+
+
+def page_table(rows: Sequence[Row]) -> str:
+    """Return one split's rows with the figures that a page shows; the front in bold."""
+    lines = []
+    for row in rows:
+        name = f"**{row.name}**" if row.on_front else row.name
+        name += " (destroyed)" if row.destroyed else ""
+        lines.append([name, *(interval_cell(row.cells.get(key)) for key in SHOWN)])
+    return markdown_table(["method", *SHOWN.values()], lines)
+
+
+def page_tuning(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Return what tuning tried, the chosen settings in bold."""
+    titles = {
+        "score": "score ↑",
+        "forget_extraction_strength": "forget ES",
+        "retain_probability": "retain P ↑",
+    }
+    titles |= {"steps": "steps", "seconds": "s ↓"}
+    lines = []
+    for trial in trials:
+        settings = written(trial["settings"])
+        figures = ["" if trial.get(key) is None else number(float(trial[key])) for key in titles]
+        shown = f"**{settings}**" if trial["chosen"] else settings
+        lines.append([trial["method"], shown, *figures, str(trial.get("ended", "failed"))])
+    return markdown_table(["method", "settings", *titles.values(), "ended"], lines)
 
 
 def published_rows(results: Mapping[str, Any]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""modules of the package -> README.md's map of the code, with no module missing and none that is gone.
+"""modules of the package -> CONTRIBUTING.md's map of the code, with no module missing and none that is gone.
 
 Run it: ``python -m benchmarks.code_map``. Lines that are there stay as they are; a new module's line is the
 first of its docstring, put before the modules that write things down.
@@ -22,16 +22,16 @@ def modules() -> dict[str, Path]:
     return files | {f"{path.parent.name}/": path for path in PACKAGE.glob("*/__init__.py")}
 
 
-def named(readme: str) -> list[str]:
+def named(page: str) -> list[str]:
     """Return the names in the map."""
-    return re.findall(ENTRY, readme.split(BEGIN)[1].split(END)[0], re.MULTILINE)
+    return re.findall(ENTRY, page.split(BEGIN)[1].split(END)[0], re.MULTILINE)
 
 
-def mended(readme: str) -> str:
-    """Return the README with missing modules in its map, and lines of lost ones taken out."""
-    head, rest = readme.split(BEGIN, 1)
+def mended(page: str) -> str:
+    """Return the page with missing modules in its map, and lines of lost ones taken out."""
+    head, rest = page.split(BEGIN, 1)
     block, tail = rest.split(END, 1)
-    there, known = named(readme), modules()
+    there, known = named(page), modules()
     lines = block.split("\n")
     for name in set(there) - set(known):
         lines = [line for line in lines if not line.startswith(f"      {name}")]
@@ -50,10 +50,10 @@ def mended(readme: str) -> str:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
+    path = ROOT / "CONTRIBUTING.md"
     before = path.read_text(encoding="utf-8")
     path.write_text(mended(before), encoding="utf-8")
-    print("README.md: " + ("as it was" if mended(before) == before else "the map was mended"))
+    print("CONTRIBUTING.md: " + ("as it was" if mended(before) == before else "the map was mended"))
     return 0
 
 

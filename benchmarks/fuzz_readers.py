@@ -61,7 +61,7 @@ def _data(ending: str) -> Target:
 
     def run(raw: bytes) -> None:
         rows, faults = READERS[ending](raw, f"x{ending}")
-        assert all(fault.what and fault.mend and f"x{ending}" in fault.where for fault in faults)
+        assert all(fault.what and fault.fix and f"x{ending}" in fault.where for fault in faults)
         try:
             examples = to_examples(rows, "--forget")
         except RequestError:

@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks.tiny_model import save_questions, save_tiny_model
 from ngdiff.hub.card import CARD
-from ngdiff.receipts.files import RECEIPT
+from ngdiff.receipts.hashes import RECEIPT
 from ngdiff.runs.workplace import ASKED_FILE, Workplace
 from ngdiff.system.output import RECORD
 

@@ -24,7 +24,14 @@ MODELS = {
     "70B": (8192, 28672, 80, 64, False),
 }
 KINDS = {"full": "none", "LoRA": "lora", "QLoRA": "qlora"}
-COLUMNS = ("weights", "gradient", "second_buffer", "moments", "activations", "head", "starting_head")
+COLUMNS = {
+    "weights": ("weights",),
+    "both gradients": ("gradient", "second_buffer"),
+    "moments": ("moments",),
+    "activations": ("activations",),
+    "logits, starting head": ("head", "starting_head"),
+}
+"""Title of each column to the parts that it adds up."""
 SAVING = replace(Plan(), checkpointing=True, forget_buffer="cpu")
 
 
@@ -58,22 +65,12 @@ def gib(count: float) -> str:
 
 def parts_table(found: dict[tuple[str, str], Shapes]) -> str:
     """Lay out what one GPU would need, part by part, and what savings leave of it."""
-    titles = (
-        "weights",
-        "gradient",
-        "second buffer",
-        "moments",
-        "activations",
-        "logits",
-        "starting head",
-        "together",
-        "saving",
-    )
+    titles = (*COLUMNS, "together", "saving")
     lines = [f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
     for (name, kind), shape in found.items():
         plan = replace(Plan(), adapters=KINDS[kind])
         whole, saved = parts(shape, plan), parts(shape, replace(SAVING, adapters=KINDS[kind]))
-        cells = [gib(getattr(whole, column)) for column in COLUMNS]
+        cells = [gib(sum(getattr(whole, part) for part in added)) for added in COLUMNS.values()]
         lines.append(f"| {name} {kind} | {' | '.join([*cells, gib(whole.total), gib(saved.total)])} |")
     return "\n".join(lines)
 

@@ -168,14 +168,15 @@ def models_table(models: Mapping[str, Mapping[str, Figure]]) -> str:
 
 def sequence_table(models: Mapping[str, Mapping[str, Figure]], sizes: Mapping[str, int]) -> str:
     """Lay out criteria 5 and 6: the same figures after larger requests, and after one more each time."""
-    lines = [f"| | texts to forget | {' | '.join(CRITERIA)} |", f"|---|---|{'---|' * len(CRITERIA)}"]
+    shown = {name: key for name, key in CRITERIA.items() if key in ("forget.verbatim", "utility", "privleak")}
+    lines = [f"| | texts to forget | {' | '.join(shown)} |", f"|---|---|{'---|' * len(shown)}"]
     for title, criterion in (("scalability", "scal"), ("sustainability", "sust")):
         names = [f"{criterion}_{step}" for step in range(1, REQUESTS + 1)]
         rows, change = tabulate([(name, models[name]) for name in names], [sizes[name] for name in names])
         for row in rows:
-            cells = [cell(models[row.name], key, 1 if key == "privleak" else 3) for key in CRITERIA.values()]
+            cells = [cell(models[row.name], key, 1 if key == "privleak" else 3) for key in shown.values()]
             lines.append(f"| {title} | {row.forget_texts} | {' | '.join(cells)} |")
-        changes = " | ".join(f"{change[key]:+.3f}" for key in CRITERIA.values())
+        changes = " | ".join(f"{change[key]:+.3f}" for key in shown.values())
         lines.append(f"| {title}, first to last | | {changes} |")
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ from transformers import LlamaConfig
 
 from benchmarks.pages import put
 from benchmarks.tiny_model import save_blank_model
-from ngdiff.cli.exits import EXIT_TARGET_MISSED
+from ngdiff.cli.app import EXIT_TARGET_MISSED
 from ngdiff.invented.people import invent_people, question_rows, write_jsonl
 
 EVIDENCE = Path("docs/study/sequence")
@@ -129,14 +129,7 @@ def figure(receipt: dict[str, Any], when: str, name: str, measure: str) -> str:
 def table(receipts: list[dict[str, Any]], measure: str = "extraction_strength") -> str:
     """Lay out one row a request: every forget set so far, after it."""
     sets = [f"set {n}" for n in range(1, len(receipts) + 1)]
-    titles = [
-        "after request",
-        "its set before",
-        *sets,
-        "retain, held out (probability)",
-        "never seen",
-        "came back",
-    ]
+    titles = ["after request", "its set before", *sets, "retain, held out (probability)", "never seen"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for number, receipt in enumerate(receipts, start=1):
         cells = [figure(receipt, "before", "forget", measure)]
@@ -145,11 +138,24 @@ def table(receipts: list[dict[str, Any]], measure: str = "extraction_strength") 
             cells.append(figure(receipt, "after", name, measure))
         cells.append(figure(receipt, "after", "retain", "probability"))
         cells.append(figure(receipt, "after", "never_seen", measure))
-        cells.append(
-            "".join(f"set {e['request']} " for e in receipt["earlier"] if e["came_back"]).strip() or "none"
-        )
         lines.append(f"| {number} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def came_back(receipts: list[dict[str, Any]]) -> str:
+    """Say which sets came back, and after which request."""
+    found = [
+        f"set {earlier['request']} after request {number}"
+        for number, receipt in enumerate(receipts, start=1)
+        for earlier in receipt["earlier"]
+        if earlier["came_back"]
+    ]
+    return f"Came back: {', '.join(found) or 'none'}."
+
+
+def section(receipts: list[dict[str, Any]]) -> str:
+    """Return what the page shows of a sequence."""
+    return f"{table(receipts)}\n\n{came_back(receipts)}"
 
 
 def write_tables() -> None:
@@ -157,7 +163,7 @@ def write_tables() -> None:
     for kind in ("people", "tofu"):
         files = sorted((EVIDENCE / kind).glob("*.json"))
         if files:
-            put(f"sequence {kind}", table([json.loads(file.read_bytes()) for file in files]))
+            put(f"sequence {kind}", section([json.loads(file.read_bytes()) for file in files]))
 
 
 def main() -> None:

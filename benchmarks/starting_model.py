@@ -26,7 +26,7 @@ from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.data.datasets import as_encoded
 from ngdiff.invented.people import invent_people, question_rows
 from ngdiff.losses import LOSSES
-from ngdiff.losses.forward import look
+from ngdiff.losses.loss import look
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens
 from ngdiff.preparation.starting_predictions import starting_states, with_reference

@@ -37,12 +37,12 @@ from ngdiff.data.datasets import as_encoded
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.invented.people import invent_people, question_rows
 from ngdiff.losses import LOSSES, negated_nll, nll
-from ngdiff.losses.forward import look
+from ngdiff.losses.loss import look
 from ngdiff.methods import METHODS
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import count_labelled, labelled_tokens
-from ngdiff.names import DEFAULT_METHOD
 from ngdiff.preparation.starting_predictions import starting_states
+from ngdiff.settings import DEFAULT_METHOD
 from ngdiff.steps.gradients import GradientPair, Weights
 from ngdiff.steps.stepsize import AutomaticRate
 from ngdiff.steps.weighting import make_rule

@@ -25,7 +25,7 @@ from ngdiff.data.batching import collate
 from ngdiff.data.datasets import as_encoded
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.sources import read_rows
-from ngdiff.evaluation.rouge import rouge
+from ngdiff.evaluation.item_scores import rouge
 from ngdiff.inference.teacher_forced import extraction_strength, verbatim
 from ngdiff.invented.kinds import invented_rows
 from ngdiff.losses import LOSSES

@@ -34,7 +34,7 @@ class Answer:
 
     @property
     def faults(self) -> list[tuple[str, str]]:
-        """Each fault shown, as (message, mend)."""
+        """Each fault shown, as (message, fix)."""
         return re.findall(r"^✗ (.*)\n  → (.*)$", self.err, flags=re.MULTILINE)
 
 

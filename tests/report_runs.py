@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.evaluation.result import EvaluationResult, Figure
-from ngdiff.report.sources import Run
+from ngdiff.report.run_files import Run
 from ngdiff.system.output import write_json
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import ngdiff.training.scores
+import ngdiff.training.measurements
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
 from ngdiff.inference.teacher_forced import AnswerScore
@@ -59,7 +59,7 @@ def trainer_that_knows(
         step = trainer.state.global_step
         return [score(*known(encoded.example, step)) for encoded in examples]
 
-    monkeypatch.setattr(ngdiff.training.scores, "score_answers", scores)
+    monkeypatch.setattr(ngdiff.training.measurements, "score_answers", scores)
     return trainer
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from forgetful import TOWNS, examples
-from ngdiff.audits.request import PREFIX
+from ngdiff.audits.audit_request import PREFIX
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example

@@ -13,7 +13,7 @@ from commandline import Cli, make_cli, questions, save_model, write_jsonl
 from ngdiff.data.encoding import encode_all
 from ngdiff.inference.generation import generate_answers
 from ngdiff.inference.teacher_forced import AnswerScore, score_answers
-from ngdiff.training.answers import AnswerBook, _after, _Look, _spread, broken_answers
+from ngdiff.training.answer_book import AnswerBook, _after, _Look, _spread, broken_answers
 from test_evaluation_callback import FORGET, RETAIN, TOKENIZER, make
 
 

@@ -16,20 +16,20 @@ from commandline import write_jsonl
 from forgetful import examples
 from ngdiff.audits import worst_case
 from ngdiff.audits.audit import prepare
+from ngdiff.audits.audit_request import AuditRequest
 from ngdiff.audits.chance import flipped, holm, permuted, ranks_apart
 from ngdiff.audits.fluency import broken, repetition
 from ngdiff.audits.layers import depth
 from ngdiff.audits.membership import confidence, likelihood_ratios, places, s_mia
-from ngdiff.audits.request import AuditRequest
 from ngdiff.audits.sampling import KeyFacts
 from ngdiff.audits.subject import Context, Subject
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode, encode_all, encode_prompt
 from ngdiff.evaluation.statistics import auc
 from ngdiff.evaluation.suites.measures import with_answer, with_question
-from ngdiff.inference.sampling import best_of, sampled_answers
+from ngdiff.inference.sampled_answers import best_of, sampled_answers
 from ngdiff.inference.teacher_forced import AnswerScore
-from ngdiff.models.lens import layer_states, patched_tokens, row_means, through_lens
+from ngdiff.models.activations import layer_states, patched_tokens, row_means, through_lens
 from ngdiff.models.loading import load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens
 from tiny import tiny_llama, tiny_tokenizer

@@ -17,6 +17,8 @@ from commandline import Cli, make_cli, tree, write_jsonl
 from forgetful import FORGET, HOLDOUT, RETAIN, examples, make_models
 from ngdiff.audits import audits
 from ngdiff.audits.audit import audit, prepare
+from ngdiff.audits.audit_request import PREFIX, AuditRequest
+from ngdiff.audits.audit_result import is_audit
 from ngdiff.audits.findings import (
     GUESSING,
     NEVER_SEEN,
@@ -30,10 +32,7 @@ from ngdiff.audits.findings import (
 from ngdiff.audits.paraphrase import FRAMES
 from ngdiff.audits.quantisation import quantised
 from ngdiff.audits.relearning import HALF, WHOLE, halves, relearn
-from ngdiff.audits.request import PREFIX, AuditRequest
-from ngdiff.audits.result import is_audit
-from ngdiff.audits.row import Outcome
-from ngdiff.audits.subject import Context, Subject
+from ngdiff.audits.subject import Context, Outcome, Subject
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode, encode_all, encode_prompt
 from ngdiff.errors import RequestError, RunError

@@ -1,4 +1,4 @@
-"""Every wrong request: exit code 2, a message that names the place and the mend, no trace left."""
+"""Every wrong request: exit code 2, a message that names the place and the fix, no trace left."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ import ngdiff.bench.run
 from commandline import Cli, make_cli, save_model
 from ngdiff.bench.data import sources
 from ngdiff.bench.distance import FORGET
-from ngdiff.bench.plan import TUNING, BenchRequest
 from ngdiff.bench.summary import row_from_json
+from ngdiff.bench.trials import TUNING, BenchRequest
 from ngdiff.bench.variants import ablations
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings import DEFAULT_METHOD
 from test_distance import RETRAINED, TARGET
 from tofu_folder import make_whole_tofu
 

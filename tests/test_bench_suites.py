@@ -11,9 +11,9 @@ import pytest
 from commandline import Cli, make_cli, questions, save_model, write_jsonl
 from muse_folder import muse_rows, write_muse
 from ngdiff.bench.distance import distance
-from ngdiff.bench.figures import shares_of
-from ngdiff.bench.plan import BenchRequest
 from ngdiff.bench.suites import SUITES
+from ngdiff.bench.trial_figures import shares_of
+from ngdiff.bench.trials import BenchRequest
 from test_bench import here  # noqa: F401
 
 

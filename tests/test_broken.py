@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ngdiff.data.broken import repetition, what_is_broken
-from ngdiff.training.answers import broken_answers
+from ngdiff.training.answer_book import broken_answers
 
 QUESTION = "Who wrote Émile's poem Ψ? Müller did."
 

@@ -352,9 +352,9 @@ def test_every_method_runs(cli: Cli, model: Path, data: dict[str, Path], tmp_pat
     words = [*request(model, data, tmp_path / "out"), *TO_THE_END, "--max-steps", "1", "--method", method]
     answer = cli(*words)
     if method == "dpo":
-        ((what, mend),) = answer.faults
+        ((what, fix),) = answer.faults
         assert answer.code == 2 and not (tmp_path / "out").exists()
-        assert "a preferred answer is missing in 4 of 4 rows" in what and "'preferred_answer'" in mend
+        assert "a preferred answer is missing in 4 of 4 rows" in what and "'preferred_answer'" in fix
         rows = [{**row, "preferred_answer": "no idea"} for row in questions(0, 4)]
         words[words.index(data["forget"])] = write_jsonl(tmp_path / "preferred.jsonl", rows)
         answer = cli(*words)
@@ -424,8 +424,8 @@ def test_quantised_weights_need_a_package(
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     answer = cli(*request(model, data, tmp_path / "out"), "--qlora")
-    ((what, mend),) = answer.faults
-    assert answer.code == 2 and "bitsandbytes" in what and "ngdiff[qlora]" in mend
+    ((what, fix),) = answer.faults
+    assert answer.code == 2 and "bitsandbytes" in what and "ngdiff[qlora]" in fix
     assert not (tmp_path / "out").exists()
 
 

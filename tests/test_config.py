@@ -11,8 +11,7 @@ from ngdiff.errors import RequestError
 from ngdiff.methods import METHODS, RUN
 from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES
-from ngdiff.training.config import UnlearningConfig
-from ngdiff.training.origins import sources
+from ngdiff.training.config import UnlearningConfig, sources
 
 
 def config(tmp_path: Path, **settings: Any) -> UnlearningConfig:
@@ -22,7 +21,7 @@ def config(tmp_path: Path, **settings: Any) -> UnlearningConfig:
 def faults(tmp_path: Path, **settings: Any) -> list[str]:
     with pytest.raises(RequestError) as caught:
         config(tmp_path, **settings)
-    assert all(fault.what and fault.mend for fault in caught.value.faults)
+    assert all(fault.what and fault.fix for fault in caught.value.faults)
     return [fault.where for fault in caught.value.faults]
 
 

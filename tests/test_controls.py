@@ -16,9 +16,9 @@ import secretive
 from commandline import write_jsonl
 from ngdiff.audits import audits
 from ngdiff.audits.audit import audit
+from ngdiff.audits.audit_request import AuditRequest
+from ngdiff.audits.audit_result import AuditResult
 from ngdiff.audits.findings import find
-from ngdiff.audits.request import AuditRequest
-from ngdiff.audits.result import AuditResult
 from ngdiff.evaluation.result import Bootstrap, Figure
 from ngdiff.evaluation.statistics import auc
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ngdiff.data.muse import read_split
+from ngdiff.data.muse_corpus import read_split
 from ngdiff.evaluation.suites.muse import forget_sizes, read_muse
 from ngdiff.invented.corpus import CorpusSize, corpus_people, invent_corpus, write_corpus
 

@@ -16,7 +16,7 @@ from ngdiff.data.datasets import as_encoded
 from ngdiff.data.renaming import OrdinaryWords
 from ngdiff.data.secrets import kept_texts, labelled_ids, with_secrets
 from ngdiff.losses import LOSSES, counterfactual, selective_unlikelihood
-from ngdiff.losses.forward import look
+from ngdiff.losses.loss import look
 from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 from ngdiff.preparation.counterfactual import (
     INVENTIONS,

@@ -42,7 +42,7 @@ def zero(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_two_gradients_are_refused(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:
     faults = _faults(tmp_path, method="ngdiff")
     assert list(faults) == ["--rule", "--lr"]
-    assert "keeps gradients to itself" in faults["--rule"].what and "FSDP2" in faults["--rule"].mend
+    assert "keeps gradients to itself" in faults["--rule"].what and "FSDP2" in faults["--rule"].fix
     assert list(_faults(tmp_path, **FIXED, log_gramian=True)) == ["log_gramian"]
 
 
@@ -74,7 +74,7 @@ def test_the_command_says_so_before_anything_heavy(
     answer = make_cli(capsys)(*words, "--output", tmp_path / "out")
     assert answer.code == 2
     assert any("DeepSpeed keeps gradients to itself" in what for what, _ in answer.faults)
-    assert any("FSDP2" in mend for _, mend in answer.faults)
+    assert any("FSDP2" in fix for _, fix in answer.faults)
     assert not (tmp_path / "out").exists()
 
 

@@ -181,7 +181,7 @@ def test_answers_wholly_cut_are_refused_together() -> None:
         encode_all(examples, tokenizer, start, "--forget")
     (fault,) = caught.value.faults
     assert fault.where == "--forget f.csv, row 2" and "2 examples in all" in fault.what
-    assert f"fits into {start} tokens" in fault.what and "--max-length" in fault.mend
+    assert f"fits into {start} tokens" in fault.what and "--max-length" in fault.fix
     with pytest.raises(RequestError, match=r"f\.csv, row 2"):
         encode_prompt(examples[1], tokenizer, start)
 
@@ -191,7 +191,7 @@ def test_chat_without_template_is_refused() -> None:
         encode_all([pair(), pair(kind="chat", place="c.jsonl, line 9")], tiny_tokenizer(None), 99, "--retain")
     (fault,) = caught.value.faults
     assert fault.where == "--retain c.jsonl, line 9" and "no chat template" in fault.what
-    assert "1 example in all" in fault.what and "chat template" in fault.mend
+    assert "1 example in all" in fault.what and "chat template" in fault.fix
 
 
 def test_template_that_refuses_is_reported() -> None:

@@ -14,8 +14,8 @@ from commandline import Cli, make_cli
 from ngdiff.data.datasets import as_encoded
 from ngdiff.errors import RequestError
 from ngdiff.inference.teacher_forced import score_answers
+from ngdiff.training.callbacks import EvaluationCallback, EvaluationPlan
 from ngdiff.training.config import UnlearningConfig
-from ngdiff.training.evaluation_callback import EvaluationCallback, EvaluationPlan
 from ngdiff.training.trainer import UnlearningTrainer
 from tiny import tiny_llama, tiny_tokenizer
 

@@ -86,7 +86,7 @@ def test_the_names_of_schema_1_are_kept() -> None:
         "begin": "schema command version process",
         "job": "title state done total seconds",
         "note": "text",
-        "error": "where what mend",
+        "error": "where what fix",
         "end": "exit_code seconds output hub stop next",
         "request": "sets shared most_steps disk_bytes free_bytes seconds_a_step",
         "evaluation": "step seconds figures",

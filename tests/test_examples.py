@@ -125,7 +125,7 @@ def test_overlap() -> None:
     fault = overlap_fault(forget, retain)
     assert fault is not None
     assert fault.what.startswith("2 rows of the retain set are in the forget set too")
-    assert "r.csv, row 2 and f.jsonl, line 3" in fault.what and "--allow-overlap" in fault.mend
+    assert "r.csv, row 2 and f.jsonl, line 3" in fault.what and "--allow-overlap" in fault.fix
     assert overlap_fault(forget, retain[::2]) is None
     one = overlap_fault(forget, retain[:2])
     assert one is not None and one.what.startswith("1 row of the retain set is in")

@@ -72,7 +72,7 @@ def test_packages_import_downwards_only() -> None:
         "def late():\n    from ngdiff.cli.app import app",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ngdiff.cli.app import app",
         "from ngdiff import UnlearningTrainer",
-        "from ngdiff.models.files import shapes",  # the same floor
+        "from ngdiff.models.model_files import shapes",  # the same floor
     ],
 )
 def test_an_import_upwards_is_found(tmp_path: Path, text: str) -> None:

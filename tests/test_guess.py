@@ -11,7 +11,7 @@ import torch
 
 from ngdiff.data.datasets import as_encoded
 from ngdiff.inference.teacher_forced import AnswerScore
-from ngdiff.stopping.guess import LEAST, guesses, secret_level
+from ngdiff.stopping.never_seen import LEAST, guesses, secret_level
 from tiny import tiny_tokenizer
 
 EXAMPLE = as_encoded([{"question": "Who?", "answer": "the cat"}], tiny_tokenizer(), 64, "rows")[0]

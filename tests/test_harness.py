@@ -57,7 +57,7 @@ def log_likelihood(model: Any, tokenizer: Any, context: str, answer: str) -> flo
     return sum(float(log_probs[i - 1, whole[i]]) for i in range(len(start), len(whole)))
 
 
-@pytest.mark.filterwarnings("ignore")  # what the harness warns about is not ours to mend
+@pytest.mark.filterwarnings("ignore")  # what the harness warns about is not ours to fix
 def test_accuracy_of_a_local_task_against_a_slow_oracle(tasks: Path) -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     model.train()

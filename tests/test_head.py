@@ -16,7 +16,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from ngdiff.data.batching import collate, collate_for_loss
 from ngdiff.inference.teacher_forced import batch_extraction_strength, score_tokens
 from ngdiff.losses import LOSSES
-from ngdiff.losses.forward import look
+from ngdiff.losses.loss import look
 from ngdiff.models import head, logprobs
 from ngdiff.models.logprobs import LabelledTokens, labelled_tokens
 from test_losses import EXAMPLES, example

@@ -16,7 +16,8 @@ import typer.main
 
 import ngdiff.cli.commands  # noqa: F401
 from commandline import Cli, make_cli, parse
-from ngdiff.cli import completion, exits
+from ngdiff.cli import app as exits
+from ngdiff.cli import completion
 from ngdiff.cli.app import app
 from ngdiff.evaluation.suites import suites
 from ngdiff.losses import LOSSES

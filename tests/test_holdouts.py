@@ -13,9 +13,9 @@ import secretive
 from commandline import write_jsonl
 from forgetful import examples
 from ngdiff.audits.audit import prepare
-from ngdiff.audits.request import AuditRequest
+from ngdiff.audits.audit_request import AuditRequest
+from ngdiff.data.datasets import LEAST_HALF, for_auditing, for_stopping, stops
 from ngdiff.data.examples import Example, data_hash
-from ngdiff.data.holdouts import LEAST_HALF, for_auditing, for_stopping, stops
 from ngdiff.unlearn import UnlearnRequest, unlearn
 
 

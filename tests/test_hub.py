@@ -115,14 +115,14 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     else:
         monkeypatch.setenv("HF_TOKEN", token)
     (fault,) = push_faults(name, private=False)
-    assert told in fault.what and fault.where == "--push-to-hub" and fault.mend
+    assert told in fault.what and fault.where == "--push-to-hub" and fault.fix
     assert not [request for request in hub.requests if request.startswith("POST")]
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, hub: FakeHub) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     (fault,) = push_faults("me/x", private=False)
-    assert "cannot be reached" in fault.what and "ngdiff push" in fault.mend
+    assert "cannot be reached" in fault.what and "ngdiff push" in fault.fix
 
 
 def test_no_result_no_push(cli: Cli, hub: FakeHub, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_floors_are_names_and_shares() -> None:
 def test_what_is_no_floor(pair: str) -> None:
     _, faults = gather(None, [], {"floor": [pair]})
     (fault,) = [fault for fault in faults if fault.where == "--floor"]
-    assert repr(pair) in fault.what and "NAME=SHARE" in fault.mend
+    assert repr(pair) in fault.what and "NAME=SHARE" in fault.fix
 
 
 def test_kept_sets_are_named_after_their_files() -> None:

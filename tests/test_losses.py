@@ -41,7 +41,7 @@ from ngdiff.losses import (
     unlikelihood,
     weighted_ascent,
 )
-from ngdiff.losses.forward import look
+from ngdiff.losses.loss import look
 from ngdiff.models.activations import Activations
 from ngdiff.models.logprobs import IGNORED, LabelledTokens, count_labelled, labelled_tokens
 from ngdiff.preparation.starting_predictions import _states

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ngdiff.evaluation.membership import ATTACKS, lowest_mean, privleak
+from ngdiff.evaluation.item_scores import ATTACKS, lowest_mean, privleak
 from ngdiff.inference.teacher_forced import AnswerScore
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from ngdiff.data.batching import collate_for_loss
 from ngdiff.errors import RunError
 from ngdiff.losses import LOSSES
-from ngdiff.losses.forward import look
+from ngdiff.losses.loss import look
 from ngdiff.models.logprobs import LabelledTokens, count_labelled
-from ngdiff.training import launch as distribution
+from ngdiff.training import launch
 from ngdiff.training.micro_batches import MicroBatches, parts_of, rows_between, try_largest
 from test_head import complete
 from test_losses import EXAMPLES
@@ -170,7 +170,7 @@ def test_on_a_gpu_a_micro_batch_is_as_large_as_a_step_where_nobody_said(
             batch_is_found=found,
             device=torch.device(device),
         )
-        return distribution.share_steps(args).micro_batch
+        return launch.share_steps(args).micro_batch
 
     assert (shares("cuda", True), shares("cuda", False), shares("cpu", True)) == (16, 8, 8)
 

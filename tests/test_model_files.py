@@ -187,4 +187,4 @@ def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch, kind: type[
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", load)
     (fault,) = check_causal(resolve_model("org/name"))
-    assert fault.what == "'org/name' cannot be opened: no route to the hub" and "the network" in fault.mend
+    assert fault.what == "'org/name' cannot be opened: no route to the hub" and "the network" in fault.fix

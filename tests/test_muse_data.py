@@ -8,7 +8,7 @@ import pytest
 from muse_folder import muse_rows, write_muse
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example
-from ngdiff.data.muse import COLUMNS, read_split
+from ngdiff.data.muse_corpus import COLUMNS, read_split
 from ngdiff.errors import RequestError
 from ngdiff.evaluation.suites.muse import passage_examples, question_examples, read_muse
 from tiny import tiny_tokenizer
@@ -55,7 +55,7 @@ def test_short_names_are_data_sets_on_the_hub(monkeypatch: pytest.MonkeyPatch) -
         asked.append(source)
         return []
 
-    monkeypatch.setattr("ngdiff.data.muse.read_rows", no_hub)
+    monkeypatch.setattr("ngdiff.data.muse_corpus.read_rows", no_hub)
     read_split("news", "knowmem", "forget_qa")
     read_split("books", "verbmem", "forget")
     read_split("someone/else", "raw", "forget")

@@ -120,7 +120,7 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path, overwri
 
 def whats(path: Path, overwrite: bool = False, needed_bytes: int = 0) -> list[str]:
     faults = check_output(path, overwrite, needed_bytes)
-    assert all(fault.where == "--output" and fault.mend for fault in faults)
+    assert all(fault.where == "--output" and fault.fix for fault in faults)
     return [fault.what for fault in faults]
 
 

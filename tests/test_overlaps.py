@@ -10,11 +10,10 @@ import pytest
 
 from ngdiff.data.examples import Example, to_examples
 from ngdiff.data.files import Row
-from ngdiff.data.general import general_split
 from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated, reworded, small_sets, swapped
 from ngdiff.data.renaming import WORD
 from ngdiff.data.secrets import words_of
-from ngdiff.data.sources import read_rows
+from ngdiff.data.sources import general_split, read_rows
 from ngdiff.invented.people import general_knowledge_rows
 
 
@@ -46,7 +45,7 @@ def test_repeated_rows_are_counted_and_placed() -> None:
 def test_what_is_kept_too_cannot_be_forgotten(question: str, answer: str, why: str) -> None:
     fault = answer_fault(FORGET, examples("r", ("Who is Bob?", "A baker."), (question, answer)))
     assert fault is not None
-    assert f"f, line 1 ({why})" in fault.what and "--allow-overlap" in fault.mend
+    assert f"f, line 1 ({why})" in fault.what and "--allow-overlap" in fault.fix
 
 
 def test_short_answers_may_be_shared() -> None:

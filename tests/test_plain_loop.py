@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import ngdiff.training.probe_loss
+import ngdiff.training.measurements
 import ngdiff.training.trainer
 from ngdiff.training.config import UnlearningConfig
 from ngdiff.training.trainer import UnlearningTrainer
@@ -99,7 +99,7 @@ def watch(
     """Collect what the trainer takes: each step's micro-batches, and each probe's by the step before it."""
     taken: list[list[dict[str, Any]]] = []
     probed: dict[int, list[Any]] = {}
-    take, draw = trainer.get_batch_samples, ngdiff.training.probe_loss.ProbeLoss._draw
+    take, draw = trainer.get_batch_samples, ngdiff.training.measurements.ProbeLoss._draw
 
     def taking(*args: Any) -> Any:
         batches, count = take(*args)
@@ -111,5 +111,5 @@ def watch(
         return batches
 
     monkeypatch.setattr(trainer, "get_batch_samples", taking)
-    monkeypatch.setattr(ngdiff.training.probe_loss.ProbeLoss, "_draw", drawing)
+    monkeypatch.setattr(ngdiff.training.measurements.ProbeLoss, "_draw", drawing)
     return taken, probed

@@ -25,8 +25,8 @@ from commandline import Answer, Cli, make_cli, questions, save_model, write_json
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.statistics import interval
-from ngdiff.receipts.canonical import canonical
-from ngdiff.receipts.figures import figures_of
+from ngdiff.receipts.hashes import canonical
+from ngdiff.receipts.set_figures import figures_of
 
 SHORT = ("--stop-at", "none", "--max-steps", "2", "--batch-size", "2", "--max-length", "128", "--lr", "1e-4")
 
@@ -544,8 +544,8 @@ def test_without_cryptography_signing_is_refused_and_a_signature_not_checked(
         cli("verify", made / "out2", "--public-key", made / "key.pub.pem"),
     ):
         assert answer.code == 2
-        what, mend = answer.faults[0]
-        assert "the package cryptography, which is not installed" in what and "'ngdiff[sign]'" in mend
+        what, fix = answer.faults[0]
+        assert "the package cryptography, which is not installed" in what and "'ngdiff[sign]'" in fix
     assert not (tmp_path / "out").exists() and not (tmp_path / "key.pem").exists()
     answer = cli("verify", made / "out2", "--chain")
     assert answer.code == 0, answer.out

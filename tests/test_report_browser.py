@@ -12,7 +12,7 @@ import pytest
 from benchmarks.browser import chromium, find_chromium
 
 from ngdiff.report.page import compare_page, run_page
-from ngdiff.report.sources import Run
+from ngdiff.report.run_files import Run
 from report_runs import answers, evaluation, items, record, run, step
 
 pytest.importorskip("playwright", reason="needs playwright (pip install -e .[dev])")

@@ -19,7 +19,7 @@ from commandline import Cli, make_cli
 from ngdiff.evaluation.result import read_result, write_result
 from ngdiff.report.page import REPORT, run_page, write_comparison, write_report
 from ngdiff.report.repeat import command
-from ngdiff.report.sources import Run
+from ngdiff.report.run_files import Run
 from report_runs import answers, evaluation, items, record, run, write_run
 
 ATTACK = '<script>window.ran=1</script><img src=x onerror="window.ran=1">'

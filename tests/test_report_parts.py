@@ -13,12 +13,10 @@ from sklearn.metrics import roc_curve as sklearn_roc
 from ngdiff.evaluation.result import Figure
 from ngdiff.report.answers import answers as side_by_side
 from ngdiff.report.answers import change, shared
-from ngdiff.report.comparison import comparison, differing
+from ngdiff.report.comparison import comparison, differing, pareto, tradeoff
 from ngdiff.report.curves import curves
-from ngdiff.report.figures import figure_table
-from ngdiff.report.membership import ks_place, membership, roc_curve, truth_ratios
+from ngdiff.report.evaluations import figure_table, ks_place, membership, roc_curve, truth_ratios
 from ngdiff.report.text import INVISIBLE, embedded, visible
-from ngdiff.report.tradeoff import pareto, tradeoff
 from report_runs import answers, evaluation, figures, items, record, run, step
 
 

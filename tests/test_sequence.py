@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.sequence import EVIDENCE, table
+from benchmarks.sequence import EVIDENCE, came_back, section, table
 
 from commandline import Cli, make_cli, questions, save_model, tree, write_jsonl
 from ngdiff.data.examples import Example, data_hash, to_examples
@@ -173,6 +173,14 @@ def test_files_find_their_requests() -> None:
         match_files(requests, [parts[0], parts[2]], None)
 
 
+def test_the_page_names_what_came_back() -> None:
+    earlier = [{"request": 1, "came_back": False}, {"request": 2, "came_back": True}]
+    assert came_back([{"earlier": []}, {"earlier": earlier[:1]}]) == "Came back: none."
+    assert came_back([{"earlier": []}, {"earlier": []}, {"earlier": earlier}]) == (
+        "Came back: set 2 after request 3."
+    )
+
+
 def test_the_page_shows_the_published_receipts() -> None:
     root = Path(__file__).parent.parent
     page = (root / "docs" / "results-sequence.md").read_text(encoding="utf-8")
@@ -182,5 +190,5 @@ def test_the_page_shows_the_published_receipts() -> None:
         chained = [json.loads(text)["previous"] for text in texts]
         named = [previous["sha256"] for previous in chained[1:]]
         assert chained[0] is None and named == [hashlib.sha256(text).hexdigest() for text in texts[:-1]]
-        found = table([json.loads(text) for text in texts])
+        found = section([json.loads(text) for text in texts])
         assert f"<!-- begin: sequence {folder.name} -->\n{found}\n<!-- end" in page

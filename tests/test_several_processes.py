@@ -107,10 +107,10 @@ def near(value: float | None, relative: float, absolute: float = 1e-9) -> Any:
     return None if value is None else pytest.approx(value, rel=relative, abs=absolute)
 
 
-def figures_of(survey: dict[str, Any]) -> dict[Any, Any]:
+def figures_of(measured: dict[str, Any]) -> dict[Any, Any]:
     """Return the mean figures of each set, and those of the single items by set and measure."""
-    items = {(name, key): v for name, part in survey["items"].items() for key, v in part.items()}
-    return {name: figures for name, figures in survey.items() if name != "items"} | items
+    items = {(name, key): v for name, part in measured["items"].items() for key, v in part.items()}
+    return {name: figures for name, figures in measured.items() if name != "items"} | items
 
 
 def assert_same_record(left: dict[str, Any], right: dict[str, Any], relative: float) -> None:

@@ -45,7 +45,7 @@ def values(rows: list[Row]) -> list[dict[str, object]]:
 def faults(source: Path | str, **kwargs: object) -> str:
     with pytest.raises(RequestError) as caught:
         read_rows(str(source), where="--forget", **kwargs)
-    assert all(fault.where.startswith("--forget") and fault.mend for fault in caught.value.faults)
+    assert all(fault.where.startswith("--forget") and fault.fix for fault in caught.value.faults)
     return str(caught.value)
 
 

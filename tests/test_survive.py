@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from commandline import questions, save_model, write_jsonl
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings import DEFAULT_METHOD
 
 STEP = "ngdiff.training.trainer:UnlearningTrainer.training_step"
 DEFAULT = ("--method", DEFAULT_METHOD, "--max-steps", 12)

@@ -183,7 +183,7 @@ def test_intervals_of_model_utility_by_drawing_items(folder: Path) -> None:
         for measure in ("probability", "rouge", "truth_ratio")
     ]
     # an interval that follows the items: with every item alike in each part there is nothing to vary
-    from ngdiff.evaluation.intervals import harmonic_mean_interval
+    from ngdiff.evaluation.statistics import harmonic_mean_interval
 
     alike = {"a": [[0.5] * 4, [0.25] * 4], "b": [[0.125] * 3]}
     value, bounds = harmonic_mean_interval(alike, BOOT)

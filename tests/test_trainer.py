@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 import ngdiff.preparation.comparisons
-import ngdiff.training.probe_loss
+import ngdiff.training.measurements
 import ngdiff.training.trainer
 from ngdiff.data.batching import Stream, collate
 from ngdiff.data.datasets import as_encoded
@@ -335,7 +335,7 @@ def test_search_begins_where_told(tmp_path: Path) -> None:
 
 def test_probes_look_at_other_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[int, set[tuple[int, ...]]]] = []
-    draw = ngdiff.training.probe_loss.ProbeLoss._draw
+    draw = ngdiff.training.measurements.ProbeLoss._draw
 
     def seen(self: Any) -> Any:
         batches = draw(self)
@@ -345,7 +345,7 @@ def test_probes_look_at_other_examples(tmp_path: Path, monkeypatch: pytest.Monke
         drawn.append((self.trainer.state.global_step, mine))
         return batches
 
-    monkeypatch.setattr(ngdiff.training.probe_loss.ProbeLoss, "_draw", seen)
+    monkeypatch.setattr(ngdiff.training.measurements.ProbeLoss, "_draw", seen)
     # every retain answer differs, so that examples can be told apart by their labels
     run(tmp_path, retain=rows("R", 20, lambda n: f"{n:02}"), probe_every=2, probe_size=5)
     assert [step for step, _ in drawn] == [0, 2, 4]
@@ -579,10 +579,10 @@ def script(trainer: UnlearningTrainer, figures: Figures, monkeypatch: pytest.Mon
     def scripted(name: str, rows: Sequence[int] | None = None) -> list[AnswerScore]:
         strength, utility = figures(trainer.state.global_step)
         nll = {"forget": 100 * (1 - strength), "never_seen": 9.0}.get(name, -math.log(utility))
-        count = len(trainer.survey.examples(name)) if rows is None else len(rows)
+        count = len(trainer.measurements.examples(name)) if rows is None else len(rows)
         return [AnswerScore(2 * nll, 2, strength, 0.5, (sure, 0.0))] * count
 
-    monkeypatch.setattr(trainer.survey, "scores", scripted)
+    monkeypatch.setattr(trainer.measurements, "scores", scripted)
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
@@ -707,7 +707,7 @@ def test_forgets_to_the_target_and_keeps_the_rest(tmp_path: Path, memorised: nn.
     assert record.after["retain"]["probability"] >= record.stop["utility_floor"]
     assert record.stop["left"] == []
     assert record.stop["utility_floor"] == pytest.approx(0.8 * record.before["retain"]["probability"])
-    assert trainer.survey.figures("retain") == record.after["retain"]
+    assert trainer.measurements.figures("retain") == record.after["retain"]
     assert leftovers(tmp_path) == []
 
 
@@ -1284,11 +1284,11 @@ def test_knowledge_is_forgotten_and_language_is_left(tmp_path: Path, monkeypatch
 def test_what_is_measured_of_each_set(tmp_path: Path) -> None:
     """At the start and at the end every row of every set, whatever the checks on the way look at."""
     trainer = make(tmp_path, forget=rows("F", 7, _word), check_size=3)
-    survey = trainer.survey
-    assert [one.example for one in survey.examples("forget")] == trainer.forget_examples
-    assert [one.example for one in survey.examples("retain")] == trainer.held_out_examples
-    assert len(survey.examples("never_seen")) == len(UNSEEN)
+    measured = trainer.measurements
+    assert [one.example for one in measured.examples("forget")] == trainer.forget_examples
+    assert [one.example for one in measured.examples("retain")] == trainer.held_out_examples
+    assert len(measured.examples("never_seen")) == len(UNSEEN)
     trainer.train()
-    found = survey.everything()
-    assert found["forget"] == survey.figures("forget") and set(found) == {*trainer.record.before}
+    found = measured.everything()
+    assert found["forget"] == measured.figures("forget") and set(found) == {*trainer.record.before}
     assert len(found["items"]["forget"]["nll"]) == 7 and len(found["items"]["never_seen"]["nll"]) == 4

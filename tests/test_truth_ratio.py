@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from ngdiff.evaluation.membership import privleak
-from ngdiff.evaluation.rouge import rouge
-from ngdiff.evaluation.truth_ratio import (
+from ngdiff.evaluation.item_scores import (
     forget_truth_ratio,
     guarded_forget_truth_ratio,
     guarded_log_ratio,
     option_probability,
+    privleak,
+    rouge,
     truth_ratio,
     truth_share,
     utility_truth_ratio,

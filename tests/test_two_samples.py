@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ngdiff.evaluation.two_samples import auc_interval, auc_resamples, percentiles
+from ngdiff.evaluation.statistics import auc_interval, auc_resamples, percentiles
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=12)
 

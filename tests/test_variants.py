@@ -11,10 +11,10 @@ import pytest
 import ngdiff.bench.variants
 from ngdiff.bench.grid import candidates, nested
 from ngdiff.bench.inputs import Hashes
-from ngdiff.bench.plan import BenchRequest, reporting, tuning
+from ngdiff.bench.trials import BenchRequest, reporting, tuning
 from ngdiff.bench.variants import ABLATED, SAME, ablations, find_variant, same_conditions
 from ngdiff.methods import METHODS, RATES, WEIGHTS, find_method
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings import DEFAULT_METHOD
 from ngdiff.training.config import UnlearningConfig
 
 PARTS = ("forget_loss", "retain_loss", "rule", "step_size")

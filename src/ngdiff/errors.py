@@ -14,15 +14,15 @@ class Fault:
     Args:
         where: the setting, file and row concerned, such as ``forget.jsonl, row 3`` or ``--rule``.
         what: what was found, as a sentence without a full stop.
-        mend: what the user can do about it, as a sentence without a full stop.
+        fix: what the user can do about it, as a sentence without a full stop.
     """
 
     where: str
     what: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}. {self.mend}."
+        return f"{self.where}: {self.what}. {self.fix}."
 
 
 class RequestError(ValueError):
@@ -44,8 +44,8 @@ def unknown_name(where: str, kind: str, name: str, known: Iterable[str]) -> Faul
     """Build the fault for a name that no table has, with the nearest names that exist."""
     names = sorted(known)
     near = nearest_names(name, names)
-    mend = f"Did you mean {' or '.join(near)}" if near else f"Known: {', '.join(names)}"
-    return Fault(where, f"there is no {kind} called {name!r}", mend)
+    fix = f"Did you mean {' or '.join(near)}" if near else f"Known: {', '.join(names)}"
+    return Fault(where, f"there is no {kind} called {name!r}", fix)
 
 
 class EvaluationError(RuntimeError):

@@ -31,7 +31,7 @@ from ngdiff.models.loading import (
     vocabulary_faults,
     weights_bytes,
 )
-from ngdiff.runs.reservation import claimed, may_replace
+from ngdiff.runs.reservation import may_replace, reserved
 from ngdiff.runs.saving import SAVE_MINUTES, write_result
 from ngdiff.runs.workplace import Asked, Workplace
 from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault
@@ -39,9 +39,9 @@ from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.output import check_output, holds_faults, same_folder
 from ngdiff.system.processes import is_main, joined, looking, on_all, process_count, shared
 from ngdiff.system.progress import Meter, console, working
+from ngdiff.training.callbacks import ProgressCallback
 from ngdiff.training.config import checkpointing
 from ngdiff.training.finetuning import FinetuneTrainer
-from ngdiff.training.progress_callbacks import ProgressCallback
 
 SCORED_AT_THE_END = 200
 
@@ -112,17 +112,17 @@ def _finetune(request: FinetuneRequest) -> Path:
         model = load_model(source)
     for note in notes:
         console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
-    with claimed(place, request, asked, model, 2 * model.get_memory_footprint()) as claim:
+    with reserved(place, request, asked, model, 2 * model.get_memory_footprint()) as reservation:
         if request.lora:
             model = with_lora(model, request.seed)
         trainer = _trainer(model, tokenizer, examples, request, place.run)
-        trainer.wish = claim.wish
-        trainer.train(resume_from_checkpoint=claim.going_on or None)
+        trainer.wish = reservation.wish
+        trainer.train(resume_from_checkpoint=reservation.going_on or None)
         seconds = trainer.seconds
         scores = _scores(trainer, examples, tokenizer.pad_token_id)
         record = _record(request, examples, summarise(scores), len(scores), seconds)
         notes = [*notes, *trainer.notes, *([] if place.unguarded is None else [place.unguarded])]
-        record |= {"request_sha256": claim.asked.sha256, "notes": notes}
+        record |= {"request_sha256": reservation.asked.sha256, "notes": notes}
         write_result(place, trainer.accelerator.unwrap_model(trainer.model), tokenizer, record)
         on_all(lambda: place.finish() if is_main() else None)
     return request.output

@@ -13,9 +13,9 @@ import torch
 from transformers import PrinterCallback
 
 from ngdiff.data.benchmarks import Folders
+from ngdiff.data.datasets import for_stopping
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example, overlap_fault, to_examples
-from ngdiff.data.holdouts import for_stopping
 from ngdiff.data.long_text import counted_texts, encode_pieces
 from ngdiff.data.overlaps import (
     answer_fault,
@@ -47,12 +47,10 @@ from ngdiff.models.loading import (
     weights_bytes,
 )
 from ngdiff.preparation.alternatives import alternative_faults
-from ngdiff.receipts.data_key import describe, set_hash
-from ngdiff.receipts.hidden import hidden
-from ngdiff.receipts.prepare import plan_receipt
-from ngdiff.receipts.receipt import ReceiptPlan, complete_record, write_receipt
+from ngdiff.receipts.data_key import describe, hidden, set_hash
+from ngdiff.receipts.receipt import ReceiptPlan, complete_record, plan_receipt, write_receipt
 from ngdiff.record import RunRecord
-from ngdiff.runs.reservation import claimed, may_replace
+from ngdiff.runs.reservation import may_replace, reserved
 from ngdiff.runs.saving import when_to_save, write_result
 from ngdiff.runs.workplace import Asked, Workplace
 from ngdiff.stopping.never_seen import missing_holdout
@@ -61,10 +59,10 @@ from ngdiff.system.output import ANSWERS, RECORD, check_output, holds_faults, sa
 from ngdiff.system.processes import from_main, is_main, joined, on_all
 from ngdiff.system.progress import console, working
 from ngdiff.system.untrusted import first_line
-from ngdiff.training.answers import AnswerBook
+from ngdiff.training.answer_book import AnswerBook
+from ngdiff.training.callbacks import UnlearningProgress
 from ngdiff.training.config import BATCH, UnlearningConfig
 from ngdiff.training.kept_sets import floor_shares, reserved_faults
-from ngdiff.training.progress_callbacks import UnlearningProgress
 from ngdiff.training.trackers import tracker_callbacks, tracker_settings
 from ngdiff.training.trainer import UnlearningTrainer
 
@@ -339,7 +337,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
     with working(f"Loading {request.model}"):
         model = load_quantised(ready.source) if request.qlora else load_model(ready.source)
     needed = room(request, model.get_memory_footprint())
-    with claimed(place, request, asked, model, needed) as claim:
+    with reserved(place, request, asked, model, needed) as reservation:
         if request.adapters:
             model = with_lora(model, ready.config.seed)
         unseen, split = for_stopping(ready.holdout)
@@ -359,18 +357,18 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
         progress = UnlearningProgress(trainer)
         trainer.add_callback(progress)
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
-        trainer.wish = claim.wish
+        trainer.wish = reservation.wish
         console.print(_plan(trainer), highlight=False)
         for note in ready.notes:
             console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
         book = AnswerBook(trainer, request.answers)
-        trainer.train(resume_from_checkpoint=claim.going_on or None)
+        trainer.train(resume_from_checkpoint=reservation.going_on or None)
         if place.unguarded is not None:
             trainer.record.note(place.unguarded)
         progress.catch_up()
         answers = book.compare()
         final = trainer.accelerator.unwrap_model(trainer.model)
-        _complete(trainer.record, request, ready, claim.asked, weights_hash(final))
+        _complete(trainer.record, request, ready, reservation.asked, weights_hash(final))
         shown = trainer.record if ready.receipt.data_key is None else hidden(trainer.record)
         card = model_card(shown, request.output.name, request.adapters)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ngdiff.audits.row import Audit
+from ngdiff.audits.subject import Audit
 
 
 def audits() -> dict[str, Audit]:

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from ngdiff.audits import audits as table
+from ngdiff.audits.audit_request import AuditRequest
+from ngdiff.audits.audit_result import AuditResult, is_audit, write_audit
 from ngdiff.audits.findings import find
-from ngdiff.audits.request import AuditRequest
-from ngdiff.audits.result import AuditResult, is_audit, write_audit
-from ngdiff.audits.row import Audit, Outcome, Role
-from ngdiff.audits.subject import TESTED, Context, Subject, measure
+from ngdiff.audits.subject import TESTED, Audit, Context, Outcome, Role, Subject, measure
+from ngdiff.data.datasets import SPLIT, for_auditing
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import data_hash
-from ngdiff.data.holdouts import SPLIT, for_auditing
 from ngdiff.data.long_text import counted_texts, in_pieces, long_text_fault
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.evaluation.evaluate import check_output_file
@@ -163,8 +162,8 @@ def _setting_faults(request: AuditRequest) -> list[Fault]:
     if not request.prefix.strip():
         faults.append(Fault("--prefix", "is empty", "Give the words that an answer is made to begin with"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        mend = "Start ngdiff audit without torchrun, one model at a time"
-        faults.append(Fault("ngdiff audit", "runs in one process", mend))
+        fix = "Start ngdiff audit without torchrun, one model at a time"
+        faults.append(Fault("ngdiff audit", "runs in one process", fix))
     return faults
 
 

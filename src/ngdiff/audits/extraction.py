@@ -6,8 +6,7 @@ extraction strength as in Wang et al. 2025, arXiv 2406.09179.
 
 from __future__ import annotations
 
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject
 from ngdiff.evaluation.result import Figure
 from ngdiff.evaluation.suites.measures import Measures
 

@@ -20,10 +20,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from ngdiff.audits.chance import LEVEL, flipped, holm, permuted, ranks_apart
-from ngdiff.audits.row import Audit, Outcome, Role
+from ngdiff.audits.subject import Audit, Outcome, Role
 from ngdiff.evaluation.result import Bootstrap, Figure
-from ngdiff.evaluation.statistics import interval
-from ngdiff.evaluation.two_samples import auc_resamples, percentiles
+from ngdiff.evaluation.statistics import auc_resamples, interval, percentiles
 
 RETRAINED = "the retrained model under the same audit"
 RETRAINED_NEVER_SEEN = "the same difference on text never seen"

@@ -15,11 +15,10 @@ An empty answer counts as wholly broken, and as a full stop under the starting m
 
 from __future__ import annotations
 
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject
 from ngdiff.data.broken import repetition
-from ngdiff.data.general import general_texts
 from ngdiff.data.secrets import words_of
+from ngdiff.data.sources import general_texts
 from ngdiff.evaluation.result import Figure
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.measures import Measures, with_answer

@@ -22,16 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject
 from ngdiff.data.batching import batches_by_length
 from ngdiff.data.encoding import IGNORE, EncodedExample, encode_all
 from ngdiff.data.examples import Example
 from ngdiff.data.secrets import kept_texts, with_secrets
 from ngdiff.evaluation.result import Figure, figure
 from ngdiff.evaluation.suites.measures import Measures
-from ngdiff.models.activations import layer_count
-from ngdiff.models.lens import layer_states, patched_tokens, row_means, through_lens
+from ngdiff.models.activations import layer_count, layer_states, patched_tokens, row_means, through_lens
 from ngdiff.models.logprobs import labelled_tokens
 
 TAU = 0.05

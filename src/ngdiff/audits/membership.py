@@ -1,6 +1,6 @@
 """model -> whether its likelihoods give away which texts were in the forget set.
 
-Every attack of :mod:`ngdiff.evaluation.membership`, forget set against holdout. 0.5 tells nothing apart;
+Every attack of :mod:`ngdiff.evaluation.item_scores`, forget set against holdout. 0.5 tells nothing apart;
 above it the forget set is still known, below it the set stands out by being less known than text never seen.
 
 With ``--shadow``, models that saw neither set, each item is measured against what they make of it: the
@@ -19,8 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject
 from ngdiff.data.examples import Example
 from ngdiff.evaluation.result import Figure
 from ngdiff.evaluation.suites import SuiteData

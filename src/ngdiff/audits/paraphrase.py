@@ -14,8 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject, measure
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject, measure
 from ngdiff.data.examples import Example
 from ngdiff.evaluation.result import Figure, figure
 from ngdiff.evaluation.suites import SuiteData

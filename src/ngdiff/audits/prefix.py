@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject, measure
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject, measure
 from ngdiff.evaluation.suites import SuiteData
 
 

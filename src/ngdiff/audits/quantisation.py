@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject, measure, scratch_folder
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject, measure, scratch_folder
 from ngdiff.models.loading import fast_bf16
 from ngdiff.system.progress import working
 

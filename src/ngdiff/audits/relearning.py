@@ -19,14 +19,13 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject, measure, scratch_folder
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject, measure, scratch_folder
 from ngdiff.data.batching import permutation
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example
 from ngdiff.system.environment import weights_hash
+from ngdiff.training.callbacks import ProgressCallback
 from ngdiff.training.finetuning import FinetuneTrainer
-from ngdiff.training.progress_callbacks import ProgressCallback
 
 WHOLE, HALF = "all of it", "half of it, the rest tested"
 

@@ -12,18 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject
 from ngdiff.data.encoding import encode_prompt
 from ngdiff.data.examples import Example
-from ngdiff.data.general import general_texts
 from ngdiff.data.secrets import Secrets, words_of
+from ngdiff.data.sources import general_texts
+from ngdiff.evaluation.item_scores import rouge
 from ngdiff.evaluation.result import Figure
-from ngdiff.evaluation.rouge import rouge
 from ngdiff.evaluation.suites import SuiteData
 from ngdiff.evaluation.suites.measures import Measures
 from ngdiff.inference.evaluator import PROMPTS_A_SEQUENCE
-from ngdiff.inference.sampling import BUDGETS, best_of, sampled_answers
+from ngdiff.inference.sampled_answers import BUDGETS, best_of, sampled_answers
 from ngdiff.system.progress import Meter
 
 Score = Callable[[Example, str], float]

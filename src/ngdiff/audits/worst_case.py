@@ -18,8 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ngdiff.audits.paraphrase import FRAMES, framed
-from ngdiff.audits.row import Audit, Outcome
-from ngdiff.audits.subject import Context, Subject
+from ngdiff.audits.subject import Audit, Context, Outcome, Subject
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import Example, Message
 from ngdiff.errors import RequestError

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ngdiff.bench.plan import TUNING, BenchRequest
+from ngdiff.bench.trials import TUNING, BenchRequest
 from ngdiff.data.sources import read_rows
 from ngdiff.system.cache import cache_key
 from ngdiff.system.output import staged_folder

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ngdiff.bench.plan import TUNING, BenchRequest
 from ngdiff.bench.suites import suite_of
+from ngdiff.bench.trials import TUNING, BenchRequest
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.models.loading import resolve_model
 from ngdiff.system.cache import cache_key
-from ngdiff.system.hashes import sha256_file
+from ngdiff.system.disk import sha256_file
 
 _MODEL_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "*.gguf", "*.py"),

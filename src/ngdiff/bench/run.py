@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from ngdiff.bench.check import check
 from ngdiff.bench.grid import MOST_WIDENINGS, Settings, searched, widened
 from ngdiff.bench.inputs import Hashes, Inputs
-from ngdiff.bench.plan import (
+from ngdiff.bench.request_faults import check
+from ngdiff.bench.suites import suite_of
+from ngdiff.bench.trials import (
     BenchRequest,
     Trial,
     evaluation_key,
@@ -32,7 +33,6 @@ from ngdiff.bench.plan import (
     tuning,
     tuning_trial,
 )
-from ngdiff.bench.suites import suite_of
 from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import EVALUATION, GENERAL, RECORD, SPEC
 from ngdiff.data.benchmarks import as_text

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.bench import data as tofu
-from ngdiff.bench.plan import TUNING, BenchRequest
-from ngdiff.data.muse import read_split
+from ngdiff.bench.trials import TUNING, BenchRequest
+from ngdiff.data.muse_corpus import read_split
 from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.system.cache import cache_key

@@ -13,10 +13,10 @@ from typing import Any
 from scipy.stats import t as student
 
 from ngdiff.bench.distance import Distance, destroyed, distance
-from ngdiff.bench.figures import Figures, Interval, figures_of, values_of
 from ngdiff.bench.grid import Edge, edges
-from ngdiff.bench.plan import ending
 from ngdiff.bench.run import BenchResult, Outcome, tried
+from ngdiff.bench.trial_figures import Figures, Interval, figures_of, values_of
+from ngdiff.bench.trials import ending
 from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import RECORD
 

@@ -17,16 +17,45 @@ from ngdiff.bench.comparison_tables import (
     distance_table,
     interval_cell,
 )
-from ngdiff.bench.numbers import markdown_table, written
+from ngdiff.bench.numbers import markdown_table, number, written
 from ngdiff.bench.run import BenchResult
-from ngdiff.bench.sequence_tables import after_each
 from ngdiff.bench.suites import SUITES
 from ngdiff.bench.summary import COLUMNS, COMPARED, FORGOT_ENOUGH, Row
 from ngdiff.bench.tuning_tables import SELECTION, grid_rows, grid_table, tuned_on, tuning_rows, tuning_table
 from ngdiff.bench.variants import SAME
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.bench.worker import EVALUATION
+from ngdiff.settings import DEFAULT_METHOD
 from ngdiff.system.output import finite
 from ngdiff.system.untrusted import markdown_cell
+
+SHOWN = {
+    "forget.verbatim": "forget verbatim memorisation",
+    "forget.knowledge": "forget knowledge memorisation",
+    "retain.knowledge": "retain knowledge memorisation",
+    "privleak": "PrivLeak",
+}
+"""Figures of the table, by key."""
+
+
+def after_each(result: BenchResult, split: str) -> str:
+    """Return MUSE's sustainability: the figures after each request of every run; empty where there is one."""
+    lines: list[list[str]] = []
+    for outcome in result.reported:
+        found = sorted(outcome.folder.glob(f"after-*/{EVALUATION}"), key=_number)
+        if outcome.split != split or outcome.error or not found:
+            continue
+        files = [*found, outcome.folder / EVALUATION]
+        for place, file in enumerate(files, 1):
+            figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["figures"]
+            values = [(figures.get(key) or {}).get("value") for key in SHOWN]
+            cells = ["" if value is None else number(value) for value in values]
+            lines.append([outcome.name, outcome.folder.name, str(place), *cells])
+    return markdown_table(["method", "run", "request", *SHOWN.values()], lines) if lines else ""
+
+
+def _number(path: Path) -> int:
+    return int(path.parent.name.rpartition("-")[2])
+
 
 FIGURES = (
     "Figures of a method are means over its seeds with Student's 95% t-interval in brackets; with one "

@@ -8,8 +8,8 @@ from typing import Any
 from ngdiff.bench.data import sources
 from ngdiff.bench.grid import MOST_WIDENINGS, edges, values_tried, with_defaults
 from ngdiff.bench.numbers import markdown_table, number, written
-from ngdiff.bench.plan import ending, selection_score
 from ngdiff.bench.run import BenchResult, tried
+from ngdiff.bench.trials import ending, selection_score
 from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import RECORD
 from ngdiff.system.untrusted import markdown_cell

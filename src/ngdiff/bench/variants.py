@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ngdiff.methods import RATES, WEIGHTS, Method, find_method
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings import DEFAULT_METHOD
 
 SAME = "+same"
 """Ending of a method's name where it runs under the default method's conditions."""

@@ -1,8 +1,9 @@
-"""words typed -> a command run, with an exit code (see :mod:`ngdiff.cli.exits`)."""
+"""words typed -> a command run, with an exit code of one table that help, guide and tests read."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import sys
 from importlib import metadata
@@ -10,18 +11,43 @@ from typing import Annotated
 
 import typer
 
-from ngdiff.cli.exits import (
-    EXIT_BAD_REQUEST,
-    EXIT_DISAGREES,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_TARGET_MISSED,
-    EXIT_TERMINATED,
-    as_sentence,
-)
 from ngdiff.errors import EvaluationError, Fault, Interrupted, RequestError, RunError, inert
 from ngdiff.system.events import log
 from ngdiff.system.terminal import always, open_streams, print_last_line, quiet_libraries, settings
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_REQUEST = 2
+EXIT_TARGET_MISSED = 3
+EXIT_DISAGREES = 4
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+EXIT_CODES: dict[int, str] = {
+    EXIT_DONE: "done",
+    EXIT_FAILED: "an unexpected failure, or a model that cannot be evaluated",
+    EXIT_BAD_REQUEST: "the request was wrong, and nothing was written",
+    EXIT_TARGET_MISSED: "the model was saved, but the forget target was not reached",
+    EXIT_DISAGREES: "something is not what a log or a receipt says",
+    EXIT_INTERRUPTED: "interrupted (Ctrl-C)",
+    EXIT_TERMINATED: "asked to end (SIGTERM)",
+}
+"""Every exit code there is, with its meaning."""
+
+
+def of_a_missed_target() -> int:
+    """Return the exit code of a run that ended well without reaching its forget target.
+
+    torchrun, and accelerate launch through it, turn every code but 0 into 1 and report a crash. There the
+    code is 0; the command's last line and the record's ``stop.target_met`` tell.
+    """
+    return EXIT_DONE if "TORCHELASTIC_RUN_ID" in os.environ else EXIT_TARGET_MISSED
+
+
+def as_sentence() -> str:
+    """Return all exit codes on one line, for the help."""
+    return "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 """What the system says where a disk takes nothing more."""
@@ -128,7 +154,7 @@ def _run() -> None:
         sys.exit(128 + ending.signum)
     except RunError as error:
         stop_bars()
-        log.write("error", where="ngdiff", what=str(error), mend="")
+        log.write("error", where="ngdiff", what=str(error), fix="")
         _print_error(f"{_safe(str(error))}.")
         sys.exit(EXIT_FAILED)
     except SystemExit as ending:
@@ -155,17 +181,17 @@ def resume_command(words: list[str]) -> str:
 
 
 def show_faults(faults: tuple[Fault, ...]) -> None:
-    """Print each fault with its mend."""
+    """Print each fault with its fix."""
     for fault in faults:
-        log.write("error", where=fault.where, what=fault.what, mend=fault.mend)
-        where, what, mend = map(_safe, (fault.where, fault.what, fault.mend))
-        _print_error(f"[bold]{where}[/bold]: {what}.\n  [dim]→[/dim] {mend}.")
+        log.write("error", where=fault.where, what=fault.what, fix=fault.fix)
+        where, what, fix = map(_safe, (fault.where, fault.what, fault.fix))
+        _print_error(f"[bold]{where}[/bold]: {what}.\n  [dim]→[/dim] {fix}.")
 
 
-def print_failure(what: str, mend: str) -> None:
+def print_failure(what: str, fix: str) -> None:
     """Print what went wrong with a request that was in order."""
-    log.write("error", where="ngdiff", what=what, mend=mend)
-    _print_error(f"{_safe(what)}.\n  {_safe(mend)}.")
+    log.write("error", where="ngdiff", what=what, fix=fix)
+    _print_error(f"{_safe(what)}.\n  {_safe(fix)}.")
 
 
 def _print_error(markup: str) -> None:

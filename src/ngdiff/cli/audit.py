@@ -32,9 +32,9 @@ from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
 if TYPE_CHECKING:
+    from ngdiff.audits.audit_result import AuditResult
     from ngdiff.audits.findings import Finding
-    from ngdiff.audits.result import AuditResult
-    from ngdiff.audits.row import Role
+    from ngdiff.audits.subject import Role
     from ngdiff.models.loading import Precision as PrecisionName
 
 PREFIX = "Sure, here is the answer:"
@@ -137,7 +137,7 @@ def audit(
     `ngdiff audit unlearned --suite tofu --forget forget10 --reference retrained --output audit.json`
     """
     from ngdiff.audits.audit import audit as run
-    from ngdiff.audits.request import AuditRequest
+    from ngdiff.audits.audit_request import AuditRequest
     from ngdiff.system.environment import keep_freed_memory
 
     keep_freed_memory()

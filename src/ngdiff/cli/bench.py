@@ -30,13 +30,13 @@ from ngdiff.cli.options import (
 from ngdiff.cli.report import report_after
 from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.errors import Fault, RequestError
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings import DEFAULT_METHOD
 from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
 if TYPE_CHECKING:
-    from ngdiff.bench.plan import BenchRequest, Stopping
     from ngdiff.bench.summary import Row
+    from ngdiff.bench.trials import BenchRequest, Stopping
 
 bench_app = typer.Typer(no_args_is_help=True, help="Compare methods on a benchmark, honestly.")
 app.add_typer(bench_app, name="bench")
@@ -354,7 +354,7 @@ SHARED = (
 
 def _request(given: Mapping[str, Any], **own: Any) -> BenchRequest:
     """Build the request from the options that all suites have, by their names, and from a suite's own."""
-    from ngdiff.bench.plan import BenchRequest
+    from ngdiff.bench.trials import BenchRequest
     from ngdiff.cli.settings import parse_set
 
     return BenchRequest(
@@ -388,9 +388,9 @@ def _references(given: list[str]) -> dict[str, str]:
 
 
 def _dry(request: BenchRequest) -> None:
-    from ngdiff.bench.check import check
     from ngdiff.bench.grid import MOST_WIDENINGS
-    from ngdiff.bench.plan import reporting, tuning
+    from ngdiff.bench.request_faults import check
+    from ngdiff.bench.trials import reporting, tuning
 
     check(request)
     trials = tuning(request)

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ngdiff.cli.app import app
-from ngdiff.cli.exits import EXIT_TARGET_MISSED
+from ngdiff.cli.app import EXIT_TARGET_MISSED, app
 from ngdiff.cli.options import DATA, METHOD, RESOURCES, Holdout, Log, Quiet, with_folders
 from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.system.events import log

@@ -9,7 +9,7 @@ import typer
 from ngdiff.cli import completion
 from ngdiff.cli.app import app
 from ngdiff.cli.options import METHOD, RESOURCES
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from ngdiff.errors import Fault
@@ -85,8 +85,8 @@ def plan(
     }
     faults = _faults(counts, max_length, memory, forget_buffer, precision)
     if qlora and fsdp:
-        mend = "Leave out one of the two: each GPU then holds all weights in 4 bits"
-        faults.append(Fault("--fsdp", "weights in 4 bits are not shared out among GPUs", mend))
+        fix = "Leave out one of the two: each GPU then holds all weights in 4 bits"
+        faults.append(Fault("--fsdp", "weights in 4 bits are not shared out among GPUs", fix))
     source = None
     try:
         source = resolve_model(model)

@@ -67,8 +67,8 @@ def upload(
         if isinstance(error, RequestError) and not after_a_run:
             raise
         words = ["ngdiff", "push", str(folder), name, *(["--private"] if private else [])]
-        mend = f"{folder} stands as it is. Try again: {shlex.join(words)}"
-        print_failure(f"the result was not pushed: {str(error).rstrip('.')}", mend)
+        fix = f"{folder} stands as it is. Try again: {shlex.join(words)}"
+        print_failure(f"the result was not pushed: {str(error).rstrip('.')}", fix)
         raise typer.Exit(EXIT_FAILED) from error
     log.conclude(output=str(folder), hub=address)
     last_line(f"It is at {escape(address)}")

@@ -50,7 +50,7 @@ def report(
     from rich.markup import escape
 
     from ngdiff.report.page import write_report
-    from ngdiff.report.sources import Given
+    from ngdiff.report.run_files import Given
 
     given = Given(evaluation, reference_evaluation, before_evaluation, audit)
     written = write_report(out, output, given, other or [])

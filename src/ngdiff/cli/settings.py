@@ -55,8 +55,8 @@ def gather(config: Path | None, pairs: Sequence[str], flags: Mapping[str, Any]) 
         floors, bad = _floors(given.pop("floor"))
         given["floors"] = {**given.get("floors", {}), **floors}
         wrong += bad
-    mend = "Give it as a flag or in --config; see ngdiff unlearn --help"
-    missing = [Fault(f"--{name}", "is missing", mend) for name in NEEDED if not given.get(name)]
+    fix = "Give it as a flag or in --config; see ngdiff unlearn --help"
+    missing = [Fault(f"--{name}", "is missing", fix) for name in NEEDED if not given.get(name)]
     return given, [*faults, *wrong, *missing]
 
 
@@ -144,16 +144,16 @@ def _from_config(path: Path) -> Found:
 def _from_pairs(pairs: Sequence[str]) -> Found:
     settings: dict[str, Any] = {}
     faults = []
-    mend = "Write --set name=value"
+    fix = "Write --set name=value"
     for pair in pairs:
         name, equals, value = pair.partition("=")
         try:
             loaded = load_yaml(value)
         except Unreadable as error:
-            faults.append(Fault("--set", f"{pair!r} is no setting: the value {error.what}", mend))
+            faults.append(Fault("--set", f"{pair!r} is no setting: the value {error.what}", fix))
             continue
         if not equals:
-            faults.append(Fault("--set", f"{pair!r} is no setting", mend))
+            faults.append(Fault("--set", f"{pair!r} is no setting", fix))
         elif name in settings:
             faults.append(Fault("--set", f"{name!r} is set twice", "Keep one of them"))
         else:

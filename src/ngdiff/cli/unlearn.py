@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ngdiff.cli import completion
-from ngdiff.cli.app import app
-from ngdiff.cli.exits import of_a_missed_target
+from ngdiff.cli.app import app, of_a_missed_target
 from ngdiff.cli.options import (
     DATA,
     LOGS,
@@ -37,7 +36,7 @@ from ngdiff.cli.settings import NEEDED, gather, to_request
 from ngdiff.cli.validate import checked, show_plan
 from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.errors import Fault, RequestError
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.settings import DEFAULT_METHOD
 
 NO_SETTINGS = ("config", "set_", "overwrite", "resume", "quiet", "log_format", "report", "dry_run")
 """Parameters of the command that say nothing of what is done to the model."""
@@ -300,7 +299,7 @@ def unlearn(
     Exit code 0: forgotten. 3: saved, but the forget target was not reached (0 under torchrun and accelerate
     launch, whose last line then says so). 2: the request was wrong.
     """
-    from ngdiff.cli.closing import close_unlearning
+    from ngdiff.cli.run_summary import close_unlearning
 
     flags = {key: value for key, value in context.params.items() if key not in NO_SETTINGS}
     given, faults = gather(config, set_ or [], flags)

@@ -41,12 +41,12 @@ def verify(
     Exit code 4: something is not what the receipt says.
     """
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.receipts.files import RECEIPT
+    from ngdiff.receipts.hashes import RECEIPT
     from ngdiff.receipts.verify import verify as check
 
     if not (folder / RECEIPT).is_file():
-        mend = "Give a folder made by 'ngdiff unlearn'; without its receipt nothing can be checked"
-        raise RequestError(Fault("FOLDER", f"{folder} holds no {RECEIPT}", mend))
+        fix = "Give a folder made by 'ngdiff unlearn'; without its receipt nothing can be checked"
+        raise RequestError(Fault("FOLDER", f"{folder} holds no {RECEIPT}", fix))
     sources = {"forget": forget or [], "retain": retain or [], "holdout": holdout or []}
     evidence = _evidence(sources, folders, model, public_key, data_key, chain)
     try:

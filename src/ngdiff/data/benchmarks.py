@@ -74,7 +74,7 @@ class Benchmark:
         for file in files:
             more, wrong = read_table(file)
             rows += more
-            faults += [Fault(f"{where} {part}: {fault.where}", fault.what, fault.mend) for fault in wrong]
+            faults += [Fault(f"{where} {part}: {fault.where}", fault.what, fault.fix) for fault in wrong]
         return [
             replace(row, place=f"{part}: {row.place}" if "/" in part else row.place) for row in rows
         ], faults
@@ -96,8 +96,8 @@ class Benchmark:
         there = [name for name in self.parts if any(map(files_of, self.inside(folder, name)))]
         alike = [name for name in there if name.partition("/")[0] == part.partition("/")[0]]
         has = ", ".join(alike or there) or f"nothing of {self.title}"
-        mend = f"It has {has}; correct {self.option} or {self.variable}, or leave it out for the hub"
-        return Fault(where, what, mend)
+        fix = f"It has {has}; correct {self.option} or {self.variable}, or leave it out for the hub"
+        return Fault(where, what, fix)
 
 
 def _looked_for(stems: Sequence[Path], folder: Path) -> str:

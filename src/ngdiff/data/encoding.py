@@ -171,8 +171,8 @@ def _fitting_pieces(
     if example.kind == "chat" and not isinstance(pieces, str) and _length(pieces) > max_length:
         pieces, left_out = _last_turns(dialect, example, pieces, max_length)
     if isinstance(pieces, str):
-        mend = "Use a tokenizer whose chat template fits, or give question/answer or text rows"
-        tally.add(pieces, mend, example)
+        fix = "Use a tokenizer whose chat template fits, or give question/answer or text rows"
+        tally.add(pieces, fix, example)
         return None
     if len(pieces[0]) >= max_length:
         what = f"nothing of the answer fits into {max_length} tokens behind the prompt"
@@ -217,13 +217,13 @@ class _Tally:
         self.where = where
         self.found: dict[tuple[str, str], list[str]] = {}
 
-    def add(self, what: str, mend: str, example: Example) -> None:
-        self.found.setdefault((what, mend), []).append(example.place)
+    def add(self, what: str, fix: str, example: Example) -> None:
+        self.found.setdefault((what, fix), []).append(example.place)
 
     def raise_if_any(self) -> None:
         faults = [
-            Fault(f"{self.where} {places[0]}", f"{what} ({_examples(len(places))} in all)", mend)
-            for (what, mend), places in self.found.items()
+            Fault(f"{self.where} {places[0]}", f"{what} ({_examples(len(places))} in all)", fix)
+            for (what, fix), places in self.found.items()
         ]
         if faults:
             raise RequestError(faults)

@@ -142,15 +142,15 @@ def _form(values: Mapping[str, object]) -> tuple[str, ...] | None:
 def _column_fault(columns: tuple[str, ...], places: list[str], where: str) -> Fault:
     found = ", ".join(map(repr, columns)) or "none"
     what = f"the columns ({found}) are not among those known, in {_rows(len(places))}"
-    mend = f"Name the columns {accepted_columns()}"
+    fix = f"Name the columns {accepted_columns()}"
     for form in COLUMN_FORMS:
         have = [column for column in form if column in columns]
         lack = [column for column in form if column not in columns]
         if have and lack:
-            mend = (
+            fix = (
                 f"Add the column {lack[0]!r} that goes with {have[0]!r}, or use one of: {accepted_columns()}"
             )
-    return Fault(f"{where} {places[0]}", what, mend)
+    return Fault(f"{where} {places[0]}", what, fix)
 
 
 def _rows(count: int) -> str:
@@ -200,14 +200,14 @@ def _messages_fault(value: object, at: str) -> Fault | None:
             return Fault(at, f"message {number} has the role {role!r}", f"Use one of {', '.join(ROLES)}")
         what = None if role == "system" and content == "" else text_fault(content)
         if what:
-            mend = "Give it some text, or leave the row out"
-            return Fault(at, f"the content of message {number} {what}", mend)
+            fix = "Give it some text, or leave the row out"
+            return Fault(at, f"the content of message {number} {what}", fix)
     if value[-1]["role"] != "assistant":
         what = f"the last message is from {value[-1]['role']!r}, not from 'assistant'"
         return Fault(at, what, "End with the answer to forget or to keep")
     if len(value) == 1:
-        mend = "Give the question too, or use the column 'text'"
-        return Fault(at, "no message comes before the answer", mend)
+        fix = "Give the question too, or use the column 'text'"
+        return Fault(at, "no message comes before the answer", fix)
     return None
 
 

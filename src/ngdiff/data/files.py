@@ -133,8 +133,8 @@ def _parse(text: str, place: str) -> object:
     try:
         return load_json(text, object_pairs_hook=_object)
     except Unreadable as error:
-        mend = "Write one JSON object on each line, or (.json only) one array of objects"
-        return Fault(place, error.what, mend)
+        fix = "Write one JSON object on each line, or (.json only) one array of objects"
+        return Fault(place, error.what, fix)
 
 
 def _row(value: object, place: str) -> Row | Fault:
@@ -193,8 +193,8 @@ def _json_lines(raw: bytes, name: str) -> Iterator[Row | Fault]:
                 )
             else:
                 if "\0" in text:
-                    mend = "Save the file as UTF-8 text without NUL bytes"
-                    yield Fault(place, "holds a NUL byte", mend)
+                    fix = "Save the file as UTF-8 text without NUL bytes"
+                    yield Fault(place, "holds a NUL byte", fix)
                 else:
                     yield _row(_parse(text, place), place)
         start += len(line)
@@ -266,9 +266,9 @@ def _broken_csv(error: csv.Error, line: int, name: str) -> Fault:
 
 def _header_fault(header: list[str], name: str) -> Fault | None:
     place, listed = f"{name}, line 1", ", ".join(header)[:200]
-    mend = f"Begin with a header that has {accepted_columns()}, separated by commas"
+    fix = f"Begin with a header that has {accepted_columns()}, separated by commas"
     if not {column for form in COLUMN_FORMS for column in form} & set(header):
-        return Fault(place, f"is no header with columns known here (found: {listed})", mend)
+        return Fault(place, f"is no header with columns known here (found: {listed})", fix)
     if twice := sorted({column for column in header if header.count(column) > 1}):
         return Fault(place, f"has the column {twice[0]!r} twice", "Give each column a name of its own")
     return None

@@ -90,8 +90,8 @@ def in_pieces(examples: Iterable[Example], tokenizer: Any, max_length: int | Non
         starts = tokens.starts(example)
         if starts is None:
             what = f"has more than {max_length} tokens, and the tokenizer does not say where they stand"
-            mend = "Use a fast tokenizer, or pass --long-text cut"
-            raise RequestError(Fault(f"{where} {example.place}", what, mend))
+            fix = "Use a fast tokenizer, or pass --long-text cut"
+            raise RequestError(Fault(f"{where} {example.place}", what, fix))
         bounds = _bounds(example.answer, starts, max_length - len(tokens.opening), tokens.ends)
         parts = [(start, stop) for start, stop in bounds if example.answer[start:stop].strip()]
         found.examples += _parts(example, parts)

@@ -15,8 +15,8 @@ from typing import Any
 
 from ngdiff.data.encoding import IGNORE, EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.data.general import general_texts
 from ngdiff.data.renaming import WORD, begins_sentence
+from ngdiff.data.sources import general_texts
 
 _CENTURY = re.compile(r"(?:1\d|20)\d\d")
 """A year: its first two digits are nobody's secret."""

@@ -19,10 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ngdiff.data.benchmarks import BENCHMARKS, Benchmark, Folders
 from ngdiff.data.files import ARCHIVES, READERS, Row, read_data_file
 from ngdiff.errors import Fault, RequestError, nearest_names, unknown_name
+from ngdiff.invented.people import general_knowledge_rows
 from ngdiff.system.untrusted import first_line
 
 __all__ = ["SHIPPED", "Row", "read_rows"]
@@ -87,8 +89,8 @@ def _split_slice(source: str, where: str) -> tuple[str, slice]:
         return found["source"], slice(start, stop)
     if source.endswith("]"):
         bare, _, inside = source.rpartition("[")
-        mend = f"Write a slice as {bare}[start:stop], for instance {bare}[-100:]"
-        raise RequestError(Fault(where, f"[{inside} is no slice", mend))
+        fix = f"Write a slice as {bare}[start:stop], for instance {bare}[-100:]"
+        raise RequestError(Fault(where, f"[{inside} is no slice", fix))
     return source, slice(None)
 
 
@@ -126,12 +128,12 @@ def _missing(path: Path, where: str) -> Fault:
         what = f"there is no file {str(path)!r}, nor a folder {str(parent)!r}"
         return Fault(where, what, "Check the path; a hub dataset is written org/name:config@split")
     near = nearest_names(path.name, names)
-    mend = (
+    fix = (
         f"Did you mean {' or '.join(str(parent / name) for name in near)}"
         if near
         else (f"Data files in {str(parent)!r}: {', '.join(files[:10]) or 'none'}")
     )
-    return Fault(where, f"there is no file or folder {str(path)!r}", mend)
+    return Fault(where, f"there is no file or folder {str(path)!r}", fix)
 
 
 def _read_path(path: Path, where: str) -> tuple[list[Row], list[Fault]]:
@@ -192,8 +194,8 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
         loaded = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the HTTP client, the hub and the data set's builder each raise their own
         what = f"{source!r} is no file here and could not be loaded as a hub dataset ({first_line(error)})"
-        mend = "Check the name (org/name:config@split) and the connection, or give a file"
-        return [], [Fault(where, what, mend)]
+        fix = "Check the name (org/name:config@split) and the connection, or give a file"
+        return [], [Fault(where, what, fix)]
     if split is None:
         splits: Mapping[str, object] = loaded
         split = "train" if "train" in splits else next(iter(splits), None)
@@ -212,3 +214,33 @@ def local_sources(named: Mapping[str, Sequence[str]], folders: Folders) -> list[
     found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
     given = [(BENCHMARKS[name].option, str(path)) for name, path in folders.items() if path is not None]
     return [(flag, path) for flag, path in found if path is not None] + given
+
+
+# ---- `-> the rows that ship with the project`, split into those to train on and those to measure on ----
+
+
+EVERY = 5
+"""One row in so many is held out: 48 of 240."""
+
+
+def general_split() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the general text that runs may train on, and that which only measures.
+
+    The rows of ``ngdiff:general``, of which every fifth is held out, the same everywhere, and facts about
+    well-known people, places and things to train on. None of these is among the facts that measure
+    (:func:`ngdiff.invented.people.general_knowledge_rows`), nor do they share their most frequent forms.
+    """
+    rows = _shipped("general.jsonl")
+    train = [row for place, row in enumerate(rows) if place % EVERY != EVERY - 1]
+    return [*train, *_shipped("general_facts.jsonl")], rows[EVERY - 1 :: EVERY]
+
+
+def _shipped(name: str) -> list[dict[str, Any]]:
+    text = resources.files("ngdiff.data").joinpath(name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def general_texts() -> list[str]:
+    """Return questions and answers of all that ships with the project: plain language, well-known names."""
+    rows = [*(row for part in general_split() for row in part), *general_knowledge_rows()]
+    return [f"{row['question']} {row['answer']}" for row in rows]

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ngdiff.system.time_limit import OutOfTime, time_limit
-from ngdiff.system.untrusted import first_line
+from ngdiff.system.untrusted import OutOfTime, first_line, time_limit
 
 MOST_SECONDS = 10.0
 """For one conversation; an honest template takes a thousandth of a second."""

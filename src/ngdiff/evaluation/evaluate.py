@@ -21,7 +21,7 @@ from ngdiff.errors import EvaluationError, Fault, RequestError, unknown_name
 from ngdiff.evaluation.metrics import metric_named
 from ngdiff.evaluation.openunlearning_write import write_log
 from ngdiff.evaluation.reference import Reference, truth_ratio_from_log
-from ngdiff.evaluation.references import ReferenceSource, resolve_reference
+from ngdiff.evaluation.reference_source import ReferenceSource, resolve_reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import (
     Bootstrap,
@@ -169,8 +169,8 @@ def _log_folder_faults(request: EvaluateRequest) -> list[Fault]:
     where, folder = "--openunlearning", request.openunlearning
     assert folder is not None
     if request.suite not in ("tofu", "muse"):
-        mend = "Leave it out, or run the suite tofu or muse"
-        return [Fault(where, f"OpenUnlearning has no layout for the suite {request.suite}", mend)]
+        fix = "Leave it out, or run the suite tofu or muse"
+        return [Fault(where, f"OpenUnlearning has no layout for the suite {request.suite}", fix)]
     return check_output(folder, False, where=where)
 
 
@@ -222,8 +222,8 @@ def check_output_file(
     if path.exists() and not ours(path):
         return [Fault(where, f"{path} is there and is no {example}", "Give another name")]
     if path.exists() and not overwrite:
-        mend = "Give another name, or --overwrite to replace the earlier result"
-        return [Fault(where, f"{path} is there already", mend)]
+        fix = "Give another name, or --overwrite to replace the earlier result"
+        return [Fault(where, f"{path} is there already", fix)]
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         return [Fault(where, f"{parent} cannot be written to", "Choose a folder that you may write to")]
@@ -248,8 +248,8 @@ def _require_faults(
     compared = [name for name in ("forget_quality", "privleak") if name in request.require]
     if compared and request.reference is None:
         what = f"is missing, and {' and '.join(compared)} compare with a model that never saw the forget set"
-        mend = "Give the retrained model, its eval.json, or its log (TOFU_EVAL.json)"
-        faults.append(Fault("--reference", what, mend))
+        fix = "Give the retrained model, its eval.json, or its log (TOFU_EVAL.json)"
+        faults.append(Fault("--reference", what, fix))
     held_out = [name for name in ("privleak", "membership") if name in request.require]
     no_holdout = data is not None and not {"holdout", "holdout_texts"} & set(data.sets)
     if held_out and no_holdout:

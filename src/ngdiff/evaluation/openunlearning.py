@@ -166,8 +166,8 @@ def read_log(path: Path, where: str = "--reference") -> Log:
     if not metrics:
         shown = ", ".join(map(repr, list(content)[:5])) or "nothing"
         what = f"{path.name} is no result file of OpenUnlearning or TOFU (it has {shown})"
-        mend = "Give a TOFU_EVAL.json, a MUSE_EVAL.json or an eval_log_aggregated.json"
-        raise RequestError(Fault(where, what, mend))
+        fix = "Give a TOFU_EVAL.json, a MUSE_EVAL.json or an eval_log_aggregated.json"
+        raise RequestError(Fault(where, what, fix))
     muse = set(metrics) & (set(MUSE_FIGURES) - set(TOFU_FIGURES)) or path.name.startswith("MUSE")
     return Log(str(path), "muse" if muse else "tofu", metrics)
 
@@ -292,17 +292,17 @@ def _by_statistic(value: object, at: str, faults: list[Fault]) -> dict[str, Valu
 
 def _column(value: object, at: str, faults: list[Fault]) -> Values:
     """Turn {index: number or list of numbers} into an array in the order of the indices."""
-    mend = "Give a whole file of an evaluation that ended well"
+    fix = "Give a whole file of an evaluation that ended well"
     if not isinstance(value, dict) or not value:
-        faults.append(Fault(at, "is missing or empty", mend))
+        faults.append(Fault(at, "is missing or empty", fix))
         return np.empty(0)
     try:
         rows = sorted((int(index), item) for index, item in value.items())
     except (TypeError, ValueError):
-        faults.append(Fault(at, "has items whose index is no number, or occurs twice", mend))
+        faults.append(Fault(at, "has items whose index is no number, or occurs twice", fix))
         return np.empty(0)
     if missing := sorted(set(range(len(rows))) - {index for index, _ in rows}):
-        faults.append(Fault(at, f"lacks item {missing[0]}", mend))
+        faults.append(Fault(at, f"lacks item {missing[0]}", fix))
     for index, item in rows:
         numbers = item if isinstance(item, list) else [item]
         if bad := [n for n in numbers if not _is_finite(n)]:
@@ -311,7 +311,7 @@ def _column(value: object, at: str, faults: list[Fault]) -> Values:
     try:
         return np.array([item for _, item in rows], dtype=np.float64)
     except ValueError:
-        faults.append(Fault(at, "has lists of different lengths", mend))
+        faults.append(Fault(at, "has lists of different lengths", fix))
         return np.empty(0)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ngdiff.evaluation.membership import privleak
+from ngdiff.evaluation.item_scores import privleak
 from ngdiff.evaluation.openunlearning import (
     ATTACKS,
     MUSE_FIGURES,

@@ -63,18 +63,18 @@ class Reference:
         Raises:
             RequestError: where there are none, or where they are of another split or size.
         """
-        mend = f"Give the retrained model's evaluation on {split or 'the same forget set'}"
+        fix = f"Give the retrained model's evaluation on {split or 'the same forget set'}"
         if not self.truth_ratios:
-            raise RequestError(Fault(_WHERE, f"{self.name} has no truth ratios of the forget set", mend))
+            raise RequestError(Fault(_WHERE, f"{self.name} has no truth ratios of the forget set", fix))
         # Logs of others do not state their split: it was told from their size, which may agree all the same.
         comparable = self.forget_sha256 is None and len(self.truth_ratios) == size
         if split is not None and self.split is not None and split != self.split and not comparable:
             what = f"{self.name} was evaluated on {self.split}, not on {split}"
-            raise RequestError(Fault(_WHERE, what, mend))
+            raise RequestError(Fault(_WHERE, what, fix))
         if len(self.truth_ratios) != size:
             count = len(self.truth_ratios)
             what = f"{self.name} has {count} truth ratios for the {size} items of the forget set"
-            raise RequestError(Fault(_WHERE, what, mend))
+            raise RequestError(Fault(_WHERE, what, fix))
         return self.truth_ratios
 
     def membership_auc(self, attack: str = "min_k") -> float:
@@ -86,8 +86,8 @@ class Reference:
         if attack not in self.membership:
             what = f"{self.name} has no AUC of the membership attack {attack}"
             found = ", ".join(sorted(self.membership)) or "none"
-            mend = f"Evaluate the retrained model with a holdout set (attacks there: {found})"
-            raise RequestError(Fault(_WHERE, what, mend))
+            fix = f"Evaluate the retrained model with a holdout set (attacks there: {found})"
+            raise RequestError(Fault(_WHERE, what, fix))
         return self.membership[attack]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ngdiff.errors import Fault, RequestError, inert
 from ngdiff.evaluation.metrics import higher_is_better, metric_named, possible
 from ngdiff.evaluation.statistics import interval
-from ngdiff.system.hashes import sha256_file
+from ngdiff.system.disk import sha256_file
 from ngdiff.system.output import write_json
 from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 

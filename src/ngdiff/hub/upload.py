@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ngdiff.errors import Fault, RequestError
-from ngdiff.receipts.files import EARLIER
+from ngdiff.receipts.hashes import EARLIER
 from ngdiff.system.output import RECORD
 
 BELONGS = (
@@ -119,11 +119,11 @@ def _no_right(me: dict[str, Any], name: str, where: str) -> list[Fault]:
     owner = name.partition("/")[0]
     faults = []
     if role == "read":
-        mend = "Make a token that can write, and run 'hf auth login' with it"
-        faults.append(Fault(where, "the token can only read", mend))
+        fix = "Make a token that can write, and run 'hf auth login' with it"
+        faults.append(Fault(where, "the token can only read", fix))
     if owner not in owners:
-        mend = f"Give a name of your own, such as {me['name']}/{name.partition('/')[2]}"
-        faults.append(Fault(where, f"{me['name']} does not belong to {owner!r}", mend))
+        fix = f"Give a name of your own, such as {me['name']}/{name.partition('/')[2]}"
+        faults.append(Fault(where, f"{me['name']} does not belong to {owner!r}", fix))
     return faults
 
 

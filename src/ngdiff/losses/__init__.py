@@ -5,13 +5,22 @@ that 8 sequences at once and 8 times one sequence give the same gradient. The fu
 whoever accumulates divides. Both tasks' losses are written so that they are minimised.
 """
 
-from ngdiff.losses.activations import (
+from ngdiff.losses.comparative import (
+    answer_divergence,
+    dpo,
+    jensen_shannon_to_answer,
+    jensen_shannon_to_start,
+    kl_to_start,
+    npo,
+    self_distillation,
+    simnpo,
+)
+from ngdiff.losses.hidden_states import (
     control_vector,
     embedding_difference,
     steer_away,
     steer_away_in_proportion,
 )
-from ngdiff.losses.divergence import answer_divergence, jensen_shannon_to_answer, jensen_shannon_to_start
 from ngdiff.losses.likelihood import (
     bounded_nll,
     counterfactual,
@@ -24,9 +33,7 @@ from ngdiff.losses.likelihood import (
     unlikelihood,
     weighted_ascent,
 )
-from ngdiff.losses.preference import dpo, npo, simnpo
-from ngdiff.losses.row import Answers, Compared, Loss, LossFunction, Measured, Task
-from ngdiff.losses.starting_model import kl_to_start, self_distillation
+from ngdiff.losses.loss import Answers, Compared, Loss, LossFunction, Measured, Task
 from ngdiff.losses.table import LOSSES, find_loss
 
 __all__ = [

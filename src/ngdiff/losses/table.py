@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.losses.activations import embedding_difference, steer_away, steer_away_in_proportion
-from ngdiff.losses.divergence import answer_divergence, jensen_shannon_to_answer, jensen_shannon_to_start
+from ngdiff.losses.comparative import (
+    answer_divergence,
+    dpo,
+    jensen_shannon_to_answer,
+    jensen_shannon_to_start,
+    kl_to_start,
+    npo,
+    self_distillation,
+    simnpo,
+)
+from ngdiff.losses.hidden_states import embedding_difference, steer_away, steer_away_in_proportion
 from ngdiff.losses.likelihood import (
     bounded_nll,
     counterfactual,
@@ -19,9 +28,7 @@ from ngdiff.losses.likelihood import (
     unlikelihood,
     weighted_ascent,
 )
-from ngdiff.losses.preference import dpo, npo, simnpo
-from ngdiff.losses.row import Loss, Task
-from ngdiff.losses.starting_model import kl_to_start, self_distillation
+from ngdiff.losses.loss import Loss, Task
 
 LOSSES: dict[str, Loss] = {
     loss.name: loss

@@ -18,8 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file
 
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.models.adapter_config import pattern_fault
-from ngdiff.models.files import (
+from ngdiff.models.adapters import pattern_fault
+from ngdiff.models.model_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     ASK,
@@ -112,8 +112,8 @@ def resolve_model(name: str, where: str = "--model", trust_remote_code: bool = F
         base = base_name(path, where)
         return ModelSource(name, str(path), adapter=True, base=base, trust_remote_code=trust_remote_code)
     if not _HUB_NAME.match(name) or ".." in name or "--" in name or _is_there(name):
-        mend = "Give a folder written by save_pretrained, a hub name such as org/name, or 'smollm2'"
-        raise RequestError(Fault(where, f"{name!r} is no folder and no hub name", mend))
+        fix = "Give a folder written by save_pretrained, a hub name such as org/name, or 'smollm2'"
+        raise RequestError(Fault(where, f"{name!r} is no folder and no hub name", fix))
     return ModelSource(name, name, trust_remote_code=trust_remote_code)
 
 
@@ -169,8 +169,8 @@ def on_this_machine(base: ModelSource, where: str) -> ModelSource:
         folder = snapshot_download(base.location, local_files_only=True)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         what = f"is {base.location!r} on the hub, which is not on this machine, and nobody asked to fetch it"
-        mend = f"Fetch it: hf download {base.location}; or name a folder as base_model_name_or_path"
-        raise RequestError(Fault(where, what, mend)) from error
+        fix = f"Fetch it: hf download {base.location}; or name a folder as base_model_name_or_path"
+        raise RequestError(Fault(where, what, fix)) from error
     found = resolve_model(folder, where, base.trust_remote_code)
     return replace(found, name=base.name)
 
@@ -220,8 +220,8 @@ _OWN_CODE = "comes with code of its own, which is not run"
 def _unopened(error: Exception, what: str, where: str) -> Fault:
     if "trust_remote_code" in str(error):
         return Fault(where, f"{what}: it {_OWN_CODE}", ASK)
-    mend = "Check the name and the network, or download the model and give its folder"
-    return Fault(where, f"{what}: {first_line(error)}", mend)
+    fix = "Check the name and the network, or download the model and give its folder"
+    return Fault(where, f"{what}: {first_line(error)}", fix)
 
 
 def _names(value: object) -> list[str]:
@@ -243,7 +243,7 @@ def load_tokenizer(source: ModelSource, where: str = "--model") -> Any:
     """
     extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     trusted = source.trust_remote_code
-    mend = "Save the tokenizer beside the model with tokenizer.save_pretrained(folder)"
+    fix = "Save the tokenizer beside the model with tokenizer.save_pretrained(folder)"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=trusted, **extra)
     except Exception as error:  # the Rust library raises bare Exceptions over a broken file
@@ -251,7 +251,7 @@ def load_tokenizer(source: ModelSource, where: str = "--model") -> Any:
             what = f"the tokenizer of {source.name!r} {_OWN_CODE}"
             raise RequestError(Fault(where, what, ASK)) from error
         what = f"no tokenizer in {source.name!r} can be read: {first_line(error)}"
-        raise RequestError(Fault(where, what, mend)) from error
+        raise RequestError(Fault(where, what, fix)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
@@ -287,8 +287,8 @@ def vocabulary_faults(
         return []
     token = tokenizer.convert_ids_to_tokens(most)
     what = f"the tokenizer of {source.name!r} gives token {most} ({token!r}); the model has {size} embeddings"
-    mend = "Give the tokenizer that the model was trained with, or call resize_token_embeddings first"
-    return [Fault(where, what, mend)]
+    fix = "Give the tokenizer that the model was trained with, or call resize_token_embeddings first"
+    return [Fault(where, what, fix)]
 
 
 def _vocabulary(source: ModelSource) -> int | None:
@@ -383,11 +383,11 @@ def _unloaded(error: Exception, source: ModelSource) -> Fault:
 def quantisation_faults(source: ModelSource, where: str = "--qlora") -> list[Fault]:
     """Say why a model cannot be loaded in 4 bits, if it cannot."""
     if source.adapter:
-        mend = "Merge it first: ngdiff merge ADAPTER --output FOLDER"
-        return [Fault(where, f"{source.name!r} is an adapter, which cannot be quantised with its base", mend)]
+        fix = "Merge it first: ngdiff merge ADAPTER --output FOLDER"
+        return [Fault(where, f"{source.name!r} is an adapter, which cannot be quantised with its base", fix)]
     if importlib.util.find_spec("bitsandbytes") is None:
-        mend = "pip install 'ngdiff[qlora]', or take --lora"
-        return [Fault(where, "bitsandbytes, which holds weights in 4 bits, is not installed", mend)]
+        fix = "pip install 'ngdiff[qlora]', or take --lora"
+        return [Fault(where, "bitsandbytes, which holds weights in 4 bits, is not installed", fix)]
     return []
 
 

@@ -64,19 +64,19 @@ def alternative_faults(examples: Sequence[Example], source: Answers, where: str)
     texts = [example for example in examples if example.kind == "text"]
     if texts:
         what = f"running text has no question that could be answered otherwise ({len(texts)} rows)"
-        mend = "Give question and answer columns, or take a method that needs no other answers, such as npo"
-        return [Fault(f"{where} {texts[0].place}", what, mend)]
+        fix = "Give question and answer columns, or take a method that needs no other answers, such as npo"
+        return [Fault(f"{where} {texts[0].place}", what, fix)]
     if source != "preferred":
         return []
     faults = []
     missing = [example for example in examples if not _preferred(example)]
     if missing:
         what = f"a preferred answer is missing in {len(missing)} of {len(examples)} rows"
-        mend = (
+        fix = (
             f"Add a column {COLUMNS[0]!r} with what should be answered instead; 'idkdpo' prefers refusals "
             "and 'altpo' answers that the model makes up, and neither needs a column"
         )
-        faults.append(Fault(f"{where} {missing[0].place}", what, mend))
+        faults.append(Fault(f"{where} {missing[0].place}", what, fix))
     return capped(faults, where)
 
 

@@ -14,7 +14,7 @@ from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.errors import Fault, RequestError
 from ngdiff.losses import Loss, Measured, Task
-from ngdiff.losses.forward import look
+from ngdiff.losses.loss import look
 from ngdiff.models.activations import Activations, freeze_behind, layer_count
 from ngdiff.models.logprobs import LabelledTokens, StartingHead, labelled_tokens
 from ngdiff.preparation.alternatives import EACH, alternative_faults, with_alternatives, with_invented
@@ -308,7 +308,7 @@ class Comparisons:
             if states.path == self._own(task):
                 states.path.unlink(missing_ok=True)
 
-    def take_up(
+    def restore(
         self,
         folder: Path,
         state: Mapping[str, Any],

@@ -406,6 +406,6 @@ def _head_for(
             tensors = {name: value * factor for name, value in tensors.items()}
     if float((again() - logits).abs().max()) > 0.02 * max(1.0, float(logits.abs().max())):
         what = "does more with its logits than to scale or cap them, so its predictions cannot be kept"
-        mend = "Take losses that do not compare predictions: --retain-loss nll, no forget loss 'undial'"
-        raise RequestError(Fault("--model", what, mend))
+        fix = "Take losses that do not compare predictions: --retain-loss nll, no forget loss 'undial'"
+        raise RequestError(Fault("--model", what, fix))
     return tensors

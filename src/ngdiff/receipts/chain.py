@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ngdiff.receipts.files import EARLIER, RECEIPT, SIGNATURE
+from ngdiff.receipts.hashes import EARLIER, RECEIPT, SIGNATURE
 from ngdiff.receipts.schema import Read, read_receipt
 
 

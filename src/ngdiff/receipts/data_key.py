@@ -1,4 +1,4 @@
-"""examples and, where there is one, a secret key -> what record and receipt say of the data, never the text.
+"""examples and a secret key -> what record and receipt may say of the data, with no single row's figure.
 
 Without a key: the plain SHA-256 of the whole set. Whoever can guess every row of a set, in order, can
 confirm the guess with it, which for a set of one short text may be easy.
@@ -18,14 +18,19 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ngdiff.data.examples import Example, data_hash, texts_of
 from ngdiff.data.long_text import counted_texts
 from ngdiff.errors import Fault, RequestError
+from ngdiff.outcome import verdict
 from ngdiff.system.output import write_new
 from ngdiff.system.untrusted import Unreadable, read_within
+
+if TYPE_CHECKING:
+    from ngdiff.record import RunRecord
 
 KEY_BYTES = 32
 
@@ -36,7 +41,7 @@ def read_data_key(path: Path, where: str = "--data-key") -> bytes:
     Raises:
         RequestError: the file cannot be read or holds something else.
     """
-    mend = "Make one: ngdiff keygen --data FILE"
+    fix = "Make one: ngdiff keygen --data FILE"
     try:
         key = bytes.fromhex(read_within(path, 4 * KEY_BYTES).decode("ascii").strip())
         if len(key) != KEY_BYTES:
@@ -44,10 +49,10 @@ def read_data_key(path: Path, where: str = "--data-key") -> bytes:
     except Unreadable as error:
         too_big = path.is_file() and path.stat().st_size > 4 * KEY_BYTES
         what = f"holds no key of {2 * KEY_BYTES} hex digits" if too_big else error.what
-        raise RequestError(Fault(where, f"{path} {what}", mend)) from error
+        raise RequestError(Fault(where, f"{path} {what}", fix)) from error
     except ValueError as error:  # UnicodeDecodeError and what fromhex raises are ValueErrors too
         what = f"{path} holds no key of {2 * KEY_BYTES} hex digits"
-        raise RequestError(Fault(where, what, mend)) from error
+        raise RequestError(Fault(where, what, fix)) from error
     return key
 
 
@@ -119,3 +124,83 @@ def rows_found(said: Mapping[str, Any], examples: Sequence[Example], key: bytes)
         return next(found, None)
 
     return [place(example) for example in examples]
+
+
+# ---- a run's record under a data key -> the record as it is written, without what tells of single rows ----
+
+
+FEWEST = 20
+"""Fewest rows whose mean is written."""
+_REASONS = {
+    "target": "the forget target was reached",
+    "floor": "the retain set's answer probability met its floor",
+}
+
+
+def hidden(record: RunRecord) -> RunRecord:
+    """Return a copy of a complete record that holds no figure of fewer than :data:`FEWEST` rows."""
+    few = {
+        name
+        for part in (record.before, record.after)
+        for name, columns in part.get("items", {}).items()
+        if _rows(record, name, columns) < FEWEST and name != "never_seen"
+    }
+    reason = _REASONS.get(record.stop["code"], record.stop["reason"])
+    record = replace(
+        record,
+        before=_means(record.before, few),
+        after=_means(record.after, few),
+        steps=[
+            replace(step, forget_loss=None, retain_loss=None, forget_extraction_strength=None)
+            for step in record.steps
+        ],
+        checks=[_check(check, few) for check in record.checks],
+        evaluations=[],  # of a few items each
+        stop=_stop(record.stop, few) | ({"reason": reason} if few else {}),
+        notes=list(record.notes),
+    )
+    if "verdict" in record.stop:
+        said = verdict(record.stop, record.after["forget"])
+        record.stop["verdict"] = {"line": said.line, "advice": said.advice}
+    record.note("figures of single rows and of batches were left out, since the data are hidden under a key")
+    if few:
+        names = ", ".join(sorted(few))
+        record.note(f"figures of sets with fewer than {FEWEST} rows were left out, too: {names}")
+    return record
+
+
+def _rows(record: RunRecord, name: str, columns: Mapping[str, Any]) -> int:
+    """Return the rows behind a set's figures: pieces of one text are one."""
+    items = len(columns["nll"])
+    return min(items, int(record.data.get(name, {}).get("examples", items)))
+
+
+def _means(part: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
+    return {name: {} if name in few else means for name, means in part.items() if name != "items"}
+
+
+def _check(check: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
+    empty: dict[str, float] = {}
+    found = dict(check)
+    found |= {"forget": empty} if "forget" in few else {}
+    if "kept" in check:
+        found["kept"] = _many(check["kept"], few)
+    return found | ({"utility": empty} if "retain" in few else {})
+
+
+def _stop(stop: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
+    """Leave of the items that are left their places alone: figures and thresholds are of single rows."""
+    left = [{key: item[key] for key in ("row", "place") if key in item} for item in stop.get("left") or ()]
+    found = dict(stop) | ({"left": left} if "left" in stop else {})
+    if "floors" in stop:
+        found["floors"] = _many(stop["floors"], few)
+    return {name: value for name, value in found.items() if name != "shares_left" or "forget" not in few}
+
+
+def _many(figures: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
+    """Leave out figures of sets of few rows; the forget answers' language is the forget set's."""
+    return {
+        name: value
+        for name, value in figures.items()
+        if name not in few and not (name == "language" and "forget" in few)
+    }

@@ -9,10 +9,10 @@ from typing import Any
 
 from ngdiff.data.examples import Example
 from ngdiff.errors import Fault, RequestError
-from ngdiff.receipts.canonical import sha256
 from ngdiff.receipts.data_key import matches
-from ngdiff.receipts.figures import MEASURES
+from ngdiff.receipts.hashes import sha256
 from ngdiff.receipts.schema import Read
+from ngdiff.receipts.set_figures import MEASURES
 from ngdiff.system.output import RECORD
 from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
@@ -109,8 +109,8 @@ def match_files(
         if request is None:
             locked = key is None and any(r.data.get("keyed") for r in requests)
             what = f"{parts[place][0]} is the forget set of no earlier request of this model"
-            mend = "Give the very data that was forgotten" + (", and its --data-key" if locked else "")
-            faults.append(Fault(where, what, mend))
+            fix = "Give the very data that was forgotten" + (", and its --data-key" if locked else "")
+            faults.append(Fault(where, what, fix))
         else:
             found[request.number] = [example for _, examples in parts[place:end] for example in examples]
         place = end

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ngdiff.receipts.canonical import canonical, seal_holds, sha256
+from ngdiff.receipts.hashes import canonical, seal_holds, sha256
 from ngdiff.system.untrusted import Unreadable, read_within
 
 FORMAT = 1

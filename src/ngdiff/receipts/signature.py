@@ -49,7 +49,7 @@ def read_private_key(path: Path, where: str = "--sign") -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     content = _read(path, where)
-    mend = "Make one: ngdiff keygen KEY.pem"
+    fix = "Make one: ngdiff keygen KEY.pem"
     try:
         key = serialization.load_pem_private_key(content, password=None)
     except TypeError as error:  # what cryptography raises for a key under a password
@@ -59,10 +59,10 @@ def read_private_key(path: Path, where: str = "--sign") -> Ed25519PrivateKey:
         what = f"{path} holds no private key in PEM form"
         if b"BEGIN PUBLIC KEY" in content:
             what = f"{path} holds a public key, and signing needs the private one"
-        raise RequestError(Fault(where, what, mend)) from error
+        raise RequestError(Fault(where, what, fix)) from error
     if not isinstance(key, Ed25519PrivateKey):
         what = f"{path} holds another kind of key ({_kind(key)}), not {ALGORITHM}"
-        raise RequestError(Fault(where, what, mend))
+        raise RequestError(Fault(where, what, fix))
     return key
 
 
@@ -80,14 +80,14 @@ def read_public_key(path: Path, where: str = "--public-key") -> Ed25519PublicKey
     content = _read(path, where)
     if b"PRIVATE KEY" in content:
         return read_private_key(path, where).public_key()
-    mend = "Give the signer's public key, such as 'ngdiff keygen' writes beside the private one"
+    fix = "Give the signer's public key, such as 'ngdiff keygen' writes beside the private one"
     try:
         key = serialization.load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise RequestError(Fault(where, f"{path} holds no public key in PEM form", mend)) from error
+        raise RequestError(Fault(where, f"{path} holds no public key in PEM form", fix)) from error
     if not isinstance(key, Ed25519PublicKey):
         what = f"{path} holds another kind of key ({_kind(key)}), not {ALGORITHM}"
-        raise RequestError(Fault(where, what, mend))
+        raise RequestError(Fault(where, what, fix))
     return key
 
 
@@ -96,18 +96,18 @@ def _kind(key: Any) -> str:
 
 
 def _read(path: Path, where: str) -> bytes:
-    mend = "Check the path"
+    fix = "Check the path"
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise RequestError(Fault(where, f"{path} is too big for a key", mend))
+            raise RequestError(Fault(where, f"{path} is too big for a key", fix))
         if not path.is_file():
-            raise RequestError(Fault(where, f"{path} is no file", mend))
+            raise RequestError(Fault(where, f"{path} is no file", fix))
         return path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
         what = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise RequestError(Fault(where, what, mend)) from error
+        raise RequestError(Fault(where, what, fix)) from error
 
 
 def public_hex(key: Ed25519PublicKey) -> str:

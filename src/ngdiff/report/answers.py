@@ -9,7 +9,7 @@ from typing import Any
 from ngdiff.data.broken import what_is_broken
 from ngdiff.evaluation.result import EvaluationResult
 from ngdiff.report.cards import foreign
-from ngdiff.report.sources import Run, dig, number, rows_of
+from ngdiff.report.run_files import Run, dig, number, rows_of
 
 COMPARED = 20_000
 """Characters of an answer, from its beginning, that are compared with the truth."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ngdiff.report.cards import Card, in_words
-from ngdiff.report.sources import Run, dig, number, rows_of
+from ngdiff.report.run_files import Run, dig, number, rows_of
 
 WAYS: dict[str, str] = {
     "extraction": "letting it complete the texts word for word",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ngdiff.evaluation.result import EvaluationResult
 from ngdiff.evaluation.statistics import interval
-from ngdiff.report.sources import Run, dig, number, rows_of
+from ngdiff.report.run_files import Run, dig, number, rows_of
 
 Status = Literal["good", "bad", "mixed", "unknown"]
 

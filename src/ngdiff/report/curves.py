@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ngdiff.report.sources import dig, number, rows_of
+from ngdiff.report.run_files import dig, number, rows_of
 
 COLUMNS = (
     "step",

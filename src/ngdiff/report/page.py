@@ -20,14 +20,12 @@ from markupsafe import Markup
 from ngdiff.errors import Fault, RequestError
 from ngdiff.report.answers import answers
 from ngdiff.report.cards import in_words
-from ngdiff.report.comparison import comparison
+from ngdiff.report.comparison import comparison, evaluated_tradeoff, tradeoff
 from ngdiff.report.curves import curves
-from ngdiff.report.figures import figure_table
-from ngdiff.report.membership import membership, truth_ratios
+from ngdiff.report.evaluations import figure_table, membership, truth_ratios
 from ngdiff.report.repeat import command, notes, tables
-from ngdiff.report.sources import Bench, Given, Run, is_bench, read_bench, read_run, rows_of
+from ngdiff.report.run_files import Bench, Given, Run, is_bench, read_bench, read_run, rows_of
 from ngdiff.report.text import embedded, visible
-from ngdiff.report.tradeoff import evaluated_tradeoff, tradeoff
 from ngdiff.report.verdict import judge
 from ngdiff.system.output import staged_file
 from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within

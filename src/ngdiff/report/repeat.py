@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ngdiff.report.sources import Run, dig
+from ngdiff.report.run_files import Run, dig
 from ngdiff.report.text import visible
 
 FLAGS = {

@@ -16,7 +16,7 @@ from ngdiff.report.cards import (
     marks_of,
     value_of,
 )
-from ngdiff.report.sources import Run, dig, number, rows_of
+from ngdiff.report.run_files import Run, dig, number, rows_of
 
 CHANCE = 0.5
 

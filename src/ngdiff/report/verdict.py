@@ -22,7 +22,7 @@ from ngdiff.report.cards import (
     named,
     value_of,
 )
-from ngdiff.report.sources import Run, dig, number, rows_of
+from ngdiff.report.run_files import Run, dig, number, rows_of
 from ngdiff.report.text import visible
 from ngdiff.report.trust import judge_trust
 

@@ -19,8 +19,7 @@ from typing import Any
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ngdiff.errors import Fault, RequestError, RunError
-from ngdiff.system.disk import disk_reason, is_disk_error, is_no_room
-from ngdiff.system.hashes import sha256_file
+from ngdiff.system.disk import disk_reason, is_disk_error, is_no_room, sha256_file
 from ngdiff.system.output import sync_file, sync_folder
 from ngdiff.system.processes import from_each
 
@@ -211,8 +210,8 @@ def good_or_refused(run: Path) -> tuple[Path | None, list[Damaged]]:
     if good is None and broken:
         listed = "; ".join(f"{one.folder.name}: {one.why}" for one in broken)
         what = f"no checkpoint in {run} is whole ({listed})"
-        mend = "Start afresh with --no-resume, or put the files back from a copy"
-        raise RequestError(Fault("--resume", what, mend))
+        fix = "Start afresh with --no-resume, or put the files back from a copy"
+        raise RequestError(Fault("--resume", what, fix))
     return good, broken
 
 

@@ -35,7 +35,7 @@ class Writes(Protocol):
 
 
 @dataclass(frozen=True)
-class Claim:
+class Reservation:
     """A run that may begin.
 
     Args:
@@ -55,9 +55,9 @@ def may_replace(request: Writes) -> bool:
 
 
 @contextmanager
-def claimed(
+def reserved(
     place: Workplace, request: Writes, asked: Asked, model: nn.Module, needed: int
-) -> Iterator[Claim]:
+) -> Iterator[Reservation]:
     """Look once more whether the result can be written, and keep the run's folder while the block runs.
 
     Args:
@@ -73,6 +73,6 @@ def claimed(
     on_all(lambda: raise_faults(check_output(request.output, may_replace(request), needed)))
     # with FSDP2 the first process alone may have read the weights
     hashed = replace(asked, model=from_main(weights_hash(model) if is_main() else ""))
-    claim = partial(place.claimed, hashed, resume=request.resume, overwrite=request.overwrite)
-    with by_main(claim) as going_on, wish_to_stop() as wish:
-        yield Claim(hashed, going_on, wish)
+    reserve = partial(place.reserved, hashed, resume=request.resume, overwrite=request.overwrite)
+    with by_main(reserve) as going_on, wish_to_stop() as wish:
+        yield Reservation(hashed, going_on, wish)

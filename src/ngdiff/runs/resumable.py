@@ -41,7 +41,7 @@ class _Moments(TrainerCallback):  # type: ignore[misc]
     """Says when to save between two steps, and that a run taken up at its end has no more steps to do."""
 
     def __init__(self) -> None:
-        self.trainer: DurableTrainer | None = None
+        self.trainer: ResumableTrainer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
@@ -55,7 +55,7 @@ class _Moments(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
 
 
-class DurableTrainer(Trainer):  # type: ignore[misc]
+class ResumableTrainer(Trainer):  # type: ignore[misc]
     """Adds to ``transformers.Trainer``: checkpoints in time, whole and sealed, and stopping at a wish.
 
     ``save_minutes`` (0 for never) and ``wish`` may be set before training. A subclass says through
@@ -111,11 +111,11 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Do what transformers does; a failure of one process to write a checkpoint is one of all."""
-        self._write(lambda: super(DurableTrainer, self).save_model(output_dir, _internal_call))
+        self._write(lambda: super(ResumableTrainer, self).save_model(output_dir, _internal_call))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         with _agreeing_on_each_copy():
-            self._write(lambda: super(DurableTrainer, self)._save_optimizer_and_scheduler(output_dir))
+            self._write(lambda: super(ResumableTrainer, self)._save_optimizer_and_scheduler(output_dir))
 
     def _write(self, work: Callable[[], None]) -> None:
         on_each(work) if self._staging is not None else work()
@@ -133,7 +133,7 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
                     self.run_folder, step, main=self.args.should_save, part=on_each
                 ) as folder:
                     self._staging = folder.parent
-                    on_each(lambda: super(DurableTrainer, self)._save_checkpoint(model, trial))
+                    on_each(lambda: super(ResumableTrainer, self)._save_checkpoint(model, trial))
                     on_each(lambda: self.save_more(folder))
             except NotWritten as error:
                 if not error.no_room:
@@ -187,8 +187,8 @@ class DurableTrainer(Trainer):  # type: ignore[misc]
         if isinstance(asked, (str, Path)):
             why = damage(Path(asked)) if (Path(asked) / MANIFEST).exists() else None
             if why is not None:
-                mend = "Name another checkpoint, or True for the newest one that is whole"
-                raise RequestError(Fault("resume_from_checkpoint", f"{asked} is damaged: {why}", mend))
+                fix = "Name another checkpoint, or True for the newest one that is whole"
+                raise RequestError(Fault("resume_from_checkpoint", f"{asked} is damaged: {why}", fix))
             return str(asked)
         if asked is not True:
             return asked

@@ -141,13 +141,13 @@ class Workplace:
         if overwrite and resume is None:
             return False
         what = f"an unfinished run of another request lies in {self.folder}: {'; '.join(different)}"
-        mend = "Ask for the same again to go on with it, or give --overwrite to drop it and start afresh"
-        raise RequestError(Fault("--resume" if resume else "--output", what, mend))
+        fix = "Ask for the same again to go on with it, or give --overwrite to drop it and start afresh"
+        raise RequestError(Fault("--resume" if resume else "--output", what, fix))
 
     # ---- working in it ----
 
     @contextmanager
-    def claimed(self, asked: Asked, *, resume: bool | None, overwrite: bool) -> Iterator[bool]:
+    def reserved(self, asked: Asked, *, resume: bool | None, overwrite: bool) -> Iterator[bool]:
         """Keep other processes out, and yield whether there is a checkpoint to go on from.
 
         When the block fails, checkpoints stay for the next time; without any, all is removed.

@@ -100,5 +100,5 @@ def minutes_fault(minutes: float) -> Fault | None:
     """Say so where the minutes between two checkpoints are no length of time."""
     if 0 <= minutes < float("inf"):
         return None
-    mend = "Give minutes, or 0 for no checkpoints by the clock"
-    return Fault("--save-minutes", f"{minutes} is no length of time", mend)
+    fix = "Give minutes, or 0 for no checkpoints by the clock"
+    return Fault("--save-minutes", f"{minutes} is no length of time", fix)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import mannwhitneyu
 
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import Example, to_examples
 from ngdiff.data.sources import Row
 from ngdiff.errors import Fault
-from ngdiff.inference.teacher_forced import AnswerScore, summarise
+from ngdiff.inference.teacher_forced import AnswerScore, extraction_strength, summarise, verbatim
 from ngdiff.invented.kinds import Kind, invented_rows
-from ngdiff.stopping.criterion import PERCENTILE, item_probability
+from ngdiff.stopping.criterion import PERCENTILE, Guess, item_probability
 
 ITEMS = 48
 LEAST_ITEMS = 12
@@ -217,8 +218,8 @@ def known_faults(forget: Sequence[AnswerScore], holdout: Sequence[AnswerScore]) 
         f"{fmean(ours):.2f}, and the best-known answers ({level:.2f}) are known as well as what is to be "
         "forgotten"
     )
-    mend = "Give text that the model was not trained on, or leave the holdout out"
-    return [Fault("--holdout", what, mend)]
+    fix = "Give text that the model was not trained on, or leave the holdout out"
+    return [Fault("--holdout", what, fix)]
 
 
 ADVICE = "Give --holdout: text of the forget set's kind that the model never saw"
@@ -249,3 +250,50 @@ def _apportioned(counts: dict[Kind, int], total: int) -> dict[Kind, int]:
     for kind in sorted(exact, key=lambda kind: found[kind] - exact[kind])[: total - sum(found.values())]:
         found[kind] += 1
     return {kind: count for kind, count in sorted(found.items(), key=lambda item: -item[1]) if count}
+
+
+# ---- expectations of the forget answers, never-seen text -> how well each item could be guessed, unl ----
+
+
+LEAST = 1e-4
+"""Least probability of a token: none of an answer's tokens can make its level nothing."""
+
+
+def guesses(
+    forget: Sequence[EncodedExample], never_seen: Sequence[EncodedExample], scores: Sequence[AnswerScore]
+) -> Mapping[int, Guess]:
+    """Return the figures of :data:`GUESSED` of each forget item that has expectations, by row.
+
+    Args:
+        forget: with ``expected_probs`` and ``secret`` filled in.
+        never_seen: with ``secret`` filled in.
+        scores: of never-seen text, under the starting model.
+    """
+    known = {row: example for row, example in enumerate(forget) if example.expected_probs is not None}
+    level = secret_level(never_seen, scores) if known else 0.0
+    return {row: _guess(example, level) for row, example in known.items()}
+
+
+def secret_level(never_seen: Sequence[EncodedExample], scores: Sequence[AnswerScore]) -> float:
+    """Return the 95th percentile over never-seen items of their secret tokens' mean log-probability, in nats.
+
+    Without any secret token, that of all tokens.
+    """
+    means = []
+    for example, score in zip(never_seen, scores, strict=True):
+        flags = example.secret or (False,) * len(score.log_probs)
+        own = [value for value, flag in zip(score.log_probs, flags, strict=True) if flag]
+        if own:
+            means.append(math.fsum(own) / len(own))
+    means = means or [-score.mean_nll for score in scores]
+    return float(np.quantile(means, PERCENTILE, method="higher"))
+
+
+def _guess(example: EncodedExample, level: float) -> Guess:
+    probs = example.expected_probs
+    assert probs is not None
+    logs = probs[:, 0].clamp_min(LEAST).log()
+    if example.secret:
+        logs = logs.masked_fill(torch.tensor(example.secret, dtype=torch.bool), level)
+    likeliest = probs[:, 0] > probs[:, 1:].amax(dim=1) if probs.shape[1] > 1 else probs[:, 0] > 0.5
+    return extraction_strength(likeliest), math.exp(float(logs.mean())), verbatim(likeliest)

@@ -203,8 +203,8 @@ def parse_stop_at(text: str) -> ForgetTarget | None:
     top = float("inf") if measure == "nll" else 1.0
     if not 0 <= value <= top or value == float("inf"):
         what = f"{number!r} is no threshold for {measure}"
-        mend = "Give a number of nats per token" if measure == "nll" else "Give a number from 0 to 1"
-        raise RequestError(Fault("--stop-at", what, mend))
+        fix = "Give a number of nats per token" if measure == "nll" else "Give a number from 0 to 1"
+        raise RequestError(Fault("--stop-at", what, fix))
     return ForgetTarget(measure, value, "given")  # type: ignore[arg-type]
 
 

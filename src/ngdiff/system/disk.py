@@ -1,4 +1,4 @@
-"""an error from writing a large file -> whether the disk is to blame, and why, in a few words.
+"""a file, or an error from writing a large one -> its hash; whether the disk is to blame, and why.
 
 Python's own writing raises ``OSError``. safetensors wraps the system's error in one of its own; torch, where
 a disk is full, notices only that its file is shorter than it ought to be.
@@ -7,7 +7,9 @@ a disk is full, notices only that its file is shorter than it ought to be.
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
+from pathlib import Path
 
 from safetensors import SafetensorError
 
@@ -42,3 +44,18 @@ def disk_reason(error: BaseException) -> str:
         found = re.search(r"([A-Z][\w ]+) \(os error", str(error))
         return found[1] if found else str(error)
     return "the disk did not take all of it"
+
+
+# ---- a file -> the hash of what it holds ----
+
+
+_CHUNK = 2**20
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's content, read piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

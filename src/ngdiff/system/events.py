@@ -142,7 +142,7 @@ EVENTS: dict[str, Event] = {
         {
             "where": ("string", "setting, file and row, or `ngdiff`"),
             "what": ("string", "what was found"),
-            "mend": ("string", "what can be done about it; may be empty"),
+            "fix": ("string", "what can be done about it; may be empty"),
         },
     ),
     "end": Event(

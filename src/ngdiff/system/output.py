@@ -80,16 +80,16 @@ def in_the_way(path: Path, overwrite: bool, where: str = "--output") -> list[Fau
     if not names:
         return []
     if not overwrite:
-        mend = "Give another folder, or --overwrite to replace an earlier result"
-        return [Fault(where, f"{path} is not empty", mend)]
-    mend = "Give another folder, or empty this one yourself"
+        fix = "Give another folder, or --overwrite to replace an earlier result"
+        return [Fault(where, f"{path} is not empty", fix)]
+    fix = "Give another folder, or empty this one yourself"
     if RECORD not in names:
         what = f"{path} holds no {RECORD}, so it is not a result that --overwrite may delete"
-        return [Fault(where, what, mend)]
+        return [Fault(where, what, fix)]
     kind, listed = _kind_and_files(path / RECORD)
     if kind is None:
         what = f"{path / RECORD} is no record with a list of files, so --overwrite may not delete the folder"
-        return [Fault(where, what, mend)]
+        return [Fault(where, what, fix)]
     foreign = [
         name
         for name in names

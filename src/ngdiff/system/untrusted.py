@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
-from collections.abc import Callable, Iterable
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +36,20 @@ DEEPEST = 100
 class Unreadable(Exception):
     """A file or a text that is not read, with what is wrong and what to do about it."""
 
-    def __init__(self, what: str, mend: str) -> None:
+    def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
-        self.what, self.mend = what, mend
+        self.what, self.fix = what, fix
 
     def fault(self, where: str) -> Fault:
         """Return it as a fault of the setting or file ``where``."""
-        return Fault(where, self.what, self.mend)
+        return Fault(where, self.what, self.fix)
 
 
 class Unplaced(Unreadable):
     """A text that is not read because of one of its lines, counted from 1."""
 
-    def __init__(self, line: int, what: str, mend: str) -> None:
-        super().__init__(what, mend)
+    def __init__(self, line: int, what: str, fix: str) -> None:
+        super().__init__(what, fix)
         self.line = line
 
 
@@ -205,7 +209,7 @@ def _inside(value: object) -> Iterable[object]:
     return (value or (None,)) if isinstance(value, (list, tuple)) else ()
 
 
-def load_object(path: Path, where: str, mend: str) -> dict[str, Any]:
+def load_object(path: Path, where: str, fix: str) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
@@ -214,11 +218,11 @@ def load_object(path: Path, where: str, mend: str) -> dict[str, Any]:
     try:
         content = load_json(read_within(path, MOST_JSON))
     except Unplaced as error:
-        raise RequestError(Fault(where, f"{path}, line {error.line}, {error.what}", mend)) from error
+        raise RequestError(Fault(where, f"{path}, line {error.line}, {error.what}", fix)) from error
     except Unreadable as error:
-        raise RequestError(Fault(where, f"{path} {error.what}", mend)) from error
+        raise RequestError(Fault(where, f"{path} {error.what}", fix)) from error
     if not isinstance(content, dict):
-        raise RequestError(Fault(where, f"{path} holds no JSON object", mend))
+        raise RequestError(Fault(where, f"{path} holds no JSON object", fix))
     return content
 
 
@@ -242,3 +246,33 @@ def first_line(error: BaseException) -> str:
     """Return an exception's first line without its full stop, or its kind where it says nothing."""
     lines = str(error).strip().splitlines()
     return (lines[0].strip() if lines else type(error).__name__).rstrip(".")
+
+
+# ---- seconds -> a block of code that is broken off when they are over ----
+
+
+class OutOfTime(BaseException):
+    """Apart from ``Exception``, so that no handler on the way takes it for its own."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Break the block off after so many seconds; only in the main thread, and not on Windows.
+
+    Raises:
+        OutOfTime: they are over.
+    """
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -245,7 +245,7 @@ def measure(trainer: UnlearningTrainer, whole: bool = False) -> Measured:
     view, scores = forget_view(trainer, every_row(trainer) if whole else trainer._items.draw(step))
     if stopping.target is not None and not view.complete and stopping.target.forgotten(view):
         view, scores = forget_view(trainer, every_row(trainer))
-    retain = trainer.survey.scores("retain")
+    retain = trainer.measurements.scores("retain")
     return Measured(view, means(retain), trainer.kept.measure(view.rows, scores, retain))
 
 
@@ -256,7 +256,7 @@ def every_row(trainer: UnlearningTrainer) -> list[int]:
 
 def forget_view(trainer: UnlearningTrainer, rows: list[int]) -> tuple[View, list[AnswerScore]]:
     """Score some rows of the forget set; return what they say of the whole set, and the scores."""
-    scores = trainer.survey.scores("forget", rows)
+    scores = trainer.measurements.scores("forget", rows)
     return view_of(trainer, rows, scores), scores
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from transformers import TrainingArguments
 
 from ngdiff.data.long_text import long_text_fault
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.losses import LOSSES, find_loss
-from ngdiff.methods import RUN, Method, StepSizeName, find_method
-from ngdiff.names import DEFAULT_METHOD
+from ngdiff.methods import RUN, STEP_SIZES, Method, StepSizeName, find_method
+from ngdiff.settings import DEFAULT_METHOD
 from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault, type_faults
 from ngdiff.steps.forget_buffer import Keep
 from ngdiff.steps.gen import START
@@ -141,7 +141,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             ``gradient_accumulation_steps`` is given; None goes by the size of the forget set, from 8 to 32
             (:func:`ngdiff.data.sharing.examples_of_a_step`).
         evaluate_every: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
-            :mod:`ngdiff.training.evaluation_callback`); 0 for none.
+            :mod:`ngdiff.training.callbacks`); 0 for none.
         evaluate_items: most items of each set that these look at.
         save_minutes: minutes from one checkpoint to the next; 0 for none by the clock. ``save_steps``, with
             ``save_strategy="steps"``, saves by steps.
@@ -297,15 +297,15 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                     setattr(self, name, default)
         self._fill_batch()
         if not isinstance(self.floors, dict) or not all(map(_is_number, self.floors.values())):
-            mend = "Give names and shares, such as {general: 0.95}"
-            faults.append(Fault("--floor", f"{self.floors!r} does not name shares of floors", mend))
+            fix = "Give names and shares, such as {general: 0.95}"
+            faults.append(Fault("--floor", f"{self.floors!r} does not name shares of floors", fix))
             self.floors = {}
         for name in ("rule_settings", "forget_loss_settings", "retain_loss_settings"):
             settings = getattr(self, name)
             if not isinstance(settings, dict) or not all(map(_is_number, settings.values())):
-                mend = "Give names and numbers, such as {alpha: 2}"
+                fix = "Give names and numbers, such as {alpha: 2}"
                 part = name.removesuffix("_settings").replace("_", " ")
-                faults.append(Fault(flag_of(name), f"{settings!r} are no settings of a {part}", mend))
+                faults.append(Fault(flag_of(name), f"{settings!r} are no settings of a {part}", fix))
                 setattr(self, name, {})
         return faults + self._other_type_faults()
 
@@ -328,16 +328,14 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         )
         faults = [fault for fault in found if fault is not None]
         if self.learning_rate is not None and self.lr_start is not None:
-            mend = "--lr fixes the rate, --lr-start begins the search for one: give either"
-            faults.append(Fault("--lr-start", "--lr was given too", mend))
+            fix = "--lr fixes the rate, --lr-start begins the search for one: give either"
+            faults.append(Fault("--lr-start", "--lr was given too", fix))
         for flag, value in (("--lr", self.learning_rate), ("--lr-start", self.lr_start)):
             fault = None if value is None else positive_fault(flag, value, "such as 1e-5")
             faults += [fault] if fault else []
         if self.automatic and (self.lr_scheduler_type != "constant" or self.warmup_steps):
-            mend = "Leave out the schedule, or give --lr"
-            faults.append(
-                Fault("lr_scheduler_type", "the automatic rate leaves no room for a schedule", mend)
-            )
+            fix = "Leave out the schedule, or give --lr"
+            faults.append(Fault("lr_scheduler_type", "the automatic rate leaves no room for a schedule", fix))
         if not 0 <= self.keep_utility <= 1:
             what = f"{self.keep_utility} is no share"
             faults.append(Fault("--keep-utility", what, "Give a number from 0 (no floor) to 1"))
@@ -374,17 +372,43 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
                 re.compile(self.trainable)
             except re.error as error:
                 what = f"{self.trainable!r} is no regular expression ({error})"
-                mend = "Write one such as 'layers[.](5|6|7)[.]mlp'"
-                faults.append(Fault("--set trainable", what, mend))
+                fix = "Write one such as 'layers[.](5|6|7)[.]mlp'"
+                faults.append(Fault("--set trainable", what, fix))
         if self.max_length < 8:
             faults.append(Fault("--max-length", f"{self.max_length} tokens are too few", "Give at least 8"))
         long_text = long_text_fault(self.long_text)
         faults += [] if long_text is None else [long_text]
         if self.fp16:
-            mend = "Use bf16: its range is that of float32, and two gradients need no loss scaling"
-            faults.append(Fault("fp16", "the two gradients cannot share one loss scale", mend))
+            fix = "Use bf16: its range is that of float32, and two gradients need no loss scaling"
+            faults.append(Fault("fp16", "the two gradients cannot share one loss scale", fix))
         return faults
 
 
 def _layer_of(settings: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in settings.items() if name == "layer"}
+
+
+# ---- settings of a run -> where each part of its method comes from: a paper, or this software ----
+
+
+def sources(config: UnlearningConfig) -> dict[str, str]:
+    """Return the source of each part that is in use, in the words of the tables.
+
+    A part that is switched off is not there: with ``stop_at`` at none and ``keep_utility`` at 0, nothing of
+    this software's own decides when the run ends.
+    """
+    found = {
+        "forget_loss": LOSSES[str(config.forget_loss)].paper,
+        "retain_loss": LOSSES[str(config.retain_loss)].paper,
+        "rule": RULES[str(config.rule)].paper,
+        "step_size": STEP_SIZES[cast(StepSizeName, config.step_size)],
+    }
+    if config.stop_at != "none":
+        found["stop_at"] = "NGDiff's own"
+    if config.keep_utility > 0:
+        found["keep_utility"] = "NGDiff's own"
+    if config.hold_general and LOSSES[str(config.retain_loss)].compares == "predictions":
+        found["hold_general"] = "NGDiff's own"
+    if config.stop_at != "none" and config.step_size == "auto":
+        found["pace"] = "NGDiff's own"
+    return found

@@ -20,7 +20,7 @@ from ngdiff.data.sharing import loader
 from ngdiff.losses import nll
 from ngdiff.models.logprobs import count_labelled, labelled_tokens
 from ngdiff.runs.checkpoints import step_of
-from ngdiff.runs.resumable import DurableTrainer
+from ngdiff.runs.resumable import ResumableTrainer
 from ngdiff.system.output import write_json
 from ngdiff.system.processes import summed
 from ngdiff.training.launch import check_sharding, share_steps
@@ -66,7 +66,7 @@ class LengthGroupedOrder(Sampler[int]):
                 yield from batches[index]
 
 
-class FinetuneTrainer(DurableTrainer):
+class FinetuneTrainer(ResumableTrainer):
     """Minimises the mean NLL of the labelled tokens over the whole accumulated batch."""
 
     loss_is_scaled_for_ga = True

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ngdiff.data.batching import permutation
 from ngdiff.data.encoding import EncodedExample, encode_all
 from ngdiff.data.examples import to_examples
-from ngdiff.data.general import general_split
-from ngdiff.data.sources import Row
+from ngdiff.data.sources import Row, general_split
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.inference.teacher_forced import AnswerScore
 from ngdiff.invented.people import general_knowledge_rows
@@ -128,7 +127,7 @@ class KeptSets:
         found: dict[str, float] = {}
         if self.shares["retain"] > 0:
             found["retain"] = fmean(score.probability for score in retain)
-        score = self._trainer.survey.score
+        score = self._trainer.measurements.score
         if self._facts:
             found |= self._of_the_facts(score([one for fact in self._facts for one in fact]))
         if self._text:

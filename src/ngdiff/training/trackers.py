@@ -33,8 +33,8 @@ def tracker_names(value: Any) -> tuple[str, ...]:
     """
     items = value.split(",") if isinstance(value, str) else [] if value is None else value
     if not isinstance(items, Sequence) or not all(isinstance(item, str) for item in items):
-        mend = "Give names, such as [tensorboard, wandb]"
-        raise RequestError(Fault("--report-to", f"{value!r} are no names of trackers", mend))
+        fix = "Give names, such as [tensorboard, wandb]"
+        raise RequestError(Fault("--report-to", f"{value!r} are no names of trackers", fix))
     names = tuple(dict.fromkeys(item.strip() for item in items))
     names = tuple(name for name in names if name not in ("", "none"))
     faults = [fault for name in names for fault in _faults(name)]

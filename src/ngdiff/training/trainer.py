@@ -29,10 +29,10 @@ from ngdiff.data.batching import (
 from ngdiff.data.datasets import as_encoded, encoded, split_retain
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.data.general import general_split
 from ngdiff.data.overlaps import small_sets
 from ngdiff.data.secrets import kept_texts, with_secrets
 from ngdiff.data.sharing import loader
+from ngdiff.data.sources import general_split
 from ngdiff.errors import Fault, RunError
 from ngdiff.inference.teacher_forced import AnswerScore, batch_extraction_strength
 from ngdiff.losses import LOSSES, Loss
@@ -40,27 +40,24 @@ from ngdiff.models.logprobs import LabelledTokens
 from ngdiff.models.parameters import BestWeights, ChangeMeter, train_only
 from ngdiff.preparation.comparisons import Comparisons, Setting, before_the_model, layers_looked_behind
 from ngdiff.record import RunRecord
-from ngdiff.runs.resumable import DurableTrainer
+from ngdiff.runs.resumable import ResumableTrainer
 from ngdiff.steps.gen import GenRate
 from ngdiff.steps.gradients import GradientPair, Task, Weights
 from ngdiff.steps.stepsize import AutomaticRate, FixedRate, StepSize
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.stopping import never_seen
 from ngdiff.stopping.criterion import Guess, ItemWatch
-from ngdiff.stopping.guess import guesses
+from ngdiff.stopping.never_seen import guesses
 from ngdiff.stopping.rule import Decision, ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.processes import looking, no_exchange, process_count, raise_faults, summed
-from ngdiff.training import launch as distribution
-from ngdiff.training import unlearning_state
+from ngdiff.training import launch, unlearning_state
 from ngdiff.training.checks import after_step, every_row, view_of
-from ngdiff.training.config import UnlearningConfig
+from ngdiff.training.config import UnlearningConfig, sources
 from ngdiff.training.finish import conclude
 from ngdiff.training.kept_sets import ROOM, KeptSets
+from ngdiff.training.measurements import Measurements, ProbeLoss, informative_at_start
 from ngdiff.training.micro_batches import MicroBatches, try_largest
-from ngdiff.training.origins import sources
-from ngdiff.training.probe_loss import ProbeLoss, where_it_began
-from ngdiff.training.scores import Survey
 from ngdiff.training.step_state import StepState, combined_norm
 from ngdiff.training.trackers import step_figures
 
@@ -98,7 +95,7 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
 
-class UnlearningTrainer(DurableTrainer):
+class UnlearningTrainer(ResumableTrainer):
     """Makes a model forget one data set and keep another.
 
     Args:
@@ -184,7 +181,7 @@ class UnlearningTrainer(DurableTrainer):
         self._measured = layers_looked_behind(model, self._losses)
         if args.trainable is not None:
             train_only(model, args.trainable)
-        self._shares = distribution.share_steps(args, self.record, len(self._forget))
+        self._shares = launch.share_steps(args, self.record, len(self._forget))
         hooks, pairs = _Hooks(), PairedDataset(self._forget, self._retain)
         super().__init__(
             model=model,
@@ -197,7 +194,7 @@ class UnlearningTrainer(DurableTrainer):
         )
         hooks.trainer = self
         sets = {"forget": self._forget, "retain": self._held_out, "never_seen": self._never_seen}
-        self.survey = Survey(self, sets | earlier | kept)
+        self.measurements = Measurements(self, sets | earlier | kept)
         self.kept = KeptSets(self, kept)
         self.guesses: Mapping[int, Guess] = {}
         self._items = ItemWatch(len(self._forget), args.check_size, args.seed)
@@ -207,7 +204,7 @@ class UnlearningTrainer(DurableTrainer):
         self._rule = make_rule(str(args.rule), args.rule_settings)
         self._rule_row = RULES[str(args.rule)]
         self._apart = args.log_gramian or not self._rule_row.fixed
-        distribution.check(self)
+        launch.check(self)
         self._pair: GradientPair | None = None
         self._step_size: StepSize = FixedRate()
         self._step = StepState({"forget": 0, "retain": 0}, set())
@@ -222,7 +219,7 @@ class UnlearningTrainer(DurableTrainer):
         self._peak_before: dict[str, float] = {}
         self._has_holdout = holdout_dataset is not None
         if args.evaluate_every:
-            from ngdiff.training.evaluation_callback import EvaluationCallback, EvaluationPlan
+            from ngdiff.training.callbacks import EvaluationCallback, EvaluationPlan
 
             self.add_callback(
                 EvaluationCallback(self, EvaluationPlan(args.evaluate_every, args.evaluate_items))
@@ -368,7 +365,7 @@ class UnlearningTrainer(DurableTrainer):
 
     @property
     def _adds_up(self) -> bool:
-        return distribution.adds_up_itself(self, self.model_wrapped)
+        return launch.adds_up_itself(self, self.model_wrapped)
 
     @property
     def _averaged_over(self) -> int:
@@ -403,7 +400,7 @@ class UnlearningTrainer(DurableTrainer):
         """
         loss = self._losses[task]
         first = self.args.automatic and self.state.global_step == 0
-        return where_it_began(loss) if first and task == "retain" else loss
+        return informative_at_start(loss) if first and task == "retain" else loss
 
     def _combine(self, fixed: Weights | None) -> None:
         assert self._pair is not None
@@ -518,9 +515,9 @@ class UnlearningTrainer(DurableTrainer):
         target = parse_stop_at(args.stop_at)
         self._best = BestWeights(model, Path(args.output_dir))
         if self._resumed is not None:
-            unlearning_state.take_up(self, *self._resumed)
+            unlearning_state.restore(self, *self._resumed)
             return
-        scores = {name: self.survey.scores(name) for name in ("forget", "retain", "never_seen")}
+        scores = {name: self.measurements.scores(name) for name in ("forget", "retain", "never_seen")}
         if self._has_holdout:
             raise_faults(self._known_faults(scores, target))
         elif self._is_text:
@@ -530,7 +527,7 @@ class UnlearningTrainer(DurableTrainer):
             if found is not None:
                 self._measure_level_on(found)
                 scores["never_seen"] = scores["retain"]
-        self.record.before = self.survey.everything(scores)
+        self.record.before = self.measurements.everything(scores)
         if target is not None:
             target = self._with_level(target, scores["never_seen"])
         self._complete_losses()
@@ -579,7 +576,7 @@ class UnlearningTrainer(DurableTrainer):
         kept = kept_texts(self._retain[: self._own])
         self._never_seen = with_secrets(found.examples, kept, self.processing_class)
         self.level_source = found.source
-        self.survey.replace("never_seen", self._never_seen)
+        self.measurements.replace("never_seen", self._never_seen)
         for text in found.notes:
             self.record.note(text)
 

@@ -61,7 +61,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def take_up(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> None:
+def restore(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> None:
     """Put a trainer that is about to begin where the checkpoint's was."""
     if state["step_size"] is not None and not isinstance(trainer._step_size, FixedRate):
         trainer._step_size.load_state_dict(state["step_size"])
@@ -88,7 +88,7 @@ def take_up(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> 
     _restore_record(trainer.record, state["record"])
     trainer._complete_losses()
     assert trainer._compared is not None
-    trainer._compared.take_up(folder, state["compared"], trainer._data, trainer.args.device)
+    trainer._compared.restore(folder, state["compared"], trainer._data, trainer.args.device)
     trainer.record.note(f"resumed at step {trainer.state.global_step}")
 
 

@@ -67,9 +67,9 @@ class Suite:
 
 def suites() -> dict[str, Suite]:
     """Return the table, by name."""
-    from ngdiff.evaluation.suites import harness_suite, muse_suite, own, tofu
+    from ngdiff.evaluation.suites import harness, muse, own, tofu
 
-    table = (tofu.SUITE, muse_suite.SUITE, own.SUITE, harness_suite.SUITE)
+    table = (tofu.SUITE, muse.SUITE, own.SUITE, harness.SUITE)
     return {suite.name: suite for suite in table}
 
 

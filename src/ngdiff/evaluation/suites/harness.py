@@ -18,7 +18,12 @@ import numpy as np
 import torch
 
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.evaluation.result import Figure
+from ngdiff.evaluation.reference import Reference
+from ngdiff.evaluation.request import EvaluateRequest
+from ngdiff.evaluation.result import Bootstrap, Figure
+from ngdiff.evaluation.suites import Suite, SuiteData
+from ngdiff.inference.evaluator import Evaluator
+from ngdiff.system.processes import process_count
 
 _WHERE = "--tasks"
 _LEVEL_95 = 1.959963984540054
@@ -64,8 +69,8 @@ def check_tasks(tasks: Sequence[str], include_path: Path | None = None) -> Any:
     if include_path is not None and not include_path.is_dir():
         raise RequestError(Fault("--include-path", f"there is no folder {include_path}", "Check the path"))
     if not tasks:
-        mend = "Give --tasks NAME,NAME such as wmdp,mmlu"
-        raise RequestError(Fault(_WHERE, "no task is named", mend))
+        fix = "Give --tasks NAME,NAME such as wmdp,mmlu"
+        raise RequestError(Fault(_WHERE, "no task is named", fix))
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
@@ -196,3 +201,38 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+# ---- The row of :mod:`ngdiff.evaluation.suites.harness` in the table of suites ----
+
+
+def _read(request: EvaluateRequest) -> SuiteData:
+    if process_count() > 1:
+        what = "the suite lm-eval runs in one process here"
+        raise RequestError(Fault("--suite lm-eval", what, "Start it without torchrun"))
+    check_tasks(request.tasks)
+    settings = HarnessSettings(
+        limit=request.limit,
+        batch_size=request.batch_size,
+        max_length=request.max_length,
+        seed=request.seed,
+    )
+    return SuiteData({}, content=(request.tasks, settings), settings={"tasks": list(request.tasks)})
+
+
+def _run(
+    evaluator: Evaluator, data: SuiteData, reference: Reference | None, bootstrap: Bootstrap
+) -> dict[str, Figure]:
+    tasks, settings = data.content
+    return run_tasks(evaluator.model, evaluator.tokenizer, tasks, settings)
+
+
+SUITE = Suite(
+    name="lm-eval",
+    summary="tasks of the Language Model Evaluation Harness, such as mmlu or wmdp",
+    paper="github EleutherAI/lm-evaluation-harness",
+    needs=("tasks",),
+    takes=("limit",),
+    read=_read,
+    run=_run,
+)

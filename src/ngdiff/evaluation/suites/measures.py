@@ -8,19 +8,26 @@ from dataclasses import dataclass, replace
 
 from ngdiff.data.examples import Example, text_fault
 from ngdiff.errors import Fault
-from ngdiff.evaluation.intervals import two_sample_interval
-from ngdiff.evaluation.membership import ATTACKS, privleak
-from ngdiff.evaluation.reference import Reference, truth_ratio_from_log
-from ngdiff.evaluation.result import Bootstrap, Figure, figure
-from ngdiff.evaluation.rouge import rouge
-from ngdiff.evaluation.statistics import auc, ks_distance, ks_p_value
-from ngdiff.evaluation.suites import SuiteData
-from ngdiff.evaluation.truth_ratio import (
+from ngdiff.evaluation.item_scores import (
+    ATTACKS,
     guarded_forget_truth_ratio,
     guarded_log_ratio,
     option_probability,
+    privleak,
+    rouge,
 )
-from ngdiff.evaluation.two_samples import auc_interval, auc_resamples, percentiles
+from ngdiff.evaluation.reference import Reference, truth_ratio_from_log
+from ngdiff.evaluation.result import Bootstrap, Figure, figure
+from ngdiff.evaluation.statistics import (
+    auc,
+    auc_interval,
+    auc_resamples,
+    ks_distance,
+    ks_p_value,
+    percentiles,
+    two_sample_interval,
+)
+from ngdiff.evaluation.suites import SuiteData
 from ngdiff.inference.evaluator import Evaluator
 from ngdiff.inference.teacher_forced import AnswerScore
 

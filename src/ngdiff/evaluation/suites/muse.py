@@ -21,16 +21,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ngdiff.data.benchmarks import Folders
-from ngdiff.data.examples import Example, Message
+from ngdiff.data.examples import Example, Message, to_examples
 from ngdiff.data.files import Row
-from ngdiff.data.muse import read_split
+from ngdiff.data.muse_corpus import read_split
 from ngdiff.errors import Fault, RequestError
-from ngdiff.evaluation.membership import ATTACKS, privleak
+from ngdiff.evaluation.item_scores import ATTACKS, privleak, rouge
 from ngdiff.evaluation.reference import Reference
+from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import Bootstrap, Figure, figure
-from ngdiff.evaluation.rouge import rouge
-from ngdiff.evaluation.statistics import auc
-from ngdiff.evaluation.two_samples import auc_interval, auc_resamples, percentiles
+from ngdiff.evaluation.statistics import auc, auc_interval, auc_resamples, percentiles
+from ngdiff.evaluation.suites import Suite, SuiteData
+from ngdiff.inference.evaluator import Evaluator
 
 CONTINUATION_TOKENS = 128
 ANSWER_TOKENS = 32
@@ -57,7 +58,7 @@ class MuseData:
 
 
 def read_muse(source: str, where: str = "--data", folders: Folders | None = None) -> MuseData:
-    """Read all that the evaluation needs of a corpus; see :func:`ngdiff.data.muse.read_split`.
+    """Read all that the evaluation needs of a corpus; see :func:`ngdiff.data.muse_corpus.read_split`.
 
     Raises:
         RequestError: with the faults of all splits.
@@ -246,7 +247,7 @@ def forget_sizes(source: str, criterion: str, steps: int, where: str = "--data")
     """Return how many texts had to be forgotten by each step.
 
     Args:
-        source: the corpus; see :func:`ngdiff.data.muse.read_split`.
+        source: the corpus; see :func:`ngdiff.data.muse_corpus.read_split`.
         criterion: ``scal``, whose sets hold one another, or ``sust``, whose sets are disjoint and add up.
         steps: number of sets, 1 to 4.
         where: for faults.
@@ -306,3 +307,47 @@ def run_sequence(
     """
     results = [(name, run_muse(evaluator, data, reference, seed=seed)) for name, evaluator in models]
     return tabulate(results, sizes)
+
+
+# ---- The row of :mod:`ngdiff.evaluation.suites.muse` in the table of suites ----
+
+
+def _read(request: EvaluateRequest) -> SuiteData:
+    corpus = read_muse(str(request.data), folders=request.folders)
+    sets = {"passages": passage_examples(corpus.passages)}
+    sets |= {f"{part}_questions": to_examples(rows, "--data") for part, rows in corpus.questions.items()}
+    sets |= {
+        f"{part}_texts": [Example((), str(row.values["text"]), "text", row.place) for row in rows]
+        for part, rows in corpus.texts.items()
+    }
+    return SuiteData(sets, content=corpus)
+
+
+def _run(
+    evaluator: Evaluator, data: SuiteData, reference: Reference | None, bootstrap: Bootstrap
+) -> dict[str, Figure]:
+    return run_muse(evaluator, data.content, reference, seed=bootstrap.seed, resamples=bootstrap.resamples)
+
+
+def _refer(evaluator: Evaluator, data: SuiteData, name: str) -> Reference:
+    found = measure_privacy(evaluator, data.content, None, Bootstrap(resamples=2))
+    prefix = "forget.membership."
+    membership = {
+        key.removeprefix(prefix): figure.value
+        for key, figure in found.items()
+        if key.startswith(prefix) and figure.value is not None
+    }
+    return Reference(name, "muse", membership=membership)
+
+
+SUITE = Suite(
+    name="muse",
+    summary="news or books: verbatim and knowledge memorisation, PrivLeak, utility",
+    paper="Shi et al. 2024, arXiv 2407.06460",
+    needs=("data",),
+    takes=("reference", "muse_dir"),
+    read=_read,
+    run=_run,
+    refer=_refer,
+    max_length=2048,
+)

@@ -23,10 +23,10 @@ from ngdiff.data.benchmarks import TOFU, folder_options
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import capped, read_rows
 from ngdiff.errors import Fault, RequestError, unknown_name
-from ngdiff.evaluation.intervals import harmonic_mean_interval
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import Bootstrap, Figure
+from ngdiff.evaluation.statistics import harmonic_mean_interval
 from ngdiff.evaluation.suites import Suite, SuiteData
 from ngdiff.evaluation.suites.measures import (
     ASKED_OTHERWISE,
