@@ -47,7 +47,7 @@ from ngdiff.steps.stepsize import AutomaticRate, FixedRate, StepSize
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.stopping import never_seen
 from ngdiff.stopping.criterion import Guess, ItemWatch
-from ngdiff.stopping.never_seen import guesses
+from ngdiff.stopping.never_seen import guess_errors, guesses
 from ngdiff.stopping.rule import Decision, ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.processes import looking, no_exchange, process_count, raise_faults, summed
@@ -197,6 +197,7 @@ class UnlearningTrainer(ResumableTrainer):
         self.measurements = Measurements(self, sets | earlier | kept)
         self.kept = KeptSets(self, kept)
         self.guesses: Mapping[int, Guess] = {}
+        self.guess_errors: Sequence[float] = ()
         self._items = ItemWatch(len(self._forget), args.check_size, args.seed)
         self._epoch_rows: tuple[int, list[int]] | None = None
         self.save_minutes = args.save_minutes
@@ -542,6 +543,7 @@ class UnlearningTrainer(ResumableTrainer):
                 looked_at, self._data, rows, passes, self._never_seen, target, own=self._own
             )
         self.guesses = guesses(self._forget, self._never_seen, scores["never_seen"])
+        self.guess_errors = guess_errors(self._never_seen, scores["never_seen"])
         if target is not None and self.guesses:
             target = parse_stop_at(args.stop_at)
             assert target is not None
@@ -569,7 +571,7 @@ class UnlearningTrainer(ResumableTrainer):
     def _with_level(self, target: ForgetTarget, scores: Sequence[AnswerScore]) -> ForgetTarget:
         """Return the target with the thresholds that scores of never-seen text set."""
         size, source = len(self._forget), self.level_source
-        return target.measured(scores, size, source, self.guesses, self._is_text)
+        return target.measured(scores, size, source, self.guesses, self.guess_errors, self._is_text)
 
     def _measure_level_on(self, found: never_seen.NeverSeen) -> None:
         """Take other text as text never seen."""
