@@ -120,7 +120,7 @@ def test_steps_go_where_something_is_left(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch, tmp_path, known, forget=FORGET[:8], retain=RETAIN, holdout=UNSEEN, max_steps=4
     )
     trainer.train()
-    ids = [example.input_ids for example in trainer._forget]
+    ids = [example.input_ids for example in trainer.forget_set]
     found = [next(row for row, one in enumerate(ids) if one == seen[: len(one)]) for seen in pushed]
     assert sorted(found[:8]) == list(range(8))  # an epoch is two steps of four
     again = Counter(found[8:])
@@ -144,7 +144,7 @@ def test_a_resumed_run_draws_from_the_rows_that_its_epoch_began_with(
         trainer.train(resume_from_checkpoint=path)
         states.append(trainer.model.state_dict())
         steps.append([(step.step, step.forget_loss, step.retain_loss) for step in trainer.record.steps])
-        assert trainer._epoch_rows == (2, [0, 1])
+        assert trainer.run.epoch_rows == (2, [0, 1])
         shutil.rmtree(tmp_path / "checkpoint-11", ignore_errors=True)
     assert steps[0] == steps[1] and len(steps[0]) == 11
     assert all((states[0][name] == states[1][name]).all() for name in states[0])

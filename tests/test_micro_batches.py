@@ -76,7 +76,7 @@ def test_a_step_that_does_not_fit_is_taken_in_smaller_pieces(
     seen: list[int] = []
     monkeypatch.setitem(LOSSES, "nll", replace(LOSSES["nll"], function=memory_for(1, seen)))
     small = run(tmp_path / "small", **settings)
-    assert small._micro.most == 1 and seen[:3] == [4, 2, 1]
+    assert small.micro_batches.most == 1 and seen[:3] == [4, 2, 1]
     assert sum(count > 1 for count in seen) == 2, "what was learned holds for the steps to come"
     for mine, other in zip(small.record.steps, whole.record.steps, strict=True):
         assert mine.forget_loss == pytest.approx(other.forget_loss, rel=1e-5)
@@ -142,9 +142,9 @@ def test_the_largest_micro_batch_is_tried_before_the_first_step(
             state = torch.get_rng_state()
             try_largest(trainer)
             assert torch.equal(torch.get_rng_state(), state)
-            tried.append((trainer._micro.most or 0, max(seen)))
-            assert trainer._pair is not None
-            assert all(g is None for g in trainer._pair.gradient("retain"))
+            tried.append((trainer.micro_batches.most or 0, max(seen)))
+            assert trainer.pair is not None
+            assert all(g is None for g in trainer.pair.gradient("retain"))
 
     from transformers import TrainerCallback
 

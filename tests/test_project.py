@@ -39,6 +39,16 @@ def test_the_map_is_mended_by_a_command() -> None:
     assert mended(page) == page
 
 
+def test_the_walk_of_a_request_has_ten_lines_and_names_files() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## One request, file by file\n\n")[1].split("\n## ")[0]
+    lines = section.strip().splitlines()
+    assert [line.partition(". ")[0] for line in lines] == [str(number) for number in range(1, 11)]
+    named_files = [re.findall(r"`([\w/]+\.py)`", line) for line in lines]
+    assert all(named_files)
+    assert not [name for found in named_files for name in found if not (PACKAGE / name).is_file()]
+
+
 def test_each_modules_docstring_reads_from_input_to_output() -> None:
     firsts = {path: path.read_text(encoding="utf-8").splitlines()[0] for path in PACKAGE.rglob("[!_]*.py")}
     assert not [str(path) for path, line in firsts.items() if not line.startswith('"""')]

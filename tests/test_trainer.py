@@ -35,8 +35,8 @@ from ngdiff.runs.checkpoints import MANIFEST
 from ngdiff.stopping.rule import StoppingRule
 from ngdiff.system.environment import versions
 from ngdiff.training.config import UnlearningConfig
+from ngdiff.training.run_state import STATE_FILE
 from ngdiff.training.trainer import UnlearningTrainer
-from ngdiff.training.unlearning_state import STATE_FILE
 from tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -340,7 +340,7 @@ def test_probes_look_at_other_examples(tmp_path: Path, monkeypatch: pytest.Monke
     def seen(self: Any) -> Any:
         batches = draw(self)
         mine = {tuple(row[row >= 0].tolist()) for batch in batches for row in batch["labels"]}
-        used = {_labels(self.trainer._retain[row].labels) for row in self.trainer._step.retain_rows}
+        used = {_labels(self.trainer.retain_set[row].labels) for row in self.trainer.run.step.retain_rows}
         assert not mine & used
         drawn.append((self.trainer.state.global_step, mine))
         return batches
@@ -370,7 +370,7 @@ def test_batches_follow_the_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(trainer, "get_batch_samples", watched)
     trainer.train()
-    stream = Stream(len(trainer._retain), trainer.args.seed + 1)
+    stream = Stream(len(trainer.retain_set), trainer.args.seed + 1)
     assert seen == [sorted([stream[2 * step], stream[2 * step + 1]]) for step in range(10)]
 
 
@@ -1057,7 +1057,7 @@ def test_npo_compares_with_the_starting_model(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     trainer = run(tmp_path / "a", method="npo", max_steps=3, learning_rate=1e-2)
     model = tiny_llama(layers=1, hidden=16).eval()
-    for encoded in trainer._forget:
+    for encoded in trainer.forget_set:
         with torch.no_grad():
             tokens = labelled_tokens(model, collate([encoded], 0))
         assert encoded.reference_log_prob == pytest.approx(float(tokens.log_probs().sum()), rel=1e-5)
@@ -1210,7 +1210,7 @@ def test_where_little_is_kept_every_token_is_pushed(tmp_path: Path, monkeypatch:
 
     few, plain = ran("ngdiff-selective"), ran("ngdiff-unlikelihood")
     assert steps(few) == steps(plain)
-    kept = len(few._retain)
+    kept = len(few.retain_set)
     notes = [note for note in few.record.notes if "too few to tell" in note]
     assert len(notes) == 1 and notes[0].startswith(f"{kept} answers to keep")
     monkeypatch.setattr(ngdiff.preparation.comparisons, "LEAST_COUNTED", kept)
@@ -1233,7 +1233,7 @@ def test_a_target_beyond_what_language_leaves_has_every_token_pushed(
         return run(tmp_path / name, model=model, method=method, stop_at=stop_at, **data)
 
     free = ran("free", "ngdiff-selective", "none")
-    rest = figures_at_rest(free._forget)[measure]
+    rest = figures_at_rest(free.forget_set)[measure]
     beyond, within = (rest * 1.2, rest * 0.8) if measure == "nll" else (rest * 0.8, rest * 1.2)
     far = ran("far", "ngdiff-selective", f"{measure}={beyond}")
     plain = ran("plain", "ngdiff-unlikelihood", f"{measure}={beyond}")

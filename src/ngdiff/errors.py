@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,33 @@ class RequestError(ValueError):
         if not self.faults:
             raise ValueError("a RequestError needs at least one fault")
         super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class Faults(list[Fault]):
+    """Faults found so far in one request, so that all of them can be reported together."""
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep the faults of a RequestError that the block raises, which ends the block and nothing else."""
+        try:
+            yield
+        except RequestError as error:
+            self.extend(error.faults)
+
+    def attempt(self, work: Callable[[], T], otherwise: T) -> T:
+        """Return the outcome of some work; what it is without one, where it raises a RequestError."""
+        with self.collecting():
+            return work()
+        return otherwise
+
+    def raise_any(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            RequestError: something was.
+        """
+        if self:
+            raise RequestError(self)
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -13,10 +13,10 @@ from transformers import PrinterCallback, TrainingArguments
 
 from ngdiff.data.benchmarks import Folders, as_text
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.data.examples import data_hash, to_examples
+from ngdiff.data.examples import data_hash, read_examples
 from ngdiff.data.long_text import counted_texts, encode_pieces, long_text_fault
-from ngdiff.data.sources import local_sources, read_rows
-from ngdiff.errors import Fault, RequestError
+from ngdiff.data.sources import local_sources
+from ngdiff.errors import Fault, Faults
 from ngdiff.inference.teacher_forced import AnswerScore, score_answers, summarise
 from ngdiff.models.adapters import with_lora
 from ngdiff.models.loading import (
@@ -157,37 +157,28 @@ def _settings(request: FinetuneRequest) -> dict[str, Any]:
 
 
 def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedExample], list[str]]:
-    faults = _setting_faults(request)
-    source, rows, needed = None, [], 0
-    try:
+    faults = Faults(_setting_faults(request))
+    source, needed = None, 0
+    with faults.collecting():
         source = resolve_model(request.model, trust_remote_code=request.trust_remote_code)
         faults += check_causal(source) + same_folder(request.output, source.location)
         needed = 0 if faults or request.lora else weights_bytes(source) or 0
-    except RequestError as error:
-        faults += error.faults
     faults += check_output(request.output, may_replace(request), needed)
     faults += holds_faults(request.output, local_sources({"--data": request.data}, request.folders))
-    for data in request.data:
-        try:
-            rows += to_examples(read_rows(data, where="--data", folders=request.folders), "--data")
-        except RequestError as error:
-            faults += error.faults
+    rows = read_examples(request.data, "--data", request.folders, faults)
     tokenizer = tokenizer_of(source, faults)
-    if faults or source is None:
-        raise RequestError(faults)
+    faults.raise_any()
+    assert source is not None
     examples, notes = encode_pieces(rows, tokenizer, request.max_length, "--data", request.long_text)
     used = (token for example in examples for token in example.input_ids)
-    if faults := vocabulary_faults(source, tokenizer, used):
-        raise RequestError(faults)
+    faults += vocabulary_faults(source, tokenizer, used)
+    faults.raise_any()
     return source, tokenizer, examples, notes
 
 
 def _setting_faults(request: FinetuneRequest) -> list[Fault]:
-    faults: list[Fault] = []
-    try:
-        check_precision(request.precision)
-    except RequestError as error:
-        faults += error.faults
+    faults = Faults()
+    faults.attempt(lambda: check_precision(request.precision), None)
     found = (
         positive_fault("--lr", request.lr, "such as 1e-4"),
         positive_fault("--epochs", request.epochs, "such as 5"),

@@ -15,7 +15,7 @@ from transformers import PrinterCallback
 from ngdiff.data.benchmarks import Folders
 from ngdiff.data.datasets import for_stopping
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.data.examples import Example, overlap_fault, to_examples
+from ngdiff.data.examples import Example, overlap_fault, read_examples
 from ngdiff.data.long_text import counted_texts, encode_pieces
 from ngdiff.data.overlaps import (
     answer_fault,
@@ -27,8 +27,8 @@ from ngdiff.data.overlaps import (
     swapped,
 )
 from ngdiff.data.sharing import examples_of_a_step
-from ngdiff.data.sources import local_sources, read_rows
-from ngdiff.errors import Fault, RequestError
+from ngdiff.data.sources import local_sources
+from ngdiff.errors import Fault, Faults, RequestError
 from ngdiff.hub.card import CARD, model_card
 from ngdiff.losses import LOSSES
 from ngdiff.models.adapters import with_lora
@@ -142,89 +142,122 @@ def prepare(request: UnlearnRequest) -> Prepared:
     Raises:
         RequestError: with every fault of the settings, the files, the output and the model.
     """
-    faults: list[Fault] = []
-    config = None
-    try:
-        check_precision(request.precision)
-    except RequestError as error:
-        faults += error.faults
-    try:
-        config = make_config(request)
-    except RequestError as error:
-        faults += error.faults
+    faults = Faults()
+    faults.attempt(lambda: check_precision(request.precision), None)
+    config = faults.attempt(lambda: make_config(request), None)
+    source = _check_model_and_output(request, faults)
+    sets = _read_sets(request, faults)
+    faults += _set_faults(request, sets)
+    if config is not None:
+        with faults.collecting():
+            floor_shares(config, list(sets.keep))
+    receipt = _plan_receipt(request, source, sets, faults)
+    if config is not None:
+        faults += _answer_faults(config, sets)
+    tokenizer = tokenizer_of(source, faults)
+    faults.raise_any()
+    assert source is not None and config is not None
+    encoded, notes = _encode(sets, receipt, tokenizer, config, faults)
+    used = (token for examples in encoded.values() for example in examples for token in example.input_ids)
+    faults += vocabulary_faults(source, tokenizer, used)
+    faults.raise_any()
+    forget, retain, holdout = (encoded[where] for where in ("--forget", "--retain", "--holdout"))
+    if config.examples_per_step is None:
+        config.examples_per_step = examples_of_a_step(len(forget))
+    keep = {name: encoded[f"--keep {name}"] for name in sets.keep}
+    earlier = {number: encoded[_earlier(number)] for number in receipt.earlier}
+    notes += forewarnings(sets.forget, sets.retain)
+    lacking = None if holdout else missing_holdout(forget)
+    notes += [] if lacking is None else [lacking]
+    data = forget, retain, holdout
+    return Prepared(source, tokenizer, *data, config, receipt, keep, earlier, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """The examples of a request, by their part in it."""
+
+    forget: list[Example]
+    retain: list[Example]
+    holdout: list[Example]
+    keep: dict[str, list[Example]]
+
+
+def _check_model_and_output(request: UnlearnRequest, faults: Faults) -> ModelSource | None:
+    """Find the model, and check whether its kind can be trained and the result can be written."""
     source, needed = None, 0
-    try:
+    with faults.collecting():
         source = resolve_model(request.model, trust_remote_code=request.trust_remote_code)
         found = check_causal(source)
         found += quantisation_faults(source) if request.qlora else []
         faults += found + same_folder(request.output, source.location)
         needed = 0 if found else room(request, weights_bytes(source) or 0)
-    except RequestError as error:
-        faults += error.faults
     faults += check_output(request.output, may_replace(request), needed)
     if type(request.answers) is not int or request.answers < 0:
         faults.append(Fault("--answers", f"is {request.answers!r}", "Give a number, 0 for no answers"))
+    return source
+
+
+def _read_sets(request: UnlearnRequest, faults: Faults) -> _Sets:
+    """Read every set; none may lie in the folder that the result replaces."""
     sources = {"--forget": request.forget, "--retain": request.retain, "--holdout": request.holdout}
     sources |= {"--earlier": request.earlier, "--keep": request.keep}
     faults += holds_faults(request.output, local_sources(sources, request.folders))
-    forget = _read(request.forget, "--forget", request.folders, faults)
-    retain = _read(request.retain, "--retain", request.folders, faults)
-    holdout = _read(request.holdout, "--holdout", request.folders, faults)
-    kept = {
-        name: _read((source,), "--keep", request.folders, faults)
-        for name, source in kept_names(request.keep).items()
-    }
+    return _Sets(
+        read_examples(request.forget, "--forget", request.folders, faults),
+        read_examples(request.retain, "--retain", request.folders, faults),
+        read_examples(request.holdout, "--holdout", request.folders, faults),
+        {
+            name: read_examples((source,), "--keep", request.folders, faults)
+            for name, source in kept_names(request.keep).items()
+        },
+    )
+
+
+def _set_faults(request: UnlearnRequest, sets: _Sets) -> list[Fault]:
+    """Say what sets share that they may not, and which names are taken."""
     checks = () if request.allow_overlap else (overlap_fault, answer_fault, part_fault)
-    found_ = [check(forget, retain) for check in checks]
-    found_.append(holdout_fault(holdout, forget, retain))
-    faults += [fault for fault in found_ if fault is not None]
-    faults += reserved_faults(list(kept))
-    if config is not None:
-        try:
-            floor_shares(config, list(kept))
-        except RequestError as error:
-            faults += error.faults
-    receipt = plan_receipt(
+    found = [check(sets.forget, sets.retain) for check in checks]
+    found.append(holdout_fault(sets.holdout, sets.forget, sets.retain))
+    return [fault for fault in found if fault is not None] + reserved_faults(list(sets.keep))
+
+
+def _plan_receipt(
+    request: UnlearnRequest, source: ModelSource | None, sets: _Sets, faults: Faults
+) -> ReceiptPlan:
+    return plan_receipt(
         source,
         earlier=request.earlier,
         sign=request.sign,
         data_key=request.data_key,
         folders=request.folders,
-        retain=() if request.allow_overlap else retain,
+        retain=() if request.allow_overlap else sets.retain,
         faults=faults,
     )
-    other_answers = None if config is None else LOSSES[str(config.forget_loss)].other_answers
-    if other_answers is not None and forget:
-        faults += alternative_faults(forget, other_answers, "--forget")
-    tokenizer = tokenizer_of(source, faults)
-    if faults or source is None or config is None:
-        raise RequestError(faults)
-    encoded, notes = {}, []
-    sets = {"--forget": forget, "--retain": retain, "--holdout": holdout}
-    sets |= {_earlier(number): examples for number, examples in receipt.earlier.items()}
-    sets |= {f"--keep {name}": examples for name, examples in kept.items()}
-    for where, examples in sets.items():
-        try:
+
+
+def _answer_faults(config: UnlearningConfig, sets: _Sets) -> list[Fault]:
+    """Say so where a loss needs other answers that the forget set does not have."""
+    wanted = LOSSES[str(config.forget_loss)].other_answers
+    return alternative_faults(sets.forget, wanted, "--forget") if wanted is not None and sets.forget else []
+
+
+def _encode(
+    sets: _Sets, receipt: ReceiptPlan, tokenizer: Any, config: UnlearningConfig, faults: Faults
+) -> tuple[dict[str, list[EncodedExample]], list[str]]:
+    """Return every set's token ids by where the set was named, and what was noticed."""
+    encoded: dict[str, list[EncodedExample]] = {}
+    notes: list[str] = []
+    every = {"--forget": sets.forget, "--retain": sets.retain, "--holdout": sets.holdout}
+    every |= {_earlier(number): examples for number, examples in receipt.earlier.items()}
+    every |= {f"--keep {name}": examples for name, examples in sets.keep.items()}
+    for where, examples in every.items():
+        with faults.collecting():
             encoded[where], told = encode_pieces(
                 examples, tokenizer, config.max_length, where, config.long_text
             )
             notes += told
-        except RequestError as error:
-            faults += error.faults
-    used = (token for examples in encoded.values() for example in examples for token in example.input_ids)
-    faults += vocabulary_faults(source, tokenizer, used)
-    if faults:
-        raise RequestError(faults)
-    forget_, retain_, holdout_ = (encoded[where] for where in ("--forget", "--retain", "--holdout"))
-    if config.examples_per_step is None:
-        config.examples_per_step = examples_of_a_step(len(forget_))
-    keep = {name: encoded[f"--keep {name}"] for name in kept}
-    earlier = {number: encoded[_earlier(number)] for number in receipt.earlier}
-    notes += forewarnings(forget, retain)
-    lacking = None if holdout else missing_holdout(forget_)
-    notes += [] if lacking is None else [lacking]
-    data = forget_, retain_, holdout_
-    return Prepared(source, tokenizer, *data, config, receipt, keep, earlier, tuple(notes))
+    return encoded, notes
 
 
 def _earlier(number: int) -> str:
@@ -254,16 +287,6 @@ def room(request: UnlearnRequest, weights: int) -> int:
     return 0 if request.adapters else 3 * weights
 
 
-def _read(sources: tuple[str, ...], where: str, folders: Folders, faults: list[Fault]) -> list[Example]:
-    examples: list[Example] = []
-    for source in sources:
-        try:
-            examples += to_examples(read_rows(source, where=where, folders=folders), where)
-        except RequestError as error:
-            faults += error.faults
-    return examples
-
-
 def make_config(request: UnlearnRequest, folder: Path | None = None) -> UnlearningConfig:
     """Build the trainer's settings from a request.
 
@@ -282,12 +305,10 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         "output_dir": str(folder or request.output),
         "bf16": autocast_bf16(request.precision)[0],
     }
-    faults: list[Fault] = []
-    try:
-        settings |= tracker_settings(request.settings, request.output)
-    except RequestError as error:
-        faults += error.faults
-        settings["report_to"] = "none"
+    faults = Faults()
+    settings |= faults.attempt(
+        lambda: tracker_settings(request.settings, request.output), {"report_to": "none"}
+    )
     try:
         config = UnlearningConfig(**settings)
     except RequestError as error:
@@ -296,8 +317,7 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
         raise RequestError(
             [*faults, Fault("settings", first_line(error), "See ngdiff unlearn --help")]
         ) from error
-    if faults:
-        raise RequestError(faults)
+    faults.raise_any()
     return config
 
 
@@ -404,9 +424,10 @@ def _plan(trainer: UnlearningTrainer) -> str:
         "gen": f"GeN's learning rate from {args.lr_start}",
         "fixed": f"learning rate {args.learning_rate}",
     }[str(args.step_size)]
+    forget, keep = _counted(trainer.forget_set), _counted(trainer.retain_set[: trainer.own_retain])
     return (
-        f"{args.method}: {_counted(trainer._forget)} to forget, {_counted(trainer._retain[: trainer._own])} "
-        f"to keep ({_measured_on(trainer)}), rule {args.rule}, {rate}, stop at {args.stop_at}"
+        f"{args.method}: {forget} to forget, {keep} to keep ({_measured_on(trainer)}), rule {args.rule}, "
+        f"{rate}, stop at {args.stop_at}"
     )
 
 
@@ -418,9 +439,9 @@ def _counted(examples: Sequence[EncodedExample]) -> str:
 
 def _measured_on(trainer: UnlearningTrainer) -> str:
     """Say on which retain examples utility is measured."""
-    if trainer._held_out[0] is trainer._retain[0]:
+    if trainer.held_out_set[0] is trainer.retain_set[0]:
         return "too few to hold any out, so utility is measured on these"
-    return f"{_counted(trainer._held_out)} more are held out to measure utility on"
+    return f"{_counted(trainer.held_out_set)} more are held out to measure utility on"
 
 
 def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ngdiff.data.datasets import SPLIT, for_auditing
 from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import data_hash
 from ngdiff.data.long_text import counted_texts, in_pieces, long_text_fault
-from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.errors import Fault, Faults, RequestError, unknown_name
 from ngdiff.evaluation.evaluate import check_output_file
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites import SuiteData, suites
@@ -72,7 +72,7 @@ def prepare(request: AuditRequest) -> Prepared:
     Raises:
         RequestError: with every fault of settings, files, output, models and data.
     """
-    faults = _setting_faults(request)
+    faults = Faults(_setting_faults(request))
     faults += _look(request.output, request.overwrite)
     sources: dict[Role, ModelSource] = {}
     named: tuple[tuple[Role, str | None], ...] = (
@@ -83,23 +83,17 @@ def prepare(request: AuditRequest) -> Prepared:
     for role, name in named:
         if name is not None:
             where = "--model" if role == "audited" else f"--{role}"
-            try:
+            with faults.collecting():
                 sources[role] = resolve_model(name, where)
                 faults += check_causal(sources[role], where)
-            except RequestError as error:
-                faults += error.faults
     shadows = []
     for name in request.shadows:
-        try:
+        with faults.collecting():
             shadows.append(resolve_model(name, "--shadow"))
             faults += check_causal(shadows[-1], "--shadow")
-        except RequestError as error:
-            faults += error.faults
     data = None
-    try:
+    with faults.collecting():
         data = read_data(request)
-    except RequestError as error:
-        faults += error.faults
     if data is not None and "audited" in sources:
         data = _unused(data, sources["audited"])
     chosen = [table()[name] for name in request.audits or table() if name in table()]
@@ -135,15 +129,13 @@ def _in_pieces(data: SuiteData, tokenizer: Any, request: AuditRequest) -> SuiteD
 
 
 def _setting_faults(request: AuditRequest) -> list[Fault]:
-    faults = [
-        unknown_name("--audits", "audit", name, table()) for name in request.audits if name not in table()
-    ]
+    faults = Faults(
+        [unknown_name("--audits", "audit", name, table()) for name in request.audits if name not in table()]
+    )
     if request.suite not in SUITES:
         faults.append(unknown_name("--suite", "suite of audits", request.suite, SUITES))
-    try:
+    with faults.collecting():
         check_precision(request.precision)
-    except RequestError as error:
-        faults += error.faults
     counts = ("batch_size", "max_length", "max_new_tokens", "resamples", "relearn_batch_size", "samples")
     faults += [
         Fault(f"--{name.replace('_', '-')}", f"is {getattr(request, name)}", "Give a number of at least 1")

@@ -15,7 +15,7 @@ from ngdiff.bench.variants import Variant, find_variant
 from ngdiff.bench.worker import EVALUATION
 from ngdiff.data.benchmarks import folders_of
 from ngdiff.data.sources import read_rows
-from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.errors import Fault, Faults, RequestError, unknown_name
 from ngdiff.evaluation.reference_source import resolve_reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites import SuiteData, suites
@@ -72,7 +72,7 @@ def _variants(request: BenchRequest) -> list[Variant]:
 
 
 def _name_faults(request: BenchRequest) -> list[Fault]:
-    faults: list[Fault] = []
+    faults = Faults()
     for name in request.methods:
         if name not in METHODS:
             faults.append(unknown_name("--methods", "method", name, METHODS))
@@ -108,25 +108,21 @@ def _number_faults(request: BenchRequest) -> list[Fault]:
 
 
 def _model_faults(request: BenchRequest) -> list[Fault]:
-    faults: list[Fault] = []
+    faults = Faults()
     models = [("--model", request.model)]
     models += [("--reference", path) for path in request.references.values() if not path.endswith(".json")]
     for where, model in models:
-        try:
+        with faults.collecting():
             source = resolve_model(model, where, request.trust_remote_code)
             faults += check_causal(source, where) + same_folder(request.output, source.location)
-        except RequestError as error:
-            faults += error.faults
     return faults
 
 
 def _data_faults(request: BenchRequest) -> list[Fault]:
-    faults: list[Fault] = []
+    faults = Faults()
     for beside in request.also_retain:
-        try:
+        with faults.collecting():
             read_rows(beside, where="--also-retain", folders=request.folders)
-        except RequestError as error:
-            faults += error.faults
     for split in _with_known_names(request).splits:
         data = None
         faults += _source_faults(request, split, "--splits") if request.suite != "tofu" else []
@@ -138,17 +134,15 @@ def _data_faults(request: BenchRequest) -> list[Fault]:
                 for fault in error.faults
             ]
         reference = request.reference(split)
-        try:
+        with faults.collecting():
             if reference is not None and reference.endswith(".json"):
                 resolve_reference(reference, request.suite, data)
-        except RequestError as error:
-            faults += error.faults
     return faults
 
 
 def _tuning_faults(request: BenchRequest) -> list[Fault]:
     """Find questions to tune on that are not there, or that the target did not learn."""
-    faults: list[Fault] = []
+    faults = Faults()
     for split in dict.fromkeys(trial.split for trial in tuning(request)):
         reach = tuning_reach(request, split) if request.suite == "tofu" else 0
         if request.learned is not None and request.learned <= reach:
@@ -161,12 +155,10 @@ def _tuning_faults(request: BenchRequest) -> list[Fault]:
 
 def _source_faults(request: BenchRequest, split: str, where: str) -> list[Fault]:
     """Find sources of runs that cannot be read."""
-    faults: list[Fault] = []
+    faults = Faults()
     for source in {source for step in suite_of(request).steps(request, split) for source in step.all}:
-        try:
+        with faults.collecting():
             read_rows(source, where=where, folders=request.folders)
-        except RequestError as error:
-            faults += error.faults
     return faults
 
 

@@ -91,21 +91,18 @@ def _load(given: Sequence[tuple[str, str, str]], trust_remote_code: bool) -> lis
     Raises:
         RequestError: one of them cannot be found or read; all faults at once.
     """
-    from ngdiff.errors import Fault, RequestError
+    from ngdiff.errors import Faults
     from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
     from ngdiff.system.progress import working
 
-    faults: list[Fault] = []
+    faults = Faults()
     sources: list[tuple[str, str, ModelSource]] = []
     for title, where, name in given:
-        try:
+        with faults.collecting():
             sources.append(
                 (title, name, resolve_model(name, where=where, trust_remote_code=trust_remote_code))
             )
-        except RequestError as error:
-            faults += error.faults
-    if faults:
-        raise RequestError(faults)
+    faults.raise_any()
     loaded = []
     for title, name, source in sources:
         with working(f"Loading {name}"):

@@ -15,7 +15,7 @@ from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
 if TYPE_CHECKING:
-    from ngdiff.errors import Fault
+    from ngdiff.errors import Faults
     from ngdiff.models.loading import ModelSource
 
 
@@ -118,26 +118,22 @@ def _prepare(request: MergeRequest) -> tuple[ModelSource, ModelSource, Any]:
     )
     from ngdiff.system.output import check_output, same_folder
 
-    faults: list[Fault] = []
+    faults = Faults()
     source = base = None
-    try:
+    with faults.collecting():
         source = resolve_model(request.adapter, "ADAPTER", request.trust_remote_code)
         if not source.adapter:
             what = f"{request.adapter!r} is a whole model, no adapter"
             faults.append(Fault("ADAPTER", what, "Give a folder made with --lora; this one needs no merging"))
         elif request.model is not None:
             source = replace(source, base=request.model)
-    except RequestError as error:
-        faults += error.faults
     base_name = request.model or (source.base if source is not None else None)
     if base_name is not None:
-        try:
+        with faults.collecting():
             where = "--model" if request.model else "--model (as the adapter names it)"
             base = resolve_model(base_name, where, request.trust_remote_code)
             base = base if request.model else on_this_machine(base, where)
             faults += check_causal(base)
-        except RequestError as error:
-            faults += error.faults
     elif not faults:
         what = f"{request.adapter!r} does not name its base model"
         faults.append(Fault("ADAPTER", what, "Give the base with --model"))

@@ -12,7 +12,7 @@ from ngdiff.cli.options import METHOD, RESOURCES
 from ngdiff.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from ngdiff.errors import Fault
+    from ngdiff.errors import Fault, Faults
     from ngdiff.planning.fit import Estimate
 
 NAMES = {
@@ -83,16 +83,14 @@ def plan(
         "--batch-size": batch_size,
         "--answer-length": 1 if answer_length is None else answer_length,
     }
-    faults = _faults(counts, max_length, memory, forget_buffer, precision)
+    faults = Faults(_faults(counts, max_length, memory, forget_buffer, precision))
     if qlora and fsdp:
         fix = "Leave out one of the two: each GPU then holds all weights in 4 bits"
         faults.append(Fault("--fsdp", "weights in 4 bits are not shared out among GPUs", fix))
     source = None
-    try:
+    with faults.collecting():
         source = resolve_model(model)
         faults += check_causal(source)
-    except RequestError as error:
-        faults += error.faults
     asked = Plan(
         adapters="qlora" if qlora else "lora" if lora else "none",
         batch_size=batch_size,
@@ -104,10 +102,8 @@ def plan(
         devices=gpus,
         sharding="fsdp" if fsdp else "ddp",
     )
-    try:
+    with faults.collecting():
         asked = with_method(asked, method)
-    except RequestError as error:
-        faults += error.faults
     if faults or source is None:
         raise RequestError(faults)
     estimator = Estimator(builder(configuration(source)))

@@ -33,20 +33,17 @@ def recompute(
     """
     from dataclasses import asdict
 
-    from ngdiff.errors import RequestError
+    from ngdiff.errors import Faults
     from ngdiff.evaluation.openunlearning import read_log
     from ngdiff.evaluation.recompute import recompute as work_out
     from ngdiff.system.output import check_new_file, unless_in_the_way, write_json
 
-    faults = [] if output is None else check_new_file(output)
+    faults = Faults([] if output is None else check_new_file(output))
     logs = []
     for path, where in ((log, "LOG"), (reference, "--reference")):
-        try:
+        with faults.collecting():
             logs.append(None if path is None else read_log(path, where))
-        except RequestError as error:
-            faults += error.faults
-    if faults:
-        raise RequestError(faults)
+    faults.raise_any()
     read, retrained = logs
     assert read is not None
     found = work_out(read, retrained)

@@ -69,30 +69,25 @@ def _evidence(
 ) -> Evidence:
     from ngdiff.data.examples import to_examples
     from ngdiff.data.sources import read_rows
-    from ngdiff.errors import Fault, RequestError
+    from ngdiff.errors import Faults
     from ngdiff.models.loading import resolve_model
     from ngdiff.receipts.data_key import read_data_key
     from ngdiff.receipts.signature import read_public_key
     from ngdiff.receipts.verify import Evidence
 
-    faults: list[Fault] = []
+    faults = Faults()
     data: dict[str, list[Example]] = {}
     for role, names in sources.items():
         where = f"--{role}"
-        try:
+        with faults.collecting():
             parts = [to_examples(read_rows(n, where=where, folders=folders), where) for n in names]
             data |= {role: [example for part in parts for example in part]} if parts else {}
-        except RequestError as error:
-            faults += error.faults
     key = secret = source = None
-    try:
+    with faults.collecting():
         key = read_public_key(public_key) if public_key is not None else None
         secret = read_data_key(data_key) if data_key is not None else None
         source = resolve_model(model) if model is not None else None
-    except RequestError as error:
-        faults += error.faults
-    if faults:
-        raise RequestError(faults)
+    faults.raise_any()
     return Evidence(data, secret, key, source, chain)
 
 

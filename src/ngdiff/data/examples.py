@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ngdiff.data.benchmarks import Folders
 from ngdiff.data.files import COLUMN_FORMS, Row, accepted_columns
-from ngdiff.data.sources import capped
-from ngdiff.errors import Fault, RequestError
+from ngdiff.data.sources import capped, read_rows
+from ngdiff.errors import Fault, Faults, RequestError
 
 Kind = Literal["qa", "completion", "chat", "text"]
 
@@ -223,6 +224,24 @@ def _example(row: Row, form: tuple[str, ...]) -> Example:
     elif kind != "text":
         messages = (Message("user", str(values[form[0]])), Message("assistant", str(values[form[1]])))
     return Example(messages, str(values["text"]) if kind == "text" else None, kind, row.place, extra)
+
+
+def read_examples(
+    sources: Sequence[str], where: str, folders: Folders | None, faults: Faults
+) -> list[Example]:
+    """Return the examples of all sources that can be read, and add to ``faults`` what is wrong with the rest.
+
+    Args:
+        sources: as :func:`ngdiff.data.sources.read_rows` takes them.
+        where: the option that names them.
+        folders: benchmarks to folders that hold their data.
+        faults: of the whole request.
+    """
+    examples: list[Example] = []
+    for source in sources:
+        with faults.collecting():
+            examples += to_examples(read_rows(source, where=where, folders=folders), where)
+    return examples
 
 
 def overlap_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault | None:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.errors import Fault, Faults, RequestError, unknown_name
 from ngdiff.models.adapters import pattern_fault
 from ngdiff.models.model_files import (
     ADAPTER_CONFIG,
@@ -544,12 +544,6 @@ def check_precision(name: str) -> Precision:
     raise RequestError(unknown_name("--precision", "precision", name, get_args(Precision)))
 
 
-def tokenizer_of(source: ModelSource | None, faults: list[Fault]) -> Any:
+def tokenizer_of(source: ModelSource | None, faults: Faults) -> Any:
     """Load the tokenizer of a model that was found, or add to the faults why it cannot be read."""
-    if source is None:
-        return None
-    try:
-        return load_tokenizer(source)
-    except RequestError as error:
-        faults += error.faults
-        return None
+    return None if source is None else faults.attempt(lambda: load_tokenizer(source), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ngdiff.data.benchmarks import Folders
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import read_rows
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Fault, Faults, RequestError
 from ngdiff.evaluation.result import Bootstrap
 from ngdiff.models.loading import ModelSource
 from ngdiff.receipts.chain import copy_chain, link_faults, read_chain
@@ -183,7 +183,7 @@ def plan_receipt(
     data_key: Path | None = None,
     folders: Folders | None = None,
     retain: Sequence[Example] = (),
-    faults: list[Fault],
+    faults: Faults,
 ) -> ReceiptPlan:
     """Read keys, the starting model's receipts and the forget sets of earlier requests.
 
@@ -197,13 +197,7 @@ def plan_receipt(
         faults: what is wrong is added here.
     """
 
-    def attempt(work: Callable[[], T], otherwise: T) -> T:
-        try:
-            return work()
-        except RequestError as error:
-            faults.extend(error.faults)
-            return otherwise
-
+    attempt = faults.attempt
     key = None if sign is None else attempt(lambda: read_private_key(sign), None)
     secret = None if data_key is None else attempt(lambda: read_data_key(data_key), None)
     chain: list[Read] = []

@@ -281,11 +281,11 @@ def guess_errors(never_seen: Sequence[EncodedExample], scores: Sequence[AnswerSc
         never_seen: with ``predictable`` and ``secret`` filled in.
         scores: theirs, under the starting model.
     """
-    level = secret_level(never_seen, scores)
+    known = [pair for pair in zip(never_seen, scores, strict=True) if pair[0].predictable]
+    level = secret_level(never_seen, scores) if known else 0.0
     return [
         -score.mean_nll - _mean_log(torch.tensor(example.predictable), example.secret, level)
-        for example, score in zip(never_seen, scores, strict=True)
-        if example.predictable
+        for example, score in known
     ]
 
 

@@ -97,7 +97,7 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
         note = broken_answers(items)
         if note is not None:
             self.trainer.record.note(note)
-        of = {"forget": len(self.trainer._forget), "retain": len(self.sets["retain"])}
+        of = {"forget": len(self.trainer.forget_set), "retain": len(self.sets["retain"])}
         return {"kind": KIND, "format": FORMAT, "asked": self.asked, "of": of, "items": items}
 
     def _look(self, before: dict[str, _Look] | None) -> dict[str, _Look]:

@@ -79,7 +79,7 @@ class UnlearningProgress(ProgressCallback):
         self._seen: dict[str, int] = {}
 
     def _open(self, state: Any) -> Meter:
-        stopping = self.trainer._stopping
+        stopping = self.trainer.run.stopping
         return Meter(self.title, state.max_steps, stopping is not None and stopping.target is not None)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -110,7 +110,7 @@ class UnlearningProgress(ProgressCallback):
             log.note(text)
 
     def _lists(self) -> dict[str, list[Any]]:
-        record, stopping = self.trainer.record, self.trainer._stopping
+        record, stopping = self.trainer.record, self.trainer.run.stopping
         checks = [] if stopping is None else stopping.checks
         return {
             "step": record.steps,
@@ -135,7 +135,7 @@ class UnlearningProgress(ProgressCallback):
 
     def _measure(self, strength: float | None) -> str:
         """Name the forget target's measure, as last seen, beside the value it is to reach."""
-        stopping = self.trainer._stopping
+        stopping = self.trainer.run.stopping
         target = None if stopping is None else stopping.target
         if stopping is None or target is None or target.value is None:
             return "" if strength is None else f"extraction {strength:.2f}"

@@ -37,46 +37,49 @@ HALVINGS = 3
 
 def after_step(trainer: UnlearningTrainer) -> Decision | None:
     """Record the step, check if it is time, and return why to stop, if so."""
-    step = trainer._step
+    run = trainer.run
+    step = run.step
     if step.verdict is Verdict.STATIONARY:
-        trainer._decision = Decision("stationary", "both gradients are zero: nothing is left to change")
-    trainer._skipped_in_a_row = trainer._skipped_in_a_row + 1 if step.verdict is Verdict.NON_FINITE else 0
-    if trainer._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+        run.decision = Decision("stationary", "both gradients are zero: nothing is left to change")
+    finite = step.verdict is not Verdict.NON_FINITE
+    run.skipped_in_a_row = 0 if finite else run.skipped_in_a_row + 1
+    if run.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
         text = f"the gradients were not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row"
-        trainer._decision = Decision("non-finite", text)
-    elif trainer._skipped_in_a_row == CUT_AFTER_SKIPPED:
+        run.decision = Decision("non-finite", text)
+    elif run.skipped_in_a_row == CUT_AFTER_SKIPPED:
         _recover(trainer)
     strength = weighted_mean(step.extraction_strength)
-    if trainer._decision is None and _is_due(trainer, strength):
+    if run.decision is None and _is_due(trainer, strength):
         _check(trainer)
-    trainer._last_strength = weighted_mean(step.extraction_strength)
+    run.last_strength = weighted_mean(step.extraction_strength)
     entry = step.as_record(trainer.state.global_step, float(trainer.state.epoch or 0.0))
     trainer.record.steps.append(replace(entry, forget_extraction_strength=strength))
     rate = f"lr {step.rate:.1e}"
     seen = "" if strength is None else f", forget extraction {strength:.2f}"
     trainer.state.progress_note = f"{step.named('forget')}, {step.named('retain')}, {rate}{seen}"
-    return trainer._decision
+    return run.decision
 
 
 def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
     """Say whether a check is due, or whether the steps' own batches say that the target is near."""
-    if trainer._stopping is None or not trainer._stopping.checks_needed:
+    run = trainer.run
+    if run.stopping is None or not run.stopping.checks_needed:
         return False
-    since = trainer.state.global_step - trainer._last_check
+    since = trainer.state.global_step - run.last_check
     if since >= trainer.args.check_every:
         return True
-    if trainer._stopping.target is None:
+    if run.stopping.target is None:
         return False
-    strengths = [value for value in (trainer._last_strength, strength) if value is not None]
-    apart = ITEMS_APART if _items_alone_are_left(trainer._stopping) else CHECKS_APART
+    strengths = [value for value in (run.last_strength, strength) if value is not None]
+    apart = ITEMS_APART if _items_alone_are_left(run.stopping) else CHECKS_APART
     if since < apart or not strengths:
         return False
     mean = sum(strengths) / len(strengths)
     cheap = {"extraction_strength": mean, "exact_memorisation": mean}
-    nll = weighted_mean(trainer._step.forget_nll)
+    nll = weighted_mean(run.step.forget_nll)
     if nll is not None:
         cheap |= {"nll": nll, "probability": math.exp(-nll)}
-    return trainer._stopping.target.within_reach(cheap)
+    return run.stopping.target.within_reach(cheap)
 
 
 def _items_alone_are_left(stopping: StoppingRule) -> bool:
@@ -89,42 +92,44 @@ def _items_alone_are_left(stopping: StoppingRule) -> bool:
 
 def _check(trainer: UnlearningTrainer) -> None:
     """Look, and act on it: keep the best weights, keep the pace, or go back."""
+    run = trainer.run
     if not trainer.weights_are_finite():
         _recover(trainer)
         return
-    trainer._decision = look(trainer)
-    assert trainer._stopping is not None
-    if trainer._decision is not None:
+    run.decision = look(trainer)
+    assert run.stopping is not None
+    if run.decision is not None:
         return
-    check = trainer._stopping.checks[-1]
+    check = run.stopping.checks[-1]
     if check.best:
-        trainer._best.save()
-        trainer._items.keep()
-    if isinstance(trainer._step_size, AutomaticRate):
+        run.best.save()
+        run.items.keep()
+    if isinstance(run.step_size, AutomaticRate):
         if not check.above_floor:
-            if trainer._stopping.first_below:  # the steps to come may heal it, at half the rate
-                _slow_down(trainer, trainer._step_size)
+            if run.stopping.first_below:  # the steps to come may heal it, at half the rate
+                _slow_down(trainer, run.step_size)
                 return
-            trainer._decision = trainer._stopping.spent()
-            if trainer._decision is None:
-                _retreat(trainer, trainer._step_size)
+            run.decision = run.stopping.spent()
+            if run.decision is None:
+                _retreat(trainer, run.step_size)
         elif check.best:
-            _keep_pace(trainer, trainer._step_size)
+            _keep_pace(trainer, run.step_size)
 
 
 def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     """Take shorter or longer steps, so that utility lasts until the target is reached."""
-    assert trainer._stopping is not None
+    run = trainer.run
+    assert run.stopping is not None
     before, every = step_size.rate, trainer.args.check_every
     taken = {step.step: step.learning_rate for step in trainer.record.steps}
-    taken[trainer.state.global_step] = trainer._step.rate  # whose entry is still to come
+    taken[trainer.state.global_step] = run.step.rate  # whose entry is still to come
     rates = {step: rate for step, rate in taken.items() if rate is not None}
-    factor = trainer._stopping.pace(before or 1.0, rates, PRICED_OVER * every)
-    if factor > 1 and trainer.state.global_step - trainer._stopping.changed < every:
+    factor = run.stopping.pace(before or 1.0, rates, PRICED_OVER * every)
+    if factor > 1 and trainer.state.global_step - run.stopping.changed < every:
         return  # near the target checks come thick and fast, and each would raise it
-    after = step_size.scale(factor, raise_it=trainer._stopping.left <= RAISED_FROM)
+    after = step_size.scale(factor, raise_it=run.stopping.left <= RAISED_FROM)
     if before is not None and after is not None and before != after:
-        trainer._stopping.changed = trainer.state.global_step
+        run.stopping.changed = trainer.state.global_step
         trainer.record.note(
             f"step {trainer.state.global_step}: at the pace so far, utility would "
             f"{'fall under a floor before' if factor < 1 else 'last well beyond where'} the target is "
@@ -134,7 +139,7 @@ def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
 
 def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     """Go back until no floor is broken, and take smaller steps."""
-    stopping = trainer._stopping
+    stopping = trainer.run.stopping
     assert stopping is not None
     found, broken = stopping.best, stopping.checks[-1].broken
     best = 0 if found is None else found.step
@@ -154,19 +159,20 @@ def _go_back_as_far_as_needed(trainer: UnlearningTrainer) -> float:
     What a floor misses grows faster along the way than what is forgotten, so most of the progress stays. A
     state that is above the floors and no better than the best is given up for that.
     """
-    stopping = trainer._stopping
+    run = trainer.run
+    stopping = run.stopping
     assert stopping is not None
-    trainer._last_strength = None
-    trainer._step.extraction_strength = []  # of weights that are gone
+    run.last_strength = None
+    run.step.extraction_strength = []  # of weights that are gone
     for halvings in range(1, HALVINGS + 1):
-        trainer._best.restore(0.5)
+        run.best.restore(0.5)
         found = measure(trainer)
         if not stopping.broken(found.kept):
-            trainer._decision = stopping.judge(trainer.state.global_step, *found)
+            run.decision = stopping.judge(trainer.state.global_step, *found)
             if not stopping.checks[-1].best:
                 break
-            trainer._best.save()
-            trainer._items.keep()
+            run.best.save()
+            run.items.keep()
             return 1 - 0.5**halvings
     _go_back(trainer)
     return 1.0
@@ -174,9 +180,10 @@ def _go_back_as_far_as_needed(trainer: UnlearningTrainer) -> float:
 
 def _slow_down(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     """Go on from where the run is with smaller steps: the retain task may bring back what a floor misses."""
-    assert trainer._stopping is not None
+    run = trainer.run
+    assert run.stopping is not None
     rate = step_size.be_careful(RETREAT)
-    fell = _fell(trainer._stopping.checks[-1].broken)
+    fell = _fell(run.stopping.checks[-1].broken)
     trainer.record.note(f"step {trainer.state.global_step}: {fell}, so the rate was cut to {rate:.1e}")
 
 
@@ -186,21 +193,23 @@ def _fell(broken: Sequence[str]) -> str:
 
 
 def _go_back(trainer: UnlearningTrainer) -> None:
-    trainer._best.restore()
-    trainer._items.go_back()
-    trainer._last_strength = None
-    trainer._step.extraction_strength = []  # of weights that are gone
+    run = trainer.run
+    run.best.restore()
+    run.items.go_back()
+    run.last_strength = None
+    run.step.extraction_strength = []  # of weights that are gone
 
 
 def _recover(trainer: UnlearningTrainer) -> None:
     """After several steps that were not finite: back to good weights, where there are any, and slower."""
+    run = trainer.run
     _go_back(trainer)
-    rate = cut_rate(trainer._step_size, trainer.optimizer, trainer.lr_scheduler, BROKEN)
-    best = None if trainer._stopping is None else trainer._stopping.best
+    rate = cut_rate(run.step_size, trainer.optimizer, trainer.lr_scheduler, BROKEN)
+    best = None if run.stopping is None else run.stopping.best
     back = "" if best is None else f", so the weights of step {best.step} were put back"
     slower = "" if rate is None else f", and the rate was cut to {rate:.1e}"
-    broken = f"{trainer._skipped_in_a_row} steps in a row were not finite and were skipped"
-    text = broken if trainer._skipped_in_a_row >= CUT_AFTER_SKIPPED else "a weight was not finite"
+    broken = f"{run.skipped_in_a_row} steps in a row were not finite and were skipped"
+    text = broken if run.skipped_in_a_row >= CUT_AFTER_SKIPPED else "a weight was not finite"
     trainer.record.note(f"step {trainer.state.global_step}: {text}{back}{slower}")
 
 
@@ -225,9 +234,10 @@ def look(trainer: UnlearningTrainer, whole: bool = False) -> Decision | None:
         trainer: whose model to look at.
         whole: look at every row of the forget set at once.
     """
-    stopping, step = trainer._stopping, trainer.state.global_step
+    run = trainer.run
+    stopping, step = run.stopping, trainer.state.global_step
     assert stopping is not None
-    trainer._last_check = step
+    run.last_check = step
     return stopping.judge(step, *measure(trainer, whole))
 
 
@@ -240,9 +250,10 @@ def measure(trainer: UnlearningTrainer, whole: bool = False) -> Measured:
         trainer: whose model to look at.
         whole: look at every row of the forget set at once.
     """
-    stopping, step = trainer._stopping, trainer.state.global_step
+    run = trainer.run
+    stopping, step = run.stopping, trainer.state.global_step
     assert stopping is not None
-    view, scores = forget_view(trainer, every_row(trainer) if whole else trainer._items.draw(step))
+    view, scores = forget_view(trainer, every_row(trainer) if whole else run.items.draw(step))
     if stopping.target is not None and not view.complete and stopping.target.forgotten(view):
         view, scores = forget_view(trainer, every_row(trainer))
     retain = trainer.measurements.scores("retain")
@@ -251,7 +262,7 @@ def measure(trainer: UnlearningTrainer, whole: bool = False) -> Measured:
 
 def every_row(trainer: UnlearningTrainer) -> list[int]:
     """Return all rows of the forget set."""
-    return list(range(len(trainer._forget)))
+    return list(range(len(trainer.forget_set)))
 
 
 def forget_view(trainer: UnlearningTrainer, rows: list[int]) -> tuple[View, list[AnswerScore]]:
@@ -262,7 +273,8 @@ def forget_view(trainer: UnlearningTrainer, rows: list[int]) -> tuple[View, list
 
 def view_of(trainer: UnlearningTrainer, rows: list[int], scores: list[AnswerScore]) -> View:
     """Return what scores of some rows of the forget set say of the whole set."""
-    target = None if trainer._stopping is None else trainer._stopping.target
+    run = trainer.run
+    target = None if run.stopping is None else run.stopping.target
     if target is None:
-        return trainer._items.view(rows, scores, (), {})
-    return trainer._items.view(rows, scores, target.bounds, target.guesses, target.whole)
+        return run.items.view(rows, scores, (), {})
+    return run.items.view(rows, scores, target.bounds, target.guesses, target.whole)

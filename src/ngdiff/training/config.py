@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 from transformers import TrainingArguments
 
 from ngdiff.data.long_text import long_text_fault
-from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.errors import Fault, Faults, RequestError, unknown_name
 from ngdiff.losses import LOSSES, find_loss
 from ngdiff.methods import RUN, STEP_SIZES, Method, StepSizeName, find_method
 from ngdiff.settings import DEFAULT_METHOD
@@ -217,16 +217,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
 
     def _complete(self) -> list[Fault]:
         """Fill in the method's parts; return what is wrong with the settings."""
-        faults = self._type_faults()
+        faults = Faults(self._type_faults())
 
-        def attempt(check: Any, *args: Any) -> Any:
-            try:
-                return check(*args)
-            except RequestError as error:
-                faults.extend(error.faults)
-                return None
-
-        method = attempt(find_method, self.method)
+        method = faults.attempt(lambda: find_method(self.method), None)
         for name, value in {**RUN, **(method.run if method else {})}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -238,14 +231,16 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
             self.rule = self.rule or method.rule
             faults += self._choose_step_size(method)
             self._share_seed_and_layer()
-        for check, args in (
+        checks: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
             (find_loss, (self.forget_loss, "forget", self.forget_loss_settings)),
             (find_loss, (self.retain_loss, "retain", self.retain_loss_settings)),
             (make_rule, (self.rule, self.rule_settings)),
             (parse_stop_at, (self.stop_at,)),
-        ):
+        )
+        for check, args in checks:
             if args[0] is not None:
-                attempt(check, *args)
+                with faults.collecting():
+                    check(*args)
         return faults + self._range_faults() + ([] if faults else launch_faults(self))
 
     def _choose_step_size(self, method: Method) -> list[Fault]:

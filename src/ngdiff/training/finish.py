@@ -59,16 +59,17 @@ def conclude(trainer: UnlearningTrainer) -> None:
     Raises:
         RunError: a weight is not finite, and there are no good ones to go back to.
     """
-    stopping = trainer._stopping
+    run = trainer.run
+    stopping = run.stopping
     assert stopping is not None
     sound = _go_back_if_broken(trainer)
     # a target met at the start is found out in the loop's first step, which changes nothing
-    step = 0 if trainer._step.verdict is Verdict.DONE else trainer.state.global_step
-    if sound and stopping.checks_needed and trainer._last_check != step:
+    step = 0 if run.step.verdict is Verdict.DONE else trainer.state.global_step
+    if sound and stopping.checks_needed and run.last_check != step:
         found = look(trainer, whole=True)  # what is kept has been looked at
-        if trainer._decision is None and found is not None and found.code == "target":
-            trainer._decision = found
-    decision = trainer._decision = trainer._decision or _at_the_end(step, trainer.state.max_steps)
+        if run.decision is None and found is not None and found.code == "target":
+            run.decision = found
+    decision = run.decision = run.decision or _at_the_end(step, trainer.state.max_steps)
     kept = _keep_the_best(trainer, step, sound)
     trainer.record.checks = [check.as_json() for check in stopping.checks]
     view, ends = _final_look(trainer)
@@ -91,10 +92,10 @@ def conclude(trainer: UnlearningTrainer) -> None:
     _warn_of_vanishing_updates(trainer)
     _note_slower_ways(trainer)
     trainer.record.cost = {
-        "seconds": trainer.seconds,
+        "seconds": run.seconds,
         "steps": step,
         "skipped_steps": sum(entry.skipped == Verdict.NON_FINITE.value for entry in trainer.record.steps),
-        "peak_memory_gib": trainer.peak_memory,
+        "peak_memory_gib": run.peak_memory,
     }
 
 
@@ -126,7 +127,7 @@ def _of_the_target(target: ForgetTarget | None, view: View) -> dict[str, Any]:
 
 def _left(trainer: UnlearningTrainer, view: View) -> list[dict[str, Any]]:
     """Return the items that are left: place, figures and thresholds, and none of their text."""
-    stopping = trainer._stopping
+    stopping = trainer.run.stopping
     assert stopping is not None
     items, target = trainer.record.after["items"]["forget"], stopping.target
     found = []
@@ -136,7 +137,7 @@ def _left(trainer: UnlearningTrainer, view: View) -> list[dict[str, Any]]:
         found.append(
             {
                 "row": row + 1,
-                "place": trainer._forget[row].example.place,
+                "place": trainer.forget_set[row].example.place,
                 "extraction_strength": items["extraction_strength"][row],
                 "verbatim": items["verbatim"][row],
                 "probability": math.exp(-nll / tokens),
@@ -149,7 +150,7 @@ def _left(trainer: UnlearningTrainer, view: View) -> list[dict[str, Any]]:
 
 def _note_broken(trainer: UnlearningTrainer, ends: Mapping[str, float]) -> None:
     """Say so where the weights that are kept are under a floor after all: no state was above it."""
-    stopping = trainer._stopping
+    stopping = trainer.run.stopping
     assert stopping is not None
     for name, floor in stopping.floors.items():
         if not ends[name] >= floor.least:
@@ -166,14 +167,15 @@ def _at_the_end(step: int, most: int) -> Decision:
 
 def _keep_the_best(trainer: UnlearningTrainer, step: int, sound: bool) -> int:
     """Put the best weights back where the last are not they; return the step whose weights are kept."""
-    stopping = trainer._stopping
+    run = trainer.run
+    stopping = run.stopping
     assert stopping is not None
     best = 0 if stopping.best is None else stopping.best.step
     if not sound:
         return best  # they are back already
     if not stopping.checks_needed or not stopping.checks or stopping.checks[-1].best:
         return step
-    trainer._best.restore()
+    run.best.restore()
     return best
 
 
@@ -194,7 +196,7 @@ def _go_back_if_broken(trainer: UnlearningTrainer) -> bool:
     """Put the best weights back where the present ones are not finite; return whether they were."""
     if trainer.weights_are_finite():
         return True
-    trainer._best.restore()
+    trainer.run.best.restore()
     if not trainer.weights_are_finite():
         raise RunError(
             f"a weight is not finite after step {trainer.state.global_step}, and no good weights were kept "

@@ -174,7 +174,7 @@ class KeptSets:
             return None
         there, level = 0.0, 0.0
         for row, score in zip(rows, scores, strict=True):
-            example = self._trainer._forget[row]
+            example = self._trainer.forget_set[row]
             levels = example.predictable or ()
             for p, b in zip(score.log_probs[-len(levels) :] if levels else (), levels, strict=True):
                 if b >= NO_KNOWLEDGE:
@@ -185,7 +185,7 @@ class KeptSets:
         """Return the mean level of the tokens that need no knowledge; None where no levels are known."""
         levels = [
             level
-            for example in self._trainer._forget
+            for example in self._trainer.forget_set
             for level in example.predictable or ()
             if level >= NO_KNOWLEDGE
         ]
@@ -206,7 +206,7 @@ class KeptSets:
 
     @property
     def _levels_wanted(self) -> bool:
-        return bool(self._trainer._losses["forget"].levels)
+        return bool(self._trainer.losses["forget"].levels)
 
     def _least(self, name: str, start: float) -> float:
         share = self.shares[name]

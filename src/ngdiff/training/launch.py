@@ -160,7 +160,7 @@ def adds_up_itself(trainer: UnlearningTrainer, model: nn.Module) -> bool:
     """
     if not isinstance(model, nn.parallel.DistributedDataParallel):
         return False
-    hidden = any(loss.looks_at == "activations" for loss in trainer._losses.values())
+    hidden = any(loss.looks_at == "activations" for loss in trainer.losses.values())
     return hidden or may_stand_apart(output_head(model)) or trainer.args.forget_buffer != "device"
 
 

@@ -45,11 +45,11 @@ class ProbeLoss:
 
     def _draw(self) -> list[Batch]:
         trainer = self.trainer
-        stream = Stream(trainer._own, trainer.args.seed + 2)
+        stream = Stream(trainer.own_retain, trainer.args.seed + 2)
         position = trainer.state.global_step * self.size
-        used = trainer._step.retain_rows
+        used = trainer.run.step.retain_rows
         rows: list[int] = []
-        for offset in range(2 * trainer._own):
+        for offset in range(2 * trainer.own_retain):
             row = stream[position + offset]
             if row not in used and row not in rows:
                 rows.append(row)
@@ -58,7 +58,7 @@ class ProbeLoss:
         if not rows:
             trainer.record.note("the retain set is so small that probes reuse the step's own examples")
             rows = sorted(used)[: self.size]
-        chosen = [trainer._retain[row] for row in rows]
+        chosen = [trainer.retain_set[row] for row in rows]
         if process_count() == 1:
             parts = little_padding(chosen, trainer.args.train_batch_size)
         else:
@@ -67,7 +67,7 @@ class ProbeLoss:
         # a process that gets an empty part takes part all the same: a sharded model needs everybody
         batches = []
         for part in parts:
-            batch = collate_for_loss(part or chosen[:1], trainer._pad_id)
+            batch = collate_for_loss(part or chosen[:1], trainer.pad_id)
             batches.append(batch if part else {**batch, ABSENT: torch.ones(1)})
         return batches
 
@@ -77,7 +77,7 @@ class ProbeLoss:
         trainer = self.trainer
         if self._batches is None:
             self._batches = self._draw()
-        loss = informative_at_start(trainer._losses["retain"])
+        loss = informative_at_start(trainer.losses["retain"])
         total = torch.zeros(2, dtype=torch.float64, device=trainer.args.device)
         with looking(trainer.model_wrapped) as model:
             was_training = model.training
@@ -149,8 +149,6 @@ class Measurements:
 
             def score(mine: list[EncodedExample]) -> list[AnswerScore]:
                 size = 2 * trainer.args.eval_batch_size
-                return score_answers(
-                    model, mine, pad_id=trainer._pad_id, batch_size=size, share_prompts=alone
-                )
+                return score_answers(model, mine, pad_id=trainer.pad_id, batch_size=size, share_prompts=alone)
 
             return shared(examples, score)

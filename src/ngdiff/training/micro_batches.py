@@ -153,25 +153,25 @@ def try_largest(trainer: UnlearningTrainer) -> None:
     Only where a device says what it lacks: a CPU's system swaps, or ends the process. What the optimizer will
     keep is set aside meanwhile.
     """
-    size = min(trainer.args.train_batch_size, len(trainer._forget), len(trainer._retain))
+    size = min(trainer.args.train_batch_size, len(trainer.forget_set), len(trainer.retain_set))
     longest = (
         sorted(data, key=lambda one: len(one.input_ids) + sum(len(o.input_ids) for o in one.alternatives))
-        for data in (trainer._forget, trainer._retain)
+        for data in (trainer.forget_set, trainer.retain_set)
     )
     forget, retain = (data[-size:] for data in longest)
     pairs = trainer.data_collator(list(zip(forget, retain, [0] * size, strict=True)))
-    kept, trainer._step = trainer._step, StepState({"forget": size, "retain": size}, set())
+    kept, trainer.run.step = trainer.run.step, StepState({"forget": size, "retain": size}, set())
     model, trained = trainer.model_wrapped, [p for p in trainer.model.parameters() if p.requires_grad]
-    pair = trainer._pair = trainer._pair or GradientPair(model.parameters(), trainer.args.forget_buffer)
+    pair = trainer.pair = trainer.pair or GradientPair(model.parameters(), trainer.args.forget_buffer)
     devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         moments = [torch.empty_like(local(p), dtype=torch.float32) for p in trained for _ in range(2)]
         model.train()
-        trainer._micro.begin_step()
-        trainer._micro.take(pairs, lambda part: trainer._add(model, part, None), pair.clear)
+        trainer.micro_batches.begin_step()
+        trainer.micro_batches.take(pairs, lambda part: trainer.add_micro_batch(model, part, None), pair.clear)
         del moments
     pair.clear()
-    trainer._step = kept
+    trainer.run.step = kept
     _free()
-    most = min(size, trainer._micro.most or size)
+    most = min(size, trainer.micro_batches.most or size)
     trainer.record.note(f"{most} examples of each task go through the model at once")

@@ -7,7 +7,6 @@ gradients a step, the rule that weighs them, the step size, and the decision to 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -43,21 +42,22 @@ from ngdiff.record import RunRecord
 from ngdiff.runs.resumable import ResumableTrainer
 from ngdiff.steps.gen import GenRate
 from ngdiff.steps.gradients import GradientPair, Task, Weights
-from ngdiff.steps.stepsize import AutomaticRate, FixedRate, StepSize
+from ngdiff.steps.stepsize import AutomaticRate
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.stopping import never_seen
 from ngdiff.stopping.criterion import Guess, ItemWatch
 from ngdiff.stopping.never_seen import guess_errors, guesses
-from ngdiff.stopping.rule import Decision, ForgetTarget, StoppingRule, parse_stop_at
-from ngdiff.system.environment import machine, peak_memory_gib, versions
+from ngdiff.stopping.rule import ForgetTarget, StoppingRule, parse_stop_at
+from ngdiff.system.environment import machine, versions
 from ngdiff.system.processes import looking, no_exchange, process_count, raise_faults, summed
-from ngdiff.training import launch, unlearning_state
+from ngdiff.training import launch, run_state
 from ngdiff.training.checks import after_step, every_row, view_of
 from ngdiff.training.config import UnlearningConfig, sources
 from ngdiff.training.finish import conclude
 from ngdiff.training.kept_sets import ROOM, KeptSets
 from ngdiff.training.measurements import Measurements, ProbeLoss, informative_at_start
 from ngdiff.training.micro_batches import MicroBatches, try_largest
+from ngdiff.training.run_state import RunState
 from ngdiff.training.step_state import StepState, combined_norm
 from ngdiff.training.trackers import step_figures
 
@@ -79,9 +79,9 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self._owner()
         trainer._begin()
-        if trainer.args.device.type == "cuda" and trainer._recovers and trainer._decision is None:
+        if trainer.args.device.type == "cuda" and trainer._recovers and trainer.run.decision is None:
             try_largest(trainer)
-        if trainer._resumed is not None and trainer._decision is not None:
+        if trainer._resumed is not None and trainer.run.decision is not None:
             trainer.no_more_steps = control.should_training_stop = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -133,7 +133,7 @@ class UnlearningTrainer(ResumableTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         self.record = RunRecord()
-        self._pad_id = _pad_id(processing_class)
+        self.pad_id = _pad_id(processing_class)
         told: list[str] = []
 
         def read(dataset: Any, where: str) -> list[EncodedExample]:
@@ -141,31 +141,31 @@ class UnlearningTrainer(ResumableTrainer):
             told.extend(notes)
             return list(found)
 
-        self._forget = read(forget_dataset, "forget_dataset")
-        self._forget = before_the_model(
-            LOSSES[str(args.forget_loss)], self._forget, processing_class, args.max_length, args.seed
+        self.forget_set = read(forget_dataset, "forget_dataset")
+        self.forget_set = before_the_model(
+            LOSSES[str(args.forget_loss)], self.forget_set, processing_class, args.max_length, args.seed
         )
         retain = read(retain_dataset, "retain_dataset")
-        self._retain, self._held_out, note = split_retain(retain, args.check_size // 2, args.seed)
+        self.retain_set, self.held_out_set, note = split_retain(retain, args.check_size // 2, args.seed)
         unseen = (
-            never_seen.invented(self._forget, processing_class, args.max_length)
+            never_seen.invented(self.forget_set, processing_class, args.max_length)
             if holdout_dataset is None
-            else never_seen.given(read(holdout_dataset, "holdout_dataset"), self._forget)
+            else never_seen.given(read(holdout_dataset, "holdout_dataset"), self.forget_set)
         )
         self._never_seen, self.level_source = unseen.examples, unseen.source
-        self._is_text = never_seen.is_text(self._forget)
-        if holdout_dataset is None and (lacking := never_seen.missing_holdout(self._forget)):
+        self._is_text = never_seen.is_text(self.forget_set)
+        if holdout_dataset is None and (lacking := never_seen.missing_holdout(self.forget_set)):
             told.append(lacking)
         earlier, kept = (
             {name: read(data, name) for name, data in (datasets or {}).items()}
             for datasets in (earlier_datasets, keep_datasets)
         )
-        for text in [*told, *unseen.notes, *small_sets(len(self._forget), len(retain))]:
+        for text in [*told, *unseen.notes, *small_sets(len(self.forget_set), len(retain))]:
             self.record.note(text)
-        kept_text = kept_texts(self._retain)
-        self._own = len(self._retain)
-        self._retain = [*self._retain, *general_to_hold(args, processing_class)]
-        self._forget = with_secrets(self._forget, kept_text, processing_class)
+        kept_text = kept_texts(self.retain_set)
+        self.own_retain = len(self.retain_set)
+        self.retain_set = [*self.retain_set, *general_to_hold(args, processing_class)]
+        self.forget_set = with_secrets(self.forget_set, kept_text, processing_class)
         self._never_seen = with_secrets(self._never_seen, kept_text, processing_class)
         if note:
             self.record.note(note)
@@ -174,50 +174,43 @@ class UnlearningTrainer(ResumableTrainer):
 
             set_seed(args.seed)  # adapters begin at random
             model = get_peft_model(model, peft_config)
-        self._losses: dict[Task, Loss] = {
+        self.losses: dict[Task, Loss] = {
             "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, None),
             "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, None),
         }
-        self._measured = layers_looked_behind(model, self._losses)
+        self._measured = layers_looked_behind(model, self.losses)
         if args.trainable is not None:
             train_only(model, args.trainable)
-        self._shares = launch.share_steps(args, self.record, len(self._forget))
-        hooks, pairs = _Hooks(), PairedDataset(self._forget, self._retain)
+        self._shares = launch.share_steps(args, self.record, len(self.forget_set))
+        hooks, pairs = _Hooks(), PairedDataset(self.forget_set, self.retain_set)
         super().__init__(
             model=model,
             args=args,
             train_dataset=pairs,
-            data_collator=PairCollator(self._pad_id, pairs),
+            data_collator=PairCollator(self.pad_id, pairs),
             processing_class=processing_class,
             callbacks=[hooks, *(callbacks or ())],
             optimizers=optimizers,
         )
         hooks.trainer = self
-        sets = {"forget": self._forget, "retain": self._held_out, "never_seen": self._never_seen}
+        sets = {"forget": self.forget_set, "retain": self.held_out_set, "never_seen": self._never_seen}
         self.measurements = Measurements(self, sets | earlier | kept)
         self.kept = KeptSets(self, kept)
         self.guesses: Mapping[int, Guess] = {}
         self.guess_errors: Sequence[float] = ()
-        self._items = ItemWatch(len(self._forget), args.check_size, args.seed)
-        self._epoch_rows: tuple[int, list[int]] | None = None
+        self.run = RunState(
+            ItemWatch(len(self.forget_set), args.check_size, args.seed),
+            BestWeights(model, Path(args.output_dir)),
+            make_rule(str(args.rule), args.rule_settings),
+        )
         self.save_minutes = args.save_minutes
-        self._compared: Comparisons | None = None
-        self._rule = make_rule(str(args.rule), args.rule_settings)
+        self.comparisons: Comparisons | None = None
         self._rule_row = RULES[str(args.rule)]
         self._apart = args.log_gramian or not self._rule_row.fixed
         launch.check(self)
-        self._pair: GradientPair | None = None
-        self._step_size: StepSize = FixedRate()
-        self._step = StepState({"forget": 0, "retain": 0}, set())
-        self._micro = MicroBatches(self.note)
-        self._stopping: StoppingRule | None = None
-        self._decision: Decision | None = None
-        self._skipped_in_a_row = 0
-        self._last_check = 0
-        self._last_strength: float | None = None
-        self._best = BestWeights(model, Path(args.output_dir))
+        self.pair: GradientPair | None = None
+        self.micro_batches = MicroBatches(self.note)
         self._resumed: tuple[Path, dict[str, Any]] | None = None
-        self._peak_before: dict[str, float] = {}
         self._has_holdout = holdout_dataset is not None
         if args.evaluate_every:
             from ngdiff.training.callbacks import EvaluationCallback, EvaluationPlan
@@ -229,18 +222,19 @@ class UnlearningTrainer(ResumableTrainer):
     # ---- data ----
 
     @property
-    def _data(self) -> dict[Task, list[EncodedExample]]:
-        return {"forget": self._forget, "retain": self._retain}
+    def training_sets(self) -> dict[Task, list[EncodedExample]]:
+        """What steps are made of, as the losses have completed it."""
+        return {"forget": self.forget_set, "retain": self.retain_set}
 
     @property
     def forget_examples(self) -> list[Example]:
         """What is to be forgotten."""
-        return [encoded.example for encoded in self._forget]
+        return [encoded.example for encoded in self.forget_set]
 
     @property
     def held_out_examples(self) -> list[Example]:
         """The part of the retain set that utility is measured on, and no step sees."""
-        return [encoded.example for encoded in self._held_out]
+        return [encoded.example for encoded in self.held_out_set]
 
     @property
     def holdout_examples(self) -> list[Example]:
@@ -248,18 +242,18 @@ class UnlearningTrainer(ResumableTrainer):
         return [encoded.example for encoded in self._never_seen] if self._has_holdout else []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
-        own, general = self._own, len(self._retain) - self._own
-        return PairSampler(len(self._forget), own, self.args.seed, self._rows_of_epoch, general)
+        own, general = self.own_retain, len(self.retain_set) - self.own_retain
+        return PairSampler(len(self.forget_set), own, self.args.seed, self._rows_of_epoch, general)
 
     def _rows_of_epoch(self, epoch: int) -> list[int]:
         """Return the forget rows that an epoch draws from: those that were left at the last check.
 
         An epoch that a checkpoint cut in two draws from the rows that it began with.
         """
-        if self._epoch_rows is None or self._epoch_rows[0] != epoch:
-            wanted = self._stopping is not None and self._stopping.target is not None
-            self._epoch_rows = (epoch, self._items.to_push() if wanted else every_row(self))
-        return self._epoch_rows[1]
+        if self.run.epoch_rows is None or self.run.epoch_rows[0] != epoch:
+            wanted = self.run.stopping is not None and self.run.stopping.target is not None
+            self.run.epoch_rows = (epoch, self.run.items.to_push() if wanted else every_row(self))
+        return self.run.epoch_rows[1]
 
     def get_train_dataloader(self) -> Any:
         """Return this process's share of every step's examples."""
@@ -274,17 +268,17 @@ class UnlearningTrainer(ResumableTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         counts: dict[Task, int] = {}
         for task in TASKS:
-            mine = sum(self._losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
+            mine = sum(self.losses[task].count(batch[task]) for batch in batches if ABSENT not in batch)
             counts[task] = int(summed(torch.tensor(mine, device=device)))
-        self._step = StepState(counts, self._retain_rows_of_step())
-        self._micro.begin_step()
-        if self._pair is not None:
-            self._pair.clear()
+        self.run.step = StepState(counts, self._retain_rows_of_step())
+        self.micro_batches.begin_step()
+        if self.pair is not None:
+            self.pair.clear()
         return batches, None
 
     def _retain_rows_of_step(self) -> set[int]:
         """Return the retain rows of the step to come, over all processes."""
-        each, size = self._shares.examples, len(self._forget)
+        each, size = self._shares.examples, len(self.forget_set)
         epoch, place = divmod(self.state.global_step, -(-size // each))
         stream = self._retain_stream
         first, last = place * each, min(size, (place + 1) * each)
@@ -297,19 +291,21 @@ class UnlearningTrainer(ResumableTrainer):
     ) -> Tensor:
         """Add one micro-batch to both gradients; after the last one, weigh and combine them."""
         model.train()
-        weights = None if self._apart else self._rule(torch.eye(2, dtype=torch.float64))
+        weights = None if self._apart else self.run.rule(torch.eye(2, dtype=torch.float64))
         if weights is not None and self.is_deepspeed_enabled:
             return self._single_backward(model, inputs, weights)
-        if self._pair is None:
-            self._pair = GradientPair(model.parameters(), self.args.forget_buffer)
+        if self.pair is None:
+            self.pair = GradientPair(model.parameters(), self.args.forget_buffer)
         if self._recovers:
-            self._micro.take(inputs, lambda part: self._add(model, part, weights), self._begin_step_anew)
+            self.micro_batches.take(
+                inputs, lambda part: self.add_micro_batch(model, part, weights), self._begin_step_anew
+            )
         else:
-            self._add(model, inputs, weights)
+            self.add_micro_batch(model, inputs, weights)
         if self.accelerator.sync_gradients:
             self._finish_gradients()
             self._combine(weights)
-        return self._step.reported.nan_to_num(0.0, 0.0, 0.0)  # a look would make the host wait
+        return self.run.step.reported.nan_to_num(0.0, 0.0, 0.0)  # a look would make the host wait
 
     @property
     def _recovers(self) -> bool:
@@ -317,23 +313,23 @@ class UnlearningTrainer(ResumableTrainer):
         return process_count() == 1 or self._adds_up
 
     def _begin_step_anew(self) -> None:
-        assert self._pair is not None
-        self._pair.clear()
-        self._step = StepState(self._step.counts, self._step.retain_rows)
+        assert self.pair is not None
+        self.pair.clear()
+        self.run.step = StepState(self.run.step.counts, self.run.step.retain_rows)
 
-    def _add(self, model: nn.Module, inputs: Mapping[str, Any], weights: Weights | None) -> None:
+    def add_micro_batch(self, model: nn.Module, inputs: Mapping[str, Any], weights: Weights | None) -> None:
         """Add one micro-batch to both gradients, or with fixed weights to one."""
-        assert self._pair is not None
-        self._step.absent = ABSENT in inputs
+        assert self.pair is not None
+        self.run.step.absent = ABSENT in inputs
         for task in TASKS:
             factor = 1.0 if weights is None else getattr(weights, task)
             if factor == 0:
                 continue
             with no_exchange(model, self._adds_up):
                 loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
-                with self._pair.task(task if weights is None else "retain"):
+                with self.pair.task(task if weights is None else "retain"):
                     torch.autograd.backward(loss * (factor * self._averaged_over))
-            self._step.add_loss(task, loss)
+            self.run.step.add_loss(task, loss)
 
     def _single_backward(self, model: nn.Module, inputs: dict[str, Any], weights: Weights) -> Tensor:
         """Add one micro-batch in one backward pass, after the last of which DeepSpeed steps by itself.
@@ -341,15 +337,15 @@ class UnlearningTrainer(ResumableTrainer):
         Raises:
             RunError: a loss is not finite: the step that DeepSpeed takes cannot be left out.
         """
-        self._step.absent = ABSENT in inputs
+        self.run.step.absent = ABSENT in inputs
         total, reported = None, torch.zeros((), device=self.args.device)
         for task in TASKS:
             factor = getattr(weights, task)
             if factor == 0:
                 continue
             loss = self._task_loss(model, self._prepare_inputs(inputs[task]), task)
-            self._step.add_loss(task, loss)
-            if self._decision is not None:  # already decided before the first step: change nothing
+            self.run.step.add_loss(task, loss)
+            if self.run.decision is not None:  # already decided before the first step: change nothing
                 factor = 0.0
             reported, scaled = loss.detach(), loss * (factor * process_count())
             total = scaled if total is None else total + scaled
@@ -359,9 +355,9 @@ class UnlearningTrainer(ResumableTrainer):
         # the losses are shares of the whole step's already
         self.accelerator.backward(total, scale_wrt_gas=False)
         if self.accelerator.sync_gradients:
-            self._step.send(self.args.device)
-            self._step.receive(arrived=False)
-            self._step.weights = weights
+            self.run.step.send(self.args.device)
+            self.run.step.receive(arrived=False)
+            self.run.step.weights = weights
         return reported
 
     @property
@@ -375,22 +371,22 @@ class UnlearningTrainer(ResumableTrainer):
 
     def _finish_gradients(self) -> None:
         """Complete over the processes what this one gathered over its micro-batches."""
-        assert self._pair is not None
+        assert self.pair is not None
         if self._adds_up:
-            self._pair.add_up()
-        self._step.send(self.args.device)
+            self.pair.add_up()
+        self.run.step.send(self.args.device)
 
     def _task_loss(self, model: nn.Module, batch: Batch, task: Task) -> Tensor:
-        assert self._compared is not None
-        tokens = self._compared.look(task, model, batch)
-        loss = self._loss_now(task).function(tokens) / self._step.counts[task]
-        if self._step.absent:
+        assert self.comparisons is not None
+        tokens = self.comparisons.look(task, model, batch)
+        loss = self._loss_now(task).function(tokens) / self.run.step.counts[task]
+        if self.run.step.absent:
             return loss * 0
-        if task == "forget" and isinstance(tokens, LabelledTokens) and self._losses[task].own_answers:
-            self._step.watch("strength", batch_extraction_strength(tokens), tokens.row_count)
-            if self._stopping is not None and self._stopping.watches_nll:
+        if task == "forget" and isinstance(tokens, LabelledTokens) and self.losses[task].own_answers:
+            self.run.step.watch("strength", batch_extraction_strength(tokens), tokens.row_count)
+            if self.run.stopping is not None and self.run.stopping.watches_nll:
                 with torch.no_grad():
-                    self._step.watch("nll", -tokens.log_probs().mean(), len(tokens.targets))
+                    self.run.step.watch("nll", -tokens.log_probs().mean(), len(tokens.targets))
         return loss
 
     def _loss_now(self, task: Task) -> Loss:
@@ -399,74 +395,74 @@ class UnlearningTrainer(ResumableTrainer):
         Where the model is still the starting model, the divergence has no gradient but rounding noise, which
         normalised rules would stretch to full length, and from that step the first rate is taken.
         """
-        loss = self._losses[task]
+        loss = self.losses[task]
         first = self.args.automatic and self.state.global_step == 0
         return informative_at_start(loss) if first and task == "retain" else loss
 
     def _combine(self, fixed: Weights | None) -> None:
-        assert self._pair is not None
+        assert self.pair is not None
         if fixed is not None:
-            self._step.weights = fixed
-            self._step.verdict = Verdict.STEP
-            self._pair.combine(Weights(1.0, 0.0))
-            self._step.receive(arrived=False)
-            if not all(math.isfinite(loss) for loss in self._step.losses.values()):
-                self._step.verdict = Verdict.NON_FINITE
+            self.run.step.weights = fixed
+            self.run.step.verdict = Verdict.STEP
+            self.pair.combine(Weights(1.0, 0.0))
+            self.run.step.receive(arrived=False)
+            if not all(math.isfinite(loss) for loss in self.run.step.losses.values()):
+                self.run.step.verdict = Verdict.NON_FINITE
             return
-        gramian = self._pair.gramian()
-        self._step.receive(arrived=True)
-        self._step.gramian, self._step.verdict = gramian, judge(gramian)
-        if self._step.verdict is Verdict.STEP:
-            self._step.weights = self._rule(gramian, self._global_losses())
-            self._step.sampled = {task: self._meter.sample(self._pair.gradient(task)) for task in TASKS}
+        gramian = self.pair.gramian()
+        self.run.step.receive(arrived=True)
+        self.run.step.gramian, self.run.step.verdict = gramian, judge(gramian)
+        if self.run.step.verdict is Verdict.STEP:
+            self.run.step.weights = self.run.rule(gramian, self._global_losses())
+            self.run.step.sampled = {task: self._meter.sample(self.pair.gradient(task)) for task in TASKS}
             if self._rule_row.per_coordinate is not None:
-                self._pair.combine_each(self._rule_row.per_coordinate)
+                self.pair.combine_each(self._rule_row.per_coordinate)
                 return
-            self._pair.combine(self._step.weights)
-            self._step.combined_norm = combined_norm(gramian, self._step.weights)
+            self.pair.combine(self.run.step.weights)
+            self.run.step.combined_norm = combined_norm(gramian, self.run.step.weights)
 
     def _global_losses(self) -> Losses | None:
         """Return the losses over all processes' batches, where the rule asks for them."""
         if not self._rule_row.uses_losses:
             return None
-        return Losses(self._step.losses["retain"], self._step.losses["forget"])
+        return Losses(self.run.step.losses["retain"], self.run.step.losses["forget"])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Norm of the combined gradient; known from the Gramian, so that no second pass is needed."""
-        if grad_norm is None and self._step.combined_norm is not None:
-            return self._step.combined_norm
+        if grad_norm is None and self.run.step.combined_norm is not None:
+            return self.run.step.combined_norm
         norm = grad_norm if grad_norm is not None else super()._get_grad_norm(model)
-        if norm is not None and self._step.gramian is None and self._step.verdict is Verdict.STEP:
+        if norm is not None and self.run.step.gramian is None and self.run.step.verdict is Verdict.STEP:
             if not math.isfinite(float(norm)):
-                self._step.verdict = Verdict.NON_FINITE
+                self.run.step.verdict = Verdict.NON_FINITE
             elif float(norm) == 0:
-                self._step.verdict = Verdict.STATIONARY
+                self.run.step.verdict = Verdict.STATIONARY
         return norm
 
     def _before_update(self) -> None:
-        if self._decision is not None:  # already decided before the first step: change nothing
-            self._step.verdict = Verdict.DONE
-        if self._pair is None:  # DeepSpeed has stepped already, with gradients and weights of its own
+        if self.run.decision is not None:  # already decided before the first step: change nothing
+            self.run.step.verdict = Verdict.DONE
+        if self.pair is None:  # DeepSpeed has stepped already, with gradients and weights of its own
             return
-        if self._step.verdict is not Verdict.STEP:
-            self._pair.drop()
+        if self.run.step.verdict is not Verdict.STEP:
+            self.pair.drop()
             return
         self._meter.before()
-        self._step_size.before_step(self._pair)
+        self.run.step_size.before_step(self.pair)
 
     def _after_update(self) -> None:
-        self._step.rate = float(self.optimizer.param_groups[0]["lr"])
-        if self._step.verdict is not Verdict.STEP:
-            self._step.rate = 0.0
+        self.run.step.rate = float(self.optimizer.param_groups[0]["lr"])
+        if self.run.step.verdict is not Verdict.STEP:
+            self.run.step.rate = 0.0
             return
-        if self._pair is None:
+        if self.pair is None:
             return
-        self._step.probe = self._step_size.after_step(self._probe_loss())
-        if self._step.probe is not None:
-            self._step.rate = self._step.probe.applied
-            self.record.probes.append(self._step.probe)
-        self._step.changed, self._step.descent = self._meter.measured(self._step.sampled)
-        self._step.sampled = {}
+        self.run.step.probe = self.run.step_size.after_step(self._probe_loss())
+        if self.run.step.probe is not None:
+            self.run.step.rate = self.run.step.probe.applied
+            self.record.probes.append(self.run.step.probe)
+        self.run.step.changed, self.run.step.descent = self._meter.measured(self.run.step.sampled)
+        self.run.step.sampled = {}
 
     def _probe_loss(self) -> ProbeLoss:
         size = self.args.probe_size or math.ceil(PROBE_SHARE * self._shares.examples)
@@ -487,24 +483,22 @@ class UnlearningTrainer(ResumableTrainer):
         return optimizer
 
     def _get_learning_rate(self) -> float:
-        return self._step.rate if self.args.automatic else float(super()._get_learning_rate())
+        return self.run.step.rate if self.args.automatic else float(super()._get_learning_rate())
 
     # ---- beginning, checks and end ----
 
     def _begin(self) -> None:
         """Measure the starting point; called once the model is where it trains."""
         args = self.args
-        self._started, self._peak_before = time.monotonic(), {}
-        self._decision, self._skipped_in_a_row, self._last_check = None, 0, 0
-        self._stopping, self._epoch_rows = None, None
         model = self.accelerator.unwrap_model(self.model)
+        self.run.begin(BestWeights(model, Path(args.output_dir)))
         self._meter = ChangeMeter(model)
         if args.step_size == "gen":
-            self._step_size = GenRate(self.optimizer, start=float(args.lr_start), every=args.probe_every)
+            self.run.step_size = GenRate(self.optimizer, start=float(args.lr_start), every=args.probe_every)
         elif args.step_size == "auto":
             # 2**-9 and 2**-24: half the distance between neighbouring bf16 and float32 numbers around 1
             resolution = 2.0**-9 if args.bf16 or _has_low_precision(model) else 2.0**-24
-            self._step_size = AutomaticRate(
+            self.run.step_size = AutomaticRate(
                 self.optimizer,
                 start=args.lr_start,
                 every=args.probe_every,
@@ -514,35 +508,36 @@ class UnlearningTrainer(ResumableTrainer):
         self.record.versions, self.record.machine = versions(), machine()
         self.record.sources = sources(args)
         target = parse_stop_at(args.stop_at)
-        self._best = BestWeights(model, Path(args.output_dir))
         if self._resumed is not None:
-            unlearning_state.restore(self, *self._resumed)
+            run_state.restore(self, *self._resumed)
             return
         scores = {name: self.measurements.scores(name) for name in ("forget", "retain", "never_seen")}
         if self._has_holdout:
             raise_faults(self._known_faults(scores, target))
         elif self._is_text:
             found = never_seen.unknown_retain(
-                self._held_out, scores["forget"], scores["retain"], self._forget
+                self.held_out_set, scores["forget"], scores["retain"], self.forget_set
             )
             if found is not None:
-                self._measure_level_on(found)
+                self.measure_level_on(found)
                 scores["never_seen"] = scores["retain"]
         self.record.before = self.measurements.everything(scores)
         if target is not None:
             target = self._with_level(target, scores["never_seen"])
-        self._complete_losses()
-        assert self._compared is not None
-        passes = math.ceil(args.num_train_epochs if args.max_steps < 0 else self._pairs() / len(self._forget))
+        self.complete_losses()
+        assert self.comparisons is not None
+        passes = math.ceil(
+            args.num_train_epochs if args.max_steps < 0 else self._pairs() / len(self.forget_set)
+        )
         rows: dict[Task, Sequence[int]] = {
-            "forget": range(len(self._forget)),
+            "forget": range(len(self.forget_set)),
             "retain": self._retain_rows_needed(),
         }
         with looking(self.model_wrapped) as looked_at:
-            notes = self._compared.ask(
-                looked_at, self._data, rows, passes, self._never_seen, target, own=self._own
+            notes = self.comparisons.ask(
+                looked_at, self.training_sets, rows, passes, self._never_seen, target, own=self.own_retain
             )
-        self.guesses = guesses(self._forget, self._never_seen, scores["never_seen"])
+        self.guesses = guesses(self.forget_set, self._never_seen, scores["never_seen"])
         self.guess_errors = guess_errors(self._never_seen, scores["never_seen"])
         if target is not None and self.guesses:
             target = parse_stop_at(args.stop_at)
@@ -551,12 +546,12 @@ class UnlearningTrainer(ResumableTrainer):
         for note in notes:
             self.record.note(note)
         kept = self.kept.start(every_row(self), scores["forget"], scores["retain"])
-        self._stopping = StoppingRule(target, self.kept.floors(kept), args.check_patience)
+        self.run.stopping = StoppingRule(target, self.kept.floors(kept), args.check_patience)
         view = view_of(self, every_row(self), scores["forget"])
-        if self._stopping.checks_needed:
-            self._decision = self._stopping.judge(0, view, self.record.before["retain"], kept)
-            self._best.save()
-            self._items.keep()
+        if self.run.stopping.checks_needed:
+            self.run.decision = self.run.stopping.judge(0, view, self.record.before["retain"], kept)
+            self.run.best.save()
+            self.run.items.keep()
 
     def _known_faults(
         self, scores: Mapping[str, list[AnswerScore]], target: ForgetTarget | None
@@ -570,12 +565,12 @@ class UnlearningTrainer(ResumableTrainer):
 
     def _with_level(self, target: ForgetTarget, scores: Sequence[AnswerScore]) -> ForgetTarget:
         """Return the target with the thresholds that scores of never-seen text set."""
-        size, source = len(self._forget), self.level_source
+        size, source = len(self.forget_set), self.level_source
         return target.measured(scores, size, source, self.guesses, self.guess_errors, self._is_text)
 
-    def _measure_level_on(self, found: never_seen.NeverSeen) -> None:
+    def measure_level_on(self, found: never_seen.NeverSeen) -> None:
         """Take other text as text never seen."""
-        kept = kept_texts(self._retain[: self._own])
+        kept = kept_texts(self.retain_set[: self.own_retain])
         self._never_seen = with_secrets(found.examples, kept, self.processing_class)
         self.level_source = found.source
         self.measurements.replace("never_seen", self._never_seen)
@@ -589,41 +584,41 @@ class UnlearningTrainer(ResumableTrainer):
     def _retain_rows_needed(self) -> Sequence[int]:
         """Return the rows of the retain set that a step or a probe may look at."""
         stream, positions = self._retain_stream, range(self._pairs())
-        if len(positions) < GENERAL_EVERY * len(self._retain):
+        if len(positions) < GENERAL_EVERY * len(self.retain_set):
             met = {stream[position] for position in positions}
         else:
-            met = set(range(len(self._retain)))
-        return sorted(met | set(range(self._own))) if self.args.automatic else sorted(met)
+            met = set(range(len(self.retain_set)))
+        return sorted(met | set(range(self.own_retain))) if self.args.automatic else sorted(met)
 
     @property
     def _retain_stream(self) -> RetainStream:
         """The order in which steps meet what is to be kept."""
-        return RetainStream(self._own, len(self._retain) - self._own, self.args.seed + 1)
+        return RetainStream(self.own_retain, len(self.retain_set) - self.own_retain, self.args.seed + 1)
 
-    def _complete_losses(self) -> None:
+    def complete_losses(self) -> None:
         """Fill in the losses' settings, now that the level of never-seen text is known."""
         args = self.args
         self._measured["never-seen NLL"] = float(self.record.before["never_seen"]["nll"])
-        self._losses = {
+        self.losses = {
             "forget": LOSSES[str(args.forget_loss)].complete(args.forget_loss_settings, self._measured),
             "retain": LOSSES[str(args.retain_loss)].complete(args.retain_loss_settings, self._measured),
         }
-        self.record.losses = {task: dict(loss.settings) for task, loss in self._losses.items()}
+        self.record.losses = {task: dict(loss.settings) for task, loss in self.losses.items()}
         setting = Setting(
             self.processing_class,
-            self._pad_id,
+            self.pad_id,
             args.max_length,
             args.seed,
             2 * args.eval_batch_size,
             "bf16" if args.bf16 else "fp32",
             Path(args.output_dir),
         )
-        self._compared = Comparisons(self._losses, setting, self.compute_loss_context_manager)
+        self.comparisons = Comparisons(self.losses, setting, self.compute_loss_context_manager)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Send the step's record along to callbacks and trackers, under the record's own names."""
         if "loss" in logs:
-            logs = step_figures(self.record, self._stopping.checks if self._stopping else ()) | logs
+            logs = step_figures(self.record, self.run.stopping.checks if self.run.stopping else ()) | logs
         super().log(logs, *args, **kwargs)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
@@ -632,32 +627,21 @@ class UnlearningTrainer(ResumableTrainer):
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             conclude(self)
         finally:
-            self._best.discard()
-            if self._compared is not None:
-                self._compared.discard()
+            self.run.best.discard()
+            if self.comparisons is not None:
+                self.comparisons.discard()
         return result
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock time of the run so far, in s, that before a checkpoint it went on from included."""
-        return time.monotonic() - self._started
-
-    @property
-    def peak_memory(self) -> dict[str, float]:
-        """Peak memory of the run so far, in GiB, likewise."""
-        mine = peak_memory_gib()
-        return {name: max(peak, self._peak_before.get(name, 0.0)) for name, peak in mine.items()}
 
     # ---- checkpoints ----
 
     def save_more(self, folder: Path) -> None:
         """Put into a checkpoint what this trainer has beyond transformers' own."""
-        unlearning_state.save(self, folder)
+        run_state.save(self, folder)
 
     def find_checkpoint(self, asked: Any) -> Any:
         """Return the folder to go on from, and keep this trainer's own state in it at hand."""
         found = super().find_checkpoint(asked)
-        state = unlearning_state.read(Path(found)) if isinstance(found, str) else None
+        state = run_state.read(Path(found)) if isinstance(found, str) else None
         self._resumed = None if state is None else (Path(found), state)
         return found
 

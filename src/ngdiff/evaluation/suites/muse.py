@@ -24,7 +24,7 @@ from ngdiff.data.benchmarks import Folders
 from ngdiff.data.examples import Example, Message, to_examples
 from ngdiff.data.files import Row
 from ngdiff.data.muse_corpus import read_split
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Faults
 from ngdiff.evaluation.item_scores import ATTACKS, privleak, rouge
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.request import EvaluateRequest
@@ -66,14 +66,11 @@ def read_muse(source: str, where: str = "--data", folders: Folders | None = None
     wanted = [("verbmem", "forget"), ("privleak", "forget"), ("privleak", "holdout")]
     wanted += [("knowmem", f"{part}_qa{icl}") for part in ("forget", "retain") for icl in ("", "_icl")]
     found: dict[tuple[str, str], list[Row]] = {}
-    faults: list[Fault] = []
+    faults = Faults()
     for config, split in wanted:
-        try:
+        with faults.collecting():
             found[config, split] = read_split(source, config, split, where, folders)
-        except RequestError as error:
-            faults += error.faults
-    if faults:
-        raise RequestError(faults)
+    faults.raise_any()
     return MuseData(
         passages=found["verbmem", "forget"],
         questions={part: found["knowmem", f"{part}_qa"] for part in ("forget", "retain")},

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ngdiff.data.benchmarks import folder_options
-from ngdiff.data.examples import Example, overlap_fault, to_examples
-from ngdiff.data.sources import capped, read_rows
-from ngdiff.errors import Fault, RequestError
+from ngdiff.data.examples import Example, overlap_fault, read_examples
+from ngdiff.data.sources import capped
+from ngdiff.errors import Fault, Faults
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import Bootstrap, Figure
@@ -46,16 +46,11 @@ def read_own(request: EvaluateRequest) -> SuiteData:
     Raises:
         RequestError: with every fault of all of them.
     """
-    faults: list[Fault] = []
+    faults = Faults()
     sets: dict[str, Sequence[Example]] = {}
     for name in ("forget", "retain", "holdout"):
         where = f"--{name}"
-        examples: list[Example] = []
-        for source in getattr(request, name):
-            try:
-                examples += to_examples(read_rows(source, where=where, folders=request.folders), where)
-            except RequestError as error:
-                faults += error.faults
+        examples = read_examples(getattr(request, name), where, request.folders, faults)
         if examples:
             sets[name] = examples
             faults += _column_faults(examples, where) if name != "holdout" else []
@@ -64,8 +59,7 @@ def read_own(request: EvaluateRequest) -> SuiteData:
     if "forget_quality" in request.require and "forget" in sets and not has_column(sets["forget"], PERTURBED):
         what = f"forget quality needs the column {PERTURBED!r}, a list of wrong answers, which no row has"
         faults.append(Fault("--forget", what, "Add the column, or do not ask for forget_quality"))
-    if faults:
-        raise RequestError(faults)
+    faults.raise_any()
     notes = () if request.holdout else (NO_HOLDOUT,)
     return own_data(sets, request.paraphrases, request.gradient_norms, notes)
 

@@ -22,7 +22,7 @@ from functools import partial
 from ngdiff.data.benchmarks import TOFU, folder_options
 from ngdiff.data.examples import Example, overlap_fault, to_examples
 from ngdiff.data.sources import capped, read_rows
-from ngdiff.errors import Fault, RequestError, unknown_name
+from ngdiff.errors import Fault, Faults, RequestError, unknown_name
 from ngdiff.evaluation.reference import Reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import Bootstrap, Figure
@@ -71,37 +71,32 @@ def read_tofu(request: EvaluateRequest) -> SuiteData:
         raise RequestError(unknown_name("--forget", "forget set of TOFU", ", ".join(request.forget), SPLITS))
     sources = {"forget": f"tofu:{split}_perturbed"} | {n: f"tofu:{n}_perturbed" for n in UTILITY_SETS}
     sets: dict[str, Sequence[Example]] = {}
-    faults: list[Fault] = []
+    faults = Faults()
     notes: list[str] = []
     for name, source in sources.items():
         where = "--forget" if name == "forget" else source
-        try:
+        with faults.collecting():
             sets[name] = _examples(source, where, request)
             if name == "retain" and not has_column(sets[name], PERTURBED):
                 notes.append(NO_WRONG_ANSWERS)
             else:
                 faults += _missing_columns(sets[name], name, where)
-        except RequestError as error:
-            faults += error.faults
     holdout, note = _holdout(split, request, faults)
     if "forget" in sets and (shared := overlap_fault(sets["forget"], holdout)):
         faults.append(Fault("--holdout", shared.what, "Give text that the model never saw"))
-    if faults:
-        raise RequestError(faults)
+    faults.raise_any()
     sets |= {"holdout": holdout} if holdout else {}
     settings = {"paraphrases": request.paraphrases, "gradient_norms": request.gradient_norms}
     notes += [note] if note else []
     return SuiteData(sets, split, notes=tuple(notes), settings=settings)
 
 
-def _holdout(split: str, request: EvaluateRequest, faults: list[Fault]) -> tuple[list[Example], str | None]:
+def _holdout(split: str, request: EvaluateRequest, faults: Faults) -> tuple[list[Example], str | None]:
     """Return the holdout asked for, or the split's own where it can be had, and a note where it is not."""
     examples: list[Example] = []
     for source in request.holdout:
-        try:
+        with faults.collecting():
             examples += _examples(source, "--holdout", request)
-        except RequestError as error:
-            faults += error.faults
     if request.holdout:
         return examples, None
     name = split.replace("forget", "holdout")

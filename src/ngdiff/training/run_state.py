@@ -1,0 +1,183 @@
+"""a run between two steps -> what it has found and decided so far, kept in a checkpoint's folder, and back.
+
+What transformers.Trainer keeps anyway (weights, optimizer, scheduler, random states) is not repeated here.
+The order of examples is a function of the seed, the position and the rows that the epoch draws from, which
+are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ngdiff.models.parameters import BestWeights
+from ngdiff.record import RunRecord
+from ngdiff.steps.stepsize import FixedRate, StepSize
+from ngdiff.steps.weighting import Rule, StatefulRule
+from ngdiff.stopping.criterion import ItemWatch
+from ngdiff.stopping.never_seen import NeverSeen
+from ngdiff.stopping.rule import Decision, StoppingRule
+from ngdiff.system.environment import peak_memory_gib
+from ngdiff.training.step_state import StepState
+
+if TYPE_CHECKING:
+    from ngdiff.training.trainer import UnlearningTrainer
+
+STATE_FILE = "unlearning_state.json"
+
+
+@dataclass
+class RunState:
+    """What a run knows of itself between two steps, apart from model, optimizer and data.
+
+    Args:
+        items: which items of the forget set were left when they were last looked at.
+        best: a copy of the best weights so far.
+        rule: weighs the two gradients; it may remember earlier steps.
+        step_size: finds the learning rate.
+        step: figures of the step in progress, or of the last one.
+        stopping: the stopping rule with all checks so far; None before the starting point is measured.
+        decision: why the run ends, once that is decided.
+        skipped_in_a_row: steps since the last one whose gradients were finite.
+        last_check: step of the last check.
+        last_strength: mean extraction strength over the last step's own batch.
+        epoch_rows: the epoch in progress, and the forget rows that it draws from.
+        started: when the run began, on the monotonic clock, less the time that a resumed run took before.
+        peak_before: peak memory before the checkpoint that the run was resumed from, in GiB.
+    """
+
+    items: ItemWatch
+    best: BestWeights
+    rule: Rule
+    step_size: StepSize = field(default_factory=FixedRate)
+    step: StepState = field(default_factory=lambda: StepState({"forget": 0, "retain": 0}, set()))
+    stopping: StoppingRule | None = None
+    decision: Decision | None = None
+    skipped_in_a_row: int = 0
+    last_check: int = 0
+    last_strength: float | None = None
+    epoch_rows: tuple[int, list[int]] | None = None
+    started: float = 0.0
+    peak_before: dict[str, float] = field(default_factory=dict)
+
+    def begin(self, best: BestWeights) -> None:
+        """Forget an earlier run of the same trainer, and start the clock."""
+        self.best, self.started, self.peak_before = best, time.monotonic(), {}
+        self.stopping, self.decision, self.epoch_rows = None, None, None
+        self.skipped_in_a_row, self.last_check = 0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run so far, in s, that before a checkpoint it was resumed from included."""
+        return time.monotonic() - self.started
+
+    @property
+    def peak_memory(self) -> dict[str, float]:
+        """Peak memory of the run so far, in GiB, likewise."""
+        mine = peak_memory_gib()
+        return {name: max(peak, self.peak_before.get(name, 0.0)) for name, peak in mine.items()}
+
+    def is_best(self, step: int) -> bool:
+        """Say whether the weights of a step are those of the best check."""
+        best = None if self.stopping is None else self.stopping.best
+        return best is not None and best.step == step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds as JSON; the best weights are a file of their own."""
+        rate, rule = self.step_size, self.rule
+        return {
+            "step_size": None if isinstance(rate, FixedRate) else rate.state_dict(),
+            "stopping": None if self.stopping is None else self.stopping.state_dict(),
+            "items": self.items.state_dict(),
+            "epoch_rows": self.epoch_rows,
+            "last_check": self.last_check,
+            "last_strength": self.last_strength,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "decision": None if self.decision is None else asdict(self.decision),
+            "seconds": self.seconds,
+            "peak_memory_gib": self.peak_memory,
+            "rule": rule.state_dict() if isinstance(rule, StatefulRule) else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], patience: int) -> None:
+        """Continue from a saved state; the clock has been started.
+
+        Args:
+            state: what :meth:`state_dict` returned.
+            patience: ``check_patience`` of the settings.
+        """
+        if state["step_size"] is not None and not isinstance(self.step_size, FixedRate):
+            self.step_size.load_state_dict(state["step_size"])
+        if state["stopping"] is not None:
+            self.stopping = StoppingRule.from_state(state["stopping"], patience)
+            self.items.load_state_dict(state["items"])
+        if state["epoch_rows"] is not None:
+            self.epoch_rows = (int(state["epoch_rows"][0]), list(state["epoch_rows"][1]))
+        self.last_check, self.last_strength = state["last_check"], state["last_strength"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
+        if isinstance(self.rule, StatefulRule):
+            self.rule.load_state_dict(state["rule"])
+        self.decision = None if state["decision"] is None else Decision(**state["decision"])
+        self.started -= state["seconds"]
+        self.peak_before = state["peak_memory_gib"]
+
+
+def save(trainer: UnlearningTrainer, folder: Path) -> None:
+    """Put into a checkpoint what this trainer has beyond transformers' own; one process does."""
+    if not trainer.args.should_save:
+        return
+    state = trainer.run.state_dict() | {
+        "kept": trainer.kept.state_dict(),
+        "level_source": trainer.level_source,
+        "record": trainer.record.state_dict(),
+        "compared": None
+        if trainer.comparisons is None
+        else trainer.comparisons.save(folder, trainer.forget_set),
+    }
+    # NaN and infinities of skipped steps and broken probes come back as they were
+    (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    if not trainer.run.is_best(trainer.state.global_step):
+        trainer.run.best.copy_to(folder)
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Return the state in a checkpoint's folder; None where another trainer wrote it."""
+    file = folder / STATE_FILE
+    if not file.is_file():
+        return None
+    state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return state
+
+
+def restore(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> None:
+    """Put a trainer that is about to begin where the checkpoint's was."""
+    trainer.run.load_state_dict(state, trainer.args.check_patience)
+    if state["stopping"] is not None:
+        trainer.kept.load_state_dict(state["kept"])
+        if trainer.run.is_best(trainer.state.global_step):
+            trainer.run.best.save()
+        else:
+            trainer.run.best.take(folder)
+    if state.get("level_source", trainer.level_source) != trainer.level_source:
+        # the part of the retain set that the starting model did not know
+        trainer.measure_level_on(NeverSeen(trainer.held_out_set, state["level_source"], []))
+    _restore_record(trainer.record, state["record"])
+    trainer.complete_losses()
+    assert trainer.comparisons is not None
+    trainer.comparisons.restore(folder, state["compared"], trainer.training_sets, trainer.args.device)
+    trainer.record.note(f"resumed at step {trainer.state.global_step}")
+
+
+def _restore_record(record: RunRecord, state: dict[str, Any]) -> None:
+    """Go on with the record so far, and say so where versions or machine are no longer what they were."""
+    now = {**record.versions, **{name: str(value) for name, value in record.machine.items()}}
+    record.load_state_dict(state)
+    then = {**record.versions, **{name: str(value) for name, value in record.machine.items()}}
+    for name in sorted({*now, *then}):
+        if now.get(name) != then.get(name):
+            text = f"went on under another {name}: {then.get(name)} before, {now.get(name)} after"
+            record.note(f"{text}; the result may differ in rounding from that of one go")
