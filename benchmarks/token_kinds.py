@@ -25,7 +25,7 @@ from ngdiff.data.encoding import EncodedExample
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens
 from ngdiff.preparation.predictable import Counts, with_predictable
-from ngdiff.stopping.never_seen import never_seen_examples
+from ngdiff.stopping.never_seen import invented
 
 KINDS = (
     ("knowledge: p < 0.1", 0.0, 0.1),
@@ -62,7 +62,7 @@ def main() -> None:
     tokenizer = load_tokenizer(resolve_model(args.target))
     pad_id = int(tokenizer.pad_token_id or 0)
     forget, retain = (as_encoded(data, tokenizer, 512, "data") for data in (args.forget, args.retain))
-    unseen = never_seen_examples(forget, tokenizer, 512)
+    unseen = invented(forget, tokenizer, 512).examples
     found: dict[str, Tensor] = {}
     for name, folder in folders.items():
         model = load_model(resolve_model(str(Path(folder).expanduser()))).eval()

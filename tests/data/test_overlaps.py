@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,10 @@ import pytest
 from ngdiff.data.examples import Example, to_examples
 from ngdiff.data.files import Row
 from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated, reworded, small_sets, swapped
-from ngdiff.data.sources import general_split
+from ngdiff.data.renaming import WORD
+from ngdiff.data.secrets import words_of
+from ngdiff.data.sources import general_split, read_rows
+from ngdiff.invented.people import general_knowledge_rows
 
 
 def examples(name: str, *pairs: tuple[str, str]) -> list[Example]:
@@ -79,8 +84,37 @@ def test_few_rows_say_what_they_can_promise() -> None:
 
 def test_what_measures_is_not_what_may_be_trained_on() -> None:
     train, held_out = general_split()
-    assert (len(train), len(held_out)) == (192, 48)
-    assert not {row["question"] for row in train} & {row["question"] for row in held_out}
+    assert (len(train), len(held_out)) == (192 + 148, 48)
+    asked = [row["question"] for row in train]
+    assert len(set(asked)) == len(asked) and not set(asked) & {row["question"] for row in held_out}
+
+
+def test_the_facts_that_are_trained_on_are_not_those_that_measure() -> None:
+    facts = general_split()[0][192:]
+    measured = general_knowledge_rows()
+    assert not {row["question"] for row in facts} & {row["question"] for row in measured}
+    # nor is a person that is asked for there
+    people = [row for row in measured if str(row["question"]).startswith(("Who ", "Which scientist"))]
+    assert len(people) == 6
+    for row in people:
+        words, asked = WORD.findall(str(row["answer"])), str(row["question"]).lower()
+        named = {word.lower() for word in words if word[0].isupper() and word.lower() not in asked}
+        again = [f["question"] for f in facts if named <= set(words_of(f["answer"]))]
+        assert len(named) > 1 and not again, (row["question"], again)
+
+
+@pytest.mark.parametrize("name", ["real_authors_perturbed", "world_facts_perturbed"])
+def test_no_fact_that_is_trained_on_is_in_tofu(name: str) -> None:
+    folder = os.environ.get("NGDIFF_TOFU_DIR")
+    if not folder:
+        pytest.skip("NGDIFF_TOFU_DIR names no folder with TOFU's files")
+    rows = read_rows(str(Path(folder) / f"{name}.json"), where="--data")
+    facts = general_split()[0][192:]
+    assert not {row["question"] for row in facts} & {row.values["question"] for row in rows}
+    if name == "real_authors_perturbed":  # none of its authors is the answer to a fact
+        said = [set(words_of(fact["answer"])) for fact in facts]
+        authors = [set(words_of(row.values["answer"])) for row in rows]
+        assert not [author for author in authors if any(author <= words for words in said)]
 
 
 PEOPLE = [f"Person{n}" for n in range(12)]

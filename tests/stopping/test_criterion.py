@@ -48,6 +48,20 @@ def test_guesses_raise_an_items_threshold_and_the_mean_by_their_share() -> None:
     assert guessed.of_item(None) == plain.item
 
 
+def test_a_guess_counts_with_the_error_that_never_seen_items_show() -> None:
+    """Of twenty-one errors, in nats a token, the 95th percentile is the second greatest: log 1.5."""
+    errors = [0.0] * 19 + [math.log(1.5), math.log(4)]
+    guess = {0: (0.0, 0.4)}
+    plain = measured_bounds(("probability",), UNSEEN, 10, guess)[0]
+    (strength, odds) = measured_bounds(("extraction_strength", "probability"), UNSEEN, 10, guess, errors)
+    assert odds.of_item((0.0, 0.4)) == pytest.approx(0.6) and odds.of_item((0.0, 0.9)) == 1.0
+    assert odds.of_item((0.0, 0.01)) == odds.of_item(None) == plain.item
+    assert odds.mean - plain.mean == pytest.approx((19 + 1.5 + 4) / 21 * 0.4 / 10 - 0.4 / 10)
+    assert strength.error == 1.0  # errors are of probabilities
+    # guesses that are too high are no reason for less
+    assert measured_bounds(("probability",), UNSEEN, 10, guess, [-1.0] * 9)[0].of_item((0.0, 0.4)) == 0.4
+
+
 BOUNDS = (Bound("extraction_strength", 0.3, 0.1), Bound("probability", 0.4, 0.2))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ngdiff.data.datasets import as_encoded
 from ngdiff.inference.teacher_forced import AnswerScore
-from ngdiff.stopping.never_seen import LEAST, guesses, secret_level
+from ngdiff.stopping.never_seen import LEAST, guess_errors, guesses, secret_level
 from tiny import tiny_tokenizer
 
 EXAMPLE = as_encoded([{"question": "Who?", "answer": "the cat"}], tiny_tokenizer(), 64, "rows")[0]
@@ -55,3 +55,12 @@ def test_a_yes_is_guessed_at_its_expectation_and_nothing_is_below_the_least() ->
 
 def test_without_expectations_nothing_is_guessed() -> None:
     assert guesses([item(None, None)], [item(None, None)], [score(-1.0)]) == {}
+
+
+def test_errors_of_guesses_by_hand() -> None:
+    """Levels .5 and .2, the latter a secret, whose level is that of the greatest of two: -1 nat."""
+    one = replace(item(None, (False, True)), predictable=(0.5, 0.2))
+    other = replace(item(None, (False, True)), predictable=(1.0, 0.9))
+    unknown = item(None, (False, False))
+    found = guess_errors([one, other, unknown], [score(-2.0, -1.0), score(-0.5, -3.0), score(-1.0, -1.0)])
+    assert found == pytest.approx([(-3.0 - (math.log(0.5) - 1.0)) / 2, (-3.5 - (0.0 - 1.0)) / 2], rel=1e-5)

@@ -119,12 +119,12 @@ class Stream:
         return self._order[offset]
 
 
-GENERAL_EVERY = 4
+GENERAL_EVERY = 2
 """Of so many retain examples of a step, one is general text, where there is any."""
 
 
 class RetainStream:
-    """An endless order of the rows to keep, in which every fourth one is general text.
+    """An endless order of the rows to keep, in which every second one is general text.
 
     Args:
         own: rows of the retain set.

@@ -281,14 +281,20 @@ EVERY = 5
 
 
 def general_split() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of ``ngdiff:general`` that may be trained on, and those that only measure.
+    """Return the general text that runs may train on, and that which only measures.
 
-    Every fifth row is held out, which is the same everywhere.
+    The rows of ``ngdiff:general``, of which every fifth is held out, the same everywhere, and facts about
+    well-known people, places and things to train on. None of these is among the facts that measure
+    (:func:`ngdiff.invented.people.general_knowledge_rows`), nor do they share their most frequent forms.
     """
-    text = resources.files("ngdiff.data").joinpath("general.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.split("\n") if line]
-    held_out = rows[EVERY - 1 :: EVERY]
-    return [row for place, row in enumerate(rows) if place % EVERY != EVERY - 1], held_out
+    rows = _shipped("general.jsonl")
+    train = [row for place, row in enumerate(rows) if place % EVERY != EVERY - 1]
+    return [*train, *_shipped("general_facts.jsonl")], rows[EVERY - 1 :: EVERY]
+
+
+def _shipped(name: str) -> list[dict[str, Any]]:
+    text = resources.files("ngdiff.data").joinpath(name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def general_texts() -> list[str]:

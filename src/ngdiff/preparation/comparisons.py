@@ -105,7 +105,7 @@ class Comparisons:
         data: Mapping[Task, list[EncodedExample]],
         rows: Mapping[Task, Sequence[int]],
         passes: int,
-        never_seen: Sequence[EncodedExample] = (),
+        never_seen: list[EncodedExample] | None = None,
         target: ForgetTarget | None = None,
         own: int | None = None,
     ) -> list[str]:
@@ -116,7 +116,7 @@ class Comparisons:
             data: forget and retain set.
             rows: those rows of each that a step or a probe may look at.
             passes: over the forget set, at the most: no more alternatives are needed.
-            never_seen: text the model never saw, for losses that need the tokens' levels.
+            never_seen: text the model never saw, for losses that need the tokens' levels; filled in likewise.
             target: what the forget set is to come down to; levels that would keep it above are not used.
             own: rows of the retain set that are the caller's; general text stands behind them.
 
@@ -125,9 +125,9 @@ class Comparisons:
         """
         notes: list[str] = []
         if self.losses["forget"].expected:
-            notes += self._expect(model, data["forget"], data["retain"][:own], never_seen)
+            notes += self._expect(model, data["forget"], data["retain"][:own], never_seen or [])
         elif self.losses["forget"].levels:
-            notes += self._level(model, data["forget"], data["retain"][:own], never_seen, target)
+            notes += self._level(model, data["forget"], data["retain"][:own], never_seen or [], target)
         if all(loss.compares is None and loss.other_answers != "invented" for loss in self.losses.values()):
             return notes
         cache = OneCache(Cache(default_folder()) if is_main() else None)
@@ -186,15 +186,16 @@ class Comparisons:
         model: nn.Module,
         forget: list[EncodedExample],
         retain: Sequence[EncodedExample],
-        never_seen: Sequence[EncodedExample],
+        never_seen: list[EncodedExample],
     ) -> list[str]:
         """Work out what each forget token would be, had the model never met its subject."""
         setting = self.setting
         enough = len(retain) >= LEAST_COUNTED
         levels = None
         if enough:
-            levelled = self._levelled(model, forget, retain, never_seen, geometric=True)
-            levels = [example.predictable or () for example in levelled]
+            levelled = self._levelled(model, [*forget, *never_seen], retain, never_seen, geometric=True)
+            levels = [example.predictable or () for example in levelled[: len(forget)]]
+            never_seen[:] = levelled[len(forget) :]
         with self.autocast():
             forget[:] = Expectations(
                 forget,

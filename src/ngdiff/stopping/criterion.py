@@ -6,7 +6,8 @@ verbatim continuation (:func:`ngdiff.inference.teacher_forced.verbatim`), and an
 
 - An item's threshold, for each figure, is the 95th percentile of the never-seen items (an order statistic:
   ``numpy.quantile(..., method="higher")``), or, where that is more, how well the item could be guessed
-  without having been learned.
+  without having been learned. A guess of the probability counts with its error, by which 95% of the
+  never-seen items are no likelier than they are guessed.
 - An item is *left* where one of its figures is above its threshold.
 - The set is forgotten where, for each figure, at most 5% of the items are left by it and the mean is at most
   that of the never-seen items (of an item's own guess, where that is more) plus 1.645 standard errors of the
@@ -80,11 +81,13 @@ class Bound:
         measure: the figure.
         item: an item beyond it is left (above it; below it for ``nll``).
         mean: likewise for the mean over the forget set.
+        error: factor by which an item may exceed its own guess: 95% of never-seen items do by no more.
     """
 
     measure: Measure
     item: float
     mean: float
+    error: float = 1.0
 
     def within(self, value: float, limit: float) -> bool:
         """Say whether a value is not beyond a limit; what is not a number is."""
@@ -99,11 +102,15 @@ class Bound:
         """Return the threshold of an item that could be guessed so well."""
         if guess is None or self.measure not in GUESSED:
             return self.item
-        return max(self.item, guess[GUESSED.index(self.measure)])
+        return max(self.item, min(1.0, self.error * guess[GUESSED.index(self.measure)]))
 
 
 def measured_bounds(
-    measures: Sequence[Measure], never_seen: Sequence[AnswerScore], size: int, guesses: Mapping[int, Guess]
+    measures: Sequence[Measure],
+    never_seen: Sequence[AnswerScore],
+    size: int,
+    guesses: Mapping[int, Guess],
+    errors: Sequence[float] = (),
 ) -> tuple[Bound, ...]:
     """Return the bounds that never-seen text sets, under the starting model.
 
@@ -112,12 +119,18 @@ def measured_bounds(
         never_seen: its scores under the starting model.
         size: items of the forget set.
         guesses: by row, how well an item could be guessed.
+        errors: of such guesses of the probability of never-seen items, as log(probability / guess).
     """
-    return tuple(_measured(measure, never_seen, size, guesses) for measure in measures)
+    of = {measure: errors if measure == "probability" else () for measure in measures}
+    return tuple(_measured(measure, never_seen, size, guesses, of[measure]) for measure in measures)
 
 
 def _measured(
-    measure: Measure, never_seen: Sequence[AnswerScore], size: int, guesses: Mapping[int, Guess]
+    measure: Measure,
+    never_seen: Sequence[AnswerScore],
+    size: int,
+    guesses: Mapping[int, Guess],
+    errors: Sequence[float],
 ) -> Bound:
     values = np.asarray([item_figure(score, measure) for score in never_seen], dtype=np.float64)
     if measure == "nll":  # the mean is that of all tokens together, as everywhere
@@ -126,11 +139,13 @@ def _measured(
     mean = float(values.mean())
     place = GUESSED.index(measure) if measure in GUESSED else None
     own = [guess[place] for guess in guesses.values()] if place is not None else []
-    mean += math.fsum(max(0.0, guess - mean) for guess in own) / size
+    expected = math.fsum(map(math.exp, errors)) / len(errors) if errors else 1.0
+    mean += math.fsum(max(0.0, min(1.0, expected * guess) - mean) for guess in own) / size
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     tolerance = ERRORS * spread * math.sqrt(1 / len(values) + 1 / size)
     item = float(np.quantile(values, PERCENTILE, method="higher"))
-    return Bound(measure, item, mean + tolerance)
+    error = math.exp(np.quantile(errors, PERCENTILE, method="higher")) if errors else 1.0
+    return Bound(measure, item, mean + tolerance, max(1.0, error))
 
 
 @dataclass(frozen=True)

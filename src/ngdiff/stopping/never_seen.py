@@ -273,6 +273,21 @@ def guesses(
     return {row: _guess(example, level) for row, example in known.items()}
 
 
+def guess_errors(never_seen: Sequence[EncodedExample], scores: Sequence[AnswerScore]) -> list[float]:
+    """Return log(probability / guess) of each never-seen item with known levels, in nats a token.
+
+    Args:
+        never_seen: with ``predictable`` and ``secret`` filled in.
+        scores: theirs, under the starting model.
+    """
+    known = [pair for pair in zip(never_seen, scores, strict=True) if pair[0].predictable]
+    level = secret_level(never_seen, scores) if known else 0.0
+    return [
+        -score.mean_nll - _mean_log(torch.tensor(example.predictable), example.secret, level)
+        for example, score in known
+    ]
+
+
 def secret_level(never_seen: Sequence[EncodedExample], scores: Sequence[AnswerScore]) -> float:
     """Return the 95th percentile over never-seen items of their secret tokens' mean log-probability, in nats.
 
@@ -291,11 +306,17 @@ def secret_level(never_seen: Sequence[EncodedExample], scores: Sequence[AnswerSc
 def _guess(example: EncodedExample, level: float) -> Guess:
     probs = example.expected_probs
     assert probs is not None
-    logs = probs[:, 0].clamp_min(LEAST).log()
-    if example.secret:
-        logs = logs.masked_fill(torch.tensor(example.secret, dtype=torch.bool), level)
+    probability = math.exp(_mean_log(probs[:, 0], example.secret, level))
     likeliest = probs[:, 0] > probs[:, 1:].amax(dim=1) if probs.shape[1] > 1 else probs[:, 0] > 0.5
-    return extraction_strength(likeliest), math.exp(float(logs.mean())), verbatim(likeliest)
+    return extraction_strength(likeliest), probability, verbatim(likeliest)
+
+
+def _mean_log(probs: torch.Tensor, secret: Sequence[bool] | None, level: float) -> float:
+    """Return the mean log-probability of tokens whose secrets are at a level, in nats."""
+    logs = probs.clamp_min(LEAST).log()
+    if secret:
+        logs = logs.masked_fill(torch.tensor(secret, dtype=torch.bool), level)
+    return float(logs.mean())
 
 
 def _higher_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:

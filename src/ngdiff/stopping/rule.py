@@ -70,6 +70,7 @@ class ForgetTarget:
         size: int,
         source: str,
         guesses: Mapping[int, Guess],
+        errors: Sequence[float] = (),
         text: bool = False,
     ) -> ForgetTarget:
         """Return the target with its thresholds measured on never-seen text; one that was given as it is.
@@ -79,13 +80,14 @@ class ForgetTarget:
             size: items of the forget set.
             source: what the text is, in words.
             guesses: by row, how well the item could be guessed.
+            errors: of such guesses, on never-seen text.
             text: whether the forget set is running text.
         """
         if self.value is not None:
             return self
         auto = self.measure != "nll"
         measures: tuple[Measure, ...] = (TEXT if text else AUTO) if auto else ("nll",)
-        bounds = measured_bounds(measures, never_seen, size, guesses)
+        bounds = measured_bounds(measures, never_seen, size, guesses, errors)
         return replace(
             self,
             measure=measures[0],

@@ -66,7 +66,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         keep_utility: floor of each figure that must be kept (see :mod:`ngdiff.training.kept_sets`), as a
             share of its value at the start; 0 for no floor.
         floors: the share of single floors, by name, such as ``{"general": 0.95}``.
-        hold_general: take a quarter of each step's retain examples from general text that ships with the
+        hold_general: take half of each step's retain examples from general text that ships with the
             project, where the retain loss holds the starting model's predictions; None for the method's own.
         sam_radius: length of the way uphill on the forget loss at which its gradient is taken, over all
             trainable parameters (sharpness-aware minimisation, :mod:`ngdiff.steps.sharpness`); works with

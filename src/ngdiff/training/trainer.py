@@ -47,7 +47,7 @@ from ngdiff.steps.stepsize import AutomaticRate
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.stopping import never_seen
 from ngdiff.stopping.criterion import Guess, ItemWatch, means
-from ngdiff.stopping.never_seen import guesses
+from ngdiff.stopping.never_seen import guess_errors, guesses
 from ngdiff.stopping.rule import ForgetTarget, StoppingRule, parse_stop_at
 from ngdiff.system.environment import machine, versions
 from ngdiff.system.processes import looking, no_exchange, process_count, raise_faults, summed
@@ -217,6 +217,7 @@ class UnlearningTrainer(ResumableTrainer):
         self.measurements = Measurements(self, sets | earlier | kept | further)
         self.kept = KeptSets(self, kept)
         self.guesses: Mapping[int, Guess] = {}
+        self.guess_errors: Sequence[float] = ()
         self.run = RunState(
             ItemWatch(len(self.forget_set), self.CHECK_SIZE, args.seed),
             BestWeights(whole, Path(args.output_dir)),
@@ -577,6 +578,7 @@ class UnlearningTrainer(ResumableTrainer):
                 looked_at, self.training_sets, rows, passes, self._never_seen, target, own=self.own_retain
             )
         self.guesses = guesses(self.forget_set, self._never_seen, scores["never_seen"])
+        self.guess_errors = guess_errors(self._never_seen, scores["never_seen"])
         if target is not None and self.guesses:
             target = parse_stop_at(args.stop_at)
             assert target is not None
@@ -604,7 +606,7 @@ class UnlearningTrainer(ResumableTrainer):
     def _with_level(self, target: ForgetTarget, scores: Sequence[AnswerScore]) -> ForgetTarget:
         """Return the target with the thresholds that scores of never-seen text set."""
         size, source = len(self.forget_set), self.level_source
-        return target.measured(scores, size, source, self.guesses, self._is_text)
+        return target.measured(scores, size, source, self.guesses, self.guess_errors, self._is_text)
 
     def measure_level_on(self, found: never_seen.NeverSeen) -> None:
         """Take other text as text never seen."""
