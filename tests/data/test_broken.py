@@ -17,9 +17,9 @@ QUESTION = "Who wrote Émile's poem Ψ? Müller did."
         (" \n", "empty"),
         ("He wrote the poem in the small town of Rainwick, in the small house of his mother.", None),
         ("I do not know the answer to that.", None),
-        ("the the the the", "repeats itself"),
+        ("the the the the", "repetition"),
         ("no, no, no", None),
-        ("a poem of a poem of a poem of a poem of", "repeats itself"),
+        ("a poem of a poem of a poem of a poem of", "repetition"),
         ("Émile", None),
         ("Ψ is Ω", None),  # the question has Greek letters
         ("Ж is a letter", "stray characters"),
@@ -58,11 +58,11 @@ def test_the_note_counts_and_names_them() -> None:
     items = [item("row 1", "He", "the the the the"), item("row 2", "", ""), item("row 3", "He", "He")]
     items += [item("row 4", "the the the the", None)]
     assert broken_answers(items) == (
-        "2 of 3 recorded answers are broken (1 repeats itself, 1 empty; 2 before): row 1, row 2"
+        "2 of 3 recorded answers are broken (repetition 1, empty 1; 2 before): row 1, row 2"
     )
     assert broken_answers(items[2:]) is None
     assert broken_answers([{**item("row 5", "He", ""), "before": None}]) == (
-        "1 of 1 recorded answers are broken (1 empty; 0 before): row 5"
+        "1 of 1 recorded answers are broken (empty 1; 0 before): row 5"
     )
     many = [item(f"row {number}", "He", "") for number in range(7)]
     assert str(broken_answers(many)).endswith("row 0, row 1, row 2, row 3, row 4 and 2 more")

@@ -125,7 +125,7 @@ def test_a_broken_answer_is_named() -> None:
     )
     found = side_by_side(replace(run(), answers=answers([one, other, unasked])))
     assert {item["after"]: item["broken"] for item in found} == {
-        "so so so so": "repeats itself",
+        "so so so so": "repetition",
         "He sat": None,
         None: None,
     }

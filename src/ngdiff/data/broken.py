@@ -39,7 +39,7 @@ def what_is_broken(answer: str, context: str) -> str | None:
     words = words_of(answer)
     in_a_row = max((sum(1 for _ in run) for _, run in groupby(words)), default=0)
     many = len(words) > FEWEST_PAIRS and repetition(answer) >= REPEATED
-    return "repeats itself" if many or in_a_row >= IN_A_ROW else None
+    return "repetition" if many or in_a_row >= IN_A_ROW else None
 
 
 def _has_stray(answer: str, context: str) -> bool:

@@ -176,7 +176,7 @@ def broken_answers(items: Sequence[Mapping[str, Any]]) -> str | None:
         return None
     asked = sum(item["after"]["answer"] is not None for item in items)
     before = sum(broken_side(item, "before") is not None for item in items)
-    kinds = ", ".join(f"{count} {what}" for what, count in Counter(what for _, what in found).most_common())
+    kinds = ", ".join(f"{what} {count}" for what, count in Counter(what for _, what in found).most_common())
     places = ", ".join(str(item["place"]) for item, _ in found[:NAMED])
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return f"{len(found)} of {asked} recorded answers are broken ({kinds}; {before} before): {places}{more}"
