@@ -209,7 +209,7 @@ def test_through_the_command_line(
     assert answer.code == 0, answer.err
     assert "opened answers" in answer.err and "nothing to compare with" in answer.err
     again = cli(*words)
-    assert again.code == 2 and "there already" in again.faults[0][0]
+    assert again.code == 2 and "already exists" in again.faults[0][0]
     assert cli(*words, "--overwrite").code == 0
     listed = cli("ls", "audits")
     assert all(name in listed.out for name in audits())
@@ -222,7 +222,7 @@ def test_what_the_data_does_not_allow_is_left_out_and_said(place: Path, tmp_path
     ready = prepare(request)
     of_questions = {"paraphrase", "prefix", "worst-case", "sampling", "fluency"}
     assert set(ready.skipped) == {*of_questions, "membership"}
-    assert "paraphrase cannot be made" in refused(replace(request, audits=("paraphrase",)))
+    assert "paraphrase cannot run" in refused(replace(request, audits=("paraphrase",)))
     made = audit(replace(request, audits=("extraction",)))
     assert [one.found for one in made.findings] == [None]
 
@@ -275,7 +275,7 @@ def test_a_wrong_request_is_refused(place: Path, tmp_path: Path, changes: dict[s
 
 def test_nothing_but_an_audit_is_replaced(place: Path, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"kind": "evaluation"}')
-    assert "no audit.json" in refused(asked(place, tmp_path / "a.json", overwrite=True))
+    assert "is not an audit.json" in refused(asked(place, tmp_path / "a.json", overwrite=True))
 
 
 def test_a_file_that_appears_during_an_audit_is_not_replaced(

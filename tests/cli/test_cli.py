@@ -629,7 +629,7 @@ def test_merge_refuses_what_is_no_adapter_and_what_does_not_fit(
     cli: Cli, model: Path, adapter: Path, tmp_path: Path
 ) -> None:
     answer = cli("merge", model, "--output", tmp_path / "merged")
-    assert answer.code == 2 and "no adapter" in answer.err
+    assert answer.code == 2 and "not an adapter" in answer.err
     wide = tmp_path / "wide"
     shutil.copytree(model, wide)
     tiny_llama(hidden=64).save_pretrained(wide)

@@ -249,7 +249,7 @@ def test_nothing_is_overwritten(place: Path, tmp_path: Path) -> None:
     assert "not an eval.json" in refused(tofu_request(place, mine, overwrite=True))
     output = tmp_path / "eval.json"
     evaluate(own_request(place, output))
-    assert "there already" in refused(own_request(place, output))
+    assert "already exists" in refused(own_request(place, output))
     evaluate(own_request(place, output, seed=3, overwrite=True))
     assert read_result(output).provenance["seed"] == 3
 
@@ -340,7 +340,7 @@ def test_nothing_that_was_to_be_forgotten_is_quoted(place: Path, tmp_path: Path)
     assert all(row["answer"] not in shared for row in result.texts["forget"] if len(row["answer"]) > 8)
     assert read_result(output).texts == result.texts
     (tmp_path / "other.texts.json").write_text("mine")
-    with pytest.raises(RequestError, match=r"other\.texts\.json is there"):
+    with pytest.raises(RequestError, match=r"other\.texts\.json exists"):
         evaluate(own_request(place, tmp_path / "other.json"))
 
 
@@ -351,7 +351,7 @@ def test_a_file_that_appears_during_the_evaluation_is_not_replaced(
     place: Path, tmp_path: Path, name: str, overwrite: bool
 ) -> None:
     request = own_request(place, tmp_path / "eval.json", overwrite=overwrite)
-    with pytest.raises(RunError, match=rf"{name} is there .*the result is in .*eval-2\.json"):
+    with pytest.raises(RunError, match=rf"{name} exists .*the result is in .*eval-2\.json"):
         evaluate(request, lambda _: (tmp_path / name).write_text("mine"))
     assert (tmp_path / name).read_text() == "mine"
     assert read_result(tmp_path / "eval-2.json").texts["forget"]

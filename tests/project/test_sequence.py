@@ -118,7 +118,7 @@ def test_a_record_without_a_receipt(cli: Cli, made: Path, tmp_path: Path) -> Non
 
 def test_an_adapter_is_chained_by_its_files(cli: Cli, made: Path, tmp_path: Path) -> None:
     assert cli(*request(made, made / "target", 1, tmp_path / "out1"), "--lora").code == 0
-    assert "- weights: not worked out" in cli("verify", tmp_path / "out1").out
+    assert "- weights: not computed" in cli("verify", tmp_path / "out1").out
     earlier = ("--earlier", made / "forget1.jsonl")
     assert cli(*request(made, tmp_path / "out1", 2, tmp_path / "out2"), *earlier).code == 0
     answer = cli("verify", tmp_path / "out2", "--chain", "--model", tmp_path / "out1")
@@ -131,7 +131,7 @@ def test_wrong_earlier_files(cli: Cli, made: Path, tmp_path: Path) -> None:
     assert answer.code == 2 and "no receipt and no record" in answer.faults[0][0]
     assert cli(*request(made, made / "target", 1, tmp_path / "out1")).code == 0
     answer = cli(*request(made, tmp_path / "out1", 3, tmp_path / "out"), *earlier)
-    assert answer.code == 2 and "is the forget set of no earlier request" in answer.faults[0][0]
+    assert answer.code == 2 and "is not the forget set of any earlier request" in answer.faults[0][0]
     # and what was forgotten is not to be learned again
     words = request(made, tmp_path / "out1", 3, tmp_path / "out")
     words[words.index("--retain") + 1] = made / "forget1.jsonl"
@@ -175,7 +175,7 @@ def test_files_find_their_requests() -> None:
     requests = [known(1, first), known(2, second)]
     parts = [("b", second), ("a1", first[:1]), ("a2", first[1:3]), ("a3", first[3:])]
     assert match_files(requests, parts, None) == {1: first, 2: second}
-    with pytest.raises(RequestError, match="a2 is the forget set of no earlier request"):
+    with pytest.raises(RequestError, match="a2 is not the forget set of any earlier request"):
         match_files(requests, [parts[0], parts[2]], None)
 
 

@@ -90,7 +90,7 @@ def test_what_was_spoilt_is_told(tmp_path: Path, how: str) -> None:
     found, broken = last_good(tmp_path)
     assert found == good and [(one.folder, one.why) for one in broken] == [(bad, damage(bad))]
     spoil(good)
-    with pytest.raises(RequestError, match=r"no checkpoint in .* is whole.*checkpoint-10: .*checkpoint-2: "):
+    with pytest.raises(RequestError, match=r"no checkpoint in .* is intact.*checkpoint-10: .*checkpoint-2: "):
         good_or_refused(tmp_path)
 
 

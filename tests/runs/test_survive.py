@@ -33,8 +33,18 @@ class Story:
     def run(self, name: str, output: str, *more: object, **spoilt: Any) -> None:
         files = ("--forget", self.folder / "forget.jsonl", "--retain", self.folder / "retain.jsonl")
         words = ("unlearn", "--model", self.folder / "model", *files, "--output", self.folder / output)
-        settings = ("--set", "max_steps=8", "--set", "save_steps=2", "--batch-size", 2, "--method", "ngdiff")
-        settings += ("--set", "step_size=auto")
+        settings = (
+            "--set",
+            "save_steps=2",
+            "--batch-size",
+            2,
+            "--method",
+            "ngdiff",
+            "--set",
+            "step_size=auto",
+        )
+        if not any(str(word).startswith("max_steps=") for word in more):
+            settings += ("--set", "max_steps=8")
         target = ("--stop-at", "nll=99", "--keep-utility", 0)
         self.add(name, [*words, *settings, *target, *more], **spoilt)
 

@@ -119,7 +119,7 @@ def test_a_holdout_whose_loss_is_no_higher_cannot_serve_as_a_level() -> None:
     assert known_text_faults([score(0.5, 1.0)], [score(0.1, 0.1)]) == []
     for unseen in (0.5, 0.6):
         (fault,) = known_text_faults([score(0.5, 1.0)], [score(unseen, 0.1)])
-        assert fault.where == "--holdout" and "cannot serve as the level" in fault.what
+        assert fault.where == "--holdout" and "cannot set the level" in fault.what
 
 
 # ---- passages ----

@@ -41,25 +41,27 @@ def zero(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_two_gradients_are_refused(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:
     faults = _faults(tmp_path, method="ngdiff")
-    assert list(faults) == ["--rule", "--lr"]
-    assert "keeps gradients to itself" in faults["--rule"].what and "FSDP2" in faults["--rule"].fix
+    assert list(faults) == ["rule", "learning_rate"]
+    assert "keeps gradients to itself" in faults["rule"].what and "FSDP2" in faults["rule"].fix
 
 
 def test_a_single_gradient_at_a_fixed_rate_is_not(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert list(_faults(tmp_path, **FIXED)) == [NOT_HERE]
-    assert list(_faults(tmp_path, method="graddiff", step_size="auto", learning_rate=1e-5)) == ["--lr"]
+    assert list(_faults(tmp_path, method="graddiff", step_size="auto", learning_rate=1e-5)) == [
+        "learning_rate"
+    ]
 
 
 def test_zero_3_has_no_best_weights(zero: pytest.MonkeyPatch, tmp_path: Path) -> None:
     zero.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     assert list(_faults(tmp_path, **FIXED)) == [NOT_HERE]
-    assert list(_faults(tmp_path, **{**FIXED, "stop_at": "auto"})) == ["--stop-at"]
-    assert list(_faults(tmp_path, **{**FIXED, "keep_utility": 0.98})) == ["--keep-utility"]
+    assert list(_faults(tmp_path, **{**FIXED, "stop_at": "auto"})) == ["stop_at"]
+    assert list(_faults(tmp_path, **{**FIXED, "keep_utility": 0.98})) == ["keep_utility"]
 
 
 def test_its_own_file_says_the_stage(tmp_path: Path) -> None:
     given = {"zero_optimization": {"stage": 3}}
-    assert list(_faults(tmp_path, **{**FIXED, "stop_at": "auto"}, deepspeed=given)) == ["--stop-at"]
+    assert list(_faults(tmp_path, **{**FIXED, "stop_at": "auto"}, deepspeed=given)) == ["stop_at"]
 
 
 def test_the_command_says_so_before_anything_heavy(

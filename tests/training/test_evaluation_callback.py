@@ -126,9 +126,9 @@ def test_a_plan_needs_positive_numbers(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [
-        ({"eval_steps": -1}, "--set eval_steps"),
-        ({"eval_items": 0}, "--set eval_items"),
-        ({"eval_steps": 1.5}, "--set eval_steps"),
+        ({"eval_steps": -1}, "eval_steps"),
+        ({"eval_items": 0}, "eval_items"),
+        ({"eval_steps": 1.5}, "eval_steps"),
     ],
 )
 def test_bad_settings(tmp_path: Path, settings: dict[str, Any], flag: str) -> None:

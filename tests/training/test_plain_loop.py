@@ -70,6 +70,7 @@ def test_same_trajectory_as_the_trainer(
         forget_dataset=FORGET,
         retain_dataset=RETAIN,
         holdout_dataset=FORGET[:1],
+        allow_overlap=True,
         processing_class=tokenizer,
     )
     taken, probed = watch(trainer, monkeypatch)

@@ -70,7 +70,7 @@ def test_tensorboard_has_the_record_s_figures(cli: Cli, words: list[object], tmp
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert cli(*words, "--report-to", "tensorboard").code == 3
+    assert cli(*words, "--set", "report_to=tensorboard").code == 3
     (folder,) = (tmp_path / "out-tensorboard").iterdir()
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     mine = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
@@ -90,7 +90,7 @@ def test_trackio_has_the_record_s_figures(
 
     for module in (trackio.utils, storage):  # read once, when they were imported
         monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio", raising=False)
-    assert cli(*words, "--report-to", "trackio").code == 3
+    assert cli(*words, "--set", "report_to=trackio").code == 3
     (database,) = (tmp_path / "trackio").glob("*.db")
     with closing(sqlite3.connect(database)) as connection:
         rows = connection.execute("select metrics from metrics").fetchall()
@@ -129,7 +129,7 @@ def test_wandb_offline_has_the_record_s_figures(
 
     for name, value in (("MODE", "offline"), ("DIR", str(tmp_path)), ("SILENT", "true"), ("CONSOLE", "off")):
         monkeypatch.setenv(f"WANDB_{name}", value)
-    assert cli(*words, "--report-to", "wandb").code == 3
+    assert cli(*words, "--set", "report_to=wandb").code == 3
     wandb.finish()
     (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     mine: dict[str, dict[int, float]] = {}
@@ -171,25 +171,25 @@ def test_a_tracker_that_is_missing_is_a_fault_before_the_run(
     cli: Cli, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ngdiff.training.trackers.importlib.util.find_spec", lambda name: None)
-    answer = cli(*words, "--report-to", "wandb", "--report-to", "tensorboard")
+    answer = cli(*words, "--set", "report_to=wandb,tensorboard")
     assert answer.code == 2
     assert answer.faults == [
-        ("--report-to: wandb is not installed.", "Run: pip install wandb."),
-        ("--report-to: tensorboard is not installed.", "Run: pip install tensorboard."),
+        ("--set report_to: wandb is not installed.", "Run: pip install wandb."),
+        ("--set report_to: tensorboard is not installed.", "Run: pip install tensorboard."),
     ]
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("value", ["tensorbord", 3, {"a": 1}, [1]])
 def test_names_that_are_none(value: Any) -> None:
-    with pytest.raises(RequestError, match="--report-to"):
+    with pytest.raises(RequestError, match="--set report_to"):
         tracker_names(value)
 
 
 def test_a_tracker_does_not_change_the_run(cli: Cli, words: list[object], tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     hashes = []
-    for name, more in (("a", ()), ("b", ("--report-to", "tensorboard"))):
+    for name, more in (("a", ()), ("b", ("--set", "report_to=tensorboard"))):
         assert cli(*words, "--output", tmp_path / name, *more).code == 3
         saved = json.loads((tmp_path / name / "record.json").read_text(encoding="utf-8"))
         assert all(math.isfinite(step["forget_loss"]) for step in saved["steps"])

@@ -12,6 +12,7 @@ from training_runs import (
     FORGET,
     assert_same_steps,
     assert_same_weights,
+    make,
     run,
     start,
     steps,

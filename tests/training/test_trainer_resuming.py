@@ -17,6 +17,7 @@ import ngdiff.training.trainer
 from ngdiff.models.logprobs import LabelledTokens
 from ngdiff.runs.checkpoints import MANIFEST
 from ngdiff.training.run_state import STATE_FILE
+from ngdiff.training.trainer import UnlearningTrainer
 from tiny import tiny_llama
 from training_runs import (
     OLD_NAME,

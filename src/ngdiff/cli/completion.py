@@ -117,11 +117,6 @@ def precisions(incomplete: str) -> Completed:
     return _begin(incomplete, (("auto", "bf16 where it is fast"), ("bf16", ""), ("fp32", "")))
 
 
-def trackers(incomplete: str) -> Completed:
-    """Complete the name of a tracker."""
-    return _begin(incomplete, ((name, "") for name in ("tensorboard", "trackio", "wandb")))
-
-
 def log_formats(incomplete: str) -> Completed:
     """Complete a format of the log."""
     return _begin(incomplete, (("auto", "a bar, or lines"), ("lines", "plain lines"), ("json", "JSON lines")))

@@ -9,6 +9,7 @@ tokens are looked at once nothing of this is wrong.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def _is_sure(given: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     """Say whether all that was given can be checked here."""
     if not set(settings) <= CHECKED or any(map(_is_endless, settings.values())):
         return False
+    if "ngdiff.methods" in sys.modules and any(
+        settings.get(name) not in [None, *_known(name)] for name in _TABLES
+    ):
+        return False  # tables that are loaded may have rows of the user's own, which the listing lacks
     if not {key for key in given if key in REQUEST_KEYS} <= _REQUEST:
         return False
     folder = folder_of(str(given["model"])) if given.get("model") else None
@@ -82,13 +87,17 @@ def _setting_faults(settings: Mapping[str, Any]) -> list[Fault]:
     wrong = kind_faults(settings)
     right = {name: value for name, value in settings.items() if name not in wrong}
     faults = list(wrong.values())
-    for name, table in _TABLES.items():
-        if name in right:
-            task = name.removesuffix("_loss") if table == "losses" else None
-            known = [row[0] for row in written(table)[1] if task in (None, row[1])]
+    for name in _TABLES:
+        if name in right and right[name] not in _known(name):
             flag, kind = f"--{name.replace('_', '-')}", name.replace("_", " ")
-            faults += [] if right[name] in known else [unknown_name(flag, kind, right[name], known)]
+            faults.append(unknown_name(flag, kind, right[name], _known(name)))
     return faults + range_faults(right)
+
+
+def _known(name: str) -> list[str]:
+    """Return the names that a setting may have, by the written listing."""
+    table, task = _TABLES[name], name.removesuffix("_loss") if _TABLES[name] == "losses" else None
+    return [row[0] for row in written(table)[1] if task in (None, row[1])]
 
 
 def _place_faults(given: Mapping[str, Any], overwrite: bool) -> list[Fault]:
@@ -104,7 +113,9 @@ def _place_faults(given: Mapping[str, Any], overwrite: bool) -> list[Fault]:
         faults += check_output(path, overwrite)
         faults += holds_faults(path, local_sources(sources, folders))
     if type(answers) is not int or answers < 0:
-        faults.append(Fault("--answers", f"is {answers!r}", "Give a number, 0 for no answers"))
+        faults.append(
+            Fault("--set answers", f"is {answers!r}", "Give a whole number; 0 disables the answers")
+        )
     return faults
 
 

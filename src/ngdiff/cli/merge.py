@@ -11,11 +11,11 @@ import typer
 
 from ngdiff.cli.app import app
 from ngdiff.cli.options import DATA, OUTPUT, Log, Overwrite, Quiet, TrustRemoteCode
+from ngdiff.errors import Faults
 from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
 if TYPE_CHECKING:
-    from ngdiff.errors import Faults
     from ngdiff.models.loading import ModelSource
 
 

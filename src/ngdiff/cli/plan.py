@@ -9,10 +9,10 @@ import typer
 from ngdiff.cli import completion
 from ngdiff.cli.app import app
 from ngdiff.cli.options import METHOD, RESOURCES
+from ngdiff.errors import Fault, Faults
 from ngdiff.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from ngdiff.errors import Fault, Faults
     from ngdiff.planning.fit import Estimate
 
 NAMES = {

@@ -11,7 +11,6 @@ from ngdiff.cli import completion
 from ngdiff.cli.app import app, of_a_missed_target
 from ngdiff.cli.options import (
     DATA,
-    LOGS,
     METHOD,
     OUTPUT,
     RESOURCES,
@@ -195,14 +194,6 @@ def unlearn(
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     report: Report = True,
-    report_to: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Tracker: tensorboard, trackio or wandb. Repeatable.",
-            autocompletion=completion.trackers,
-            rich_help_panel=LOGS,
-        ),
-    ] = None,
     quiet: Quiet = False,
     log_format: Log = "auto",
 ) -> None:
@@ -227,7 +218,7 @@ def unlearn(
 
     Follow the run in TensorBoard, and push the result to a private repository on the hub:
 
-    `ngdiff unlearn --config request.yaml --report-to tensorboard --set push_to_hub=me/x --set private=true`
+    `ngdiff unlearn --config run.yaml --set report_to=tensorboard --set push_to_hub=me/x --set private=true`
 
     Check the request and its cost before running it:
 

@@ -18,11 +18,11 @@ SHORT = {
 FLAGS = {
     name: f"--{SHORT.get(name, name).replace('_', '-')}"
     for name in (
-        *("model", "forget", "retain", "holdout", "keep", "earlier", "output"),
+        *("model", "forget", "retain", "holdout", "columns", "keep", "earlier", "output"),
         *("method", "forget_loss", "retain_loss", "rule", "learning_rate", "seed"),
         *("stop_at", "keep_utility", "num_train_epochs"),
         *("per_device_train_batch_size", "max_length", "precision", "lora", "qlora"),
-        *("gradient_checkpointing", "trust_remote_code", "report_to"),
+        *("gradient_checkpointing", "trust_remote_code"),
     )
 }
 """Settings of an unlearning run that have a flag; every other one is given as ``--set NAME=VALUE``."""

@@ -13,14 +13,13 @@ from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault
 
 NO_LIMIT = -1
 _PARAMETERS = {f"--{short.replace('_', '-')}": name for name, short in SHORT.items()}
-_PARAMETERS |= {"--allow-overlap": "allow_overlap=True"}
 """Flags whose parameter in Python has another name."""
 _SETS = {
     **dict.fromkeys(("--forget", "--retain", "--holdout"), "_dataset"),
     **dict.fromkeys(("--earlier", "--keep"), "_datasets"),
 }
 """Flags that name data, and how their parameters of a trainer end."""
-_FLAG = re.compile(r"--set (\w+)|(?<![\w-])--(?!help\b)[a-z][a-z-]*[a-z]")
+_FLAG = re.compile(r"--set (\w+)(?:=true\b)?|(?<![\w-])--(?!help\b)[a-z][a-z-]*[a-z]")
 
 
 def in_python(faults: Iterable[Fault], of_trainer: bool = True) -> list[Fault]:
@@ -39,6 +38,8 @@ def in_python(faults: Iterable[Fault], of_trainer: bool = True) -> list[Fault]:
 
 def _parameter(found: re.Match[str], of_trainer: bool) -> str:
     flag = found[0]
+    if found[1] == "allow_overlap":
+        return "allow_overlap=True"
     name = found[1] or _PARAMETERS.get(flag, flag.removeprefix("--").replace("-", "_"))
     return name + _SETS[flag] if of_trainer and flag in _SETS else name
 

@@ -1,4 +1,4 @@
-"""``--report-to`` -> the trainer's settings and callbacks for TensorBoard, trackio, wandb and others.
+"""``report_to`` -> the trainer's settings and callbacks for TensorBoard, trackio, wandb and others.
 
 Trackers get numbers alone, under the record's own names; no text of a data set goes to them.
 """
@@ -34,7 +34,7 @@ def tracker_names(value: Any) -> tuple[str, ...]:
     items = value.split(",") if isinstance(value, str) else [] if value is None else value
     if not isinstance(items, Sequence) or not all(isinstance(item, str) for item in items):
         fix = "Give names, such as [tensorboard, wandb]"
-        raise RequestError(Fault("--report-to", f"{value!r} is not a list of tracker names", fix))
+        raise RequestError(Fault("--set report_to", f"{value!r} is not a list of tracker names", fix))
     names = tuple(dict.fromkeys(item.strip() for item in items))
     names = tuple(name for name in names if name not in ("", "none"))
     faults = [fault for name in names for fault in _faults(name)]
@@ -50,12 +50,12 @@ def _faults(name: str) -> list[Fault]:
     )
 
     if name not in INTEGRATION_TO_CALLBACK:
-        return [unknown_name("--report-to", "tracker", name, INTEGRATION_TO_CALLBACK)]
+        return [unknown_name("--set report_to", "tracker", name, INTEGRATION_TO_CALLBACK)]
     if name in PACKAGES:
         there = any(importlib.util.find_spec(package) for package in PACKAGES[name])
     else:
         there = name in get_available_reporting_integrations()
-    return [] if there else [Fault("--report-to", f"{name} is not installed", f"Run: pip install {name}")]
+    return [] if there else [Fault("--set report_to", f"{name} is not installed", f"Run: pip install {name}")]
 
 
 def tracker_settings(settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
