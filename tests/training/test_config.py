@@ -233,7 +233,7 @@ def test_python_is_told_the_names_of_parameters(tmp_path: Path) -> None:
         "per_device_train_batch_size",
         "trainable",
     ]
-    shared = Fault("--retain", "1 row is shared", "Take it out, or pass --allow-overlap; see --help")
+    shared = Fault("--retain", "1 row is shared", "Take it out, or pass --set allow_overlap=true; see --help")
     assert [str(fault) for fault in in_python([shared])] == [
         "retain_dataset: 1 row is shared. Take it out, or pass allow_overlap=True; see --help."
     ]
