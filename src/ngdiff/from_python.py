@@ -68,9 +68,9 @@ def unlearn(
         model: the name or the folder of a causal language model.
         forget: what to forget: a source (a file, a folder, a hub data set, ``tofu:NAME``), a list of sources,
             a ``datasets.Dataset`` or a list of rows. Rows are kept in a temporary file while the run lasts.
-        retain: what to keep, likewise.
+        retain: what to keep, in the same forms.
         output: the folder to make.
-        options: ``holdout``, ``earlier`` and ``keep`` (data, likewise), any other field of
+        options: ``holdout``, ``earlier`` and ``keep`` (more data), any other field of
             :class:`ngdiff.unlearn.UnlearnRequest` such as ``lora=True`` or ``overwrite=True``, and any
             setting of :class:`ngdiff.UnlearningConfig` such as ``method="npo"`` or ``learning_rate=1e-5``.
 

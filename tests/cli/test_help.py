@@ -86,18 +86,18 @@ def test_a_setting_without_a_flag_is_answered_with_set(cli: Cli, name: str) -> N
     flag = f"--{name.replace('_', '-')}"
     answer = cli("unlearn", "--model", "m", flag, "1")
     assert answer.code == 2 and len(answer.faults) == 1
-    what, mend = answer.faults[0]
-    assert flag in what and f"--set {name}=VALUE" in mend
+    what, fix = answer.faults[0]
+    assert flag in what and f"--set {name}=VALUE" in fix
 
 
 @pytest.mark.parametrize(
-    ("flag", "mend"), [("--lr-start", "step_size=auto"), ("--floor", "--set floors.NAME=")]
+    ("flag", "fix"), [("--lr-start", "step_size=auto"), ("--floor", "--set floors.NAME=")]
 )
 def test_a_setting_of_an_earlier_version_is_answered_with_what_replaces_it(
-    cli: Cli, flag: str, mend: str
+    cli: Cli, flag: str, fix: str
 ) -> None:
     answer = cli("unlearn", flag, "1")
-    assert answer.code == 2 and mend in answer.faults[0][1]
+    assert answer.code == 2 and fix in answer.faults[0][1]
 
 
 def test_options_of_unlearn_stand_in_panels(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

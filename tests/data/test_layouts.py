@@ -87,8 +87,8 @@ def test_columns_are_mapped(text: str, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("question", "no mapping"),
-        ("question=,answer=a", "no mapping"),
+        ("question", "does not map"),
+        ("question=,answer=a", "does not map"),
         ("questoin=q,answer=a", "Did you mean question"),
         ("question=q,question=a", "mapped twice"),
         ("question=q", "not the columns of one kind"),

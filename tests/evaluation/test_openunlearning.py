@@ -190,7 +190,7 @@ BAD = {
     ),
     "an index that is none": (
         broken(extraction_strength={"agg_value": 1.0, "value_by_index": {"first": {"score": 1}}}),
-        "index is no number",
+        "index is not a number",
     ),
     "lists of different lengths": (
         broken(ra_Q_A_PERT_Prob={"value_by_index": {"0": {"prob": [0.1, 0.2]}, "1": {"prob": [0.1]}}}),

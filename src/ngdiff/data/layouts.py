@@ -41,7 +41,7 @@ def parse_columns(text: str, where: str = "--columns") -> Mapped:
     for pair in text.split(","):
         ours, equals, theirs = (part.strip() for part in pair.partition("="))
         if not equals or not theirs:
-            faults.append(Fault(where, f"{pair!r} is no mapping of a column", f"Write it as {EXAMPLE}"))
+            faults.append(Fault(where, f"{pair!r} does not map a column", f"Write it as {EXAMPLE}"))
         elif ours not in KNOWN:
             faults.append(unknown_name(where, "column to map to", ours, KNOWN))
         elif ours in mapped:

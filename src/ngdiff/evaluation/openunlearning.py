@@ -299,7 +299,7 @@ def _column(value: object, at: str, faults: list[Fault]) -> Values:
     try:
         rows = sorted((int(index), item) for index, item in value.items())
     except (TypeError, ValueError):
-        faults.append(Fault(at, "has items whose index is no number, or occurs twice", fix))
+        faults.append(Fault(at, "has items whose index is not a number or occurs twice", fix))
         return np.empty(0)
     if missing := sorted(set(range(len(rows))) - {index for index, _ in rows}):
         faults.append(Fault(at, f"lacks item {missing[0]}", fix))

@@ -145,7 +145,7 @@ def dpo(tokens: LabelledTokens, beta: float = 0.1) -> Float[Tensor, ""]:
     return (softplus(beta * (true_ratio - other_ratio)) / beta).sum()
 
 
-# ---- labelled tokens -> bounded divergences: from a refusal, between two answers, from the starting  ----
+# ---- labelled tokens -> bounded divergences: from a refusal, another answer, the starting model ----
 
 
 def jensen_shannon_to_answer(tokens: LabelledTokens) -> Float[Tensor, ""]:

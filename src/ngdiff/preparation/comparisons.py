@@ -116,7 +116,7 @@ class Comparisons:
             data: forget and retain set.
             rows: those rows of each that a step or a probe may look at.
             passes: over the forget set, at the most: no more alternatives are needed.
-            never_seen: text the model never saw, for losses that need the tokens' levels; filled in likewise.
+            never_seen: text the model never saw, for losses that need the tokens' levels; filled in too.
             target: what the forget set is to come down to; levels that would keep it above are not used.
             own: rows of the retain set that are the caller's; general text stands behind them.
 

@@ -12,8 +12,8 @@ The greater of the two orders the tokens. What it is worth, the starting model t
 saw: the level of a token is the mean probability of never-seen tokens as predictable as it is (isotonic
 regression). Tokens alike in this are still of two kinds, language near 1 and knowledge near 0. A loss that
 spares language needs the kind that most of them are, so the level's odds are squared. A loss that brings an
-answer to the probability of a never-seen one needs the geometric mean, as an answer's probability is one of
-those of its tokens. Nothing of the forget set's answers is counted or asked.
+answer to the probability of a never-seen one needs the geometric mean, because an answer's probability is the
+geometric mean of its tokens'. Nothing of the forget set's answers is counted or asked.
 """
 
 from __future__ import annotations

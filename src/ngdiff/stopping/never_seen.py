@@ -251,7 +251,7 @@ def _apportioned(counts: dict[Kind, int], total: int) -> dict[Kind, int]:
     return {kind: count for kind, count in sorted(found.items(), key=lambda item: -item[1]) if count}
 
 
-# ---- expectations of the forget answers, never-seen text -> how well each item could be guessed, unl ----
+# ---- expectations and never-seen text -> how well each item could be guessed by a model without it ----
 
 
 LEAST = 1e-4

@@ -77,7 +77,7 @@ class RunState:
 
     @property
     def peak_memory(self) -> dict[str, float]:
-        """Peak memory of the run so far, in GiB, likewise."""
+        """Peak memory of the run so far, by place, in GiB."""
         mine = peak_memory_gib()
         return {name: max(peak, self.peak_before.get(name, 0.0)) for name, peak in mine.items()}
 
