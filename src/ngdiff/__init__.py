@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ngdiff.errors import Fault, RequestError
     from ngdiff.from_python import Unlearned, unlearn
+    from ngdiff.python_trainer import UnlearningTrainer
     from ngdiff.record import RunRecord
     from ngdiff.steps.gradients import GradientPair, Weights
     from ngdiff.steps.stepsize import AutomaticRate, FixedRate
     from ngdiff.steps.weighting import make_rule
     from ngdiff.training.config import UnlearningConfig
-    from ngdiff.training.trainer import UnlearningTrainer
 
 _HOME = {
     "AutomaticRate": "steps.stepsize",
@@ -27,7 +27,7 @@ _HOME = {
     "RunRecord": "record",
     "Unlearned": "from_python",
     "UnlearningConfig": "training.config",
-    "UnlearningTrainer": "training.trainer",
+    "UnlearningTrainer": "python_trainer",
     "Weights": "steps.gradients",
     "make_rule": "steps.weighting",
 }

@@ -9,7 +9,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -494,7 +494,11 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
 
 def data_hashes(ready: Prepared) -> dict[str, str]:
     """Return the SHA-256 of each data set there is, by its role."""
-    key, sets = ready.receipt.data_key, data_sets(ready)
+    return hashes_of(data_sets(ready), ready.receipt.data_key)
+
+
+def hashes_of(sets: Mapping[str, Sequence[EncodedExample]], key: bytes | None = None) -> dict[str, str]:
+    """Return the SHA-256 of each data set that has examples, by its role."""
     return {name: set_hash([e.example for e in examples], key) for name, examples in sets.items() if examples}
 
 
@@ -505,18 +509,30 @@ def data_sets(ready: Prepared) -> dict[str, list[EncodedExample]]:
 
 
 def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked: Asked, after: str) -> None:
+    record.note(f"precision: {autocast_bf16(request.precision)[1]}")
+    model = {"name": request.model, "sha256_before": asked.model, "sha256_after": after}
+    if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
+        model |= {"sha256_before": None, "sha256_before_quantised": asked.model}
+    state_request(record, asked, data_sets(ready), model, ready.receipt)
+
+
+def state_request(
+    record: RunRecord,
+    asked: Asked,
+    sets: Mapping[str, Sequence[EncodedExample]],
+    model: dict[str, Any],
+    receipt: ReceiptPlan,
+) -> None:
+    """Put into the record of a run that has ended what was asked, of which model and about which data."""
     record.request_sha256 = asked.sha256
     record.settings = dict(asked.settings)
-    record.note(f"precision: {autocast_bf16(request.precision)[1]}")
     record.data = {
-        name: describe([e.example for e in examples], ready.receipt.data_key)
-        for name, examples in data_sets(ready).items()
+        name: describe([e.example for e in examples], receipt.data_key)
+        for name, examples in sets.items()
         if examples
     }
-    record.model = {"name": request.model, "sha256_before": asked.model, "sha256_after": after}
-    if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
-        record.model |= {"sha256_before": None, "sha256_before_quantised": asked.model}
-    complete_record(record, ready.receipt)
+    record.model = model
+    complete_record(record, receipt)
 
 
 class _Callable(ModuleType):

@@ -55,6 +55,20 @@ def write_result(
         RunError: a weight is not finite, or the disk would not take the result, even without the older
             checkpoints.
     """
+    write = result_writer(model, tokenizer, record, also)
+    on_all(lambda: _write(place, write) if is_main() else None)
+
+
+def result_writer(
+    model: Any, tokenizer: Any, record: dict[str, Any], also: Callable[[Path], None] | None = None
+) -> Callable[[Path], None]:
+    """Return what writes a result into an empty folder; see :func:`write_result` for the arguments.
+
+    Every process has to call this, and the first one what it returns.
+
+    Raises:
+        RunError: a weight is not finite.
+    """
     if any_process(not all_finite(model)):
         raise RunError("a weight is not finite, so no model was saved")
     state = whole_state(model)
@@ -67,7 +81,7 @@ def write_result(
         if also is not None:
             also(folder)
 
-    on_all(lambda: _write(place, write) if is_main() else None)
+    return write
 
 
 def _write(place: Workplace, write: Callable[[Path], None]) -> None:

@@ -147,6 +147,7 @@ class UnlearningTrainer(ResumableTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         whole, args, processing_class = complete_inputs(model, args, processing_class)
+        self.begins_with(model, whole, peft_config is not None)
         self.record = RunRecord()
         self.pad_id = _pad_id(processing_class)
         told: list[str] = []
@@ -178,6 +179,8 @@ class UnlearningTrainer(ResumableTrainer):
             {name: read(data, name) for name, data in (datasets or {}).items()}
             for datasets in (earlier_datasets, keep_datasets)
         )
+        self.given_sets = {"forget": self.forget_set, "retain": retain, "holdout": holdout}
+        self.given_sets |= {f"keep {name}": examples for name, examples in kept.items()}
         for text in [*told, *unseen.notes, *small_sets(len(self.forget_set), len(retain))]:
             self.record.note(text)
         kept_text = kept_texts(self.retain_set)
@@ -239,6 +242,15 @@ class UnlearningTrainer(ResumableTrainer):
             self.add_callback(EvaluationCallback(self, EvaluationPlan(args.eval_steps, args.eval_items)))
 
     # ---- data ----
+
+    def begins_with(self, given: nn.Module | str | Path, model: nn.Module, adapted: bool) -> None:
+        """Take note of the starting model before anything is done to it; here there is nothing to note.
+
+        Args:
+            given: what the caller gave.
+            model: the loaded model.
+            adapted: whether adapters are about to be put on it.
+        """
 
     @property
     def training_sets(self) -> dict[Task, list[EncodedExample]]:
