@@ -21,6 +21,7 @@ from ngdiff.evaluation.evaluate import evaluate
 from ngdiff.evaluation.evaluate import prepare as prepare_evaluation
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import is_result
+from ngdiff.models.model_names import name_fault
 from ngdiff.report.cards import Verdict
 from ngdiff.report.page import write_report
 from ngdiff.report.run_files import CHECK, Given, Run, dig, read_json, read_record, read_run
@@ -182,6 +183,9 @@ def _target(request: CheckRequest, record: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or not name:
         what = f"{request.out / RECORD} does not name the model before unlearning"
         raise RequestError(Fault("--target", what, "Give it"))
+    if request.target is None and name_fault(name) is not None:
+        what = f"{request.out / RECORD} calls the model before unlearning {name!r}, which is not there"
+        raise RequestError(Fault("--target", what, "Give that model"))
     return name
 
 

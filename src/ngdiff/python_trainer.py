@@ -13,6 +13,7 @@ from ngdiff.errors import Faults, RequestError, inert
 from ngdiff.hub.card import CARD, model_card
 from ngdiff.models.loading import ModelSource, resolve_model
 from ngdiff.receipts.receipt import ReceiptPlan, plan_receipt, write_receipt
+from ngdiff.record import FROM_MEMORY
 from ngdiff.report.page import write_report
 from ngdiff.runs.saving import result_writer
 from ngdiff.runs.workplace import Asked
@@ -25,9 +26,6 @@ from ngdiff.system.processes import from_main, is_main, on_all
 from ngdiff.training import trainer
 from ngdiff.training.config import UnlearningConfig
 from ngdiff.unlearn import UnlearnRequest, hashes_of, settings_of, state_request
-
-IN_MEMORY = "the starting model was given as a loaded model: the SHA-256 of its weights is stated, its files "
-IN_MEMORY += "and the receipts of earlier requests are not"
 
 
 class UnlearningTrainer(trainer.UnlearningTrainer):  # noqa: D101
@@ -55,10 +53,8 @@ class UnlearningTrainer(trainer.UnlearningTrainer):  # noqa: D101
 
     def _receipt_plan(self) -> ReceiptPlan:
         """Hash the starting model's files and read its receipts, where it has any."""
-        if self._source is None:
-            return ReceiptPlan(notes=[IN_MEMORY])
         faults = Faults()
-        plan = plan_receipt(self._source, faults=faults)
+        plan = plan_receipt(self._source, in_memory=self._source is None, faults=faults)
         if faults:
             raise RequestError(in_python(faults))
         return plan
@@ -98,7 +94,7 @@ class UnlearningTrainer(trainer.UnlearningTrainer):  # noqa: D101
 
     def _state(self, folder: Path, after: str) -> None:
         """Put into the record what the run was asked to do, of which model and about which data."""
-        name = f"{self._kind} from memory" if self._source is None else self._source.name
+        name = f"{self._kind}{FROM_MEMORY}" if self._source is None else self._source.name
         request = UnlearnRequest(
             name,
             (),

@@ -10,6 +10,8 @@ from ngdiff.steps.line import Probe
 from ngdiff.steps.parabola import Parabola
 
 FORMAT = 1
+FROM_MEMORY = " from memory"
+"""What the name of a starting model ends with that was given as a loaded model."""
 
 
 @dataclass

@@ -99,6 +99,8 @@ class UnlearnRequest:
         data_key: file of the key that hides the hashes of the data (see :mod:`ngdiff.receipts.data_key`).
         answers: how many questions of the forget set to answer before and after, for the report; 0 for none.
         trust_remote_code: run Python code that comes with the model.
+        in_memory: what to call the starting model where it was given loaded, and lies in a folder for the
+            run alone.
     """
 
     model: str
@@ -120,6 +122,12 @@ class UnlearnRequest:
     data_key: Path | None = None
     answers: int = 12
     trust_remote_code: bool = False
+    in_memory: str | None = None
+
+    @property
+    def model_name(self) -> str:
+        """What record and receipt call the starting model."""
+        return self.in_memory or self.model
 
     @property
     def adapters(self) -> bool:
@@ -195,6 +203,7 @@ def _check_model_and_output(request: UnlearnRequest, faults: Faults) -> ModelSou
     source, needed = None, 0
     with faults.collecting():
         source = resolve_model(request.model, trust_remote_code=request.trust_remote_code)
+        source = replace(source, name=request.model_name)
         found = check_causal(source)
         found += quantisation_faults(source) if request.qlora else []
         faults += found + same_folder(request.output, source.location)
@@ -240,6 +249,7 @@ def _plan_receipt(
         data_key=request.data_key,
         folders=request.folders,
         retain=() if request.allow_overlap else sets.retain,
+        in_memory=request.in_memory is not None,
         faults=faults,
     )
 
@@ -364,7 +374,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
     ready = on_all(lambda: prepare(request))
     asked = Asked(settings_of(request, ready.config), data_hashes(ready), None)
     on_all(lambda: place.goes_on(asked, resume=request.resume, overwrite=request.overwrite))
-    with working(f"Loading {request.model}"):
+    with working(f"Loading {request.model_name}"):
         model = load_quantised(ready.source) if request.qlora else load_model(ready.source)
     needed = room(request, model.get_memory_footprint())
     with reserved(place, request, asked, model, needed) as reservation:
@@ -458,7 +468,7 @@ def _measured_on(trainer: UnlearningTrainer) -> str:
 def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, Any]:
     """Return the settings as the record keeps them: plain JSON values."""
     settings = {
-        "model": request.model,
+        "model": request.model_name,
         "forget": list(request.forget),
         "retain": list(request.retain),
         "holdout": list(request.holdout),
@@ -510,7 +520,7 @@ def data_sets(ready: Prepared) -> dict[str, list[EncodedExample]]:
 
 def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked: Asked, after: str) -> None:
     record.note(f"precision: {autocast_bf16(request.precision)[1]}")
-    model = {"name": request.model, "sha256_before": asked.model, "sha256_after": after}
+    model = {"name": request.model_name, "sha256_before": asked.model, "sha256_after": after}
     if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
         model |= {"sha256_before": None, "sha256_before_quantised": asked.model}
     state_request(record, asked, data_sets(ready), model, ready.receipt)

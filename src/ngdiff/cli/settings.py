@@ -97,6 +97,7 @@ def to_request(
     """Build the request from settings that :func:`gather` returned."""
     from ngdiff.unlearn import UnlearnRequest
 
+    files: dict[str, Any] = {key: Path(str(given[key])) if given.get(key) else None for key in PATH_KEYS}
     return UnlearnRequest(
         model=str(given.get("model", "")),
         forget=source_list(given.get("forget", ())),
@@ -110,7 +111,7 @@ def to_request(
         earlier=source_list(given.get("earlier", ())),
         keep=source_list(given.get("keep", ())),
         folders=folders_of(given),
-        **{key: Path(str(given[key])) if given.get(key) else None for key in PATH_KEYS},
+        **files,
         allow_overlap=bool(given.get("allow_overlap")),
         overwrite=overwrite,
         resume=resume,

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 LEVEL = 0.95
+IN_MEMORY = (
+    "the starting model was given as a loaded model: the SHA-256 of its weights is stated, its files and the "
+    "receipts of earlier requests are not"
+)
 PROVES = (
     "The files named here, under their SHA-256, are those that stood beside it when it was written.",
     "The software named here states that it ran the request with these settings, on data and on a starting "
@@ -183,6 +187,7 @@ def plan_receipt(
     data_key: Path | None = None,
     folders: Folders | None = None,
     retain: Sequence[Example] = (),
+    in_memory: bool = False,
     faults: Faults,
 ) -> ReceiptPlan:
     """Read keys, the starting model's receipts and the forget sets of earlier requests.
@@ -194,6 +199,7 @@ def plan_receipt(
         data_key: file of the key that hides the data's hashes.
         folders: benchmarks to folders that hold their data.
         retain: the retain set, in which nothing forgotten earlier may stand; empty to let it.
+        in_memory: the starting model was given loaded; its files are nobody's.
         faults: what is wrong is added here.
     """
 
@@ -204,7 +210,9 @@ def plan_receipt(
     requests: list[EarlierRequest] = []
     notes: list[str] = []
     record_sha256, files = None, None
-    if source is not None and not faults:  # hashing a big model takes a while
+    if in_memory:
+        notes.append(IN_MEMORY)
+    elif source is not None and not faults:  # hashing a big model takes a while
         files = hash_model_files(source)
         chain = attempt(lambda: sound_chain(source, files or {}), [])
         record = None if chain or not source.is_local else record_of(Path(source.location))

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ngdiff.record import FROM_MEMORY
 from ngdiff.report.run_files import Run, dig
 from ngdiff.report.text import visible
 from ngdiff.settings import FLAGS, SHORT
@@ -36,6 +37,8 @@ def command(record: Mapping[str, Any]) -> str:
         unsaid = value is None or value is False or value in ([], {}, "")  # 0 is said
         if name in WORKED_OUT or doubled or unsaid:
             continue
+        if name == "model" and str(value).endswith(FROM_MEMORY):
+            value = "MODEL"
         words += _words(str(name), value)
     return " ".join([*words, "--output", "OUT"])
 

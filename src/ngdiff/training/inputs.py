@@ -39,11 +39,25 @@ def complete_inputs(
         module: nn.Module = load_model(source)
         return module, args or _defaults(name), tokenizer
     if tokenizer is None:
-        if not name:
-            what = "is missing, and the model does not say where it came from"
-            raise RequestError(Fault("processing_class", what, "Give the model's tokenizer"))
-        tokenizer = load_tokenizer(resolve_model(name, "processing_class"), "processing_class")
+        tokenizer = tokenizer_of_loaded(model, "processing_class")
     return model, args or _defaults(name), tokenizer
+
+
+def tokenizer_of_loaded(model: nn.Module, where: str) -> Any:
+    """Return the tokenizer that lies where a loaded model says that it came from.
+
+    Args:
+        model: the model.
+        where: the parameter that may give the tokenizer, to name in errors.
+
+    Raises:
+        RequestError: the model does not say so, or no tokenizer can be read there.
+    """
+    name = _name_of(model)
+    if not name:
+        what = "is missing, and the model does not say where it came from"
+        raise RequestError(Fault(where, what, "Give the model's tokenizer"))
+    return load_tokenizer(resolve_model(name, where), where)
 
 
 def _defaults(name: str) -> UnlearningConfig:
