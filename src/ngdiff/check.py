@@ -14,7 +14,6 @@ from typing import Any
 from ngdiff.audits.audit import audit
 from ngdiff.audits.audit import prepare as prepare_audit
 from ngdiff.audits.audit_request import AuditRequest
-from ngdiff.audits.audit_result import is_audit
 from ngdiff.data.benchmarks import Folders
 from ngdiff.errors import Fault, RequestError
 from ngdiff.evaluation.evaluate import evaluate
@@ -24,7 +23,7 @@ from ngdiff.evaluation.result import is_result
 from ngdiff.models.model_names import name_fault
 from ngdiff.report.cards import Verdict
 from ngdiff.report.page import write_report
-from ngdiff.report.run_files import CHECK, Given, Run, dig, read_json, read_record, read_run
+from ngdiff.report.run_files import CHECK, Given, Run, dig, is_audit, read_json, read_record, read_run
 from ngdiff.report.verdict import judge
 from ngdiff.system.output import RECORD
 

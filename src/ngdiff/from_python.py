@@ -12,9 +12,10 @@ from typing import Any
 
 from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.outcome import verdict
-from ngdiff.record import FROM_MEMORY, RunRecord
+from ngdiff.record import RunRecord
 from ngdiff.settings import SHORT
 from ngdiff.settings.fields import setting_names
+from ngdiff.settings.identity import FROM_MEMORY
 from ngdiff.settings.values import in_python
 
 _SHORT_NAMES = {short: name for name, short in SHORT.items()}

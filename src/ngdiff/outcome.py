@@ -99,3 +99,11 @@ def _items(stop: Mapping[str, Any]) -> str:
     if not isinstance(left, list) or not isinstance(of, int) or stop.get("target_met") is None:
         return ""
     return f"{len(left)} of {of} items left"
+
+
+def is_hidden(record: Mapping[str, Any]) -> bool:
+    """Say whether a record's items were left out because its data are hidden under a key."""
+    data, parts = record.get("data"), [record.get(when) for when in ("before", "after")]
+    entries = list(data.values()) if isinstance(data, Mapping) else []
+    keyed = any(isinstance(entry, Mapping) and entry.get("keyed") for entry in entries)
+    return keyed and all(isinstance(part, Mapping) and "items" not in part for part in parts)

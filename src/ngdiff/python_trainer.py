@@ -13,12 +13,11 @@ from ngdiff.errors import Faults, RequestError, inert
 from ngdiff.hub.card import CARD, model_card
 from ngdiff.models.loading import ModelSource, resolve_model
 from ngdiff.receipts.receipt import ReceiptPlan, plan_receipt, write_receipt
-from ngdiff.record import FROM_MEMORY
 from ngdiff.report.page import write_report
 from ngdiff.runs.saving import result_writer
 from ngdiff.runs.workplace import Asked
 from ngdiff.settings.fields import setting_names
-from ngdiff.settings.identity import NOT_COUNTED
+from ngdiff.settings.identity import FROM_MEMORY, NOT_COUNTED
 from ngdiff.settings.values import in_python
 from ngdiff.system.environment import weights_hash
 from ngdiff.system.output import finite, staged_folder

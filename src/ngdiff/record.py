@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -10,8 +9,6 @@ from ngdiff.steps.line import Probe
 from ngdiff.steps.parabola import Parabola
 
 FORMAT = 1
-FROM_MEMORY = " from memory"
-"""What the name of a starting model ends with that was given as a loaded model."""
 
 
 @dataclass
@@ -121,11 +118,3 @@ def _step(entry: dict[str, Any]) -> StepRecord:
 
 def _probe(entry: dict[str, Any]) -> Probe:
     return Probe(**{**entry, "points": tuple(Parabola(**point) for point in entry["points"])})
-
-
-def is_hidden(record: Mapping[str, Any]) -> bool:
-    """Say whether a record's items were left out because its data are hidden under a key."""
-    data, parts = record.get("data"), [record.get(when) for when in ("before", "after")]
-    entries = list(data.values()) if isinstance(data, Mapping) else []
-    keyed = any(isinstance(entry, Mapping) and entry.get("keyed") for entry in entries)
-    return keyed and all(isinstance(part, Mapping) and "items" not in part for part in parts)

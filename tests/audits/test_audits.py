@@ -18,7 +18,6 @@ from forgetful import FORGET, HOLDOUT, RETAIN, examples, make_models
 from ngdiff.audits import audits
 from ngdiff.audits.audit import audit, prepare
 from ngdiff.audits.audit_request import PREFIX, AuditRequest
-from ngdiff.audits.audit_result import is_audit
 from ngdiff.audits.findings import (
     GUESSING,
     NEVER_SEEN,
@@ -42,6 +41,7 @@ from ngdiff.inference.teacher_forced import score_answers
 from ngdiff.losses import nll
 from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
 from ngdiff.models.logprobs import labelled_tokens
+from ngdiff.report.run_files import is_audit
 from ngdiff.system.progress import console
 from tiny import CHATML, tiny_llama, tiny_tokenizer
 

@@ -72,6 +72,124 @@ def test_wrong_names_and_numbers_import_nothing_heavy(good: dict[str, object], t
     assert "CODE 2 HEAVY []" in said
 
 
+WRONG = {
+    "evaluate": (
+        "--suite",
+        "own",
+        "--forget",
+        "{f}",
+        "--retain",
+        "no.csv",
+        "--output",
+        "e.json",
+        "--seed",
+        1,
+    ),
+    "audit": ("--forget", "{f}", "--retain", "{f}", "--output", "a.json", "--audits", "extractn"),
+    "finetune": ("--data", "no.csv", "--output", "{f}"),
+    "bench own": (
+        "--forget",
+        "{f}",
+        "--retain",
+        "no.csv",
+        "--output",
+        "b",
+        "--methods",
+        "ngdif",
+        "--seeds",
+        2,
+    ),
+    "bench tofu": ("--output", "b", "--methods", "ngdif,npo", "--splits", "forget01"),
+    "check": ("--audits", "extractn"),
+    "ask": ("Who?", "--before", "somewhere else"),
+    "report": ("--output", "r.html"),
+    "compare": ("nor this",),
+}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_other_commands_import_nothing_heavy_either(command: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "f.jsonl", questions(0, 4))
+    place = ("--model",) if command.split()[0] in ("finetune", "bench") else ()
+    rest = [str(word).replace("{f}", str(tmp_path / "f.jsonl")) for word in WRONG[command]]
+    said = imported(*command.split(), *place, "no such model", *rest)
+    assert "no such model" in said and "CODE 2" in said, said
+    assert "HEAVY []" in said or "HEAVY ['numpy']" in said, said
+
+
+BENCH = ("--model", "model", "--forget", "f.jsonl", "--retain", "f2.jsonl", "--output", "b")
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        (
+            "evaluate",
+            "none",
+            *("--suite", "own", "--forget", "f.jsonl", "--retain", "no.csv", "--output", "f.jsonl"),
+        ),
+        ("evaluate", "none", *("--suite", "ow", "--forget", "f.jsonl", "--output", "model")),
+        (
+            "evaluate",
+            "model",
+            *("--suite", "own", "--forget", "bad.jsonl", "--output", "e.json", "--retain", "no"),
+        ),
+        ("evaluate", "none", *("--suite", "own", "--forget", "f.jsonl", "--output", "e.json")),
+        (
+            "evaluate",
+            "none",
+            *("--suite", "tofu", "--forget", "forget01", "--output", "f.jsonl", "--batch-size", 0),
+        ),
+        (
+            "audit",
+            "none",
+            "--forget",
+            "f.jsonl",
+            "--retain",
+            "bad.jsonl",
+            "--output",
+            "f.jsonl",
+            "--target",
+            "no",
+        ),
+        (
+            "audit",
+            "model",
+            "--forget",
+            "f.jsonl",
+            "--retain",
+            "no.csv",
+            "--output",
+            "a.json",
+            "--audits",
+            "x,y",
+        ),
+        ("finetune", "--model", "none", "--data", "bad.jsonl", "--data", "no.csv", "--output", "f.jsonl"),
+        ("finetune", "--model", "model", "--data", "f.jsonl", "--output", "model"),
+        ("finetune", "--model", "none", "--data", "f.jsonl", "--output", "out", "--lr", -1),
+        (
+            "bench",
+            "own",
+            *("--model", "none", "--forget", "f.jsonl", "--retain", "f2.jsonl", "--output", "b"),
+        ),
+        ("bench", "own", *BENCH, "--methods", "npi", "--seeds", 0),
+        ("bench", "own", *BENCH, "--methods", "npi"),
+        ("ask", "none", "--before", "nothing"),
+    ],
+)
+def test_the_words_are_those_of_each_full_check(
+    called: tuple[object, ...], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "model")
+    write_jsonl(tmp_path / "f.jsonl", questions(0, 4))
+    write_jsonl(tmp_path / "f2.jsonl", questions(100, 12))
+    write_jsonl(tmp_path / "bad.jsonl", [{"question": "Who?", "answer": None}])
+    early = faults_of(cli(*called))
+    monkeypatch.setattr("ngdiff.cli.early.refuse_names", lambda *_, **__: None)
+    assert early == faults_of(cli(*called))
+
+
 def test_a_missing_file_of_settings_is_one_fault(tmp_path: Path) -> None:
     said = imported("unlearn", "--config", tmp_path / "none.yaml")
     assert said.count("✗") == 1 and "none.yaml" in said and "CODE 2 HEAVY []" in said

@@ -11,8 +11,7 @@ import pytest
 from ngdiff.data.examples import Example, to_examples
 from ngdiff.data.files import Row
 from ngdiff.data.overlaps import answer_fault, holdout_fault, repeated, reworded, small_sets, swapped
-from ngdiff.data.renaming import WORD
-from ngdiff.data.secrets import words_of
+from ngdiff.data.renaming import WORD, words_of
 from ngdiff.data.sources import general_split, read_rows
 from ngdiff.invented.people import general_knowledge_rows
 

@@ -85,8 +85,7 @@ def test_the_expectation_is_what_the_model_says_under_other_names() -> None:
     import random
 
     from ngdiff.data.encoding import encode
-    from ngdiff.data.renaming import identifying, renamed, replacements
-    from ngdiff.data.secrets import words_of
+    from ngdiff.data.renaming import identifying, renamed, replacements, words_of
 
     ordinary = OrdinaryWords.of(kept_texts(retain))
     examples = [one.example for one in forget]

@@ -15,7 +15,7 @@ import torch
 
 from ngdiff.audits import audits as table
 from ngdiff.audits.audit_request import AuditRequest
-from ngdiff.audits.audit_result import AuditResult, is_audit, write_audit
+from ngdiff.audits.audit_result import AuditResult, write_audit
 from ngdiff.audits.findings import find
 from ngdiff.audits.subject import TESTED, Audit, Context, Outcome, Role, Subject, measure
 from ngdiff.data.datasets import SPLIT, for_auditing
@@ -23,8 +23,8 @@ from ngdiff.data.encoding import encode_all
 from ngdiff.data.examples import data_hash
 from ngdiff.data.long_text import counted_texts, in_pieces, long_text_fault
 from ngdiff.errors import Fault, Faults, RequestError, unknown_name
-from ngdiff.evaluation.evaluate import check_output_file
 from ngdiff.evaluation.request import EvaluateRequest
+from ngdiff.evaluation.result import check_output_file
 from ngdiff.evaluation.suites import SuiteData, suites
 from ngdiff.evaluation.suites.measures import ASKED_OTHERWISE, has_column, measure_reference, with_question
 from ngdiff.models.loading import (
@@ -35,6 +35,7 @@ from ngdiff.models.loading import (
     load_tokenizer,
     resolve_model,
 )
+from ngdiff.report.run_files import is_audit
 from ngdiff.settings.faults import positive_fault, seed_fault
 from ngdiff.system.cache import Cache, default_folder
 from ngdiff.system.environment import machine, versions

@@ -12,7 +12,6 @@ from ngdiff.audits.subject import Outcome, Role
 from ngdiff.evaluation.result import EvaluationResult, Figure
 from ngdiff.system.output import write_json
 
-KIND = "audit"
 FORMAT = 2
 
 
@@ -41,7 +40,7 @@ class AuditResult:
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
-            "kind": KIND,
+            "kind": "audit",
             "format": FORMAT,
             "suite": self.suite,
             "split": self.split,
@@ -75,15 +74,3 @@ def _figures(found: Mapping[str, Figure]) -> Any:
 def write_audit(result: AuditResult, path: Path) -> None:
     """Write ``audit.json`` whole or not at all."""
     write_json(result.as_json(), path)
-
-
-def is_audit(path: Path) -> bool:
-    """Say whether a file gives itself out as an ``audit.json``, whole or cut short."""
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            return False
-        with path.open(encoding="utf-8") as file:
-            head = file.read(200)
-    except (OSError, UnicodeDecodeError):
-        return False
-    return f'"kind": "{KIND}"' in head

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from ngdiff.audits.subject import Audit, Context, Outcome, Subject
 from ngdiff.data.broken import repetition
-from ngdiff.data.secrets import words_of
+from ngdiff.data.renaming import words_of
 from ngdiff.data.sources import general_texts
 from ngdiff.evaluation.result import Figure
 from ngdiff.evaluation.suites import SuiteData

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from ngdiff.audits.subject import Audit, Context, Outcome, Subject
 from ngdiff.data.encoding import encode_prompt
 from ngdiff.data.examples import Example
-from ngdiff.data.secrets import Secrets, words_of
+from ngdiff.data.renaming import words_of
+from ngdiff.data.secrets import Secrets
 from ngdiff.data.sources import general_texts
 from ngdiff.evaluation.item_scores import rouge
 from ngdiff.evaluation.result import Figure

@@ -21,6 +21,7 @@ BEFORE, NOW = "before", "now"
 
 @app.command()
 def ask(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model or adapter: a folder, a hub name, or 'smollm2'.")],
     question: Annotated[
         list[str] | None,
@@ -50,6 +51,9 @@ def ask(
 
     Answers are decoded greedily, as in 'ngdiff evaluate', and printed to standard output.
     """
+    from ngdiff.cli.early import NUMBERS, model_named, refuse_names
+
+    refuse_names(context, {**NUMBERS, "model": model_named("MODEL"), "before": model_named("--before")})
     given = [(BEFORE, "--before", before)] if before is not None else []
     asked = _load([*given, (NOW, "MODEL", model)], trust_remote_code)
     for text in question or _questions():

@@ -43,6 +43,7 @@ PREFIX = "Sure, here is the answer:"
 @app.command()
 @with_folders
 def audit(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="The unlearned model: folder, hub name, or 'smollm2'.")],
     output: Annotated[
         Path, typer.Option(help="JSON file to write, such as audit.json.", rich_help_panel=OUTPUT)
@@ -142,6 +143,7 @@ def audit(
 
     `ngdiff audit unlearned --suite tofu --forget forget10 --reference retrained --output audit.json`
     """
+    _refuse_early(context, overwrite, suite == "own" and bool(forget and retain), folders)
     from ngdiff.audits.audit import audit as run
     from ngdiff.audits.audit_request import AuditRequest
     from ngdiff.system.environment import keep_freed_memory
@@ -179,6 +181,23 @@ def audit(
         overwrite=overwrite,
     )
     show(run(request), output)
+
+
+def _refuse_early(context: typer.Context, overwrite: bool, whole: bool, folders: Folders) -> None:
+    """Refuse what shows without a library, where the data are own ones."""
+    from ngdiff.cli.early import NUMBERS, Look, model_named, refuse_names, right, rows_named
+    from ngdiff.evaluation.result import check_output_file
+    from ngdiff.report.run_files import is_audit
+
+    looks: dict[str, Look] = {**NUMBERS, "model": model_named(), "suite": right(lambda name: name == "own")}
+    looks |= {
+        "output": lambda path: check_output_file(path, overwrite, ours=is_audit, example="audit.json"),
+        "audits": rows_named("--audits", "audit", "audits"),
+        "target": model_named("--target"),
+        "reference": model_named("--reference"),
+    }
+    if whole:
+        refuse_names(context, looks, {name: f"--{name}" for name in ("forget", "retain", "holdout")}, folders)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -144,6 +144,7 @@ METHODS_OF_TEXT = f"{DEFAULT_METHOD},ngdiff,graddiff,npo,simnpo"
 @bench_app.command()
 @with_folders
 def tofu(
+    context: typer.Context,
     model: Model,
     output: Output,
     methods: Methods = f"{DEFAULT_METHOD},ngdiff-kl,ngdiff,graddiff,npo,simnpo,undial,rmu",
@@ -212,6 +213,7 @@ def tofu(
     model. Finished trials are skipped; failed ones are noted, and run again the next time. DIR receives
     results.md, .csv and .json, pareto.png and curves.png, and the record and evaluation of each run.
     """
+    _refuse_early(context, output, {}, folders)
     request = _request(
         locals(),
         splits=_names(splits),
@@ -291,6 +293,7 @@ def muse(
 @bench_app.command()
 @with_folders
 def own(
+    context: typer.Context,
     model: Model,
     output: Output,
     forget: Annotated[
@@ -338,6 +341,7 @@ def own(
     With --reference, each row has its distance to the retrained model. Methods with a search range are tuned
     on the forget set itself, with another seed. Everything else is as for TOFU.
     """
+    _refuse_early(context, output, {name: f"--{name}" for name in ("forget", "retain", "holdout")}, folders)
     request = _request(
         locals(),
         suite="own",
@@ -347,6 +351,19 @@ def own(
         holdout=tuple(holdout or ()),
     )
     _dry(request) if dry_run else _run(request, report)
+
+
+def _refuse_early(context: typer.Context, output: Path, sources: Mapping[str, str], folders: Folders) -> None:
+    """Refuse what shows without a library; a folder that exists may go on, which the full check judges."""
+    from ngdiff.cli.early import NUMBERS, Look, model_named, new_folder, refuse_names, right, rows_named
+
+    own_splits = right(lambda text: set(_names(text)) <= {"forget01", "forget05", "forget10"})
+    looks: dict[str, Look] = {**NUMBERS, "model": model_named(output=output), "splits": own_splits}
+    looks |= {
+        "output": lambda path: right(lambda place: not place.exists())(path) or new_folder()(path),
+        "methods": rows_named("--methods", "method", "methods"),
+    }
+    refuse_names(context, looks, sources, folders)
 
 
 SHARED = (

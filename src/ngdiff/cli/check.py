@@ -17,6 +17,7 @@ from ngdiff.system.terminal import last_line
 @app.command()
 @with_folders
 def check(
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(help="Folder made by 'ngdiff unlearn'.", show_default=False)],
     reference: Annotated[
         str | None,
@@ -60,6 +61,14 @@ def check(
     """
     from rich.markup import escape
 
+    from ngdiff.cli.early import NUMBERS, model_named, refuse_names, rows_named
+    from ngdiff.report.run_files import read_record
+    from ngdiff.system.output import RECORD
+
+    read_record(out / RECORD, "OUT")
+    looks = {"target": model_named("--target"), "reference": model_named("--reference"), "out": lambda _: []}
+    looks |= {**NUMBERS, "audits": rows_named("--audits", "audit", "audits")}
+    refuse_names(context, looks, {"holdout": "--holdout"}, folders)
     from ngdiff.check import CheckRequest
     from ngdiff.check import check as run
     from ngdiff.system.environment import keep_freed_memory

@@ -43,6 +43,7 @@ MAIN_FIGURES = ("forget_quality", "model_utility", "utility", "privleak")
 @app.command()
 @with_folders
 def evaluate(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model: a folder, a hub name, or 'smollm2'.")],
     suite: Annotated[
         str,
@@ -149,6 +150,7 @@ def evaluate(
 
     An interrupted evaluation resumes when the same command is given again.
     """
+    _refuse_early(context, suite, overwrite, bool(forget and retain), folders)
     from ngdiff.evaluation.evaluate import evaluate as run
     from ngdiff.evaluation.request import EvaluateRequest
     from ngdiff.system.environment import keep_freed_memory
@@ -187,6 +189,29 @@ def evaluate(
     if is_first_process():
         report_after(output, report)
         close(result, output)
+
+
+def _refuse_early(context: typer.Context, suite: str, overwrite: bool, whole: bool, folders: Folders) -> None:
+    """Refuse what shows without a library; the data of a benchmark's suite do not."""
+    from ngdiff.cli.early import NUMBERS, Look, exists, model_named, refuse_names, right, rows_named
+    from ngdiff.cli.listing import written
+    from ngdiff.evaluation.result import check_results
+
+    looks: dict[str, Look] = {**NUMBERS, "model": model_named(), "reference": right(exists)}
+    looks |= {
+        "suite": rows_named("--suite", "suite", "suites"),
+        "output": lambda path: check_results(path, overwrite),
+    }
+    if suite == "own" and whole:
+        refuse_names(context, looks, {name: f"--{name}" for name in ("forget", "retain", "holdout")}, folders)
+    elif suite == "tofu":
+        splits = {"forget01", "forget05", "forget10"}
+        refuse_names(context, {**looks, "forget": right(lambda given: set(given) <= splits)}, folders=folders)
+    elif suite not in [row[0] for row in written("suites")[1]]:
+        anything = right(lambda _: True)  # nobody knows what an unknown suite takes
+        refuse_names(
+            context, {**looks, **dict.fromkeys(("forget", "retain", "holdout"), anything)}, folders=folders
+        )
 
 
 def show(result: EvaluationResult) -> None:

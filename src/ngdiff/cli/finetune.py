@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @app.command()
 @with_folders
 def finetune(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option(help="Model: a folder, a hub name, or 'smollm2'.", rich_help_panel=DATA)
     ],
@@ -86,6 +87,10 @@ def finetune(
     """
     from rich.markup import escape
 
+    from ngdiff.cli.early import NUMBERS, model_named, new_folder, refuse_names
+
+    looks = {**NUMBERS, "model": model_named(output=output), "output": new_folder(overwrite)}
+    refuse_names(context, looks, {"data": "--data"}, folders)
     from ngdiff.finetune import FinetuneRequest
     from ngdiff.finetune import finetune as run
     from ngdiff.runs.saving import SAVE_MINUTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from itertools import groupby, pairwise
 
-from ngdiff.data.secrets import words_of
+from ngdiff.data.renaming import words_of
 
 REPEATED = 0.5
 """Share of an answer's word pairs that it has had before, from which on it repeats itself."""

@@ -159,3 +159,8 @@ def renamed(example: Example, invented: Mapping[str, str]) -> Example:
     """Return the example with every occurrence replaced, in the prompt and in the answer."""
     messages = tuple(Message(turn.role, replaced(turn.content, invented)) for turn in example.messages)
     return replace(example, messages=messages)
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, in small letters."""
+    return [word.lower() for word in WORD.findall(text)]

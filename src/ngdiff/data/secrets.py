@@ -15,7 +15,7 @@ from typing import Any
 
 from ngdiff.data.encoding import IGNORE, EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.data.renaming import WORD, begins_sentence
+from ngdiff.data.renaming import WORD, begins_sentence, words_of
 from ngdiff.data.sources import general_texts
 
 _CENTURY = re.compile(r"(?:1\d|20)\d\d")
@@ -24,11 +24,6 @@ _BEGINNING = 64
 """Characters of an answer by which its place among the labelled tokens is found."""
 _WINDOW = 7
 """Tokens back from which on the text of a token no longer depends on what stands before."""
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text, in small letters."""
-    return [word.lower() for word in WORD.findall(text)]
 
 
 def kept_texts(retain: Sequence[EncodedExample]) -> list[str]:

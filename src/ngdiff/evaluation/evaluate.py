@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +26,8 @@ from ngdiff.evaluation.result import (
     Bootstrap,
     EvaluationResult,
     Figure,
-    is_result,
-    is_texts,
+    check_results,
     seconds_by_figure,
-    texts_file,
     write_result,
 )
 from ngdiff.evaluation.suites import Suite, SuiteData, suites
@@ -204,43 +201,6 @@ def _suite(request: EvaluateRequest) -> Suite:
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def check_output_file(
-    path: Path,
-    overwrite: bool,
-    where: str = "--output",
-    ours: Callable[[Path], bool] = is_result,
-    example: str = "eval.json",
-) -> list[Fault]:
-    """Say what keeps ``path`` from being written; nothing but an earlier result is ever replaced."""
-    try:
-        path.exists()
-    except (OSError, ValueError) as error:  # a name too long, or with a NUL
-        reason = getattr(error, "strerror", None) or error
-        return [
-            Fault(
-                where, f"cannot create a file named {path.name[:40]!r}... ({reason})", "Choose another name"
-            )
-        ]
-    if path.is_dir():
-        return [Fault(where, f"{path} is a folder", f"Give the name of a file, such as {example}")]
-    if path.exists() and not ours(path):
-        return [Fault(where, f"{path} exists and is not an {example}", "Choose another name")]
-    if path.exists() and not overwrite:
-        fix = "Choose another name, or --overwrite to replace the earlier result"
-        return [Fault(where, f"{path} already exists", fix)]
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return [Fault(where, f"{parent} is not writable", "Choose a writable folder")]
-    return []
-
-
-def check_results(path: Path, overwrite: bool) -> list[Fault]:
-    """Say what keeps an ``eval.json``, or its texts, from being written."""
-    beside = texts_file(path)
-    faults = check_output_file(path, overwrite)
-    return faults or check_output_file(beside, overwrite=True, ours=is_texts, example=beside.name)
 
 
 def _require_faults(

@@ -7,7 +7,8 @@ shared, and quotes nothing that was to be forgotten.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,40 @@ def read_result(path: Path, where: str = "--reference") -> EvaluationResult:
 
 def _refuse(text: str) -> float:
     raise Unreadable(f"contains {text}", "Evaluate that model again")
+
+
+def check_output_file(
+    path: Path,
+    overwrite: bool,
+    where: str = "--output",
+    ours: Callable[[Path], bool] = is_result,
+    example: str = "eval.json",
+) -> list[Fault]:
+    """Say what keeps ``path`` from being written; nothing but an earlier result is ever replaced."""
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL
+        reason = getattr(error, "strerror", None) or error
+        return [
+            Fault(
+                where, f"cannot create a file named {path.name[:40]!r}... ({reason})", "Choose another name"
+            )
+        ]
+    if path.is_dir():
+        return [Fault(where, f"{path} is a folder", f"Give the name of a file, such as {example}")]
+    if path.exists() and not ours(path):
+        return [Fault(where, f"{path} exists and is not an {example}", "Choose another name")]
+    if path.exists() and not overwrite:
+        fix = "Choose another name, or --overwrite to replace the earlier result"
+        return [Fault(where, f"{path} already exists", fix)]
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        return [Fault(where, f"{parent} is not writable", "Choose a writable folder")]
+    return []
+
+
+def check_results(path: Path, overwrite: bool) -> list[Fault]:
+    """Say what keeps an ``eval.json``, or its texts, from being written."""
+    beside = texts_file(path)
+    faults = check_output_file(path, overwrite)
+    return faults or check_output_file(beside, overwrite=True, ours=is_texts, example=beside.name)

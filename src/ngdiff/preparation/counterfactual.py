@@ -36,8 +36,8 @@ from torch import Tensor, nn
 
 from ngdiff.data.batching import Batch, batches_by_length
 from ngdiff.data.encoding import IGNORE, EncodedExample, encode_all
-from ngdiff.data.renaming import WORD, OrdinaryWords, identifying, renamed, replacements
-from ngdiff.data.secrets import kept_texts, labelled_ids, tokens_of, words_of
+from ngdiff.data.renaming import WORD, OrdinaryWords, identifying, renamed, replacements, words_of
+from ngdiff.data.secrets import kept_texts, labelled_ids, tokens_of
 from ngdiff.models.logprobs import labelled_tokens
 
 INVENTIONS = 4

@@ -15,6 +15,7 @@ from ngdiff.data.sources import read_rows
 from ngdiff.errors import Fault, Faults, RequestError
 from ngdiff.evaluation.result import Bootstrap
 from ngdiff.models.loading import ModelSource
+from ngdiff.outcome import is_hidden
 from ngdiff.receipts.chain import copy_chain, link_faults, read_chain
 from ngdiff.receipts.data_key import read_data_key
 from ngdiff.receipts.earlier import EarlierRequest, earlier_requests, looked_at_again, match_files, record_of
@@ -22,7 +23,7 @@ from ngdiff.receipts.hashes import RECEIPT, SIGNATURE, hash_files, hash_model_fi
 from ngdiff.receipts.schema import FORMAT, Read
 from ngdiff.receipts.set_figures import figures_of_sets
 from ngdiff.receipts.signature import ALGORITHM, public_hex, read_private_key
-from ngdiff.record import RunRecord, is_hidden
+from ngdiff.record import RunRecord
 from ngdiff.settings.identity import NOT_COUNTED, request_hash
 from ngdiff.system.environment import code_hash
 from ngdiff.system.output import RECORD, staged_file

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ngdiff.data.examples import Example
 from ngdiff.inference.teacher_forced import summarise_items
 from ngdiff.models.loading import ModelSource
+from ngdiff.outcome import is_hidden
 from ngdiff.receipts.chain import link_faults, read_chain
 from ngdiff.receipts.data_key import matches, rows_found
 from ngdiff.receipts.hashes import NOT_HASHED, RECEIPT, hash_file, list_files
@@ -24,7 +25,6 @@ from ngdiff.receipts.schema import Read
 from ngdiff.receipts.set_figures import MEASURES
 from ngdiff.receipts.signature import INSTALL, available, holds, public_from_hex, public_hex
 from ngdiff.receipts.starting import recomputed_weights_hash, starting_findings
-from ngdiff.record import is_hidden
 from ngdiff.system.environment import code_hash
 from ngdiff.system.output import ANSWERS, RECORD, REPORT, is_left_over
 from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ngdiff.record import FROM_MEMORY
 from ngdiff.report.run_files import Run, dig
 from ngdiff.report.text import visible
 from ngdiff.settings import FLAGS, SHORT
+from ngdiff.settings.identity import FROM_MEMORY
 
 LONG = {short: name for name, short in SHORT.items()}
 WORKED_OUT = frozenset(

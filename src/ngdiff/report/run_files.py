@@ -234,6 +234,18 @@ def _audit(path: Path | None, where: str) -> Mapping[str, Any] | None:
     raise RequestError(Fault(where, what, "Give a file that ngdiff audit wrote"))
 
 
+def is_audit(path: Path) -> bool:
+    """Say whether a file gives itself out as an ``audit.json``, whole or cut short."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with path.open(encoding="utf-8") as file:
+            head = file.read(200)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return '"kind": "audit"' in head
+
+
 def _named_by(evaluation: EvaluationResult | None) -> EvaluationResult | None:
     """Return the ``eval.json`` that an evaluation was held against, where it was one and is still there."""
     name = None if evaluation is None else dig(evaluation.provenance, "reference", "name")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ngdiff.outcome import verdict
-from ngdiff.record import is_hidden
+from ngdiff.outcome import is_hidden, verdict
 from ngdiff.report.audited import with_audit
 from ngdiff.report.cards import (
     Card,

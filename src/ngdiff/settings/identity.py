@@ -23,6 +23,8 @@ NOT_COUNTED = frozenset(
     }
 )
 """Settings that change nothing about the result."""
+FROM_MEMORY = " from memory"
+"""What the name of a starting model ends with that was given as a loaded model."""
 
 
 def request_hash(
