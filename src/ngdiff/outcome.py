@@ -59,7 +59,16 @@ def verdict(stop: Mapping[str, Any], after: Mapping[str, Any]) -> Verdict:
     reason = str(stop.get("code"))
     if reason == "end" and "from outside" in str(stop.get("reason")):
         reason = "stopped"
+    if outcome == "not forgotten" and reason == "end" and (advice := _forecast(stop)):
+        return Verdict(outcome, line, advice)
     return Verdict(outcome, line, NEXT.get(reason if outcome == "not forgotten" else outcome, NEXT["end"]))
+
+
+def _forecast(stop: Mapping[str, Any]) -> str | None:
+    """Return what the record's forecast advises, as a sentence."""
+    found = stop.get("forecast")
+    advice = found.get("advice") if isinstance(found, Mapping) else None
+    return f"At the pace of the last checks, {advice}." if isinstance(advice, str) and advice else None
 
 
 def _outcome(stop: Mapping[str, Any]) -> Outcome:

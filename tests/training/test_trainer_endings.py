@@ -67,6 +67,29 @@ def test_a_run_stopped_from_outside_keeps_what_was_seen(
     assert_kept(trainer, keeper, 4)
 
 
+def test_a_run_that_is_too_slow_says_so_early_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(tmp_path, max_steps=8, **SCRIPTED | {"stop_at": "extraction_strength=0.05"})
+    script(trainer, lambda step: (0.9 - step / 20, 1.0), monkeypatch)
+    trainer.train()
+    notes = [note for note in trainer.record.notes if "out of reach at this pace" in note]
+    assert len(notes) == 1 and notes[0].startswith("step 4: ") and "--epochs" in notes[0], (
+        trainer.record.notes
+    )
+    found = trainer.record.stop["forecast"]
+    assert found["steps_left"] == 0 and found["steps_needed"] > 0
+    assert "--epochs" in found["advice"] and found["advice"] in trainer.record.stop["verdict"]["advice"]
+
+
+def test_a_run_that_is_fast_enough_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(tmp_path, max_steps=8, **SCRIPTED | {"stop_at": "extraction_strength=0.05"})
+    script(trainer, lambda step: (max(0.0, 0.9 - step / 5), 1.0), monkeypatch)
+    trainer.train()
+    assert not any("out of reach" in note for note in trainer.record.notes)
+    assert trainer.record.stop["code"] == "target" and trainer.record.stop["forecast"] is None
+
+
 def test_target_met_at_the_start(tmp_path: Path) -> None:
     trainer = run(tmp_path, stop_at="probability=1", learning_rate=0.1)
     assert trainer.record.stop["code"] == "target"

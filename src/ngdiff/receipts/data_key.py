@@ -194,7 +194,8 @@ def _stop(stop: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
     found = dict(stop) | ({"left": left} if "left" in stop else {})
     if "floors" in stop:
         found["floors"] = _many(stop["floors"], few)
-    return {name: value for name, value in found.items() if name != "shares_left" or "forget" not in few}
+    of_few = {"shares_left", "forecast"} if "forget" in few else set()
+    return {name: value for name, value in found.items() if name not in of_few}
 
 
 def _many(figures: Mapping[str, Any], few: set[str]) -> dict[str, Any]:

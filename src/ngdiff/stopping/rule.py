@@ -25,6 +25,7 @@ from ngdiff.stopping.criterion import (
     View,
     measured_bounds,
 )
+from ngdiff.stopping.forecast import Forecast, Seen, forecast
 from ngdiff.stopping.pace import NOTHING_LEFT, Standing, pace, relative_harm, tells
 
 UTILITY: Measure = "probability"
@@ -400,6 +401,30 @@ class StoppingRule:
         if self.target is None or not self.checks:
             return 1.0
         return way_left(self.target, self.checks[0].forget, self.checks[-1].forget)
+
+    def forecast(self, steps: int) -> Forecast | None:
+        """Return how many further steps the target takes at the pace of the last checks.
+
+        Where the means are where they belong, items alone are left, and their number is what goes down.
+
+        Args:
+            steps: that the run has in all.
+        """
+        if self.target is None or not self.checks:
+            return None
+        stretch, start = self.stretch, self.checks[0]
+        seen = [Seen(check.step, way_left(self.target, start.forget, check.forget)) for check in stretch]
+        if seen[-1].way <= 0 and start.left:
+            seen = [Seen(check.step, (check.left or 0.0) / start.left) for check in stretch]
+        return forecast(seen, steps)
+
+    @property
+    def slack_left(self) -> float:
+        """What the last check leaves of the tightest floor's slack, as a share; 1 without floors."""
+        name = self.tightest(self.checks[-1]) if self.checks else None
+        if name is None:
+            return 1.0
+        return self._slack(self.checks[-1], name) / max(self._slack(self.checks[0], name), 1e-9)
 
     def spent(self) -> Decision | None:
         """Return why to stop where the best state leaves no room for further steps above a broken floor."""

@@ -11,6 +11,7 @@ from ngdiff.inference.teacher_forced import AnswerScore
 from ngdiff.steps.stepsize import AutomaticRate, cut_rate
 from ngdiff.steps.weighting import Verdict
 from ngdiff.stopping.criterion import View, means
+from ngdiff.stopping.forecast import EARLIEST, WORDS, Forecast, suggestion
 from ngdiff.stopping.rule import Decision, StoppingRule, floor_title
 from ngdiff.training.launch import weighted_mean
 
@@ -100,6 +101,7 @@ def _check(trainer: UnlearningTrainer) -> None:
     assert run.stopping is not None
     if run.decision is not None:
         return
+    _warn_early(trainer)
     check = run.stopping.checks[-1]
     if check.best:
         run.best.save()
@@ -114,6 +116,27 @@ def _check(trainer: UnlearningTrainer) -> None:
                 _retreat(trainer, run.step_size)
         elif check.best:
             _keep_pace(trainer, run.step_size)
+
+
+def _warn_early(trainer: UnlearningTrainer) -> None:
+    """Note once, after a part of the steps, that the rest of them will not be enough, and what would be."""
+    done, steps = trainer.state.global_step, trainer.state.max_steps
+    if done < EARLIEST * steps or any(WORDS in note for note in trainer.record.notes):
+        return
+    advice = foresee(trainer)[1]
+    if advice is not None:
+        trainer.record.note(f"step {done}: {WORDS}: {advice}")
+
+
+def foresee(trainer: UnlearningTrainer) -> tuple[Forecast | None, str | None]:
+    """Return how the run would go on at its present pace, and what to change where that is not enough."""
+    stopping = trainer.run.stopping
+    found = None if stopping is None else stopping.forecast(trainer.state.max_steps)
+    if stopping is None or found is None:
+        return None, None
+    rates = [step.learning_rate for step in trainer.record.steps if step.skipped is None]
+    epochs = trainer.state.max_steps * trainer.epochs_a_step
+    return found, suggestion(found, epochs, rates[-1] if rates else None, stopping.slack_left)
 
 
 def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:

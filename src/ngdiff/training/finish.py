@@ -16,7 +16,7 @@ from ngdiff.steps import fused
 from ngdiff.steps.weighting import Verdict
 from ngdiff.stopping.criterion import SHARE, View
 from ngdiff.stopping.rule import Decision, ForgetTarget, StoppingRule, floor_title
-from ngdiff.training.checks import every_row, look, view_of
+from ngdiff.training.checks import every_row, foresee, look, view_of
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
@@ -84,6 +84,7 @@ def conclude(trainer: UnlearningTrainer) -> None:
         "looked_at": {"rows": len(view.rows), "of": view.of},
         "floors": {name: asdict(floor) | {"end": ends[name]} for name, floor in stopping.floors.items()},
         "utility_floor": stopping.floors["retain"].least if "retain" in stopping.floors else 0.0,
+        "forecast": _forecast(trainer),
         "price": None if decision.code == "target" else further_cost(stopping),
     }
     said = verdict(trainer.record.stop, trainer.record.after["forget"])
@@ -107,6 +108,15 @@ def _final_look(trainer: UnlearningTrainer) -> tuple[View, dict[str, float]]:
     return view_of(trainer, rows, scores["forget"]), trainer.kept.measure(
         rows, scores["forget"], scores["retain"]
     )
+
+
+def _forecast(trainer: UnlearningTrainer) -> dict[str, Any] | None:
+    """Return what the last checks say of further steps, where a run ended short of its target."""
+    decision = trainer.run.decision
+    if decision is None or decision.code != "end":
+        return None
+    found, advice = foresee(trainer)
+    return None if found is None else found.as_json() | {"advice": advice}
 
 
 def _of_the_target(target: ForgetTarget | None, view: View) -> dict[str, Any]:

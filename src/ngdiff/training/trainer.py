@@ -633,6 +633,11 @@ class UnlearningTrainer(ResumableTrainer):
         """Return the pairs of examples that all steps together take, over all processes."""
         return int(self.state.max_steps) * self._shares.examples
 
+    @property
+    def epochs_a_step(self) -> float:
+        """Passes over the forget set that one step is."""
+        return 1 / math.ceil(len(self.forget_set) / self._shares.examples)
+
     def _retain_rows_needed(self) -> Sequence[int]:
         """Return the rows of the retain set that a step or a probe may look at."""
         stream, positions = self._retain_stream, range(self._pairs())

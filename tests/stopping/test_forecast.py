@@ -1,0 +1,107 @@
+"""How many further steps the rest of the way takes, and what to change where they are too many."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ngdiff.outcome import NEXT, verdict
+from ngdiff.stopping.forecast import FASTER, Forecast, Seen, forecast, suggestion
+
+STEADY = [Seen(0, 1.0), Seen(10, 0.9), Seen(20, 0.8)]
+
+
+def test_a_steady_pace_is_drawn_on_in_a_straight_line() -> None:
+    # a hundredth a step: 80 steps for the 0.8 that is left
+    assert forecast(STEADY, 60) == Forecast(80, 40, 20)
+    assert forecast(STEADY, 100) == Forecast(80, 80, 20)
+    longer = [*STEADY, Seen(30, 0.78), Seen(40, 0.76)]
+    # the last half of five checks begins at step 20: 0.04 in 20 steps
+    assert forecast(longer, 60) == Forecast(380, 20, 40)
+
+
+def test_too_few_checks_and_a_target_that_is_met_say_nothing() -> None:
+    assert forecast(STEADY[:2], 60) is None
+    assert forecast([*STEADY[:2], Seen(20, 0.0)], 60) is None
+    assert forecast([*STEADY[:2], Seen(10, 0.8)], 60) is None
+
+
+def test_no_progress_needs_no_number_of_steps() -> None:
+    for way in (0.9, 0.95):
+        found = forecast([*STEADY[:2], Seen(20, way)], 60)
+        assert found == Forecast(None, 40, 20) and found.stuck and not found.enough
+
+
+def test_epochs_are_suggested_with_a_margin() -> None:
+    # 100 steps instead of 60, and a quarter more: 125 of 60 steps, of 20 epochs are 41.7
+    said = suggestion(Forecast(80, 40, 20), 20, 1e-6, 1.0)
+    assert said == "about 80 more steps are needed and 40 are left; run again with --epochs 42"
+    assert suggestion(Forecast(40, 40, 20), 20, 1e-6, 1.0) is None
+
+
+def test_a_rate_is_suggested_where_a_run_stands_still_far_from_its_floors() -> None:
+    said = suggestion(Forecast(None, 40, 20), 20, 2e-6, 0.9)
+    assert said == "the last checks show no progress and the floors are far; run again with --lr 1.0e-05"
+    slow = suggestion(Forecast(400, 40, 20), 20, 2e-6, 0.9)
+    assert slow == "400 steps are needed and the floors are far; run again with --lr 1.0e-05"
+    near = suggestion(Forecast(None, 40, 20), 20, 2e-6, 0.2)
+    assert near is not None and "floors.NAME" in near and "--lr" not in near
+    unknown = suggestion(Forecast(None, 40, 20), 20, None, 1.0)
+    assert unknown is not None and "--lr" not in unknown
+
+
+@given(
+    done=st.integers(1, 1000),
+    left=st.integers(0, 1000),
+    needed=st.none() | st.integers(1, 10_000),
+    epochs=st.floats(0.1, 100),
+    rate=st.floats(1e-9, 1e-2),
+)
+def test_what_is_suggested_is_more_than_the_run_had(
+    done: int, left: int, needed: int | None, epochs: float, rate: float
+) -> None:
+    found = Forecast(needed, left, done)
+    said = suggestion(found, epochs, rate, 1.0)
+    assert (said is None) == found.enough
+    if said is None:
+        return
+    more = re.search(r"--epochs (\d+)", said)
+    raised = re.search(r"--lr (\S+)", said)
+    assert (more is None) != (raised is None)
+    if more is not None:
+        assert needed is not None and int(more[1]) * (done + left) >= epochs * (done + needed)
+    else:
+        assert raised is not None and rate < float(raised[1]) <= 1.06 * FASTER * rate
+
+
+@given(
+    ways=st.lists(st.floats(-1, 2, allow_nan=False), min_size=3, max_size=8),
+    apart=st.integers(1, 50),
+    steps=st.integers(1, 500),
+)
+def test_the_line_that_is_drawn_on_meets_the_target_where_it_says(
+    ways: list[float], apart: int, steps: int
+) -> None:
+    seen = [Seen(number * apart, way) for number, way in enumerate(ways)]
+    found = forecast(seen, steps)
+    if found is None:
+        assert seen[-1].way <= 0
+        return
+    assert found.left == max(0, steps - seen[-1].step) and found.done == seen[-1].step
+    if found.needed is None:
+        return
+    before = seen[min(len(seen) - 2, len(seen) // 2)]
+    slope = (seen[-1].way - before.way) / (seen[-1].step - before.step)
+    assert seen[-1].way + slope * found.needed <= 1e-6
+    assert seen[-1].way + slope * (found.needed - 1) >= -1e-6
+
+
+def test_the_verdict_advises_what_the_forecast_does() -> None:
+    stop = {"code": "end", "target_met": False, "reason": "all 60 steps asked for are done"}
+    assert verdict(stop, {}).advice == NEXT["end"]
+    foretold = {"steps_needed": 80, "steps_left": 0, "advice": "run again with --epochs 42"}
+    assert verdict(stop | {"forecast": foretold}, {}).advice.endswith("run again with --epochs 42.")
+    assert verdict(stop | {"forecast": foretold | {"advice": None}}, {}).advice == NEXT["end"]
+    assert verdict(stop | {"forecast": "x", "code": "floor"}, {}).advice == NEXT["floor"]
