@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.goals import SIZES, Goals
+from benchmarks.goals import ALL, SIZES, Goals
 from ngdiff.audits.audit import audit_several
 from ngdiff.audits.audit_request import AuditRequest
 from ngdiff.settings import DEFAULT_METHOD
@@ -46,7 +46,7 @@ class Audits(Goals):
 
     def _request(self, name: str, reference: str | None) -> AuditRequest:
         args = self.args
-        size = min(SIZES[args.split], max(0, 4000 - args.questions))
+        size, folder = min(SIZES[args.split], max(0, ALL - args.questions)), self.asked()
         return AuditRequest(
             str(self.folder / name),
             self._audit(name),
@@ -55,6 +55,7 @@ class Audits(Goals):
             suite="tofu",
             target=str(self.folder / "target"),
             reference=None if reference is None else str(self.folder / reference),
+            folders={} if folder is None else {"tofu": folder},
             samples=args.samples,
             batch_size=int(args.batch_size or 8),
         )

@@ -6,7 +6,8 @@
 The target learns TOFU's last ``--questions`` questions (4,000: all of it), the retrained model the same
 without the split. Each method then unlearns by its own command, ``--jobs`` of them side by side, and all are
 evaluated over all items. What already exists is not made again, so an interrupted study continues where it
-stopped. Nothing of a method is chosen here: what was developed was developed on other people.
+stopped. Where not all of TOFU is learned, the suite asks retain questions that were learned, of the last 400,
+since the others have no wrong answers. Nothing of a method is chosen here: it was developed on other people.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ngdiff.bench.distance import distance
+from ngdiff.data.sources import read_rows
 
+ALL = 4000
 SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
 METHODS = ("ngdiff-counterfactual", "ngdiff-selective-kl", "ngdiff-kl", "ngdiff", "graddiff", "npo")
 RATES = {"graddiff": "2e-5", "npo": "5e-5"}
@@ -85,9 +88,9 @@ class Goals:
         self.args, self.folder = args, args.folder.expanduser()
         self.jobs = Jobs(self.folder, args.jobs)
         size = SIZES[args.split]
-        self.learned = f"tofu:full[-{args.questions}:]" if args.questions < 4000 else "tofu:full"
+        self.learned = f"tofu:full[-{args.questions}:]" if args.questions < ALL else "tofu:full"
         self.kept = (
-            f"tofu:full[-{args.questions}:-{size}]" if args.questions < 4000 else f"tofu:full[:-{size}]"
+            f"tofu:full[-{args.questions}:-{size}]" if args.questions < ALL else f"tofu:full[:-{size}]"
         )
         self.methods = [name for name in args.methods.split(",") if name]
 
@@ -96,7 +99,7 @@ class Goals:
         """Add what says which models are made."""
         parser.add_argument("--split", choices=SIZES, default="forget01")
         parser.add_argument(
-            "--questions", type=int, default=4000, help="TOFU's last questions that are learned"
+            "--questions", type=int, default=ALL, help="TOFU's last questions that are learned"
         )
         parser.add_argument("--methods", default=",".join(methods))
         parser.add_argument("--model", default="smollm2")
@@ -156,10 +159,29 @@ class Goals:
             *("--retain", self.kept, "--output", self.folder / name, "--epochs", self.args.epochs, *rate),
         ]
 
+    def asked(self) -> Path | None:
+        """Return a folder of TOFU to ask from, where not all of the suite's retain set was learned."""
+        if self.args.questions >= ALL:
+            return None
+        folder, size = self.folder / "tofu", SIZES[self.args.split]
+        folder.mkdir(exist_ok=True)
+        with_wrong = f"tofu:forget10_perturbed[-{min(self.args.questions, 400)}:-{size}]"
+        parts = {
+            f"{self.args.split}_perturbed": f"tofu:{self.args.split}_perturbed",
+            "retain_perturbed": with_wrong if size < 400 else self.kept,
+            **{f"{name}_perturbed": f"tofu:{name}_perturbed" for name in ("real_authors", "world_facts")},
+        }
+        for name, source in parts.items():
+            rows = [json.dumps(row.values) for row in read_rows(source, where="--questions")]
+            (folder / f"{name}.json").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return folder
+
     def _evaluation(self, name: str) -> Path:
         return Path(self.folder / f"{name}.eval.json")
 
     def _evaluate(self, names: Sequence[str], more: Sequence[object]) -> None:
+        folder = self.asked()
+        more = [*more, *(() if folder is None else ("--tofu-dir", folder))]
         self.jobs.run(
             {
                 f"evaluate-{name}": [

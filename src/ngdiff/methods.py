@@ -181,6 +181,7 @@ METHODS: dict[str, Method] = {
             "NGDiff that makes the model answer as if it had never met the subject",
             "Jin et al. 2025, arXiv 2410.22086; forget loss after Liu et al. 2024, arXiv 2407.16997; "
             "retain loss: Maini et al. 2024, arXiv 2401.06121",
+            rule_settings={"retain": 4.0},
             run={"hold_general": True},
         ),
         Method(

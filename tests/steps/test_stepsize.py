@@ -247,15 +247,16 @@ def test_a_probe_moves_rate_and_weights_to_the_minimum(kind: str, factor: float)
     before, update, state = bowl.flat().double(), bowl.update(), bowl.twin(rate)[1]
     probe = auto.step(bowl.pair, bowl.loss)
     assert probe is not None and (probe.outcome, probe.step, probe.before) == ("accepted", 41, rate)
-    assert probe.after == pytest.approx(best, rel=0.01)
+    reached = min(best, 1.25 * rate)
+    assert probe.after == pytest.approx(reached, rel=0.01)
     assert bowl.calls == 3
     rounding = 2**-22 * float(before.abs().max() + best * update.abs().max()) * (1 + 1 / factor)
     torch.testing.assert_close(bowl.flat().double(), before - probe.after * update, rtol=0, atol=rounding)
     assert_same_state(bowl.optimizer.state_dict()["state"], state)
 
 
-@pytest.mark.parametrize(("factor", "change"), [(0.01, 4.0), (100.0, 0.25)])
-def test_a_probe_changes_the_rate_by_at_most_four(factor: float, change: float) -> None:
+@pytest.mark.parametrize(("factor", "change"), [(0.01, 1.25), (100.0, 0.25)])
+def test_a_probe_raises_the_rate_by_little_and_cuts_it_by_at_most_four(factor: float, change: float) -> None:
     bowl = Bowl("sgd", seed=6, scale=1e-4)
     bowl.fill()
     rate = factor * best_rate(bowl.line())
@@ -281,7 +282,7 @@ def test_a_shallow_loss_is_seen_by_probing_wider(kind: str) -> None:
     state = bowl.twin(rate)[1]
     probe = auto.step(bowl.pair, shallow)
     assert probe is not None and probe.outcome == "widened"
-    assert probe.after == 4 * rate
+    assert probe.after == 1.25 * rate
     assert bowl.calls == 3 + 2 * (len(probe.points) - 1) and len(probe.points) > 1
     assert_same_state(bowl.optimizer.state_dict()["state"], state)
 

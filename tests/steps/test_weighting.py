@@ -177,6 +177,26 @@ def test_ngdiff_stands_still_where_the_gradients_are_opposed(length: float) -> N
     assert float(d.norm()) < 1e-14
 
 
+def test_ngdiffs_retain_weight_hand_computed() -> None:
+    across = matrix([[4.0, 0.0], [0.0, 25.0]])
+    assert make_rule("ngdiff", {"retain": 2})(across) == Weights(retain=1.0, forget=0.2)
+    conflicting = matrix([[4.0, -8.0], [-8.0, 25.0]])  # cosine -0.8: at most 1.25 times the retain gradient
+    assert make_rule("ngdiff", {"retain": 2})(conflicting) == pytest.approx((0.625, 0.2))
+    assert make_rule("ngdiff", {"retain": 1.1})(conflicting) == pytest.approx((0.55, 0.2))
+    with pytest.raises(RequestError, match="less than 1"):
+        make_rule("ngdiff", {"retain": 0.5})
+
+
+@given(gradients(zero=False), st.floats(1, 100))
+def test_no_retain_weight_of_ngdiffs_lets_a_loss_rise(pair: tuple[Tensor, Tensor], weight: float) -> None:
+    retain, forget = pair
+    gramian = gramian_of(retain, forget)
+    weights = make_rule("ngdiff", {"retain": weight})(gramian)
+    assert_no_conflict(weights, retain, forget)
+    if float(gramian[0, 1]) >= 0:  # no conflict, no limit
+        assert weights.retain == pytest.approx(weight * make_rule("ngdiff")(gramian).retain)
+
+
 def test_ngdiff_gives_a_zero_gradient_weight_zero() -> None:
     rule = make_rule("ngdiff")
     assert rule(matrix([[0.0, 0.0], [0.0, 4.0]])) == Weights(0, 0.5)

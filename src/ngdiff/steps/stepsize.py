@@ -47,6 +47,7 @@ class AutomaticRate:
 
     START_RELATIVE = 1e-7
     MOST_CHANGE = 4.0
+    MOST_FASTER = 1.25
     MOST_WIDENINGS = 3
     MOST_SEARCH = 30
     TALL = 1.0
@@ -222,7 +223,11 @@ class AutomaticRate:
         return self._done("bounded", reason, width / self.every, measure, noise)
 
     def _adapt(self, measure: Measure, rate: float) -> Probe:
-        """Fit around the present rate; move it to the minimum, by at most a factor of four."""
+        """Fit around the present rate; move it to the minimum: down by at most a factor of 4, up by 1.25.
+
+        The minimum is that of one step. Along a direction that mends what earlier steps did to the retain
+        loss it lies far out, but the steps after it share its momentum, not its direction.
+        """
         noise = measure.noise(0.0, max(self.resolution, self.grain))
         parabola = measure.at(rate)
         widenings = 0
@@ -234,9 +239,11 @@ class AutomaticRate:
             parabola = wider
         shape = parabola.shape(noise)
         if shape is Shape.VALLEY:
-            after = min(max(parabola.vertex, rate / self.MOST_CHANGE), rate * self.MOST_CHANGE)
+            after = min(max(parabola.vertex, rate / self.MOST_CHANGE), rate * self.MOST_FASTER)
             outcome: Outcome = "widened" if widenings else "accepted"
-            reason = "the parabola's minimum" if after == parabola.vertex else "towards it, by a factor of 4"
+            most = self.MOST_FASTER if after > rate else self.MOST_CHANGE
+            towards = f"towards the minimum, by a factor of {most:g}"
+            reason = "the parabola's minimum" if after == parabola.vertex else towards
             return self._done(outcome, reason, after, measure, noise, rate)
         if shape is Shape.BROKEN:
             finite = measure.finite_width(rate / 2)

@@ -54,14 +54,25 @@ class StatefulRule(Protocol):
         ...
 
 
-def normalised_difference(gramian: Gramian, losses: Losses | None = None) -> Weights:
-    """Divide each gradient by its norm: ``(1/|g_R|, 1/|g_f|)``; a zero gradient gets weight 0.
+def normalised_difference(gramian: Gramian, losses: Losses | None = None, *, retain: float = 1.0) -> Weights:
+    """Divide each gradient by its norm: ``(w/|g_R|, 1/|g_f|)``; a zero gradient gets weight 0.
 
-    With c the cosine between the gradients, ``g_R·d = |g_R| (1 + c)`` and ``g_f·d = |g_f| (1 + c)`` are never
-    negative: under plain gradient descent neither loss rises to first order.
-    Source: Jin et al., NAACL 2025, arXiv 2410.22086, section 4.
+    With c the cosine between the gradients, ``g_R·d = |g_R| (w + c)`` and ``g_f·d = |g_f| (1 + w c)`` are
+    never negative: under plain gradient descent neither loss rises to first order. For this, w is at most
+    -1/c where the gradients conflict.
+    Source: Jin et al., NAACL 2025, arXiv 2410.22086, section 4, where w is 1.
+
+    Args:
+        gramian: of the two gradients.
+        losses: not looked at.
+        retain: w, what the retain gradient counts beside the forget gradient; 1 or more.
     """
-    return Weights(_inverse_root(gramian, RETAIN), _inverse_root(gramian, FORGET))
+    weights = Weights(_inverse_root(gramian, RETAIN), _inverse_root(gramian, FORGET))
+    if retain == 1:
+        return weights
+    conflict = -float(gramian[RETAIN, FORGET]) * weights.retain * weights.forget
+    most = 1 / conflict if conflict > 0 else math.inf
+    return weights._replace(retain=min(retain, max(1.0, most)) * weights.retain)
 
 
 def _inverse_root(gramian: Gramian, task: int) -> float:
@@ -232,6 +243,13 @@ def _constant(alpha: float = 1.0, gamma: float = 1.0) -> Rule:
     return _always(alpha, gamma)
 
 
+def _ngdiff(retain: float = 1.0) -> Rule:
+    if not retain >= 1:
+        what = f"ngdiff's retain = {retain:g} is less than 1, so that the retain loss could rise"
+        raise RequestError(Fault("--rule", what, "Give 1 or more, such as 2"))
+    return partial(normalised_difference, retain=retain)
+
+
 def _cagrad(c: float = 0.5) -> Rule:
     if not c >= 0:
         raise RequestError(Fault("--rule", f"cagrad's c = {c:g} is negative", "Give 0 or more, such as 0.5"))
@@ -250,9 +268,10 @@ RULES: dict[str, RuleRow] = {
     for row in (
         RuleRow(
             "ngdiff",
-            lambda: normalised_difference,
-            "each gradient divided by its own norm",
+            _ngdiff,
+            "each gradient divided by its own norm, the retain gradient times ``retain``",
             "Jin et al. 2025, arXiv 2410.22086",
+            settings={"retain": 1.0},
             conflict_free=True,
         ),
         RuleRow(
