@@ -95,9 +95,9 @@ def plan(
     Example: `ngdiff plan --model my-model --gpus 8 --memory 80 --fsdp`
     """
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.models.loading import check_causal, resolve_model
     from ngdiff.planning.fit import Estimator, builder, configuration, with_method
     from ngdiff.planning.memory import Plan
+    from ngdiff.requested import find_source
 
     counts = {
         "--gpus": gpus,
@@ -108,10 +108,7 @@ def plan(
     if qlora and fsdp:
         fix = "Omit one of the two: without --fsdp, each GPU holds all weights in 4 bits"
         faults.append(Fault("--fsdp", "4-bit weights cannot be sharded across GPUs", fix))
-    source = None
-    with faults.collecting():
-        source = resolve_model(model)
-        faults += check_causal(source)
+    source = find_source(model, faults)
     asked = Plan(
         adapters="qlora" if qlora else "lora" if lora else "none",
         batch_size=batch_size,

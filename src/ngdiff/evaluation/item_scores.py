@@ -191,7 +191,7 @@ def truth_share(ratio: float) -> float:
 def option_probability(right: AnswerScore, wrong: Sequence[AnswerScore]) -> float:
     """Return p(right) / (p(right) + sum of p(wrong)), in [0, 1]: for real authors and world facts.
 
-    Worked out in logarithms, so that answers of vanishing probability still have a share.
+    Computed in logarithms, so that answers of vanishing probability still have a share.
     """
     logs = [-score.mean_nll for score in (right, *wrong)]
     top = max(logs)

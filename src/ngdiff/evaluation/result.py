@@ -25,7 +25,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Figure:
-    """One aggregate with what it was worked out from.
+    """One aggregate with what it was computed from.
 
     Args:
         metric: name of its row in :data:`ngdiff.evaluation.metrics.METRICS`.
@@ -210,7 +210,7 @@ def texts_file(path: Path) -> Path:
 
 
 def is_texts(path: Path) -> bool:
-    """Say whether a file gives itself out as the texts of an ``eval.json``."""
+    """Return whether a file gives itself out as the texts of an ``eval.json``."""
     return _begins_with(path, f'"kind": "{TEXTS_KIND}"')
 
 
@@ -233,7 +233,7 @@ def _as_texts(found: Any) -> dict[str, list[dict[str, str]]]:
 
 
 def is_result(path: Path) -> bool:
-    """Say whether a file gives itself out as an ``eval.json``, whole or cut short."""
+    """Return whether a file gives itself out as an ``eval.json``, whole or cut short."""
     return _begins_with(path, f'"kind": "{KIND}"')
 
 

@@ -54,7 +54,7 @@ def with_question(example: Example, question: str) -> Example:
 
 
 def has_column(examples: Sequence[Example], column: str) -> bool:
-    """Say whether any row has something in a column."""
+    """Return whether any row has something in a column."""
     return any(example.extra.get(column) is not None for example in examples)
 
 
