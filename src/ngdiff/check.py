@@ -74,7 +74,7 @@ class Checked:
     Args:
         verdict: the report's first screen.
         report: the page.
-        run: all that the verdict was worked out from.
+        run: all that the verdict was computed from.
     """
 
     verdict: Verdict
@@ -114,7 +114,7 @@ def check(request: CheckRequest, tell: Callable[[str], None] = lambda _: None) -
 
 
 def _is_made(path: Path, record: Mapping[str, Any]) -> bool:
-    """Say whether a part is there, whole, and of the weights that the record names."""
+    """Return whether a part is there, whole, and of the weights that the record names."""
     if not (is_result(path) or is_audit(path)):
         return False
     try:

@@ -98,7 +98,7 @@ def run_demo(request: DemoRequest) -> dict[str, Any]:
 
 
 def people_that_fit(minutes: float) -> int:
-    """Say how many people this machine can learn and forget in so many minutes, from 6 to 25.
+    """Return how many people this machine can learn and forget in so many minutes, from 6 to 25.
 
     One question takes about 64 tokens, one token about 0.75 GFLOP of training, of which a machine reaches
     some two thirds of what its matrix products reach alone; loading and comparing take about a minute.

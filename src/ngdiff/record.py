@@ -20,19 +20,18 @@ class StepRecord:
         step: counted from 1.
         epoch: passes over the forget set so far.
         forget_loss: in nats per token (for NLL losses), before the step.
-        retain_loss: likewise.
+        retain_loss: in the same unit, before the step.
         forget_norm: norm of the forget gradient; None where the two gradients were not kept apart.
-        retain_norm: likewise.
+        retain_norm: norm of the retain gradient; None in the same case.
         cosine: between the two gradients.
         weights: factors of the retain and the forget gradient.
         combined_norm: norm of the combined gradient.
-        learning_rate: that the step was taken with.
+        learning_rate: the rate of the step.
         retain_descent: cosine between the retain gradient and minus the update that the optimizer applied,
             on a sample of the parameters: positive where the step lowered the retain loss to first order;
             None where the two gradients were not kept apart.
-        forget_descent: likewise, of the forget gradient.
-        changed: share of a sample of the parameters, of those with a gradient, that the step really
-            changed.
+        forget_descent: the same cosine for the forget gradient.
+        changed: share of a sample of the parameters with a gradient whose value the step changed.
         forget_extraction_strength: of the step's own forget batch, before the step.
         seconds: wall-clock time of the step, probes and checks included.
         skipped: why nothing was applied, if nothing was.
@@ -58,7 +57,7 @@ class StepRecord:
 
 @dataclass
 class RunRecord:
-    """One unlearning run; every fallback taken on the way is in ``notes``.
+    """One unlearning run; ``notes`` lists every fallback taken.
 
     ``request_sha256`` is :func:`ngdiff.settings.identity.request_hash` of settings, data and starting model,
     where the run came from ``ngdiff unlearn``. ``sources`` names the paper, or this software, that each part
@@ -98,7 +97,7 @@ class RunRecord:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved record, in place; notes that were taken since come after its own."""
+        """Continue from a saved record, in place; notes taken since then follow its own."""
         later = self.notes
         for name in (one.name for one in fields(self) if one.name in state):
             setattr(self, name, state[name])
@@ -122,7 +121,7 @@ def _probe(entry: dict[str, Any]) -> Probe:
 
 
 def is_hidden(record: Mapping[str, Any]) -> bool:
-    """Say whether a record's items were left out because its data are hidden under a key."""
+    """Return whether a record omits its items because a key hides its data."""
     data, parts = record.get("data"), [record.get(when) for when in ("before", "after")]
     entries = list(data.values()) if isinstance(data, Mapping) else []
     keyed = any(isinstance(entry, Mapping) and entry.get("keyed") for entry in entries)

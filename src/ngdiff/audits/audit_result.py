@@ -78,7 +78,7 @@ def write_audit(result: AuditResult, path: Path) -> None:
 
 
 def is_audit(path: Path) -> bool:
-    """Say whether a file gives itself out as an ``audit.json``, whole or cut short."""
+    """Return whether a file gives itself out as an ``audit.json``, whole or cut short."""
     try:
         if not path.is_file():  # a pipe would be waited for
             return False

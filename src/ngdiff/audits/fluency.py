@@ -37,7 +37,7 @@ def broken(text: str, known: set[str]) -> float:
 
 
 def vocabulary(data: SuiteData) -> set[str]:
-    """Return all words of the data sets and of the general texts, in small letters."""
+    """Return all words of the data sets and of the general texts, in lower case."""
     rows = [f"{example.prompt} {example.answer}" for rows in data.sets.values() for example in rows]
     return {word for text in [*rows, *general_texts()] for word in words_of(text)}
 

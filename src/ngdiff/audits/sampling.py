@@ -39,7 +39,7 @@ class KeyFacts:
         self._secrets = Secrets([*(f"{e.prompt} {e.answer}" for e in retain), *general_texts()])
 
     def of(self, example: Example) -> set[str]:
-        """Return them in small letters; all new words of the answer where none is a secret."""
+        """Return them in lower case; all new words of the answer where none is a secret."""
         spans = self._secrets.spans(example)
         found = {word for first, last in spans for word in words_of(example.answer[first:last])}
         return found or set(words_of(example.answer)) - set(words_of(example.prompt)) or {""}

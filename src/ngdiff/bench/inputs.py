@@ -40,7 +40,7 @@ class Hashes:
 
 
 class Inputs:
-    """The hashes of one request and the folders that its evaluations read, each worked out once.
+    """The hashes of one request and the folders that its evaluations read, each computed once.
 
     Args:
         request: whose models and data are hashed.

@@ -89,7 +89,7 @@ COLUMNS: tuple[Column, ...] = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean with its 95% interval and what it was worked out from.
+    """A mean with its 95% interval and what it was computed from.
 
     The interval is Student's over the runs where there are two or more, else the bootstrap's over items. An
     infinite value, the distance of a model that is destroyed, has none.

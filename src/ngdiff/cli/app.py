@@ -167,7 +167,7 @@ def _run() -> None:
 
 
 def _stopped(ending: Interrupted) -> list[str]:
-    """Say how far a command got, and what resumes it."""
+    """Return how far a command got, and what resumes it."""
     if ending.step is None:
         return ["Stopped.", f"Resume with:\n  {shlex.join(['ngdiff', *sys.argv[1:]])}"]
     said = [f"Stopped after step {ending.step}."]

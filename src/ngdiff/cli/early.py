@@ -50,7 +50,7 @@ def refuse_early(given: Mapping[str, Any], faults: list[Fault], overwrite: bool)
 
 
 def _is_sure(given: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Say whether all that was given can be checked here."""
+    """Return whether all that was given can be checked here."""
     if not set(settings) <= CHECKED or any(map(_is_endless, settings.values())):
         return False
     if "ngdiff.methods" in sys.modules and any(
@@ -72,7 +72,7 @@ def _is_endless(value: object) -> bool:
 
 
 def _is_unfinished(output: Path) -> bool:
-    """Say whether a run for an output may lie beside it (see :mod:`ngdiff.runs.workplace`)."""
+    """Return whether a run for an output may lie beside it (see :mod:`ngdiff.runs.workplace`)."""
     try:
         return (output.parent / f".{output.name}.unfinished").exists()
     except (OSError, ValueError):  # a name too long, or with a NUL

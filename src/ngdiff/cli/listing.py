@@ -112,7 +112,7 @@ def suites() -> Listing:
 
 
 def metrics() -> Listing:
-    """List the figures that suites work out, each with its better direction and version."""
+    """List the figures that suites compute, each with its better direction and version."""
     from ngdiff.evaluation.metrics import METRICS
 
     words = {True: "higher is better", False: "lower is better", None: "-"}

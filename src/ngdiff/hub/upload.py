@@ -26,7 +26,7 @@ WHERE = "--set push_to_hub"
 
 
 def belongs(name: str) -> bool:
-    """Say whether a file of a result goes to the hub without being asked for."""
+    """Return whether a file of a result goes to the hub without being asked for."""
     folder, _, own = name.rpartition("/")
     if folder:
         return folder == EARLIER and own.endswith((".json", ".sig"))

@@ -33,7 +33,7 @@ class Predictions:
     row_count: int
 
     def log_probs(self) -> Float[Tensor, " tokens"]:
-        """Return log p(token | text before it), in nats, worked out in float32."""
+        """Return log p(token | text before it), in nats, computed in float32."""
         highest, above = [], []
         for start in range(0, len(self.logits), _AT_ONCE):
             part = self.logits[start : start + _AT_ONCE].float()

@@ -119,7 +119,7 @@ def standardised(
 ) -> Float[Tensor, " tokens"]:
     """Return (log p(target) - mu) / sigma, with mu and sigma those of log p over the vocabulary, under p.
 
-    Worked out some tokens at a time, in float32 whatever the model runs in. Where one token has all the
+    Computed some tokens at a time, in float32 whatever the model runs in. Where one token has all the
     probability, sigma is 0 and nothing can be told: 0.
     Source: Zhang et al. 2024, "Min-K%++", arXiv 2404.02936, eq. 3.
     """
@@ -202,7 +202,7 @@ def score_answers(
     agreement: Agreement | None = None,
     share_prompts: bool = True,
 ) -> list[AnswerScore]:
-    """Score every example, in the given order, with the model in eval mode; its mode is put back.
+    """Score every example, in the given order, with the model in eval mode; its mode is restored.
 
     Several answers to one prompt run the prompt once, and what all prompts begin with is run once for all,
     where the model allows it (see :mod:`ngdiff.inference.prefix_trees`).

@@ -323,7 +323,7 @@ class _Kept:
         before, seen, loss = self.head, dict(self._seen), LOSSES[name]
         starting = torch.zeros_like(tokens.whole_logits()) if loss.compares == "predictions" else None
         if starting is not None:
-            # itself, and its log-softmax while the loss is worked out
+            # itself, and its log-softmax while the loss is computed
             self.head += 2 * starting.numel() * FLOAT32
             head = output_head(self.model)
             self.starting_head = sum(FLOAT32 * p.numel() for p in head.parameters(recurse=False))

@@ -69,7 +69,7 @@ class Validation:
 
 
 def validation(request: UnlearnRequest, ready: Prepared) -> Validation:
-    """Work out what a request, found in order by ``prepare``, would take."""
+    """Compute what a request, found in order by ``prepare``, would take."""
     sets = data_sets(ready)
     weights = weights_bytes(ready.source)
     keys = {encoded.example.key for encoded in ready.forget}

@@ -87,7 +87,7 @@ def link_faults(chain: Sequence[Read]) -> list[tuple[str, str]]:
 
 
 def _continues(before: Read, after: Read) -> bool:
-    """Say whether a run began at the weights that the receipt before it tells of."""
+    """Return whether a run began at the weights that the receipt before it tells of."""
     began, left = after.content["starting_files"], before.content["files"]
     if after.content["model"]["sha256_before"] == before.content["model"]["sha256_after"]:
         return True

@@ -105,7 +105,7 @@ def describe(examples: Sequence[Example], key: bytes | None, nonce: str | None =
 
 
 def matches(said: Mapping[str, Any], examples: Sequence[Example], key: bytes | None) -> bool | None:
-    """Say whether examples are those of a description; None where its key is needed and not there."""
+    """Return whether examples are those of a description; None where its key is needed and not there."""
     if said.get("keyed") and key is None:
         return None
     return bool(

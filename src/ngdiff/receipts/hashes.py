@@ -35,7 +35,7 @@ def sealed(content: dict[str, Any]) -> bytes:
 
 
 def seal_holds(text: bytes, seal: str) -> bool:
-    """Say whether a receipt's text has the seal it states."""
+    """Return whether a receipt's text has the seal it states."""
     return sha256(text.replace(f'"seal": "{seal}"'.encode(), f'"seal": "{BLANK}"'.encode(), 1)) == seal
 
 

@@ -181,7 +181,7 @@ def read_receipt(path: Path, name: str, signature: Path | None = None) -> Read:
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    """Say whether a JSON value is nested deeper than so many levels, without recursion as deep as it is."""
+    """Return whether a JSON value is nested deeper than a limit, without recursing."""
     here = [value]
     for _ in range(levels):
         here = [

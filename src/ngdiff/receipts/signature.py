@@ -26,7 +26,7 @@ _MOST_BYTES = 2**16
 
 
 def available() -> bool:
-    """Say whether the package ``cryptography``, an optional dependency, is installed."""
+    """Return whether the package ``cryptography``, an optional dependency, is installed."""
     return importlib.util.find_spec("cryptography") is not None
 
 
@@ -127,7 +127,7 @@ def public_from_hex(text: str) -> Ed25519PublicKey:
 
 
 def holds(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
-    """Say whether a signature over a message was made with the private key that belongs to ``key``."""
+    """Return whether a signature over a message was made with the private key that belongs to ``key``."""
     from cryptography.exceptions import InvalidSignature
 
     try:

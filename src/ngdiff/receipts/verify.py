@@ -76,7 +76,7 @@ class Evidence:
 
 
 def verify(folder: Path, evidence: Evidence) -> list[Finding]:
-    """Work out every hash again and compare it with the receipt.
+    """Compute every hash again and compare it with the receipt.
 
     Raises:
         OSError: the folder or its receipt cannot be read at all.
@@ -165,7 +165,7 @@ def _added(folder: Path, name: str) -> Finding:
 
 
 def _page_finding(folder: Path) -> tuple[bool | None, str]:
-    """Say whether the page in a folder is the one that its other files give."""
+    """Return whether the page in a folder is the one that its other files give."""
     from ngdiff.report.page import is_page_of  # which reads receipts itself
 
     agrees = is_page_of(folder)
@@ -179,7 +179,7 @@ def _page_finding(folder: Path) -> tuple[bool | None, str]:
 
 
 def _lacks_answers(folder: Path) -> bool:
-    """Say whether answers were left at home, so that no page can be made with them."""
+    """Return whether answers were left at home, so that no page can be made with them."""
     return not (folder / ANSWERS).is_file()
 
 
@@ -203,7 +203,7 @@ def _file_finding(folder: Path, name: str, stated: Mapping[str, Any]) -> Finding
 
 
 def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
-    """Work out from the record what the receipt says of the run, and the request's hash."""
+    """Compute from the record what the receipt says of the run, and the request's hash."""
     if not (folder / RECORD).is_file():
         return [Finding(RECORD, False, "is needed to check the receipt, but is not a file here")]
     try:
@@ -291,7 +291,7 @@ def figures_follow(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
 
 
 def weights_finding(folder: Path, stated: str, unchanged: bool) -> Finding:
-    """Work out the hash of the model's weights again."""
+    """Compute the hash of the model's weights again."""
     what = "weights"
     found = recomputed_weights_hash(folder, stated, unchanged)
     if found is None:

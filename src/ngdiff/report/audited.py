@@ -68,7 +68,7 @@ def audited(run: Run) -> Audited | None:
 
 
 def of_other_weights(run: Run) -> bool:
-    """Say whether the audit names other weights than the run saved."""
+    """Return whether the audit names other weights than the run saved."""
     theirs = dig(run.audit, "provenance", "models", "audited", "sha256")
     ours = dig(run.record, "model", "sha256_after")
     return bool(ours and theirs and ours != theirs)

@@ -84,7 +84,7 @@ def named(measure: str) -> str:
 
 
 def foreign(run: Run) -> bool:
-    """Say whether the evaluation names other weights than the run saved."""
+    """Return whether the evaluation names other weights than the run saved."""
     if run.record is None or run.evaluation is None:
         return False
     ours = dig(run.record, "model", "sha256_after")

@@ -157,7 +157,7 @@ def _of_both(field: str, title: str, unit: str = "", *, key: str | None = None, 
 def _drawn(
     panel: Panel, columns: Mapping[str, Sequence[float | None]], checks: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Say whether any of a panel's lines has a value to draw (a positive one on a logarithmic axis)."""
+    """Return whether any of a panel's lines has a value to draw (a positive one on a logarithmic axis)."""
     for line in panel.lines:
         values = [check.get(line.field) for check in checks] if line.checks else columns[line.field]
         if any(value is not None and (not panel.log or value > 0) for value in values):

@@ -69,7 +69,7 @@ def write_report(
 
 
 def is_page_of(place: Path) -> bool | None:
-    """Say whether the page in the folder of a run is the one that :func:`write_report` makes of it.
+    """Return whether the page in the folder of a run is the one that :func:`write_report` makes of it.
 
     Returns:
         None where that cannot be told: the page says that other versions or other files made it.

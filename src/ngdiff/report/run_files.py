@@ -190,7 +190,7 @@ def read_run(
 
 
 def is_bench(place: Path) -> bool:
-    """Say whether a folder is that of ``ngdiff bench``."""
+    """Return whether a folder is that of ``ngdiff bench``."""
     try:
         return bool(dig(load_json(read_within(place / BENCH, MOST_JSON)), "kind") == "bench")
     except Unreadable:

@@ -38,7 +38,7 @@ def attacks(evaluation: EvaluationResult | None) -> dict[str, Figure]:
 
 
 def tells(figure: Figure, retrained: Figure | None) -> bool:
-    """Say whether an attack tells the forget set apart, and not for the two sets' own difference alone.
+    """Return whether an attack tells the forget set apart, and not for the two sets' own difference alone.
 
     That is so where its 95% interval holds neither 1/2 nor, where known, what it reaches on the retrained
     model, which saw neither set.

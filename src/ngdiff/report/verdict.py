@@ -47,7 +47,7 @@ def judge(run: Run) -> Verdict:
 
 
 def _line(run: Run) -> str:
-    """Return the run's own closing line, worked out again from its figures, and what to do next."""
+    """Return the run's own closing line, computed again from its figures, and what to do next."""
     if run.record is None:
         return ""
     stop, after = dig(run.record, "stop"), dig(run.record, "after", "forget")
