@@ -39,7 +39,7 @@ class KeptConsole(Console):
         self.quiet = True
 
     def render_str(self, text: str, **how: Any) -> Text:
-    """Escape control characters, also in tables, so that no terminal acts on the name of a file."""
+        """Escape control characters, also in tables, so that no terminal acts on the name of a file."""
         return super().render_str(inert_lines(text), **how)
 
 
