@@ -139,6 +139,16 @@ def test_other_models_are_padded_and_it_is_said_why(name: str) -> None:
     assert torch.equal(packed, padded)
 
 
+@pytest.mark.parametrize("base", ["FullyShardedDataParallel", "FSDPModule"])
+def test_a_model_whose_weights_are_split_is_padded_without_a_trial(base: str) -> None:
+    model, sharded = tiny_llama(vocab_size=VOCABULARY), type(base, (), {})
+    layer = model.model.layers[0]
+    layer.__class__ = type("Sharded", (type(layer), sharded), {})
+    layer.forward = lambda *_, **__: pytest.fail("the trial must not run a part of a sharded model")
+    assert "packed_rows" not in Places.of(model, collate(LONG, 1)).inputs
+    assert "split over processes" in packing.refused[model]
+
+
 def test_a_model_that_mixes_rows_is_found_out() -> None:
     class Mixing(nn.Module):
         def __init__(self) -> None:

@@ -144,7 +144,8 @@ def _batched(
     measured: dict[int, Measured] = {}
     with _requires_grad(model, False), torch.enable_grad():
         for rows, batch in batches_by_length(examples, batch_size, pad_id):
-            on_device = {key: value.to(device) for key, value in batch.items()}
+            # padded: the norms of an example are read off the rows that each layer sees
+            on_device = {key: value.to(device) for key, value in batch.items() if key != "real"}
             with _Watch(model, on_device) as watch:
                 tokens = labelled_tokens(model, on_device)
                 _mean_nlls(tokens).sum().backward()  # type: ignore[no-untyped-call]

@@ -17,8 +17,8 @@ from ngdiff.models.head import TRIED, HeadInput, OfLogits, head_apart, may_stand
 from ngdiff.models.packing import WORTH, inputs_for, rows_of, takes_packed
 
 IGNORED = -100
-PACKING = os.environ.get("NGDIFF_PACKING") == "1"
-"""Whether rows are packed; off by default, since the trial on a new model does not work under FSDP."""
+PACKING = os.environ.get("NGDIFF_PACKING") != "0"
+"""Whether rows are packed where the model supports it; turn it off to measure the cost of padding."""
 
 StartingHead = Callable[[Tensor], Tensor]
 """The starting model's last hidden states, of shape (tokens, width) -> its logits, (tokens, vocabulary)."""

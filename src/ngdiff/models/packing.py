@@ -20,6 +20,7 @@ WORTH = 0.02
 """Share of padding from which a batch is packed."""
 _TRIAL = ((3, 5, 7, 2, 4, 6, 8), (9, 4, 2), (5, 2, 8, 3, 7))
 """Token ids of three sequences that a model must read the same both ways."""
+_SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 refused: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Why a model's batches are padded, for the record of the run."""
@@ -196,6 +197,8 @@ def _why_not(model: nn.Module) -> str | None:
     name = _implementation(model)
     if name not in ("sdpa", "flex_attention") and "flash" not in name:
         return f"attention of the kind {name!r} cannot keep packed rows apart"
+    if any(base.__name__ in _SHARDED for module in model.modules() for base in type(module).__mro__):
+        return "a model whose weights are split over processes is not tried on packed rows"
     if "chunked_attention" in (getattr(_config(model), "layer_types", None) or ()):
         return "attention to chunks of a text cannot keep packed rows apart"
     _register()
