@@ -49,17 +49,17 @@ class FinetuneRequest:
         output: the folder to make.
         epochs: passes over the data.
         lr: peak learning rate; warmed up over the first 5% of the steps, then decayed to 0 by a cosine.
-        batch_size: sequences an optimizer step, over all processes.
+        batch_size: sequences per optimizer step, over all processes.
         max_length: tokens of prompt and answer together; longer answers are cut.
         long_text: ``split`` running text that is longer into pieces, or ``cut`` it there.
         seed: of the order of the data and of any new weights.
         lora: train LoRA adapters only, and save those.
-        gradient_checkpointing: work activations out again in the backward pass instead of keeping them.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
         folders: benchmarks, such as ``tofu``, to folders that hold their data.
         overwrite: replace an earlier result, and drop another request's unfinished run.
-        save_steps: optimizer steps from one checkpoint to the next; None to go by the clock.
-        save_minutes: minutes from one checkpoint to the next; 0 for never.
+        save_steps: optimizer steps between two checkpoints; None to save by time.
+        save_minutes: minutes between two checkpoints; 0 for never.
         resume: True: resume the unfinished run of this output, or fail; False: start over; None: resume where
             there is one of the same request.
         trust_remote_code: run Python code that comes with the model.

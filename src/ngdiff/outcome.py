@@ -48,7 +48,7 @@ def verdict(stop: Mapping[str, Any], after: Mapping[str, Any]) -> Verdict:
     """Return the verdict on a run.
 
     Args:
-        stop: ``stop`` of its record; what is missing or of another type is left out of the line.
+        stop: ``stop`` of its record; missing values and those of another type are left out of the line.
         after: mean figures of the forget set under the weights that are kept.
     """
     outcome = _outcome(stop)

@@ -1,4 +1,4 @@
-"""Everything a run knows -> record.json."""
+"""the state of a run -> record.json."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class RunRecord:
 
     ``request_sha256`` is :func:`ngdiff.settings.identity.request_hash` of settings, data and starting model,
     where the run came from ``ngdiff unlearn``. ``sources`` names the paper, or this software, that each part
-    of the method comes from. ``losses`` holds the settings of both losses as they were used, those measured
-    at the beginning included. ``before`` and ``after`` hold the mean figures of every
-    set that was looked at and, under ``items``, what they are means of; ``earlier`` what became of earlier
-    requests; ``finished`` when the run ended, in UTC.
+    of the method comes from. ``losses`` holds the settings of both losses as they were used, including
+    those measured at the beginning. ``before`` and ``after`` hold the mean figures of every measured set and,
+    under ``items``, those of single items; ``earlier`` the state of earlier requests; ``finished`` the end of
+    the run, in UTC.
     """
 
     request_sha256: str | None = None
@@ -88,7 +88,7 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Write down a fallback or a warning, once."""
+        """Note a fallback or a warning, once."""
         if text not in self.notes:
             self.notes.append(text)
 

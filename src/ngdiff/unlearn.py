@@ -76,20 +76,20 @@ class UnlearnRequest:
     Args:
         model: folder, hub name or ``smollm2``.
         forget: one or more sources of what to forget, joined (see :mod:`ngdiff.data.sources`).
-        retain: likewise, of what to keep.
+        retain: one or more sources of what to keep.
         output: the folder to make.
         holdout: text of the forget set's kind that the model never saw.
         settings: fields of :class:`ngdiff.training.config.UnlearningConfig` that differ from their defaults.
         lora: train LoRA adapters only, and save those.
-        qlora: likewise, on a model whose weights are quantised to 4 bits (NF4) while it trains.
+        qlora: the same, on a model whose weights are quantised to 4 bits (NF4) during training.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
         folders: benchmarks, such as ``tofu``, to folders that hold their data.
-        allow_overlap: go on although forget and retain set share rows.
+        allow_overlap: continue although forget and retain set share rows.
         overwrite: replace an earlier result, and drop another request's unfinished run.
         resume: True: resume the unfinished run of this output, or fail; False: start over; None: resume where
             there is one of the same request.
-        earlier: forget sets of earlier requests, to see that nothing of them comes back.
-        keep: further sets that must be kept, which nothing is trained on; each source has a floor of its own.
+        earlier: forget sets of earlier requests, to check that none of them comes back.
+        keep: further sets that must be kept, without training on them; each source has its own floor.
         sign: file of the private key to sign the receipt with.
         data_key: file of the key that hides the hashes of the data (see :mod:`ngdiff.receipts.data_key`).
         answers: how many questions of the forget set to answer before and after, for the report; 0 for none.
@@ -124,7 +124,7 @@ class UnlearnRequest:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request found to be in order: everything but the model's weights is loaded."""
+    """A valid request, with everything loaded except the model's weights."""
 
     source: ModelSource
     tokenizer: Any
@@ -183,7 +183,7 @@ def prepare(request: UnlearnRequest) -> Prepared:
 
 @dataclass(frozen=True)
 class _Sets:
-    """The examples of a request, by their part in it."""
+    """The examples of a request, by their role."""
 
     forget: list[Example]
     retain: list[Example]
@@ -213,7 +213,7 @@ def _read(request: UnlearnRequest, named: dict[str, Sequence[str]], faults: Faul
 
 
 def _set_faults(request: UnlearnRequest, sets: _Sets) -> list[Fault]:
-    """Say what sets share that they may not, and which names are taken."""
+    """Return what sets share although they may not, and which names are reserved."""
     checks = () if request.allow_overlap else (overlap_fault, answer_fault, part_fault)
     found = [check(sets.forget, sets.retain) for check in checks]
     found.append(holdout_fault(sets.holdout, sets.forget, sets.retain))
@@ -235,7 +235,7 @@ def _plan_receipt(
 
 
 def _answer_faults(config: UnlearningConfig, sets: _Sets) -> list[Fault]:
-    """Say so where a loss needs other answers that the forget set does not have."""
+    """Return faults where a loss needs other answers that the forget set does not have."""
     wanted = LOSSES[str(config.forget_loss)].other_answers
     return alternative_faults(sets.forget, wanted, "--forget") if wanted is not None and sets.forget else []
 
@@ -245,7 +245,7 @@ def _earlier(number: int) -> str:
 
 
 def forewarnings(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[str, ...]:
-    """Return what is not wrong with a request's sets, and should be known before the run."""
+    """Return notes on a request's sets that are no faults, but should be known before the run."""
     found = (repeated(forget), reworded(forget, retain), swapped(len(forget), len(retain)))
     return (*(note for note in found if note is not None), *small_sets(len(forget), len(retain)))
 
@@ -263,7 +263,7 @@ def kept_names(sources: Sequence[str]) -> dict[str, str]:
 
 
 def room(request: UnlearnRequest, weights: int) -> int:
-    """Return the bytes a run writes at the most: the result, the best weights and their successor."""
+    """Return the most bytes that a run writes: the result, the best weights and their successor."""
     return 0 if request.adapters else 3 * weights
 
 
@@ -304,14 +304,14 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
 
 
 def _examples_per_step(settings: dict[str, Any]) -> int | None:
-    """Return what one process would take a step, so that more processes take no more; None if nobody said."""
+    """Return the examples per step of one process, which more processes share; None if not given."""
     usual = {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1}
     if not any(settings.get(name) is not None for name in usual):
         return None
     product = 1
     for name, default in usual.items():
         value = settings.get(name, default)
-        product *= value if isinstance(value, int) and value > 0 else 1  # what is wrong is said elsewhere
+        product *= value if isinstance(value, int) and value > 0 else 1  # faults are reported elsewhere
     return product
 
 
@@ -351,7 +351,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
             holdout_dataset=unseen or None,
             earlier_datasets={f"earlier {number}": e for number, e in ready.earlier.items()},
             keep_datasets=ready.keep,
-            allow_overlap=True,  # what was not allowed has been refused
+            allow_overlap=True,  # overlaps have been checked
             processing_class=ready.tokenizer,
             callbacks=tracker_callbacks(request.settings, request.output),
         )
@@ -387,7 +387,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
 
 
 def _settled(place: Workplace, request: UnlearnRequest) -> RunRecord | None:
-    """Put a finished result in its place; return its record, if it is this request's and nothing is left."""
+    """Move a finished result into place; return its record, if it is this request's."""
     if not place.settle(request.overwrite):
         return None
     kept = json.loads((request.output / RECORD).read_text(encoding="utf-8"))
@@ -421,7 +421,7 @@ def _counted(examples: Sequence[EncodedExample]) -> str:
 
 
 def _measured_on(trainer: UnlearningTrainer) -> str:
-    """Say on which retain examples utility is measured."""
+    """Return on which retain examples utility is measured."""
     if trainer.held_out_set[0] is trainer.retain_set[0]:
         return "too few to hold any out, so utility is measured on these"
     return f"{_counted(trainer.held_out_set)} more are held out to measure utility on"
@@ -465,7 +465,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
 
 
 def data_hashes(ready: Prepared) -> dict[str, str]:
-    """Return the SHA-256 of each data set there is, by its role."""
+    """Return the SHA-256 of each data set, by its role."""
     key, sets = ready.receipt.data_key, data_sets(ready)
     return {name: set_hash([e.example for e in examples], key) for name, examples in sets.items() if examples}
 
@@ -486,7 +486,7 @@ def _complete(record: RunRecord, request: UnlearnRequest, ready: Prepared, asked
         if examples
     }
     record.model = {"name": request.model, "sha256_before": asked.model, "sha256_after": after}
-    if request.qlora:  # the hash of quantised weights says nothing of the model that was quantised
+    if request.qlora:  # the hash of quantised weights does not identify the original model
         record.model |= {"sha256_before": None, "sha256_before_quantised": asked.model}
     complete_record(record, ready.receipt)
 

@@ -47,7 +47,7 @@ class Prepared:
     Args:
         models: role to model and tokenizer, in the order in which they are audited.
         data: what to measure on.
-        chosen: the audits asked for.
+        chosen: the requested audits.
         skipped: name of an audit to why the data does not allow it.
         shadows: shadow models and their tokenizers.
     """

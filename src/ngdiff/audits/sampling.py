@@ -95,7 +95,7 @@ def _sampled(subject: Subject, context: Context, name: str, rows: Sequence[Examp
 
 
 def missing(data: SuiteData) -> str | None:
-    """Say so where there is no question to answer."""
+    """Return why the audit cannot run where there is no question to answer."""
     if any(len(example.messages) < 2 for example in data.sets["forget"]):
         return "rows of plain text have no question that could be answered"
     return None

@@ -37,7 +37,7 @@ def check(request: BenchRequest) -> None:
         RequestError: with all of them.
     """
     faults = Faults(_name_faults(request) + _number_faults(request))
-    # the folder itself may be full: the benchmark goes on there
+    # the folder itself may have content: the benchmark resumes there
     faults += check_output(request.output / ".trial", False) or _foreign_faults(request.output)
     faults += _model_faults(request) + _data_faults(request)
     known = _with_known_names(request)

@@ -150,7 +150,7 @@ def check_output_file(
     ours: Callable[[Path], bool] = is_result,
     example: str = "eval.json",
 ) -> list[Fault]:
-    """Say what keeps ``path`` from being written; nothing but an earlier result is ever replaced."""
+    """Return what keeps ``path`` from being written; only an earlier result is ever replaced."""
     try:
         path.exists()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL
@@ -174,7 +174,7 @@ def check_output_file(
 
 
 def check_results(path: Path, overwrite: bool) -> list[Fault]:
-    """Say what keeps an ``eval.json``, or its texts, from being written."""
+    """Return what keeps an ``eval.json``, or its texts, from being written."""
     beside = texts_file(path)
     faults = check_output_file(path, overwrite)
     return faults or check_output_file(beside, overwrite=True, ours=is_texts, example=beside.name)

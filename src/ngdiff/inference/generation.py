@@ -112,7 +112,7 @@ def answer_text(tokenizer: Any, tokens: Sequence[int], stop_strings: Sequence[st
 
 
 def cut(text: str, stop_strings: Sequence[str]) -> str:
-    """Return what stands before the first of the stop strings."""
+    """Return the text before the first stop string."""
     ends = [place for stop in stop_strings if (place := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
 

@@ -118,7 +118,7 @@ class Prefix:
 
     Args:
         model: in eval mode; called without gradients.
-        ids: the tokens, which stand at positions 0, 1, ...
+        ids: the tokens, at positions 0, 1, ...
 
     Raises:
         NotImplementedError: the model keeps something else than keys and values.

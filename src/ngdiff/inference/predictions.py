@@ -21,7 +21,7 @@ class Predictions:
     Args:
         logits: scores over the vocabulary at each node of the text.
         nodes: the node that predicts each token.
-        targets: the token ids that stand there.
+        targets: the labelled token ids.
         rows: which sequence of the batch each token belongs to, in reading order.
         row_count: number of sequences in the batch.
     """

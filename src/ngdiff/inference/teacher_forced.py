@@ -44,7 +44,7 @@ class AnswerScore:
         exact_memorisation: share of the labelled tokens, the last left out, that are the argmax, in [0, 1].
         log_probs: log p of each labelled token, in nats, in reading order.
         z_scores: (log p - mu) / sigma of each, mu and sigma the mean and deviation of log p over the
-            vocabulary under p; empty where they were not asked for.
+            vocabulary under p; empty unless requested.
         verbatim: see :func:`verbatim`, in [0, 1].
         greedy: the first tokens that greedy decoding writes behind the prompt, as far as this pass shows
             them: those of the answer that are the argmax, and the argmax where the answer parts from it.
@@ -215,7 +215,7 @@ def score_answers(
         autocast: opens the context in which the model runs.
         advance: called with the number of examples done, for a progress bar.
         z_scores: also standardise each token's log-probability, for min-k++; of all, or as each row says.
-        agreement: what earlier calls with the same model have found of its ways; goes on being filled.
+        agreement: results of earlier comparisons with the same model; updated.
         share_prompts: run a prompt once for several answers. Without it the number of forward passes depends
             on the number of examples alone, as a model that is sharded over processes needs it.
     """

@@ -39,7 +39,7 @@ def builder(config: Any) -> Callable[[], nn.Module]:
 
 
 def with_method(plan: Plan, name: str) -> Plan:
-    """Say what a method needs: one gradient or two, probes or none, and its losses.
+    """Return what a method needs: one gradient or two, probes or none, and its losses.
 
     Raises:
         RequestError: there is no such method.
