@@ -11,25 +11,12 @@ from typing import Any
 import pytest
 from benchmarks.sequence import EVIDENCE, came_back, section, table
 
-from commandline import Cli, questions, save_model, tree, write_jsonl
+from commandline import SHORT, Cli, questions, save_model, tree, write_jsonl
 from ngdiff.data.examples import Example, data_hash, to_examples
 from ngdiff.data.sources import Row
 from ngdiff.errors import RequestError
 from ngdiff.receipts.earlier import EarlierRequest, looked_at_again, match_files
 from ngdiff.receipts.schema import check_text
-
-SHORT = (
-    "--stop-at",
-    "none",
-    "--set",
-    "max_steps=2",
-    "--batch-size",
-    "2",
-    "--max-length",
-    "128",
-    "--lr",
-    "1e-4",
-)
 
 
 @pytest.fixture(scope="module")

@@ -21,25 +21,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from commandline import Answer, Cli, questions, save_model, write_jsonl
+from commandline import SHORT, Answer, Cli, questions, save_model, write_jsonl
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.statistics import interval
 from ngdiff.receipts.hashes import canonical
 from ngdiff.receipts.set_figures import figures_of
-
-SHORT = (
-    "--stop-at",
-    "none",
-    "--set",
-    "max_steps=2",
-    "--batch-size",
-    "2",
-    "--max-length",
-    "128",
-    "--lr",
-    "1e-4",
-)
 
 
 @pytest.fixture(scope="module")
