@@ -23,6 +23,11 @@ torch.set_num_threads(
     1
 )  # threads that wait for one another cost more than these matrices, most on a busy machine
 
+SHORT = tuple(
+    ["--stop-at", "none", "--set", "max_steps=2", "--batch-size", "2", "--max-length", "128", "--lr", "1e-4"]
+)
+"""Options of an unlearning run of two steps."""
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -39,10 +39,9 @@ def examples(found: Sequence[dict[str, Any]]) -> list[Example]:
     return to_examples([Row(values, f"row {n}") for n, values in enumerate(found)], "rows")
 
 
-def train(model: Any, found: Sequence[dict[str, Any]], steps: int, rate: float, sign: float = 1.0) -> Any:
+def trained(model: Any, rows: Sequence[Example], steps: int, rate: float = 5e-3, sign: float = 1.0) -> Any:
     """Take full-batch AdamW steps down (or, with -1, up) the mean NLL of the answers."""
-    encoded = encode_all(examples(found), tiny_tokenizer(), 128, "rows")
-    batch = collate(encoded, pad_id=1)
+    batch = collate(encode_all(rows, tiny_tokenizer(), 256, "rows"), pad_id=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     model.train()
     for _ in range(steps):
@@ -52,6 +51,11 @@ def train(model: Any, found: Sequence[dict[str, Any]], steps: int, rate: float, 
         loss.backward()
         optimizer.step()
     return model.eval()
+
+
+def train(model: Any, found: Sequence[dict[str, Any]], steps: int, rate: float, sign: float = 1.0) -> Any:
+    """Train on rows; see :func:`trained`."""
+    return trained(model, examples(found), steps, rate, sign)
 
 
 def make_models(folder: Path) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from forgetful import TOWNS, examples
+from forgetful import TOWNS, examples, trained
 from ngdiff.audits.audit_request import PREFIX
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import encode_all
@@ -44,20 +44,6 @@ def people(count: int, seed: int) -> list[dict[str, Any]]:
 
 POOL = people(28, seed=5)
 FORGET, HOLDOUT, RETAIN = POOL[:10], POOL[10:20], POOL[20:]
-
-
-def trained(model: Any, rows: Sequence[Example], steps: int, rate: float = 5e-3, sign: float = 1.0) -> Any:
-    """Take full-batch AdamW steps down (or, with -1, up) the mean NLL of the answers."""
-    batch = collate(encode_all(rows, tiny_tokenizer(), 256, "rows"), pad_id=1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-    model.train()
-    for _ in range(steps):
-        tokens = labelled_tokens(model, batch)
-        loss = sign * nll(tokens) / tokens.targets.numel()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
 
 
 def saved(model: Any, folder: Path) -> Path:

@@ -14,7 +14,7 @@ BOUNDS = [
 ]
 STOP: dict[str, Any] = {
     "code": "end",
-    "reason": "all 80 steps asked for are done",
+    "reason": "all 80 steps are done",
     "target_met": False,
     "kept_step": 80,
     "target": {"measure": "extraction_strength", "value": 0.04, "bounds": BOUNDS},

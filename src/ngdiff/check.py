@@ -1,7 +1,7 @@
 """a run's folder -> its evaluations, its audit and its report in one folder beside it.
 
-What was forgotten, kept and started from is read from the run's record, so nothing has to be named again.
-Each part is a file of its own that is not made again while it is there and is of the same models.
+Data and starting model are read from the run's record, so nothing has to be named again. Each part is a file,
+which is kept as long as it is of the same models.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CheckRequest:
 
     @property
     def folder(self) -> Path:
-        """Where the evidence goes: beside the run's folder, which its receipt vouches for."""
+        """Folder of the evidence: beside the run's folder, which its receipt covers."""
         return Path(f"{self.out}{CHECK}")
 
 
@@ -74,7 +74,7 @@ class Checked:
     Args:
         verdict: the report's first screen.
         report: the page.
-        run: all that the verdict was worked out from.
+        run: all that the verdict was computed from.
     """
 
     verdict: Verdict
@@ -114,7 +114,7 @@ def check(request: CheckRequest, tell: Callable[[str], None] = lambda _: None) -
 
 
 def _is_made(path: Path, record: Mapping[str, Any]) -> bool:
-    """Say whether a part is there, whole, and of the weights that the record names."""
+    """Return whether a part exists, is intact, and is of the weights that the record names."""
     if not (is_result(path) or is_audit(path)):
         return False
     try:
@@ -136,7 +136,7 @@ def _existing(path: Path) -> Path | None:
 
 
 def _faults(prepare: Callable[[Any], Any], part: Any) -> Sequence[Fault]:
-    """Return what is wrong with a part; a reference that is made on the way is not missing."""
+    """Return the faults of a part; a reference that is about to be evaluated is not missing."""
     try:
         prepare(part)
     except RequestError as error:

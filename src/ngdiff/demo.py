@@ -1,4 +1,4 @@
-"""Nothing -> a model that learned invented people and forgot some of them, with what changed side by side."""
+"""invented people -> a model that learned them and forgot some, compared before and after."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run_demo(request: DemoRequest) -> dict[str, Any]:
             forget=(str(folder / "forget.jsonl"),),
             retain=(str(folder / "retain.jsonl"),),
             output=folder / "unlearned",
-            settings={"seed": request.seed, "probe_every": 5},  # so few steps: look at the rate more often
+            settings={"seed": request.seed, "probe_every": 5},  # few steps, so probe the rate more often
         )
     )
     before = _look(folder / "target", rows, "before")
@@ -98,10 +98,10 @@ def run_demo(request: DemoRequest) -> dict[str, Any]:
 
 
 def people_that_fit(minutes: float) -> int:
-    """Say how many people this machine can learn and forget in so many minutes, from 6 to 25.
+    """Return how many people this machine can learn and forget in a number of minutes, from 6 to 25.
 
-    One question takes about 64 tokens, one token about 0.75 GFLOP of training, of which a machine reaches
-    some two thirds of what its matrix products reach alone; loading and comparing take about a minute.
+    One question takes about 64 tokens, one token about 0.75 GFLOP of training, and a machine reaches about
+    two thirds of the speed of its matrix products; loading and comparing take about a minute.
     """
     tokens_per_second = 0.66 * matmul_flops() / 0.75e9
     steps_to_forget = 15 * 16 * 64 * 1.3
@@ -135,7 +135,7 @@ def _look(path: Path, rows: Rows, title: str) -> dict[str, Any]:
     figures, answers = {}, {}
     shown = {name: _spread(_examples(part), SHOWN[name]) for name, part in rows.items()}
     total = sum(len(part) for part in rows.values()) + sum(SHOWN.values())
-    with Meter(f"Looking at the model {title}", total) as meter:
+    with Meter(f"Measuring the model {title}", total) as meter:
         for name, learned in rows.items():
             encoded = encode_all(_examples(learned), tokenizer, 512, name)
             scores = score_answers(model, encoded, pad_id=tokenizer.pad_token_id, advance=meter.advance)

@@ -44,32 +44,32 @@ class Faults(list[Fault]):
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Keep the faults of a RequestError that the block raises, which ends the block and nothing else."""
+        """Keep the faults of a RequestError that the block raises, which ends the block only."""
         try:
             yield
         except RequestError as error:
             self.extend(error.faults)
 
     def attempt(self, work: Callable[[], T], otherwise: T) -> T:
-        """Return the outcome of some work; what it is without one, where it raises a RequestError."""
+        """Return what ``work`` returns, or ``otherwise`` where it raises a RequestError."""
         with self.collecting():
             return work()
         return otherwise
 
     def raise_any(self) -> None:
-        """Raise what was found.
+        """Raise the faults found, each once.
 
         Raises:
-            RequestError: something was.
+            RequestError: there are any.
         """
         if self:
-            raise RequestError(self)
+            raise RequestError(list(dict.fromkeys(self)))
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.4) -> list[str]:
     """Return up to ``count`` known names that resemble ``name``, best first.
 
-    ``cutoff`` is the least resemblance, from 0 to 1.
+    ``cutoff`` is the minimum similarity, from 0 to 1.
     """
     return difflib.get_close_matches(name.lower(), list(known), n=count, cutoff=cutoff)
 
@@ -83,15 +83,15 @@ def unknown_name(where: str, kind: str, name: str, known: Iterable[str]) -> Faul
 
 
 class EvaluationError(RuntimeError):
-    """A model that cannot be evaluated, such as one whose likelihoods are not numbers; it names the item."""
+    """A model that cannot be evaluated, such as one with an infinite likelihood; it names the item."""
 
 
 class RunError(RuntimeError):
-    """A run that could not go on, or not be saved, though the request was in order; it says what now."""
+    """A valid request whose run could not continue or be saved; the message says what to do."""
 
 
 class Interrupted(RunError):
-    """A run that was asked to stop, and did.
+    """A run that stopped because it was asked to.
 
     Args:
         signum: the signal that asked.
@@ -106,10 +106,10 @@ class Interrupted(RunError):
 
 
 def printable(text: str) -> str:
-    """Put text from outside on one line, with control characters written out: no terminal acts on it."""
+    """Put external text on one line and escape control characters, so that no terminal acts on them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
 
 
 def inert(text: str) -> str:
-    """Do the same with a sentence that gets its full stop where it is shown."""
+    """Do the same, and drop the final full stop, which is added where the sentence is shown."""
     return printable(text).rstrip(".")

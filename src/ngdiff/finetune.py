@@ -13,9 +13,8 @@ from transformers import PrinterCallback, TrainingArguments
 
 from ngdiff.data.benchmarks import Folders, as_text
 from ngdiff.data.encoding import EncodedExample
-from ngdiff.data.examples import data_hash, read_examples
-from ngdiff.data.long_text import counted_texts, encode_pieces, long_text_fault
-from ngdiff.data.sources import local_sources
+from ngdiff.data.examples import data_hash
+from ngdiff.data.long_text import counted_texts
 from ngdiff.errors import Fault, Faults
 from ngdiff.inference.teacher_forced import AnswerScore, score_answers, summarise
 from ngdiff.models.adapters import with_lora
@@ -23,20 +22,14 @@ from ngdiff.models.loading import (
     ModelSource,
     Precision,
     autocast_bf16,
-    check_causal,
-    check_precision,
     load_model,
-    resolve_model,
-    tokenizer_of,
-    vocabulary_faults,
-    weights_bytes,
 )
+from ngdiff.requested import check_folder, encode_sets, find_model, read_sets, shared_setting_faults
 from ngdiff.runs.reservation import may_replace, reserved
 from ngdiff.runs.saving import SAVE_MINUTES, write_result
 from ngdiff.runs.workplace import Asked, Workplace
-from ngdiff.settings.faults import minutes_fault, positive_fault, seed_fault
+from ngdiff.settings.faults import minutes_fault, positive_fault
 from ngdiff.system.environment import machine, peak_memory_gib, versions
-from ngdiff.system.output import check_output, holds_faults, same_folder
 from ngdiff.system.processes import is_main, joined, looking, on_all, process_count, shared
 from ngdiff.system.progress import Meter, console, working
 from ngdiff.training.callbacks import ProgressCallback
@@ -56,19 +49,19 @@ class FinetuneRequest:
         output: the folder to make.
         epochs: passes over the data.
         lr: peak learning rate; warmed up over the first 5% of the steps, then decayed to 0 by a cosine.
-        batch_size: sequences an optimizer step, over all processes.
+        batch_size: sequences per optimizer step, over all processes.
         max_length: tokens of prompt and answer together; longer answers are cut.
         long_text: ``split`` running text that is longer into pieces, or ``cut`` it there.
         seed: of the order of the data and of any new weights.
         lora: train LoRA adapters only, and save those.
-        gradient_checkpointing: work activations out again in the backward pass instead of keeping them.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
         folders: benchmarks, such as ``tofu``, to folders that hold their data.
         overwrite: replace an earlier result, and drop another request's unfinished run.
-        save_steps: optimizer steps from one checkpoint to the next; None to go by the clock.
-        save_minutes: minutes from one checkpoint to the next; 0 for never.
-        resume: True: go on with the unfinished run of this output, or fail; False: start afresh; None: go on
-            where there is one of the same request.
+        save_steps: optimizer steps between two checkpoints; None to save by time.
+        save_minutes: minutes between two checkpoints; 0 for never.
+        resume: True: resume the unfinished run of this output, or fail; False: start over; None: resume where
+            there is one of the same request.
         trust_remote_code: run Python code that comes with the model.
     """
 
@@ -157,36 +150,35 @@ def _settings(request: FinetuneRequest) -> dict[str, Any]:
 
 
 def _prepare(request: FinetuneRequest) -> tuple[ModelSource, Any, list[EncodedExample], list[str]]:
+    """Check a request without loading the model's weights.
+
+    Raises:
+        RequestError: with every fault of the settings, the files, the output and the model.
+    """
     faults = Faults(_setting_faults(request))
-    source, needed = None, 0
-    with faults.collecting():
-        source = resolve_model(request.model, trust_remote_code=request.trust_remote_code)
-        faults += check_causal(source) + same_folder(request.output, source.location)
-        needed = 0 if faults or request.lora else weights_bytes(source) or 0
-    faults += check_output(request.output, may_replace(request), needed)
-    faults += holds_faults(request.output, local_sources({"--data": request.data}, request.folders))
-    rows = read_examples(request.data, "--data", request.folders, faults)
-    tokenizer = tokenizer_of(source, faults)
+    model = find_model(request.model, faults, trust_remote_code=request.trust_remote_code)
+    source = None if model is None else model[0]
+    reads, replaces = {"--data": request.data}, may_replace(request)
+
+    def room(weights: int) -> int:
+        return 0 if request.lora else weights
+
+    check_folder(request.output, replaces, source, room, reads, request.folders, faults)
+    sets = read_sets({"data": request.data}, request.folders, faults)
     faults.raise_any()
-    assert source is not None
-    examples, notes = encode_pieces(rows, tokenizer, request.max_length, "--data", request.long_text)
-    used = (token for example in examples for token in example.input_ids)
-    faults += vocabulary_faults(source, tokenizer, used)
+    assert model is not None
+    encoded, notes = encode_sets(sets, model, request.max_length, faults, request.long_text)
     faults.raise_any()
-    return source, tokenizer, examples, notes
+    return *model, encoded["data"], notes
 
 
 def _setting_faults(request: FinetuneRequest) -> list[Fault]:
-    faults = Faults()
-    faults.attempt(lambda: check_precision(request.precision), None)
     found = (
         positive_fault("--lr", request.lr, "such as 1e-4"),
         positive_fault("--epochs", request.epochs, "such as 5"),
-        seed_fault(request.seed),
         minutes_fault(request.save_minutes),
-        long_text_fault(request.long_text),
     )
-    return faults + [fault for fault in found if fault is not None]
+    return shared_setting_faults(request) + [fault for fault in found if fault is not None]
 
 
 def _trainer(

@@ -50,7 +50,7 @@ class Unlearned:
 
     @property
     def verdict(self) -> str:
-        """What the run came to, in one line."""
+        """The verdict on the run, in one line."""
         return verdict(self.record.stop, self.record.after["forget"]).line
 
     def report(self, path: str | Path | None = None) -> Path:

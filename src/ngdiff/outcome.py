@@ -31,10 +31,10 @@ NEXT: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run came to.
+    """The verdict on a run.
 
     Args:
-        outcome: in short.
+        outcome: its short name.
         line: the outcome in capitals, and the figures that decide in brackets.
         advice: what to do next.
     """
@@ -45,10 +45,10 @@ class Verdict:
 
 
 def verdict(stop: Mapping[str, Any], after: Mapping[str, Any]) -> Verdict:
-    """Return what a run came to.
+    """Return the verdict on a run.
 
     Args:
-        stop: ``stop`` of its record; what is missing or of another type is left out of the line.
+        stop: ``stop`` of its record; missing values and those of another type are left out of the line.
         after: mean figures of the forget set under the weights that are kept.
     """
     outcome = _outcome(stop)
@@ -79,7 +79,7 @@ def _outcome(stop: Mapping[str, Any]) -> Outcome:
 
 
 def _means(stop: Mapping[str, Any], after: Mapping[str, Any], outcome: Outcome) -> list[str]:
-    """Return the mean figures that decide: all of them, or where a target was missed those that missed it."""
+    """Return the mean figures that decide: those that missed a target, or all where none did."""
     target = stop.get("target")
     if not isinstance(target, Mapping):
         return []
@@ -102,7 +102,7 @@ def _means(stop: Mapping[str, Any], after: Mapping[str, Any], outcome: Outcome) 
 
 
 def _items(stop: Mapping[str, Any]) -> str:
-    """Return how many items are left, where items decide."""
+    """Return how many items are left, where the criterion counts items."""
     left, looked = stop.get("left"), stop.get("looked_at")
     of = looked.get("of") if isinstance(looked, Mapping) else None
     if not isinstance(left, list) or not isinstance(of, int) or stop.get("target_met") is None:

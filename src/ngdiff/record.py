@@ -1,4 +1,4 @@
-"""Everything a run knows -> record.json."""
+"""the state of a run -> record.json."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ class StepRecord:
         step: counted from 1.
         epoch: passes over the forget set so far.
         forget_loss: in nats per token (for NLL losses), before the step.
-        retain_loss: likewise.
+        retain_loss: in the same unit, before the step.
         forget_norm: norm of the forget gradient; None where the two gradients were not kept apart.
-        retain_norm: likewise.
+        retain_norm: norm of the retain gradient; None in the same case.
         cosine: between the two gradients.
         weights: factors of the retain and the forget gradient.
         combined_norm: norm of the combined gradient.
-        learning_rate: that the step was taken with.
+        learning_rate: the rate of the step.
         retain_descent: cosine between the retain gradient and minus the update that the optimizer applied,
             on a sample of the parameters: positive where the step lowered the retain loss to first order;
             None where the two gradients were not kept apart.
-        forget_descent: likewise, of the forget gradient.
-        changed: share of a sample of the parameters, of those with a gradient, that the step really
-            changed.
+        forget_descent: the same cosine for the forget gradient.
+        changed: share of a sample of the parameters with a gradient whose value the step changed.
         forget_extraction_strength: of the step's own forget batch, before the step.
         seconds: wall-clock time of the step, probes and checks included.
         skipped: why nothing was applied, if nothing was.
@@ -57,14 +56,14 @@ class StepRecord:
 
 @dataclass
 class RunRecord:
-    """One unlearning run; every fallback taken on the way is in ``notes``.
+    """One unlearning run; ``notes`` lists every fallback taken.
 
     ``request_sha256`` is :func:`ngdiff.settings.identity.request_hash` of settings, data and starting model,
     where the run came from ``ngdiff unlearn``. ``sources`` names the paper, or this software, that each part
-    of the method comes from. ``losses`` holds the settings of both losses as they were used, those measured
-    at the beginning included. ``before`` and ``after`` hold the mean figures of every
-    set that was looked at and, under ``items``, what they are means of; ``earlier`` what became of earlier
-    requests; ``finished`` when the run ended, in UTC.
+    of the method comes from. ``losses`` holds the settings of both losses as they were used, including
+    those measured at the beginning. ``before`` and ``after`` hold the mean figures of every measured set and,
+    under ``items``, those of single items; ``earlier`` the state of earlier requests; ``finished`` the end of
+    the run, in UTC.
     """
 
     request_sha256: str | None = None
@@ -88,7 +87,7 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Write down a fallback or a warning, once."""
+        """Note a fallback or a warning, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -97,7 +96,7 @@ class RunRecord:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved record, in place; notes that were taken since come after its own."""
+        """Continue from a saved record, in place; notes taken since then follow its own."""
         later = self.notes
         for name in (one.name for one in fields(self) if one.name in state):
             setattr(self, name, state[name])

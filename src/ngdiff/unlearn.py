@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ from ngdiff.data.benchmarks import Folders
 from ngdiff.data.datasets import for_stopping
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example, overlap_fault, read_examples
-from ngdiff.data.long_text import counted_texts, encode_pieces
+from ngdiff.data.long_text import counted_texts
 from ngdiff.data.overlaps import (
     answer_fault,
     holdout_fault,
@@ -33,7 +34,6 @@ from ngdiff.data.overlaps import (
     swapped,
 )
 from ngdiff.data.sharing import examples_of_a_step
-from ngdiff.data.sources import local_sources
 from ngdiff.errors import Fault, Faults, RequestError
 from ngdiff.hub.card import CARD, model_card
 from ngdiff.losses import LOSSES
@@ -42,27 +42,22 @@ from ngdiff.models.loading import (
     ModelSource,
     Precision,
     autocast_bf16,
-    check_causal,
-    check_precision,
     load_model,
     load_quantised,
     quantisation_faults,
-    resolve_model,
-    tokenizer_of,
-    vocabulary_faults,
-    weights_bytes,
 )
 from ngdiff.preparation.alternatives import alternative_faults
 from ngdiff.receipts.data_key import describe, hidden, set_hash
 from ngdiff.receipts.receipt import ReceiptPlan, complete_record, plan_receipt, write_receipt
 from ngdiff.record import RunRecord
+from ngdiff.requested import check_folder, encode_sets, find_model, read_sets, shared_setting_faults
 from ngdiff.runs.reservation import may_replace, reserved
 from ngdiff.runs.saving import when_to_save, write_result
 from ngdiff.runs.workplace import Asked, Workplace
 from ngdiff.settings.values import SettingError
 from ngdiff.stopping.never_seen import missing_holdout
 from ngdiff.system.environment import weights_hash
-from ngdiff.system.output import ANSWERS, RECORD, check_output, holds_faults, same_folder, write_json
+from ngdiff.system.output import ANSWERS, RECORD, write_json
 from ngdiff.system.processes import from_main, is_main, joined, on_all
 from ngdiff.system.progress import console, working
 from ngdiff.system.untrusted import first_line
@@ -81,20 +76,20 @@ class UnlearnRequest:
     Args:
         model: folder, hub name or ``smollm2``.
         forget: one or more sources of what to forget, joined (see :mod:`ngdiff.data.sources`).
-        retain: likewise, of what to keep.
+        retain: one or more sources of what to keep.
         output: the folder to make.
         holdout: text of the forget set's kind that the model never saw.
         settings: fields of :class:`ngdiff.training.config.UnlearningConfig` that differ from their defaults.
         lora: train LoRA adapters only, and save those.
-        qlora: likewise, on a model whose weights are quantised to 4 bits (NF4) while it trains.
+        qlora: the same, on a model whose weights are quantised to 4 bits (NF4) during training.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it; weights stay float32.
         folders: benchmarks, such as ``tofu``, to folders that hold their data.
-        allow_overlap: go on although forget and retain set share rows.
+        allow_overlap: continue although forget and retain set share rows.
         overwrite: replace an earlier result, and drop another request's unfinished run.
-        resume: True: go on with the unfinished run of this output, or fail; False: start afresh; None: go on
-            where there is one of the same request.
-        earlier: forget sets of earlier requests, to see that nothing of them comes back.
-        keep: further sets that must be kept, which nothing is trained on; each source has a floor of its own.
+        resume: True: resume the unfinished run of this output, or fail; False: start over; None: resume where
+            there is one of the same request.
+        earlier: forget sets of earlier requests, to check that none of them comes back.
+        keep: further sets that must be kept, without training on them; each source has its own floor.
         sign: file of the private key to sign the receipt with.
         data_key: file of the key that hides the hashes of the data (see :mod:`ngdiff.receipts.data_key`).
         answers: how many questions of the forget set to answer before and after, for the report; 0 for none.
@@ -137,7 +132,7 @@ class UnlearnRequest:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request found to be in order: everything but the model's weights is loaded."""
+    """A valid request, with everything loaded except the model's weights."""
 
     source: ModelSource
     tokenizer: Any
@@ -157,11 +152,19 @@ def prepare(request: UnlearnRequest) -> Prepared:
     Raises:
         RequestError: with every fault of the settings, the files, the output and the model.
     """
-    faults = Faults()
-    faults.attempt(lambda: check_precision(request.precision), None)
+    faults = Faults(shared_setting_faults(request) + _answer_count_faults(request))
     config = faults.attempt(lambda: make_config(request), None)
-    source = _check_model_and_output(request, faults)
-    sets = _read_sets(request, faults)
+    model = find_model(request.model, faults, trust_remote_code=request.trust_remote_code)
+    if model is not None:
+        model = replace(model[0], name=request.model_name), model[1]
+    source = None if model is None else model[0]
+    if source is not None and request.qlora:
+        faults += quantisation_faults(source)
+    named = _named(request)
+    reads = {f"--{name}": sources for name, sources in named.items()}
+    replaces = may_replace(request)
+    check_folder(request.output, replaces, source, partial(room, request), reads, request.folders, faults)
+    sets = _read(request, named, faults)
     faults += _set_faults(request, sets)
     if config is not None:
         with faults.collecting():
@@ -169,28 +172,28 @@ def prepare(request: UnlearnRequest) -> Prepared:
     receipt = _plan_receipt(request, source, sets, faults)
     if config is not None:
         faults += _answer_faults(config, sets)
-    tokenizer = tokenizer_of(source, faults)
     faults.raise_any()
-    assert source is not None and config is not None
-    encoded, notes = _encode(sets, receipt, tokenizer, config, faults)
-    used = (token for examples in encoded.values() for example in examples for token in example.input_ids)
-    faults += vocabulary_faults(source, tokenizer, used)
+    assert model is not None and config is not None
+    every = {"forget": sets.forget, "retain": sets.retain, "holdout": sets.holdout}
+    every |= {_earlier(number): examples for number, examples in receipt.earlier.items()}
+    every |= {f"keep {name}": examples for name, examples in sets.keep.items()}
+    encoded, notes = encode_sets(every, model, config.max_length, faults, config.long_text)
     faults.raise_any()
-    forget, retain, holdout = (encoded[where] for where in ("--forget", "--retain", "--holdout"))
+    forget, retain, holdout = (encoded[name] for name in ("forget", "retain", "holdout"))
     if config.examples_per_step is None:
         config.examples_per_step = examples_of_a_step(len(forget))
-    keep = {name: encoded[f"--keep {name}"] for name in sets.keep}
+    keep = {name: encoded[f"keep {name}"] for name in sets.keep}
     earlier = {number: encoded[_earlier(number)] for number in receipt.earlier}
     notes += forewarnings(sets.forget, sets.retain)
     lacking = None if holdout else missing_holdout(forget)
     notes += [] if lacking is None else [lacking]
     data = forget, retain, holdout
-    return Prepared(source, tokenizer, *data, config, receipt, keep, earlier, tuple(notes))
+    return Prepared(*model, *data, config, receipt, keep, earlier, tuple(notes))
 
 
 @dataclass(frozen=True)
 class _Sets:
-    """The examples of a request, by their part in it."""
+    """The examples of a request, by their role."""
 
     forget: list[Example]
     retain: list[Example]
@@ -198,41 +201,29 @@ class _Sets:
     keep: dict[str, list[Example]]
 
 
-def _check_model_and_output(request: UnlearnRequest, faults: Faults) -> ModelSource | None:
-    """Find the model, and check whether its kind can be trained and the result can be written."""
-    source, needed = None, 0
-    with faults.collecting():
-        source = resolve_model(request.model, trust_remote_code=request.trust_remote_code)
-        source = replace(source, name=request.model_name)
-        found = check_causal(source)
-        found += quantisation_faults(source) if request.qlora else []
-        faults += found + same_folder(request.output, source.location)
-        needed = 0 if found else room(request, weights_bytes(source) or 0)
-    faults += check_output(request.output, may_replace(request), needed)
-    if type(request.answers) is not int or request.answers < 0:
-        fix = "Give a whole number; 0 disables the answers"
-        faults.append(Fault("--set answers", f"is {request.answers!r}", fix))
-    return source
+def _answer_count_faults(request: UnlearnRequest) -> list[Fault]:
+    if type(request.answers) is int and request.answers >= 0:
+        return []
+    return [Fault("--set answers", f"is {request.answers!r}", "Give a whole number; 0 disables the answers")]
 
 
-def _read_sets(request: UnlearnRequest, faults: Faults) -> _Sets:
-    """Read every set; none may lie in the folder that the result replaces."""
-    sources = {"--forget": request.forget, "--retain": request.retain, "--holdout": request.holdout}
-    sources |= {"--earlier": request.earlier, "--keep": request.keep}
-    faults += holds_faults(request.output, local_sources(sources, request.folders))
-    return _Sets(
-        read_examples(request.forget, "--forget", request.folders, faults),
-        read_examples(request.retain, "--retain", request.folders, faults),
-        read_examples(request.holdout, "--holdout", request.folders, faults),
-        {
-            name: read_examples((source,), "--keep", request.folders, faults)
-            for name, source in kept_names(request.keep).items()
-        },
-    )
+def _named(request: UnlearnRequest) -> dict[str, Sequence[str]]:
+    """Return the sources of every set by the name of the option that gives them."""
+    return {name: getattr(request, name) for name in ("forget", "retain", "holdout", "earlier", "keep")}
+
+
+def _read(request: UnlearnRequest, named: dict[str, Sequence[str]], faults: Faults) -> _Sets:
+    """Read every set but the earlier ones, which belong to the receipt."""
+    sets = read_sets({name: named[name] for name in ("forget", "retain", "holdout")}, request.folders, faults)
+    kept = {
+        name: read_examples((source,), "--keep", request.folders, faults)
+        for name, source in kept_names(request.keep).items()
+    }
+    return _Sets(**sets, keep=kept)
 
 
 def _set_faults(request: UnlearnRequest, sets: _Sets) -> list[Fault]:
-    """Say what sets share that they may not, and which names are taken."""
+    """Return what sets share although they may not, and which names are reserved."""
     checks = () if request.allow_overlap else (overlap_fault, answer_fault, part_fault)
     found = [check(sets.forget, sets.retain) for check in checks]
     found.append(holdout_fault(sets.holdout, sets.forget, sets.retain))
@@ -255,35 +246,17 @@ def _plan_receipt(
 
 
 def _answer_faults(config: UnlearningConfig, sets: _Sets) -> list[Fault]:
-    """Say so where a loss needs other answers that the forget set does not have."""
+    """Return faults where a loss needs other answers that the forget set does not have."""
     wanted = LOSSES[str(config.forget_loss)].other_answers
     return alternative_faults(sets.forget, wanted, "--forget") if wanted is not None and sets.forget else []
 
 
-def _encode(
-    sets: _Sets, receipt: ReceiptPlan, tokenizer: Any, config: UnlearningConfig, faults: Faults
-) -> tuple[dict[str, list[EncodedExample]], list[str]]:
-    """Return every set's token ids by where the set was named, and what was noticed."""
-    encoded: dict[str, list[EncodedExample]] = {}
-    notes: list[str] = []
-    every = {"--forget": sets.forget, "--retain": sets.retain, "--holdout": sets.holdout}
-    every |= {_earlier(number): examples for number, examples in receipt.earlier.items()}
-    every |= {f"--keep {name}": examples for name, examples in sets.keep.items()}
-    for where, examples in every.items():
-        with faults.collecting():
-            encoded[where], told = encode_pieces(
-                examples, tokenizer, config.max_length, where, config.long_text
-            )
-            notes += told
-    return encoded, notes
-
-
 def _earlier(number: int) -> str:
-    return f"--earlier (request {number})"
+    return f"earlier (request {number})"
 
 
 def forewarnings(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[str, ...]:
-    """Return what is not wrong with a request's sets, and should be known before the run."""
+    """Return notes on a request's sets that are no faults, but should be known before the run."""
     found = (repeated(forget), reworded(forget, retain), swapped(len(forget), len(retain)))
     return (*(note for note in found if note is not None), *small_sets(len(forget), len(retain)))
 
@@ -301,7 +274,7 @@ def kept_names(sources: Sequence[str]) -> dict[str, str]:
 
 
 def room(request: UnlearnRequest, weights: int) -> int:
-    """Return the bytes a run writes at the most: the result, the best weights and their successor."""
+    """Return the most bytes that a run writes: the result, the best weights and their successor."""
     return 0 if request.adapters else 3 * weights
 
 
@@ -342,14 +315,14 @@ def make_config(request: UnlearnRequest, folder: Path | None = None) -> Unlearni
 
 
 def _examples_per_step(settings: dict[str, Any]) -> int | None:
-    """Return what one process would take a step, so that more processes take no more; None if nobody said."""
+    """Return the examples per step of one process, which more processes share; None if not given."""
     usual = {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1}
     if not any(settings.get(name) is not None for name in usual):
         return None
     product = 1
     for name, default in usual.items():
         value = settings.get(name, default)
-        product *= value if isinstance(value, int) and value > 0 else 1  # what is wrong is said elsewhere
+        product *= value if isinstance(value, int) and value > 0 else 1  # faults are reported elsewhere
     return product
 
 
@@ -389,7 +362,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
             holdout_dataset=unseen or None,
             earlier_datasets={f"earlier {number}": e for number, e in ready.earlier.items()},
             keep_datasets=ready.keep,
-            allow_overlap=True,  # what was not allowed has been refused
+            allow_overlap=True,  # overlaps have been checked
             processing_class=ready.tokenizer,
             callbacks=tracker_callbacks(request.settings, request.output),
         )
@@ -425,7 +398,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
 
 
 def _settled(place: Workplace, request: UnlearnRequest) -> RunRecord | None:
-    """Put a finished result in its place; return its record, if it is this request's and nothing is left."""
+    """Move a finished result into place; return its record, if it is this request's."""
     if not place.settle(request.overwrite):
         return None
     kept = json.loads((request.output / RECORD).read_text(encoding="utf-8"))
@@ -459,7 +432,7 @@ def _counted(examples: Sequence[EncodedExample]) -> str:
 
 
 def _measured_on(trainer: UnlearningTrainer) -> str:
-    """Say on which retain examples utility is measured."""
+    """Return on which retain examples utility is measured."""
     if trainer.held_out_set[0] is trainer.retain_set[0]:
         return "too few to hold any out, so utility is measured on these"
     return f"{_counted(trainer.held_out_set)} more are held out to measure utility on"
@@ -503,7 +476,7 @@ def settings_of(request: UnlearnRequest, config: UnlearningConfig) -> dict[str, 
 
 
 def data_hashes(ready: Prepared) -> dict[str, str]:
-    """Return the SHA-256 of each data set there is, by its role."""
+    """Return the SHA-256 of each data set, by its role."""
     return hashes_of(data_sets(ready), ready.receipt.data_key)
 
 

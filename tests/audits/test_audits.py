@@ -428,7 +428,7 @@ def test_an_opening_is_context_and_only_the_answer_is_scored() -> None:
 
 def test_a_text_cannot_be_opened() -> None:
     (example,) = examples([{"text": "All of it."}])
-    with pytest.raises(RequestError, match="begin otherwise"):
+    with pytest.raises(RequestError, match="begin with other words"):
         encode(replace(example, opening=PREFIX), tiny_tokenizer(), 64)
 
 

@@ -228,7 +228,7 @@ def test_an_empty_text_of_a_benchmark_is_left_out_and_counted(tmp_path: Path) ->
     examples = to_examples(read_rows("muse:news/forget", where="x", folders={"muse": tmp_path}), "--forget")
     for long_text in ("split", "cut"):
         encoded, notes = encode_pieces(examples, tiny_tokenizer(), 512, "--forget", long_text)
-        assert len(encoded) == 3 and notes == ["--forget: 1 piece was left out: nothing but white space"]
+        assert len(encoded) == 3 and notes == ["--forget: 1 piece was left out: only white space"]
     assert overlap_fault(examples[1:2], examples[1:2]) is None and repeated(examples[1:2] * 2) is None
     with pytest.raises(RequestError, match="'text' is empty"):  # of one's own data it is refused
         to_examples([Row({"text": " "}, "own.jsonl, line 1")], "--forget")

@@ -103,9 +103,7 @@ def test_the_last_piece_is_no_scrap() -> None:
 def test_pieces_of_white_space_are_left_out_and_counted() -> None:
     found = in_pieces([text(words(20) + "\n" * 200 + words(20))], PLAIN, 40, "--forget")
     assert found.blank > 0 and all(piece.answer.strip() for piece in found.examples)
-    assert f"--forget: {found.blank} pieces were left out: nothing but white space" in found.notes(
-        "--forget", 40
-    )
+    assert f"--forget: {found.blank} pieces were left out: only white space" in found.notes("--forget", 40)
     assert found.examples[-1].place == f"a, line 1, piece {len(found.examples)} of {len(found.examples)}"
 
 

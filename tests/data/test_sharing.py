@@ -93,7 +93,7 @@ def test_a_step_grows_with_the_processes_as_in_transformers() -> None:
 def test_processes_that_wait_are_noted() -> None:
     record = RunRecord()
     share_steps(_args(world_size=6, examples_per_step=4), record)
-    assert record.notes[0].startswith("4 examples a step do not go round 6 processes: 2 wait")
+    assert record.notes[0].startswith("4 examples a step cannot be shared evenly by 6 processes: 2 wait")
 
 
 def test_one_process_uses_one_gpu() -> None:

@@ -171,8 +171,10 @@ def test_a_model_that_mixes_rows_is_found_out() -> None:
 
     mixing, deaf = Mixing(), Deaf()
     assert not packing.takes_packed(mixing) and not packing.takes_packed(deaf)
-    assert packing.refused[mixing] == "the model reads packed rows otherwise than padded ones"
-    assert packing.refused[deaf] == "the model does not take packed rows (TypeError)"
+    assert packing.refused[mixing] == (
+        "the model's predictions for packed rows differ from those for padded ones"
+    )
+    assert packing.refused[deaf] == "the model does not accept packed rows (TypeError)"
 
 
 def test_the_trial_leaves_modes_and_random_numbers_as_they_were() -> None:

@@ -289,7 +289,7 @@ def test_the_command_reads_the_configuration_alone(cli: Cli, tmp_path: Path) -> 
         "plan", "--model", tmp_path / "model", "--memory", "0.5", "--gpus", "2", "--precision", "fp32"
     )
     assert "It does not fit" in answer.out and "and --fsdp" in answer.out
-    assert "Nothing more can be switched on" in answer.out  # half a GiB goes to the GPU's context
+    assert "Nothing more can be enabled" in answer.out  # half a GiB goes to the GPU's context
 
 
 def test_wrong_plans(cli: Cli, tmp_path: Path) -> None:

@@ -11,25 +11,12 @@ from typing import Any
 import pytest
 from benchmarks.sequence import EVIDENCE, came_back, section, table
 
-from commandline import Cli, questions, save_model, tree, write_jsonl
+from commandline import SHORT, Cli, questions, save_model, tree, write_jsonl
 from ngdiff.data.examples import Example, data_hash, to_examples
 from ngdiff.data.sources import Row
 from ngdiff.errors import RequestError
 from ngdiff.receipts.earlier import EarlierRequest, looked_at_again, match_files
 from ngdiff.receipts.schema import check_text
-
-SHORT = (
-    "--stop-at",
-    "none",
-    "--set",
-    "max_steps=2",
-    "--batch-size",
-    "2",
-    "--max-length",
-    "128",
-    "--lr",
-    "1e-4",
-)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +52,7 @@ def test_three_requests(cli: Cli, made: Path, tmp_path: Path) -> None:
     answer = cli(*request(made, outs[1], 3, outs[2]), "--earlier", made / "forget2.jsonl")
     assert answer.code == 0
     assert (
-        "earlier requests not looked at again, since their files were not given (--earlier): 1" in answer.err
+        "earlier requests not measured again, since their files were not given (--earlier): 1" in answer.err
     )
 
     receipts = [receipt_of(out) for out in outs]
@@ -104,7 +91,7 @@ def test_a_record_without_a_receipt(cli: Cli, made: Path, tmp_path: Path) -> Non
     (tmp_path / "out1" / "receipt.json").unlink()
     earlier = ("--earlier", made / "forget1.jsonl")
     answer = cli(*request(made, tmp_path / "out1", 2, tmp_path / "out2"), *earlier)
-    assert answer.code == 0 and "has a record and no receipt" in answer.err
+    assert answer.code == 0 and "has a record but no receipt" in answer.err
     receipt = receipt_of(tmp_path / "out2")
     assert receipt["previous"]["sha256"] is None and receipt["previous"]["record_sha256"]
     assert [(e["request"], e["looked_at"]) for e in receipt["earlier"]] == [(0, True)]
@@ -122,7 +109,7 @@ def test_an_adapter_is_chained_by_its_files(cli: Cli, made: Path, tmp_path: Path
     earlier = ("--earlier", made / "forget1.jsonl")
     assert cli(*request(made, tmp_path / "out1", 2, tmp_path / "out2"), *earlier).code == 0
     answer = cli("verify", tmp_path / "out2", "--chain", "--model", tmp_path / "out1")
-    assert answer.code == 0 and "✓ receipts before: the 1 before it fit" in answer.out
+    assert answer.code == 0 and "✓ receipts before: the 1 before it match" in answer.out
 
 
 def test_wrong_earlier_files(cli: Cli, made: Path, tmp_path: Path) -> None:

@@ -21,25 +21,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from commandline import Answer, Cli, questions, save_model, write_jsonl
+from commandline import SHORT, Answer, Cli, questions, save_model, write_jsonl
 from ngdiff.data.examples import data_hash, to_examples
 from ngdiff.data.sources import read_rows
 from ngdiff.evaluation.statistics import interval
 from ngdiff.receipts.hashes import canonical
 from ngdiff.receipts.set_figures import figures_of
-
-SHORT = (
-    "--stop-at",
-    "none",
-    "--set",
-    "max_steps=2",
-    "--batch-size",
-    "2",
-    "--max-length",
-    "128",
-    "--lr",
-    "1e-4",
-)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +101,7 @@ def test_everything_agrees(cli: Cli, made: Path) -> None:
     assert answer.code == 0, answer.out
     assert lines(answer, "✗") == []
     unchecked = [line for line in lines(answer, "-") if not line.startswith("report.html")]  # written later
-    assert unchecked == ["software that ran: the same software that verifies"]
+    assert unchecked == ["software that ran: the same software as this one"]
     agreed = "\n".join(lines(answer, "✓"))
     for claim in ("model.safetensors", "receipts/001.json", "weights", "forget data", "retain data"):
         assert claim in agreed
@@ -272,14 +259,17 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "receipt's time, resealed": (lambda f: reseal(f, earlier_time), ["time in the receipt: does not follow"]),
     "file left out, resealed": (lambda f: reseal(f, drop_file), ["config.json: is not in the receipt"]),
-    "receipt is no JSON": (lambda f: (f / "receipt.json").write_text("{"), ["receipt.json: is no JSON"]),
+    "receipt is no JSON": (
+        lambda f: (f / "receipt.json").write_text("{"),
+        ["receipt.json: is not readable JSON"],
+    ),
     "receipt is nested deep": (
         lambda f: (f / "receipt.json").write_text("[" * 100_000),
-        ["receipt.json: is no JSON"],
+        ["receipt.json: is not readable JSON"],
     ),
     "receipt of another form": (
         lambda f: (f / "receipt.json").write_text('{"kind": "receipt"}'),
-        ["receipt.json: is no receipt of this form"],
+        ["receipt.json: is not a valid receipt"],
     ),
     "no signature": (lambda f: (f / "receipt.sig").unlink(), ["signature of receipt.json: is missing"]),
     "signature": (lambda f: flip(f / "receipt.sig"), ["signature of receipt.json: does not match"]),
@@ -334,11 +324,11 @@ ALTERED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "the chain cut off, resealed": (
         lambda f: reseal(f, lambda c: c.update(previous=None)),
-        ["receipt.json: counts 0 receipts before it; receipts/001.json lies there, too"],
+        ["receipt.json: counts 0 receipts before it, but receipts/001.json is there too"],
     ),
     "a number of 4,000 digits": (
         edit("receipt.json", '"seed": 0', f'"seed": {"7" * 4000}'),
-        ["receipt.json: is no JSON that can be read"],
+        ["receipt.json: is not readable JSON"],
     ),
     "a record's number of 4,000 digits": (
         edit("record.json", '"seed": 0', f'"seed": {"7" * 4000}'),
@@ -402,12 +392,12 @@ def test_wrong_data_model_and_key(cli: Cli, made: Path, tmp_path: Path) -> None:
     assert answer.code == 4
     starts = [
         "signature of receipt.json: was made with a different key",
-        "forget data: is not what was used: 4",
+        "forget data: is not the set used: 4",
     ]
     starts += [
         "holdout data: the receipt has none",
         "retain data: is not what",
-        "starting model: is another",
+        "starting model: is a different model",
     ]
     wrong = lines(answer, "✗")
     assert len(wrong) == len(starts)
@@ -471,7 +461,7 @@ def test_the_starting_model_is_hashed_though_the_receipt_lists_no_files(
 ) -> None:
     reseal(copy, lambda content: content.update(starting_files=None))
     wrong = lines(cli("verify", copy, "--model", made / "target"), "✗")
-    assert any(line.startswith("starting model: is another one: its weights") for line in wrong), wrong
+    assert any(line.startswith("starting model: is a different model: its weights") for line in wrong), wrong
     answer = cli("verify", copy, "--model", made / "out1")
     assert "✓ starting model: its weights have the SHA-256 of the receipt" in answer.out
     wrong = lines(answer, "✗")
@@ -535,7 +525,7 @@ def test_bad_keys(cli: Cli, made: Path, tmp_path: Path) -> None:
         "is encrypted with a password": pem(tmp_path / "locked.pem", Ed25519PrivateKey.generate(), b"secret"),
         "another kind of key (RSA)": pem(tmp_path / "rsa.pem", rsa.generate_private_key(65537, 1024)),
         "contains a public key": made / "key.pub.pem",
-        "contains no private key": made / "retain.jsonl",
+        "does not contain a private key": made / "retain.jsonl",
         "cannot be read": tmp_path / "nowhere.pem",
         "is not a file": tmp_path,
     }
@@ -631,7 +621,7 @@ def test_data_under_a_key(cli: Cli, made: Path, tmp_path: Path) -> None:
     with_key = ("--data-key", tmp_path / "data.key")
     assert "✓ forget data: the 4 examples" in cli("verify", tmp_path / "out", *forget, *with_key).out
     answer = cli("verify", tmp_path / "out", "--forget", one, *with_key)
-    assert answer.code == 0 and "✓ forget data: part of what was used: row 3 of 4" in answer.out
+    assert answer.code == 0 and "✓ forget data: part of the set used: row 3 of 4" in answer.out
     answer = cli("verify", tmp_path / "out", "--forget", made / "forget2.jsonl", *with_key)
     assert answer.code == 4 and "0 of these are in it" in answer.out
 

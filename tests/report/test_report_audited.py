@@ -54,7 +54,7 @@ def test_what_came_back_is_said_in_plain_words() -> None:
     )
     tried, alone, came, untried = card.lines[:4]
     assert tried == f"Tried: {WAYS['prefix']}; {WAYS['relearning']}."
-    assert alone == f"Tried with nothing to compare with: {WAYS['layers']}."
+    assert alone == f"Tried without anything to compare with: {WAYS['layers']}."
     assert came == (
         "Found by training it a little on the texts again: extraction strength 0.750 (all of it), 0.250 "
         "beside its rise."
@@ -73,7 +73,7 @@ def test_nothing_came_back() -> None:
 def test_an_attack_of_the_evaluation_is_not_overruled() -> None:
     found = audited(finding("prefix", False), evaluation=evaluation(0.78, (0.67, 0.87)))
     card = judge(found).cards[2]
-    assert (card.answer, card.status) == ("No, membership inference still tells", "bad")
+    assert (card.answer, card.status) == ("No, membership inference still works", "bad")
     assert card.lines[0].startswith("Tried: ")
 
 

@@ -119,7 +119,7 @@ def test_evaluations_in_the_folder_are_found(tmp_path: Path) -> None:
     write_result(evaluation(0.5, (0.4, 0.6), sha256="re"), out / "retrained.json")
     write_result(evaluation(1.0, (1.0, 1.0), sha256="be"), out / "target.json")
     page = write_report(out).read_text(encoding="utf-8")
-    assert "membership inference still tells" in page
+    assert "membership inference still works" in page
     rocs = _Elements(page).data()["membership"][0]["rocs"]
     assert [roc["label"] for roc in rocs] == ["this model", "target model", "retrained model"]
 
@@ -210,7 +210,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     [
         (None, "contains no record.json and no evaluation"),
         ("{", "is not valid JSON"),
-        ("[]", "no JSON object"),
+        ("[]", "not contain a JSON object"),
         ('{"kind": "finetune"}', "the record of 'finetune', not of an unlearning run"),
         ('{"kind": "unlearn", "format": 9}', "format '9'"),
     ],

@@ -29,7 +29,7 @@ def test_forgotten_and_kept_but_not_audited() -> None:
         "the knowledge back. "
         "The extraction strength of the forget set went from 1.000 to 0.065, and the target was 0.092. "
         "Kept: 99.4% of the retain set's answer probability is left. "
-        "No audit was made: membership inference and a retrained model could still tell."
+        "No audit was made: membership inference or a retrained model may still differ."
     )
 
 
@@ -37,10 +37,10 @@ def test_forgotten_and_kept_but_not_audited() -> None:
     ("code", "kept", "says"),
     [
         ("floor", 6, "missed; the run ended because a floor was met" + KEPT.format(6)),
-        ("floor", 0, "missed; the run ended because a floor was met; the model is as it was."),
-        ("non-finite", 6, "missed; the run broke off because gradients were not finite" + KEPT.format(6)),
+        ("floor", 0, "missed; the run ended because a floor was met; the model is unchanged."),
+        ("non-finite", 6, "missed; the run ended because gradients were not finite" + KEPT.format(6)),
         ("stationary", 6, "missed; the run ended because both gradients were zero" + KEPT.format(6)),
-        ("end", 12, "missed; all steps allowed were used" + KEPT.format(12)),
+        ("end", 12, "missed; all steps were used" + KEPT.format(12)),
     ],
 )  # fmt: skip
 def test_target_missed(code: str, kept: int, says: str) -> None:
@@ -106,7 +106,7 @@ def test_met_at_the_start() -> None:
     found = run(stop={"kept_step": 0, "step": 0}, before={"forget": figures(0.07, 0.065, 4.6)})
     verdict = judge(found)
     assert told(verdict)[0] == "Nothing changed"
-    assert "the model is as it was" in verdict.sentence
+    assert "the model is unchanged" in verdict.sentence
     assert verdict.sentence.startswith("NOTHING CHANGED (the model did not know this). ")
     assert "FORGOTTEN" not in verdict.sentence
 
@@ -162,7 +162,7 @@ def test_an_interval_past_the_target_is_said() -> None:
     found = replace(run(), answers=answers(items(0.0, 0.13, 0.13, 0.0)))
     card = judge(found).cards[0]
     assert card.marks[0].bounds is not None and card.marks[0].bounds[1] > 0.092
-    assert any("past the target" in line for line in card.lines)
+    assert any("beyond the target" in line for line in card.lines)
 
 
 def test_items_whose_mean_is_another_figure_give_no_interval() -> None:
@@ -176,9 +176,9 @@ def test_items_whose_mean_is_another_figure_give_no_interval() -> None:
 def test_an_attack_that_tells_is_said() -> None:
     found = replace(run(), evaluation=evaluation(0.78, (0.67, 0.87)))
     verdict = judge(found)
-    assert told(verdict)[2] == "No, membership inference still tells"
+    assert told(verdict)[2] == "No, membership inference still works"
     assert (
-        "But membership inference still tells the forget set from text never seen: "
+        "But membership inference still distinguishes the forget set from never-seen text: "
         "min-k reaches an AUC of 0.780." in verdict.sentence
     )
 
@@ -220,7 +220,7 @@ def test_an_evaluation_alone_is_held_against_the_retrained_model() -> None:
     )
     assert told(judge(found))[0] == "Yes, as if retrained"
     worse = replace(found, evaluation=evaluation(strength=0.5))
-    assert told(judge(worse))[0] == "More is left than after retraining"
+    assert told(judge(worse))[0] == "More is left than in the retrained model"
     alone = replace(found, reference=None)
     assert told(judge(alone))[0] == "Nothing to compare with"
 

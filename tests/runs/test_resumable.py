@@ -220,7 +220,7 @@ def test_three_broken_steps_in_a_row_cut_the_rate(
     assert [step.skipped for step in trainer.record.steps] == [None, *["non-finite"] * 3, None, None, None]
     assert taken[4:] == pytest.approx([taken[0] / 4] * 3)
     (note,) = notes(trainer, "not finite")
-    assert note.startswith("step 4: 3 steps in a row") and "the weights of step 0 were put back" in note
+    assert note.startswith("step 4: 3 steps in a row") and "the weights of step 0 were restored" in note
     assert "the rate was cut to" in note
     assert trainer.record.cost["skipped_steps"] == 3
     assert trainer.record.stop["code"] == "end"
@@ -247,7 +247,7 @@ def test_a_broken_weight_is_never_saved(tmp_path: Path) -> None:
     assert saved(tmp_path) == ["checkpoint-2", "checkpoint-4"]
     assert notes(trainer, "not finite") == [
         "step 3: no checkpoint was written, since a weight was not finite",
-        "step 4: a weight was not finite, so the weights of step 2 were put back, "
+        "step 4: a weight was not finite, so the weights of step 2 were restored, "
         "and the rate was cut to 2.5e-04",
     ]
     assert all_finite(trainer.model)
@@ -264,7 +264,7 @@ def test_a_broken_weight_without_better_ones_ends_in_an_error(tmp_path: Path) ->
 def test_a_weight_broken_at_the_end_gives_way_to_the_best(tmp_path: Path) -> None:
     trainer = run(tmp_path, callbacks=[Poison(6)], **{**UNREACHED, "learning_rate": 1e-3, "check_every": 4})
     assert all_finite(trainer.model) and trainer.record.stop["kept_step"] == 4
-    assert notes(trainer, "step 6: a weight was not finite, so the best were put back")
+    assert notes(trainer, "step 6: a weight was not finite, so the best weights were restored")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

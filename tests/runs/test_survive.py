@@ -223,7 +223,7 @@ def test_a_second_interrupt_ends_at_once(story: Story) -> None:
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(story: Story) -> None:
     assert story.code("cut") == MISSED
     notes = story.record("cut")["notes"]
-    assert any("checkpoint-4 was damaged" in note and "went on from checkpoint-2" in note for note in notes)
+    assert any("checkpoint-4 was damaged" in note and "resumed from checkpoint-2" in note for note in notes)
     files = [(story.folder / out / "model.safetensors").read_bytes() for out in ("cut", "whole")]
     assert files[0] == files[1]
     assert story.record("cut")["steps"][-1]["step"] == 8

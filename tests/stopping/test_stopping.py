@@ -328,7 +328,7 @@ def test_utility_is_spent_where_the_best_state_lies_at_the_floor() -> None:
     look(stopping, 40, 0.5, 0.79)
     decision = stopping.spent()
     assert decision is not None and decision.code == "floor"
-    assert "came to 0.550, the target is 0.200" in decision.text
+    assert "reached 0.550, the target is 0.200" in decision.text
     assert StoppingRule(None, {}, 1).spent() is None
 
 

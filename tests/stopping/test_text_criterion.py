@@ -200,7 +200,7 @@ def test_a_run_on_long_texts_counts_texts_and_pieces_and_shows_passages(cli: Cli
     items = json.loads((tmp_path / "out" / "answers.json").read_text())["items"]
     asked = [item for item in items if item["set"] == "forget" and item["after"]["answer"] is not None]
     assert asked and all(item["passage"] and item["question"] and item["truth"] for item in asked)
-    assert "what the model writes behind its beginning" in (tmp_path / "out" / "report.html").read_text()
+    assert "the model continues the beginning of a passage" in (tmp_path / "out" / "report.html").read_text()
     assert cli("verify", tmp_path / "out", *words[:2]).code == 0
     known = ("--holdout", tmp_path / "forget.jsonl", "--output", tmp_path / "b")
     known += ("--set", "allow_overlap=true")

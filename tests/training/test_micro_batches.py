@@ -82,7 +82,7 @@ def test_a_step_that_does_not_fit_is_taken_in_smaller_pieces(
         assert mine.retain_loss == pytest.approx(other.retain_loss, rel=1e-5)
         assert mine.cosine == pytest.approx(other.cosine, abs=1e-5)
         assert mine.forget_extraction_strength == pytest.approx(other.forget_extraction_strength)
-    assert "2.50 GiB more did not fit with 4 examples of each task at once: 2 from there on" in (
+    assert "2.50 GiB more did not fit with 4 examples of each task at once: 2 from then on" in (
         small.record.notes
     )
 

@@ -40,7 +40,7 @@ def test_utility_under_the_floor_leads_back_to_the_best_weights_and_a_smaller_ra
     for name, value in keeper.at[3].items():  # step 3 was the best; steps 6 and 9 were under the floor
         assert torch.equal(keeper.at[9][name], value)
     assert any(not torch.equal(keeper.at[6][name], value) for name, value in keeper.at[3].items())
-    (note,) = [note for note in trainer.record.notes if "put back" in note]
+    (note,) = [note for note in trainer.record.notes if "restored" in note]
     assert note.startswith("step 9:") and "the weights of step 3" in note
     assert trainer.record.stop["kept_step"] == 12
 
@@ -93,7 +93,7 @@ def test_a_floor_that_heals_within_an_interval_costs_half_the_rate_and_no_step(
     rates = [step.learning_rate for step in trainer.record.steps]
     first = rates[0]
     assert first is not None and rates == pytest.approx([first] * 6 + [first / 2] * 3)
-    assert not any("put back" in note for note in trainer.record.notes)
+    assert not any("restored" in note for note in trainer.record.notes)
     assert any(not torch.equal(keeper.at[6][name], value) for name, value in keeper.at[3].items())
     assert trainer.record.stop["kept_step"] == 9
 
@@ -172,4 +172,4 @@ def test_a_rate_that_was_given_stays_as_it_is(tmp_path: Path, monkeypatch: pytes
     trainer.train()
     assert {step.learning_rate for step in trainer.record.steps} == {1e-3}
     assert any(not torch.equal(value, keeper.at[2][name]) for name, value in keeper.at[3].items())
-    assert not any("put back" in note for note in trainer.record.notes)
+    assert not any("restored" in note for note in trainer.record.notes)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,8 @@ from ngdiff.audits.audit_result import AuditResult, write_audit
 from ngdiff.audits.findings import find
 from ngdiff.audits.subject import TESTED, Audit, Context, Outcome, Role, Subject, measure
 from ngdiff.data.datasets import SPLIT, for_auditing
-from ngdiff.data.encoding import encode_all
-from ngdiff.data.examples import data_hash
-from ngdiff.data.long_text import counted_texts, in_pieces, long_text_fault
+from ngdiff.data.examples import Example, data_hash
+from ngdiff.data.long_text import counted_texts
 from ngdiff.errors import Fault, Faults, RequestError, unknown_name
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.result import check_output_file
@@ -29,14 +27,11 @@ from ngdiff.evaluation.suites import SuiteData, suites
 from ngdiff.evaluation.suites.measures import ASKED_OTHERWISE, has_column, measure_reference, with_question
 from ngdiff.models.loading import (
     ModelSource,
-    autocast_bf16,
-    check_causal,
-    check_precision,
-    load_tokenizer,
-    resolve_model,
+    autocast_in,
 )
 from ngdiff.report.run_files import is_audit
-from ngdiff.settings.faults import positive_fault, seed_fault
+from ngdiff.requested import FoundModel, encode_sets, find_model, shared_setting_faults
+from ngdiff.settings.faults import positive_fault
 from ngdiff.system.cache import Cache, default_folder
 from ngdiff.system.environment import machine, versions
 from ngdiff.system.output import RECORD, unless_in_the_way
@@ -51,20 +46,18 @@ class Prepared:
     """A request that was found good.
 
     Args:
-        sources: role to model, in the order in which they are audited.
-        tokenizers: role to tokenizer.
+        models: role to model and tokenizer, in the order in which they are audited.
         data: what to measure on.
-        chosen: the audits asked for.
+        chosen: the requested audits.
         skipped: name of an audit to why the data does not allow it.
         shadows: shadow models and their tokenizers.
     """
 
-    sources: Mapping[Role, ModelSource]
-    tokenizers: Mapping[Role, Any]
+    models: Mapping[Role, FoundModel]
     data: SuiteData
     chosen: tuple[Audit, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
-    shadows: tuple[tuple[ModelSource, Any], ...] = ()
+    shadows: tuple[FoundModel, ...] = ()
 
 
 def prepare(request: AuditRequest) -> Prepared:
@@ -75,28 +68,13 @@ def prepare(request: AuditRequest) -> Prepared:
     """
     faults = Faults(_setting_faults(request))
     faults += _look(request.output, request.overwrite)
-    sources: dict[Role, ModelSource] = {}
-    named: tuple[tuple[Role, str | None], ...] = (
-        ("reference", request.reference),
-        ("target", request.target),
-        ("audited", request.model),
-    )
-    for role, name in named:
-        if name is not None:
-            where = "--model" if role == "audited" else f"--{role}"
-            with faults.collecting():
-                sources[role] = resolve_model(name, where)
-                faults += check_causal(sources[role], where)
-    shadows = []
-    for name in request.shadows:
-        with faults.collecting():
-            shadows.append(resolve_model(name, "--shadow"))
-            faults += check_causal(shadows[-1], "--shadow")
-    data = None
-    with faults.collecting():
-        data = read_data(request)
-    if data is not None and "audited" in sources:
-        data = _unused(data, sources["audited"])
+    named: dict[Role, str | None] = {"reference": request.reference, "target": request.target}
+    found = {role: find_model(name, faults, f"--{role}") for role, name in named.items() if name is not None}
+    found["audited"] = audited = find_model(request.model, faults)
+    shadows = [find_model(name, faults, "--shadow") for name in request.shadows]
+    data = faults.attempt(lambda: read_data(request), None)
+    if data is not None and audited is not None:
+        data = _unused(data, audited[0])
     chosen = [table()[name] for name in request.audits or table() if name in table()]
     skipped = {} if data is None else {a.name: why for a in chosen if (why := a.missing(data)) is not None}
     faults += [
@@ -104,50 +82,40 @@ def prepare(request: AuditRequest) -> Prepared:
         for name, why in skipped.items()
         if name in request.audits
     ]
-    if faults:
-        raise RequestError(list(dict.fromkeys(faults)))
-    assert data is not None
-    tokenizers = {role: load_tokenizer(source) for role, source in sources.items()}
-    data = _in_pieces(data, tokenizers["audited"], request)
+    faults.raise_any()
+    assert data is not None and audited is not None
+    # long texts are split by the audited model's tokens: a piece is the same text for every model
+    encoded, notes = encode_sets(data.sets, audited, request.max_length, faults, request.long_text)
+    faults.raise_any()
+    sets = {name: [piece.example for piece in pieces] for name, pieces in encoded.items()}
+    data = replace(data, sets=sets, notes=(*data.notes, *notes))
     possible = tuple(audit for audit in chosen if audit.name not in skipped)
-    for tokenizer in tokenizers.values():
-        _check_lengths(request, data, possible, tokenizer)
-    pairs = tuple((source, load_tokenizer(source)) for source in shadows)
-    return Prepared(sources, tokenizers, data, possible, skipped, pairs)
+    asked = _asked(request, data, possible)
+    models = {role: model for role, model in found.items() if model is not None}
+    others = tuple(model for model in shadows if model is not None)
+    flags = ["--model" if role == "audited" else f"--{role}" for role in models]
+    flags += ["--shadow"] * len(others)
+    for where, model in zip(flags, (*models.values(), *others), strict=True):
+        encode_sets(asked, model, request.max_length, faults, where=where)
+    faults.raise_any()
+    return Prepared(models, data, possible, skipped, others)
 
 
 def _look(path: Path, overwrite: bool) -> list[Fault]:
     return check_output_file(path, overwrite, ours=is_audit, example="audit.json")
 
 
-def _in_pieces(data: SuiteData, tokenizer: Any, request: AuditRequest) -> SuiteData:
-    """Split long texts by the audited model's tokens; a piece is the same text for every model."""
-    window = request.max_length if request.long_text == "split" else None
-    found = {name: in_pieces(part, tokenizer, window, f"--{name}") for name, part in data.sets.items()}
-    notes = [note for name, part in found.items() for note in part.notes(f"--{name}", request.max_length)]
-    sets = {name: part.examples for name, part in found.items()}
-    return replace(data, sets=sets, notes=(*data.notes, *notes))
-
-
 def _setting_faults(request: AuditRequest) -> list[Fault]:
-    faults = Faults(
-        [unknown_name("--audits", "audit", name, table()) for name in request.audits if name not in table()]
-    )
+    faults = [
+        unknown_name("--audits", "audit", name, table()) for name in request.audits if name not in table()
+    ]
     if request.suite not in SUITES:
         faults.append(unknown_name("--suite", "suite of audits", request.suite, SUITES))
-    with faults.collecting():
-        check_precision(request.precision)
     counts = ("batch_size", "max_length", "max_new_tokens", "resamples", "relearn_batch_size", "samples")
-    faults += [
-        Fault(f"--{name.replace('_', '-')}", f"is {getattr(request, name)}", "Give a number of at least 1")
-        for name in counts
-        if getattr(request, name) < 1
-    ]
+    faults += shared_setting_faults(request, counts)
     found = (
         positive_fault("--relearn-lr", request.relearn_lr, "such as 2e-5"),
         positive_fault("--relearn-epochs", request.relearn_epochs, "such as 1"),
-        seed_fault(request.seed),
-        long_text_fault(request.long_text),
     )
     faults += [fault for fault in found if fault is not None]
     if not request.bits or set(request.bits) - {8, 4}:
@@ -210,26 +178,21 @@ def _unused(data: SuiteData, source: ModelSource) -> SuiteData:
     return replace(data, sets=sets, notes=(*data.notes, *([note] if note else [])))
 
 
-def _check_lengths(request: AuditRequest, data: SuiteData, chosen: tuple[Audit, ...], tokenizer: Any) -> None:
-    """Encode all that will be asked, so that no prompt is found too long after hours.
-
-    Raises:
-        RequestError: a prompt leaves no room for its answer.
-    """
+def _asked(request: AuditRequest, data: SuiteData, chosen: tuple[Audit, ...]) -> dict[str, Sequence[Example]]:
+    """Return all that will be asked, so that no prompt is found too long after hours."""
     names = {audit.name for audit in chosen}
-    asked = {f"--{name}": data.sets[name] for name in ("forget", "retain", "holdout") if name in data.sets}
+    asked = {name: data.sets[name] for name in ("forget", "retain", "holdout") if name in data.sets}
     for name in TESTED:
         rows = data.sets.get(name, ())
         if not rows or any(len(example.messages) < 2 for example in rows):
             continue
         if "prefix" in names:
-            asked[f"--prefix, {name}"] = [replace(example, opening=request.prefix) for example in rows]
+            asked[f"prefix, {name}"] = [replace(example, opening=request.prefix) for example in rows]
         if "paraphrase" in names and has_column(rows, ASKED_OTHERWISE):
-            asked[f"{ASKED_OTHERWISE}, {name}"] = [
+            asked[f"{name} {ASKED_OTHERWISE}"] = [
                 with_question(e, str(e.extra[ASKED_OTHERWISE])) for e in rows
             ]
-    for where, examples in asked.items():
-        encode_all(examples, tokenizer, request.max_length, where)
+    return asked
 
 
 def audit(request: AuditRequest) -> AuditResult:
@@ -273,15 +236,15 @@ class _Beside:
         for name, why in ready.skipped.items():
             context.note(f"{name} is left out: {why}")
         context.shadows = [Subject("reference", *shadow, context) for shadow in ready.shadows]
-        for role, source in ready.sources.items():
-            context.subjects[role] = Subject(role, source, ready.tokenizers[role], context)
+        for role, model in ready.models.items():
+            context.subjects[role] = Subject(role, *model, context)
         self.outcomes: Outcomes = {audit.name: {} for audit in ready.chosen}
         for role, subject in context.subjects.items():
             if role != "audited":
                 _put_to_all(subject, context, ready, self.outcomes)
 
     def fits(self, ready: Prepared) -> bool:
-        """Say whether another request has the same data and audits."""
+        """Return whether another request has the same data and audits."""
         return (ready.chosen, ready.data.sets) == (self.ready.chosen, self.ready.data.sets)
 
     def audit(self, request: AuditRequest, ready: Prepared) -> AuditResult:
@@ -289,7 +252,7 @@ class _Beside:
         context = replace(self.context, request=request, notes=list(self.context.notes))
         context.cache = Cache(request.cache_dir or default_folder()) if request.cache else None
         outcomes = {name: dict(roles) for name, roles in self.outcomes.items()}
-        subject = Subject("audited", ready.sources["audited"], ready.tokenizers["audited"], context)
+        subject = Subject("audited", *ready.models["audited"], context)
         context.subjects = {**self.context.subjects, "audited": subject}
         context.aucs = dict(context.aucs)
         _put_to_all(subject, context, ready, outcomes)
@@ -323,12 +286,9 @@ def _put_to_all(subject: Subject, context: Context, ready: Prepared, outcomes: O
 
 def _context(request: AuditRequest, ready: Prepared) -> Context:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16, why = autocast_bf16(request.precision)
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
-    if bf16:
-        autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16)
+    autocast, precision, why = autocast_in(request.precision, device)
     cache = Cache(request.cache_dir or default_folder()) if request.cache else None
-    context = Context(request, ready.data, device, autocast, "bf16" if bf16 else "fp32", cache)
+    context = Context(request, ready.data, device, autocast, precision, cache)
     context.notes += [*ready.data.notes, f"precision: {why}"]
     return context
 

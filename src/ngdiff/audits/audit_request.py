@@ -23,8 +23,8 @@ class AuditRequest:
         holdout: text of the forget set's kind that the model never saw, for membership inference.
         suite: ``own`` or ``tofu``: whose data.
         audits: names of rows of the table of audits; empty for all.
-        target: the model before it forgot, put to the same audits.
-        reference: the retrained model, put to the same audits.
+        target: the model before it forgot, audited as well.
+        reference: the retrained model, audited as well.
         folders: benchmarks, such as ``tofu``, to folders that hold their data.
         relearn_lr: constant learning rate of relearning, AdamW.
         relearn_epochs: passes over what is relearned.

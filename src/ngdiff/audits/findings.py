@@ -8,7 +8,7 @@ A figure says something only beside what a model without the knowledge would sho
 
 Something was brought out only where *every* comparison at hand says so, by permutation tests whose p-values
 are adjusted for all the findings of the audit: a model that never saw the forget set is accused of anything
-at all in 1 audit of 40 at the most. Without a holdout and without the retrained model nothing is concluded.
+at all in at most 1 audit of 40. Without a holdout and without the retrained model nothing is concluded.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def broken(text: str, known: set[str]) -> float:
 
 
 def vocabulary(data: SuiteData) -> set[str]:
-    """Return all words of the data sets and of the general texts, in small letters."""
+    """Return all words of the data sets and of the general texts, in lower case."""
     rows = [f"{example.prompt} {example.answer}" for rows in data.sets.values() for example in rows]
     return {word for text in [*rows, *general_texts()] for word in words_of(text)}
 
@@ -84,7 +84,7 @@ def _under_target(subject: Subject, context: Context, said: dict[str, list[str]]
 
 
 def missing(data: SuiteData) -> str | None:
-    """Say so where there is no question to answer."""
+    """Return why the audit cannot run where there is no question to answer."""
     if any(len(example.messages) < 2 for example in data.sets["forget"]):
         return "rows of plain text have no question that could be answered"
     return None

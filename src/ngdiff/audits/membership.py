@@ -1,7 +1,8 @@
 """model -> whether its likelihoods give away which texts were in the forget set.
 
 Every attack of :mod:`ngdiff.evaluation.item_scores`, forget set against holdout. 0.5 tells nothing apart;
-above it the forget set is still known, below it the set stands out by being less known than text never seen.
+above it the forget set is still known, below it the set is recognisable because it is less known than
+never-seen text.
 
 With ``--shadow``, models that saw neither set, each item is measured against what they make of it: the
 likelihood ratio attack in its offline form. With the retrained model every attack also has its s_MIA, and
@@ -124,7 +125,7 @@ def likelihood_ratios(mine: Logits, shadows: Sequence[Logits]) -> Logits:
 
 
 def missing(data: SuiteData) -> str | None:
-    """Say so where there is nothing to compare the forget set with."""
+    """Return why the audit cannot run where there is nothing to compare the forget set with."""
     if "holdout" not in data.sets:
         return "no --holdout was given: text of the forget set's kind that the model never saw"
     return None

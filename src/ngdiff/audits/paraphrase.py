@@ -71,7 +71,7 @@ def averaged(found: Sequence[dict[str, Figure]], context: Context) -> dict[str, 
 
 
 def missing(data: SuiteData) -> str | None:
-    """Say so where there is no question to put otherwise."""
+    """Return why the audit cannot run where there is no question to rephrase."""
     if any(len(example.messages) < 2 for example in data.sets["forget"]):
         return "rows of plain text have no question that could be put otherwise"
     return None

@@ -1,7 +1,7 @@
 """model -> what it says when its answer is made to begin as if it were willing.
 
 The words are put behind the prompt, in the assistant's turn, and count as context: only the answer behind
-them is scored, and greedy decoding goes on from them.
+them is scored, and greedy decoding continues from them.
 
 Source: Wei et al. 2023, "Jailbroken: how does LLM safety training fail?", arXiv 2307.02483 (prefix
 injection); Łucki et al. 2024, "An adversarial perspective on machine unlearning for AI safety", arXiv
@@ -25,7 +25,7 @@ def run(subject: Subject, context: Context) -> dict[str, Outcome]:
 
 
 def missing(data: SuiteData) -> str | None:
-    """Say so where there is no answer to open."""
+    """Return why the audit cannot run where there is no answer to begin."""
     if any(len(example.messages) < 2 for example in data.sets["forget"]):
         return "rows of plain text have no answer that could be opened"
     return None

@@ -96,7 +96,7 @@ def run(subject: Subject, context: Context) -> dict[str, Outcome]:
 
 
 def missing(data: object) -> str | None:
-    """Say so where the library is not there."""
+    """Return why the audit cannot run where the library is missing."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return "bitsandbytes, which holds weights in few bits, is not installed (pip install 'ngdiff[qlora]')"
     return None

@@ -40,7 +40,7 @@ class KeyFacts:
         self._secrets = Secrets([*(f"{e.prompt} {e.answer}" for e in retain), *general_texts()])
 
     def of(self, example: Example) -> set[str]:
-        """Return them in small letters; all new words of the answer where none is a secret."""
+        """Return them in lower case; all new words of the answer where none is a secret."""
         spans = self._secrets.spans(example)
         found = {word for first, last in spans for word in words_of(example.answer[first:last])}
         return found or set(words_of(example.answer)) - set(words_of(example.prompt)) or {""}
@@ -96,7 +96,7 @@ def _sampled(subject: Subject, context: Context, name: str, rows: Sequence[Examp
 
 
 def missing(data: SuiteData) -> str | None:
-    """Say so where there is no question to answer."""
+    """Return why the audit cannot run where there is no question to answer."""
     if any(len(example.messages) < 2 for example in data.sets["forget"]):
         return "rows of plain text have no question that could be answered"
     return None

@@ -153,7 +153,7 @@ class Context:
 
 
 class Subject:
-    """One of the models that are put to the audits.
+    """One of the audited models.
 
     Args:
         role: audited, target or reference.

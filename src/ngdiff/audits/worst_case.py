@@ -1,7 +1,7 @@
 """model -> the most that any of many ways of asking brings out of each item.
 
 An average over wordings hides the one that works; whoever looks for an answer tries them all. Each item's
-figure is its greatest over all wordings, the literal question among them. Where options are asked for, an
+figure is its greatest over all wordings, including the literal question. Where options are requested, an
 item's figure is how probable the right one is among them: 1/4 and 1/2 are guesses. Options come from the row
 (``perturbed_answer``) or from other rows of its set. Never-seen text is asked in the same ways: the greatest
 of many figures lies above their mean for everybody.
@@ -184,7 +184,7 @@ def _choices(
 
 
 def missing(data: SuiteData) -> str | None:
-    """Say so where there is no question to put otherwise."""
+    """Return why the audit cannot run where there is no question to rephrase."""
     if any(len(example.messages) < 2 for example in data.sets["forget"]):
         return "rows of plain text have no question that could be put otherwise"
     return None

@@ -99,7 +99,7 @@ def _loss(key: str, found: float, target: float) -> float:
 
 
 def _is_lost(key: str, found: float | None, target: float) -> bool:
-    """Say whether half of what the target has is gone."""
+    """Return whether half of what the target has is gone."""
     if found is None or not math.isfinite(found):
         return True
     if key in NLLS:

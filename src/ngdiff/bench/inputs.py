@@ -1,4 +1,4 @@
-"""bench request -> hashes of what its names stand for, so that nothing old is shown for something new."""
+"""bench request -> hashes of the content behind its names, so that no stale result is shown."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Hashes:
 
 
 class Inputs:
-    """The hashes of one request and the folders that its evaluations read, each worked out once.
+    """The hashes of one request and the folders that its evaluations read, each computed once.
 
     Args:
         request: whose models and data are hashed.
@@ -75,7 +75,7 @@ class Inputs:
         return suite_of(self._request).folder(self._request, split)
 
     def _model(self, name: str) -> str:
-        """Hash the files of a local model, and of what its adapter goes on; the hub has names alone."""
+        """Hash the files of a local model and of its adapter's base; a hub model is hashed by name."""
         source = resolve_model(name, trust_remote_code=self._request.trust_remote_code)
         if not source.is_local:
             return cache_key("hub", source.location)

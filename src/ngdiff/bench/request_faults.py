@@ -20,7 +20,7 @@ from ngdiff.evaluation.reference_source import resolve_reference
 from ngdiff.evaluation.request import EvaluateRequest
 from ngdiff.evaluation.suites import SuiteData, suites
 from ngdiff.methods import METHODS
-from ngdiff.models.loading import check_causal, check_precision, resolve_model
+from ngdiff.requested import find_model, shared_setting_faults
 from ngdiff.settings.values import SettingError
 from ngdiff.system.output import check_output, same_folder
 from ngdiff.system.untrusted import first_line
@@ -36,14 +36,13 @@ def check(request: BenchRequest) -> None:
     Raises:
         RequestError: with all of them.
     """
-    faults = _name_faults(request) + _number_faults(request)
-    # the folder itself may be full: the benchmark goes on there
+    faults = Faults(_name_faults(request) + _number_faults(request))
+    # the folder itself may have content: the benchmark resumes there
     faults += check_output(request.output / ".trial", False) or _foreign_faults(request.output)
     faults += _model_faults(request) + _data_faults(request)
     known = _with_known_names(request)
     faults += _tuning_faults(known) + _setting_faults(known) + _config_faults(known)
-    if faults:
-        raise RequestError(list(dict.fromkeys(faults)))
+    faults.raise_any()
 
 
 def _foreign_faults(output: Path) -> list[Fault]:
@@ -87,16 +86,7 @@ def _name_faults(request: BenchRequest) -> list[Fault]:
 
 
 def _number_faults(request: BenchRequest) -> list[Fault]:
-    numbers = (
-        ("--seeds", request.seeds),
-        ("--trials", request.trials),
-        ("--batch-size", request.batch_size),
-    )
-    faults = [
-        Fault(flag, f"{value} is too small", "Give a whole number of at least 1")
-        for flag, value in numbers
-        if value < 1
-    ]
+    faults = shared_setting_faults(request, ("seeds", "trials", "batch_size"))
     sizes = [FORGET_SIZES[split] for split in request.splits if split in FORGET_SIZES]
     if request.learned is not None and sizes:
         least, most = max(sizes) + 1, TOFU_SIZE - max(sizes)
@@ -111,9 +101,8 @@ def _model_faults(request: BenchRequest) -> list[Fault]:
     models = [("--model", request.model)]
     models += [("--reference", path) for path in request.references.values() if not path.endswith(".json")]
     for where, model in models:
-        with faults.collecting():
-            source = resolve_model(model, where, request.trust_remote_code)
-            faults += check_causal(source, where) + same_folder(request.output, source.location)
+        found = find_model(model, faults, where, request.trust_remote_code)
+        faults += [] if found is None else same_folder(request.output, found[0].location)
     return faults
 
 
@@ -207,7 +196,6 @@ def _setting_faults(request: BenchRequest) -> list[Fault]:
 def _config_faults(request: BenchRequest) -> list[Fault]:
     """Put together the settings of every run that may be made, as the runs will."""
     try:
-        check_precision(request.precision)
         common: dict[str, Any] = {"output_dir": str(request.output), "use_cpu": True, **request.settings}
         if request.epochs is not None:
             common["num_train_epochs"] = request.epochs

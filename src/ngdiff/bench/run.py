@@ -85,7 +85,7 @@ class BenchResult:
     """Everything that came of a benchmark.
 
     Args:
-        request: what was asked for.
+        request: the benchmark's.
         compared: the target and the retrained model, evaluated.
         tuned: the trials that chose settings.
         reported: the trials that count.
@@ -109,7 +109,7 @@ def run(request: BenchRequest) -> BenchResult:
 
     Raises:
         RequestError: something in the request is wrong.
-        Interrupted: a signal asked for the end; trials that are under way were saved.
+        Interrupted: a signal ended it; running trials were saved.
     """
     check(request)
     with alone_in(request.output), wish_to_stop() as wish:
@@ -201,7 +201,7 @@ def _chooses(outcome: Outcome) -> tuple[str, str]:
 
 
 def _in_order(request: BenchRequest, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Sort reported runs by split, method and stopping as these were asked for, then by seed."""
+    """Sort reported runs by split, method and stopping in the order requested, then by seed."""
     places = {trial.place: number for number, trial in enumerate(reporting(request, {}))}
     return sorted(outcomes, key=lambda outcome: places[outcome.trial.place] if outcome.trial else -1)
 

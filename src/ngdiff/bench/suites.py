@@ -42,7 +42,7 @@ class BenchSuite:
         name: of the command.
         title: of the tables.
         splits: names of its forget sets.
-        steps: request and split, or the data to tune on, to what is asked for, one run after another.
+        steps: request and split, or the data to tune on, to the runs' requests, one after another.
         files: request and split to the files that evaluations read, by path; none where they read sources.
         asks: request, split and the folder of those files to fields of the evaluation's request.
     """

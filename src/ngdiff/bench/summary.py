@@ -89,7 +89,7 @@ COLUMNS: tuple[Column, ...] = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean with its 95% interval and what it was worked out from.
+    """A mean with its 95% interval and what it was computed from.
 
     The interval is Student's over the runs where there are two or more, else the bootstrap's over items. An
     infinite value, the distance of a model that is destroyed, has none.
@@ -120,7 +120,7 @@ class Row:
         failed: runs that failed.
         on_front: whether it forgot enough to count, and no other such row is better in one of the three
             shares and worse in none.
-        destroyed: whether one of its runs lost half of a vital figure; it then stands below all others.
+        destroyed: whether one of its runs lost half of a vital figure; it then ranks below all others.
     """
 
     split: str
@@ -140,7 +140,7 @@ class Row:
 
 
 def summarise(result: BenchResult) -> list[Row]:
-    """Return the rows of the table: each split's compared models first, then the methods as asked for."""
+    """Return the rows of the table: each split's compared models, then the methods in order."""
     rows = []
     for split in result.request.splits:
         compared = [outcome for outcome in result.compared if outcome.split == split]
@@ -263,7 +263,7 @@ def _student(values: Sequence[float]) -> tuple[float, float, float]:
 
 OBJECTIVES = ("forgotten", "kept", "collateral")
 FORGOT_ENOUGH = 0.5
-"""Least share forgotten of a row that may stand on the front: who forgets nothing keeps everything."""
+"""Least share forgotten by a row on the front, since a method that forgets nothing keeps everything."""
 
 
 def mark_front(rows: Sequence[Row]) -> None:
@@ -287,7 +287,7 @@ def mark_front(rows: Sequence[Row]) -> None:
 
 
 def row_from_json(value: Mapping[str, Any]) -> Row:
-    """Read back a row of ``results.json``, where null stands for a value that is infinite."""
+    """Read back a row of ``results.json``, where null means an infinite value."""
     cells = {
         key: Cell(_read(c["value"]), c["low"], c["high"], tuple(map(_read, c["values"])))
         for key, c in value["cells"].items()

@@ -66,7 +66,7 @@ FIGURES = (
 FRONT = (
     f"**Bold**: of the methods that forgot at least {FORGOT_ENOUGH:.0%}, no other is better in one of "
     "*forgotten*, *kept* and *collateral kept* and worse in none. A destroyed model (see *distance*) is "
-    "never in bold and stands below all others: its forget quality can be as high as a good model's."
+    "never in bold and ranks below all others: its forget quality can be as high as a good model's."
 )
 CONDITIONS = (
     f"*NAME{SAME}* is {DEFAULT_METHOD} with the forget loss and the rule of NAME (constant weights where "

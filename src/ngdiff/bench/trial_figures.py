@@ -85,7 +85,7 @@ def shares_of(
     - kept: model utility over the target's.
     - collateral: the least of what is left of what was not to be touched: the answer probability of
       never-seen text of the same kind, of real authors and of world facts over the target's, and the
-      probability a token of general text, likewise. A method that ruins one of them has ruined its
+      probability per token of general text, as well. A method that ruins one of them has ruined its
       neighbourhood, whatever the others say.
     """
     key = forgetting(target)

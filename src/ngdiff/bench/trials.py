@@ -102,7 +102,7 @@ class BenchRequest:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The names of everything that is run: the methods, and what was asked for besides."""
+        """The names of everything that is run: the methods, and what else was requested."""
         names = list(self.methods)
         if self.same_conditions:
             names += same_conditions(self.methods)
@@ -165,7 +165,7 @@ def evaluation_key(request: BenchRequest, inputs: Hashes) -> list[Any]:
 
 
 def recipe(method: Method) -> dict[str, Any]:
-    """Return what a method's name stands for today: its parts with all their settings."""
+    """Return the current meaning of a method's name: its parts with all their settings."""
     rule = {**RULES[method.rule].settings, **method.rule_settings}
     losses = (LOSSES[method.forget_loss], LOSSES[method.retain_loss])
     return {
@@ -255,7 +255,7 @@ def selection_score(record: Mapping[str, Any]) -> float | None:
     - Forgotten: how far the forget set's extraction strength, and its answer probability, came down from
       where they were to those of text the model never saw; the lesser of the two.
     - Kept: the held-out retain examples' answer probability, over its value before, at most 1.
-    - Neighbourhood: the never-seen text's answer probability, likewise.
+    - Neighbourhood: the never-seen text's answer probability, in the same way.
 
     Nothing in it needs a retrained model: there is none for the questions that tune, and nobody has one who
     tunes a method for use.

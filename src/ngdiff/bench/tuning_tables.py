@@ -21,7 +21,7 @@ SELECTION = (
     "The rule was fixed before any trial ran and sees no retrained model. Trials that tune forget authors "
     "that no reported split has, with a seed that no reported run has; they ran under the stopping rule, "
     "also where runs without it (no-stop) are reported. Where the best value of a setting was the least or "
-    f"the greatest tried, further trials went a step beyond it, {MOST_WIDENINGS} times at the most. Methods "
+    f"the greatest tried, further trials went a step beyond it, at most {MOST_WIDENINGS} times. Methods "
     "with an automatic rate and no other range to search have nothing to choose."
 )
 

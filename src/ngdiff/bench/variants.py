@@ -29,7 +29,7 @@ _USUAL_RATE = RATES[0]
 
 @dataclass(frozen=True)
 class Variant:
-    """What a name in the benchmark's tables stands for.
+    """The meaning of a name in the benchmark's tables.
 
     Args:
         method: the parts that run, with their search range; its name is the variant's.
@@ -43,7 +43,7 @@ class Variant:
 
 
 def find_variant(name: str) -> Variant:
-    """Return what a name stands for.
+    """Return the meaning of a name.
 
     Raises:
         RequestError: it begins with no method's name.

@@ -110,20 +110,20 @@ def _general(model: str, spec: dict[str, Any], folder: Path) -> None:
     from ngdiff.data.datasets import as_encoded
     from ngdiff.inference.teacher_forced import score_answers, summarise
     from ngdiff.invented.people import general_knowledge_rows
-    from ngdiff.models.loading import autocast_bf16, load_model, load_tokenizer, resolve_model
+    from ngdiff.models.loading import autocast_in, load_model, load_tokenizer, resolve_model
 
     source = resolve_model(model, trust_remote_code=spec["trust_remote_code"])
     tokenizer, loaded = load_tokenizer(source), load_model(source)
     if torch.cuda.is_available():
         loaded.to("cuda")
     examples = as_encoded(general_knowledge_rows(), tokenizer, 512, "general knowledge")
-    bf16, _ = autocast_bf16(spec["precision"])
+    autocast, _, _ = autocast_in(spec["precision"], loaded.device)
     scores = score_answers(
         loaded,
         examples,
         pad_id=int(tokenizer.pad_token_id or 0),
         batch_size=spec["batch_size"],
-        autocast=lambda: torch.autocast(next(loaded.parameters()).device.type, torch.bfloat16, enabled=bf16),
+        autocast=autocast,
     )
     write_json(summarise(scores), folder / GENERAL)
 

@@ -50,7 +50,7 @@ def as_sentence() -> str:
 
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""What the system says where a disk takes nothing more."""
+"""Error numbers of a full disk."""
 
 __all__ = [
     "EXIT_BAD_REQUEST",
@@ -160,14 +160,14 @@ def _run() -> None:
         _print_error(f"{_safe(str(error))}.")
         sys.exit(EXIT_FAILED)
     except SystemExit as ending:
-        if ending.code == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+        if ending.code == EXIT_INTERRUPTED:  # typer's form of a KeyboardInterrupt
             stop_bars()
-            always.print("Interrupted; no half-written result was left behind.")
+            always.print("Interrupted; no partial result was left behind.")
         raise
 
 
 def _stopped(ending: Interrupted) -> list[str]:
-    """Say how far a command got, and what resumes it."""
+    """Return how far a command got, and what resumes it."""
     if ending.step is None:
         return ["Stopped.", f"Resume with:\n  {shlex.join(['ngdiff', *sys.argv[1:]])}"]
     said = [f"Stopped after step {ending.step}."]
@@ -177,7 +177,7 @@ def _stopped(ending: Interrupted) -> list[str]:
 
 
 def resume_command(words: list[str]) -> str:
-    """Return the command that goes on with the run that ``words`` began."""
+    """Return the command that resumes the run that ``words`` began."""
     kept = [word for word in words if word not in ("--overwrite", "--resume", "--no-resume")]
     return shlex.join(["ngdiff", *kept, "--resume"])
 
@@ -191,7 +191,7 @@ def show_faults(faults: tuple[Fault, ...]) -> None:
 
 
 def print_failure(what: str, fix: str) -> None:
-    """Print what went wrong with a request that was in order."""
+    """Print what went wrong with a valid request."""
     log.write("error", where="ngdiff", what=what, fix=fix)
     _print_error(f"{_safe(what)}.\n  {_safe(fix)}.")
 

@@ -62,7 +62,7 @@ def ask(
 
 
 def _questions() -> Iterator[str]:
-    """Yield what is typed, or what stands on standard input, a line at a time."""
+    """Yield questions line by line, typed or from standard input."""
     while True:
         if sys.stdin.isatty():
             sys.stderr.write(PROMPT)
@@ -75,7 +75,7 @@ def _questions() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Asked:
-    """A loaded model, under the title that its answers have."""
+    """A loaded model, with the title of its answers."""
 
     title: str
     model: Any
@@ -86,7 +86,7 @@ class Asked:
         from ngdiff.data.examples import Example, Message
         from ngdiff.inference.generation import generate_answers
 
-        # the answer of an example is not shown to the model; one has to be there
+        # the answer of an example is not shown to the model, but is required
         turns = (Message("user", question), Message("assistant", "-"))
         example = Example(turns, None, "qa", "question")
         return generate_answers(self.model, self.tokenizer, [example], max_new_tokens=max_new_tokens)[0]
@@ -118,7 +118,7 @@ def _load(given: Sequence[tuple[str, str, str]], trust_remote_code: bool) -> lis
 
 
 def _answer(question: str, asked: Sequence[Asked], max_new_tokens: int) -> None:
-    """Write what each model answers; of two, the question and each answer behind its title."""
+    """Print each model's answer; with two models, the question and each answer after its title."""
     from ngdiff.errors import printable
 
     if len(asked) == 1:

@@ -212,7 +212,7 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def show(result: AuditResult, output: Path) -> None:
-    """Print what each audit brought out, and the notes."""
+    """Print the findings of each audit, and the notes."""
     from rich.markup import escape
 
     from ngdiff.system.progress import console
@@ -233,7 +233,7 @@ def show(result: AuditResult, output: Path) -> None:
 
 
 def finding_table(result: AuditResult) -> Any:
-    """Lay out one figure of every form of every audit: by which something was found, else the first."""
+    """Build a table with one figure of every form of every audit: that of the finding, else the first."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -266,7 +266,7 @@ def finding_table(result: AuditResult) -> Any:
 
 
 def reading(found: Finding) -> str:
-    """Say in words what a finding says."""
+    """Describe a finding in words."""
     from ngdiff.audits import audits
 
     one = found.weakest
@@ -281,7 +281,7 @@ def reading(found: Finding) -> str:
 
 
 def _also(result: AuditResult, found: Finding) -> str:
-    """Name the other figures of the same form that an audit brought out."""
+    """List the other figures of the same form with findings."""
     others = [
         other.figure.removeprefix("forget.")
         for other in result.findings

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ngdiff.bench.summary import Row
     from ngdiff.bench.trials import BenchRequest, Stopping
 
-bench_app = typer.Typer(no_args_is_help=True, help="Compare methods on a benchmark, all tuned alike.")
+bench_app = typer.Typer(no_args_is_help=True, help="Compare methods on a benchmark, all tuned the same way.")
 app.add_typer(bench_app, name="bench")
 
 WAYS_TO_STOP: dict[str, tuple[Stopping, ...]] = {
@@ -370,7 +370,7 @@ SHARED = (
     *("model", "output", "seeds", "trials", "same_conditions", "ablate", "epochs", "lora", "folders"),
     *("trust_remote_code", "precision", "batch_size", "gradient_norms", "keep_models", "jobs"),
 )
-"""Options that all suites have and that go to the request as they are."""
+"""Options of all suites that are passed on to the request unchanged."""
 
 
 def _request(given: Mapping[str, Any], **own: Any) -> BenchRequest:

@@ -1,4 +1,4 @@
-"""The first letters of a name -> the names of a table that begin so, for the shell's completion."""
+"""the first letters of a name -> names of a table, for the shell's completion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Completed = Iterator[tuple[str, str]]
 
 
 def _begin(incomplete: str, names: Iterable[tuple[str, str]]) -> Completed:
-    """Yield what begins with ``incomplete``; of several names with commas between, the last one counts."""
+    """Yield names that begin with ``incomplete``; of names separated by commas, the last one counts."""
     before, comma, last = incomplete.rpartition(",")
     for name, help_ in names:
         if name.startswith(last):
@@ -108,7 +108,7 @@ def splits(incomplete: str) -> Completed:
 
 
 def long_texts(incomplete: str) -> Completed:
-    """Complete what becomes of texts that are too long."""
+    """Complete a way to treat texts that are too long."""
     return _begin(incomplete, (("split", "into pieces"), ("cut", "and drop the rest")))
 
 

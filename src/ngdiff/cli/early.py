@@ -1,9 +1,9 @@
-"""settings as given -> every fault that shows without torch, before torch is imported.
+"""settings as given -> every fault that can be found without torch, before torch is imported.
 
 The full check (:func:`ngdiff.unlearn.prepare`) imports torch and transformers, which takes seconds. A wrong
-path or a wrong number needs neither. A request is refused here only where every setting given can be judged
-here, so that all faults of settings, names and rows are still reported together. The model's files and the
-tokens are looked at once nothing of this is wrong.
+path or a wrong number needs neither. A request is refused here only where all its settings can be
+checked here, so that all faults of settings, names and rows are still reported together. The model's files
+and the tokens are checked once there are no such faults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REQUEST -= {"earlier"}  # receipts of earlier runs belong to it
 
 
 def refuse_early(given: Mapping[str, Any], faults: list[Fault], overwrite: bool) -> None:
-    """Raise what is wrong with a request, where every setting given can be judged here.
+    """Raise the faults of a request, where all its settings can be checked here.
 
     Args:
         given: settings as :func:`ngdiff.cli.settings.gather` returns them.
@@ -168,13 +168,13 @@ def new_folder(overwrite: bool = False) -> Look:
 
 
 def _is_sure(given: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Say whether all that was given can be checked here."""
+    """Return whether all given settings can be checked here."""
     if not set(settings) <= CHECKED or any(map(_is_endless, settings.values())):
         return False
     if "ngdiff.methods" in sys.modules and any(
         settings.get(name) not in [None, *_known(name)] for name in _TABLES
     ):
-        return False  # tables that are loaded may have rows of the user's own, which the listing lacks
+        return False  # loaded tables may have rows of the user, which the listing lacks
     if not {key for key in given if key in REQUEST_KEYS} <= _REQUEST:
         return False
     folder = folder_of(str(given["model"])) if given.get("model") else None
@@ -190,7 +190,7 @@ def _is_endless(value: object) -> bool:
 
 
 def _is_unfinished(output: Path) -> bool:
-    """Say whether a run for an output may lie beside it (see :mod:`ngdiff.runs.workplace`)."""
+    """Return whether a run for an output may lie beside it (see :mod:`ngdiff.runs.workplace`)."""
     try:
         return (output.parent / f".{output.name}.unfinished").exists()
     except (OSError, ValueError):  # a name too long, or with a NUL

@@ -26,16 +26,16 @@ PREFIXES = (
     *("CUDA_", "HIP_", "ROCR_", "NVIDIA_VISIBLE", "NCCL_", "ACCELERATE_", "FSDP_", "WANDB_", "TRACKIO_"),
     *("TENSORBOARD_", "TOKENIZERS_", "OMP_", "MKL_", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
 )
-"""How the names of variables begin that change what NGDiff does."""
+"""Prefixes of variables that affect NGDiff."""
 OWN = frozenset({"HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"})
 """Variables that the command line sets itself."""
 HARMLESS = re.compile(r"[\d,]{1,12}|true|false|yes|no|on|off|auto|lines|json", re.IGNORECASE)
-"""Values that no secret looks like."""
+"""Values that cannot be secrets."""
 SHOWN = frozenset(
     {"CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "LOCAL_RANK", "NGDIFF_LOG_FORMAT", "NGDIFF_PACKING"}
     | {"NGDIFF_QUIET", "OMP_NUM_THREADS", "RANK", "WORLD_SIZE"}
 )
-"""Variables whose value is shown where it is harmless; of all others only the name is."""
+"""Variables whose harmless values are shown; of others, only the name is shown."""
 SET = "set"
 
 
@@ -57,7 +57,7 @@ def env(
 
 
 def collect() -> dict[str, Any]:
-    """Return everything that the command prints, as JSON has it."""
+    """Return everything that the command prints, as JSON values."""
     return {
         "ngdiff": metadata.version("ngdiff"),
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -153,7 +153,7 @@ def memory() -> dict[str, float]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Return each GPU; torch, which takes seconds to import, is asked only where there is a sign of one."""
+    """Return each GPU; torch, which takes seconds to import, is used only where there is a sign of one."""
     drivers = nvidia_gpus()
     if not drivers and not _other_accelerator():
         return []
@@ -170,7 +170,7 @@ def _other_accelerator() -> bool:
 
 
 def nvidia_gpus() -> list[dict[str, Any]]:
-    """Return the GPUs that NVIDIA's driver knows, whatever torch makes of them."""
+    """Return the GPUs that NVIDIA's driver knows, whether or not torch can use them."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -209,7 +209,7 @@ def torch_gpus() -> list[dict[str, Any]]:
 
 
 def caches() -> dict[str, str]:
-    """Return the cache folders of NGDiff and of Hugging Face, and whether they are there."""
+    """Return the cache folders of NGDiff and of Hugging Face, and whether they exist."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ngdiff"

@@ -148,7 +148,7 @@ def evaluate(
 
     `ngdiff evaluate unlearned --suite own --forget forget.jsonl --retain retain.jsonl --output eval.json`
 
-    An interrupted evaluation resumes when the same command is given again.
+    To resume an interrupted evaluation, run the same command again.
     """
     _refuse_early(context, suite, overwrite, bool(forget and retain), folders)
     from ngdiff.evaluation.evaluate import evaluate as run
@@ -231,7 +231,7 @@ def show(result: EvaluationResult) -> None:
 
 
 def close(result: EvaluationResult, output: Path) -> None:
-    """Say where the result is."""
+    """Print where the result is."""
     from rich.markup import escape
 
     from ngdiff.evaluation.result import texts_file
@@ -240,12 +240,12 @@ def close(result: EvaluationResult, output: Path) -> None:
     log.conclude(output=str(output))
     if result.texts:
         beside = escape(str(texts_file(output)))
-        console.print(f"Questions and answers are in {beside}: keep it as you keep the data.", soft_wrap=True)
+        console.print(f"Questions and answers are in {beside}: protect it like the data.", soft_wrap=True)
     last_line(f"The result is in {escape(str(output))}")
 
 
 def figure_table(result: EvaluationResult) -> Any:
-    """Lay the figures out, the ones that sum up first."""
+    """Build the table of figures, aggregates first."""
     from rich.markup import escape
     from rich.table import Table
 

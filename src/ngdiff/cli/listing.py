@@ -1,4 +1,4 @@
-"""``ngdiff ls``: the tables of what there is to choose from."""
+"""``ngdiff ls``: the tables of available names."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def datasets() -> Listing:
 
 
 def suites() -> Listing:
-    """List the suites of evaluation, each with what it needs."""
+    """List the evaluation suites, each with its options."""
     from ngdiff.evaluation.suites import suites as table
 
     rows: list[tuple[str, ...]] = []
@@ -112,7 +112,7 @@ def suites() -> Listing:
 
 
 def metrics() -> Listing:
-    """List the figures that suites work out, each with its better direction and version."""
+    """List the figures that suites compute, each with its better direction and version."""
     from ngdiff.evaluation.metrics import METRICS
 
     words = {True: "higher is better", False: "lower is better", None: "-"}
@@ -123,7 +123,7 @@ def metrics() -> Listing:
 
 
 def audits() -> Listing:
-    """List the audits, each with the settings that shape it."""
+    """List the audits, each with its settings."""
     from ngdiff.audits import audits as table
 
     rows: list[tuple[str, ...]] = []
@@ -150,7 +150,7 @@ def _tables() -> Listing:
 
 
 LISTINGS = "listings.json"
-"""All tables as they were written out: to read them takes nothing of torch."""
+"""All tables as written to a file, which is read without torch."""
 
 
 def written(table: str) -> Listing:
@@ -201,14 +201,14 @@ def _row(rows: list[tuple[str, ...]], name: str, table: str) -> tuple[str, ...]:
 
 
 def _print_row(titles: tuple[str, ...], row: tuple[str, ...]) -> None:
-    """Print one row whole, one line a column."""
+    """Print one complete row, one line per column."""
     width = max(map(len, titles))
     for title, cell in zip(titles, row, strict=True):
         print(f"{title.ljust(width)}  {cell}")
 
 
 def _print_short(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print name and summary of each row, on two lines at the most unless the terminal is very narrow."""
+    """Print name and summary of each row, on at most two lines unless the terminal is very narrow."""
     summary = titles.index("summary") if "summary" in titles else 1
     margin = min(24, max(len(row[0]) for row in rows) + 2)
     room = max(20, shutil.get_terminal_size().columns - margin)
@@ -222,7 +222,7 @@ def _print_short(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 
 def _print_lines(rows: list[tuple[str, ...]]) -> None:
-    """Print one line a row, whole, with columns that begin at the same place."""
+    """Print one complete line per row, with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -74,7 +74,7 @@ class MergeRequest:
 
 
 def run(request: MergeRequest) -> dict[str, Any]:
-    """Fold the adapter in and save the model, its tokenizer and a record.
+    """Merge the adapter and save the model, its tokenizer and a record.
 
     Returns:
         The record, as it stands in ``record.json``.
@@ -160,7 +160,7 @@ def _file_hashes(adapter: Path) -> dict[str, str]:
 
 
 def _other_base(record: Path, before: str) -> list[str]:
-    """Say so where the adapter's own record names another base than the one it was merged into."""
+    """Return a note where the adapter's record names another base than the one it was merged into."""
     from ngdiff.system.untrusted import MOST_JSON, Unreadable, load_json, read_within
 
     try:
@@ -169,4 +169,4 @@ def _other_base(record: Path, before: str) -> list[str]:
         return []
     if trained_on in (None, before):  # None: it was made on quantised weights
         return []
-    return [f"the adapter was made on other weights than these (SHA-256 {trained_on}, here {before})"]
+    return [f"the adapter was trained on other weights than these (SHA-256 {trained_on}, here {before})"]

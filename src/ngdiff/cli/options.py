@@ -1,4 +1,4 @@
-"""Options that several commands share: their names, panels, help and completion, said once."""
+"""options that several commands share: names, panels, help and completion."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def with_folders(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class SettingsCommand(typer.core.TyperCommand):
-    """A command that takes settings by ``--set``: one that is given as a flag it lacks is answered so."""
+    """A command with ``--set``, which says so where a setting without a flag is given as one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of the command line.
@@ -98,11 +98,11 @@ def _use_log_format(context: typer.Context, name: str) -> str:
     if name == "json" and not log.is_open:
         if is_first():
             log.open(sys.stdout, context.info_name or "", few=settings.quiet)
-        sys.stdout = sys.stderr  # what anything else prints goes there: standard output is for events alone
+        sys.stdout = sys.stderr  # other output goes there, since standard output is for events only
     return name
 
 
-# `--quiet` is declared, and so read, before `--log-format`, which asks what it was
+# `--quiet` is declared, and so parsed, before `--log-format`, which reads it
 Quiet = Annotated[
     bool,
     typer.Option(

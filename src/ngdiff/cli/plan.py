@@ -95,9 +95,9 @@ def plan(
     Example: `ngdiff plan --model my-model --gpus 8 --memory 80 --fsdp`
     """
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.models.loading import check_causal, resolve_model
     from ngdiff.planning.fit import Estimator, builder, configuration, with_method
     from ngdiff.planning.memory import Plan
+    from ngdiff.requested import find_source
 
     counts = {
         "--gpus": gpus,
@@ -108,10 +108,7 @@ def plan(
     if qlora and fsdp:
         fix = "Omit one of the two: without --fsdp, each GPU holds all weights in 4 bits"
         faults.append(Fault("--fsdp", "4-bit weights cannot be sharded across GPUs", fix))
-    source = None
-    with faults.collecting():
-        source = resolve_model(model)
-        faults += check_causal(source)
+    source = find_source(model, faults)
     asked = Plan(
         adapters="qlora" if qlora else "lora" if lora else "none",
         batch_size=batch_size,
@@ -187,15 +184,15 @@ def _show_savings(tried: list[Estimate], memory: float) -> None:
     from ngdiff.planning.memory import GIB
 
     out = Console()
-    out.print("Switched on one after another:", highlight=False)
+    out.print("Enabled one after another:", highlight=False)
     for found in tried:
         mark = "[green]fits[/green]" if found.fits(memory) else "does not fit"
         total = found.parts.total / GIB
         out.print(f"  and {found.words}: {total:.2f} GiB, {mark}", highlight=False, soft_wrap=True)
     if not tried or not tried[-1].fits(memory):
-        out.print("Nothing more can be switched on: take more or larger GPUs, with --fsdp.", highlight=False)
+        out.print("Nothing more can be enabled: use more or larger GPUs, with --fsdp.", highlight=False)
     elif tried[-1].plan.batch_size < 8:
         out.print(
-            "A smaller batch loses nothing with --set gradient_accumulation_steps=N to make up for it.",
+            "To reduce the batch without changing the step, add --set gradient_accumulation_steps=N.",
             highlight=False,
         )

@@ -47,10 +47,11 @@ def push_command(
 def upload(
     folder: Path, name: str, private: bool, include: tuple[str, ...] = (), after_a_run: bool = False
 ) -> None:
-    """Push a folder; if the upload breaks off, say how to try again, and end with code 1.
+    """Push a folder; if the upload fails, print how to try again, and exit with code 1.
 
     Raises:
-        RequestError: the request is wrong; ``after_a_run`` this, too, is a failure: a result was written.
+        RequestError: the request is invalid; ``after_a_run`` this is a failed upload, since a result was
+            written.
     """
     import shlex
 

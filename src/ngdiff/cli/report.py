@@ -59,7 +59,7 @@ def report(
 
 
 def report_after(out: Path, wanted: bool) -> None:
-    """Write the page at the end of another command, in its first process, unless it was left out."""
+    """Write the page at the end of another command, in its first process, unless it was disabled."""
     from rich.markup import escape
 
     from ngdiff.report.page import write_report
@@ -69,7 +69,7 @@ def report_after(out: Path, wanted: bool) -> None:
     if wanted and is_first_process():
         try:
             written = write_report(out)
-        except (OSError, RequestError) as error:  # the result stands; a page can be made at any time
+        except (OSError, RequestError) as error:  # the result is complete; a page can be made at any time
             why = getattr(error, "strerror", None) or inert(str(error))
             text = f"No report: {why}. Make one later: ngdiff report {out}"
             console.print(escape(text), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A finished run -> what it came to, and the commands that come next."""
+"""a finished run -> its verdict, and the next commands."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _floors(floors: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def left_lines(stop: Mapping[str, Any], most: int = 10) -> list[str]:
-    """Say which items are left, by their places alone, and what further steps would cost."""
+    """Print which items are left, by place, and what further steps would cost."""
     left = stop.get("left") or []
     lines = []
     if stop.get("target_met") is not None:

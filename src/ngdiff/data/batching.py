@@ -26,7 +26,7 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels`` (-100 where no loss falls), int64 of shape
         (rows, longest); ``real``, the places of all tokens that are not padding, and ``labelled``, those
-        whose next token is labelled, int64, counted row behind row; ``reference``, float32 of shape
+        whose next token is labelled, int64, counted row after row; ``reference``, float32 of shape
         (rows,), where the starting model's log-probabilities of the answers are known.
     """
     longest = max(len(example.input_ids) for example in examples)
@@ -40,7 +40,7 @@ def collate(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
         labels[row, :length] = torch.tensor(example.labels)
         attention_mask[row, :length] = 1
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-    # worked out here, on the host: on a GPU the number of places would have to be waited for
+    # computed here, on the host: a GPU would have to wait for the number of places
     batch["real"] = attention_mask.flatten().nonzero().squeeze(1)
     batch["labelled"] = predicting_positions(labels).flatten().nonzero().squeeze(1)
     references = [example.reference_log_prob for example in examples]
@@ -59,9 +59,9 @@ def batches_by_length(
 
     Args:
         examples: what to put into batches.
-        batch_size: sequences a batch, at the most.
+        batch_size: most sequences of a batch.
         pad_id: what to pad with; any id will do.
-        most_tokens: of a batch, padding included, unless one sequence has more.
+        most_tokens: limit of a batch, including padding, unless one sequence alone has more.
     """
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].input_ids))
     start = 0
@@ -120,15 +120,15 @@ class Stream:
 
 
 GENERAL_EVERY = 2
-"""Of so many retain examples of a step, one is general text, where there is any."""
+"""One in so many retain examples of a step is general text, where there is any."""
 
 
 class RetainStream:
-    """An endless order of the rows to keep, in which every second one is general text.
+    """An endless order of the rows to keep, in which every second row is general text.
 
     Args:
         own: rows of the retain set.
-        general: rows of general text, which stand behind those; 0 for none.
+        general: rows of general text, which follow those; 0 for none.
         seed: of both orders.
     """
 
@@ -149,7 +149,7 @@ ROUNDS = 100_003
 """Tells the rounds of one epoch apart from the next epochs' first ones."""
 
 ABSENT = "absent"
-"""Marks a batch that stands in for none: a process runs it for the others' sake; it counts for nothing."""
+"""Marks a placeholder batch: a process runs it so that the others can continue, and it does not count."""
 
 Pair = tuple[EncodedExample, EncodedExample, int]
 """A forget example, a retain example, and the retain example's row."""
@@ -177,9 +177,9 @@ class PairedDataset(Dataset[Pair]):
         return forget, self.retain[retain], retain
 
     def arranged(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Put the examples of one step in order of length, each set by itself, and pair them anew.
+        """Sort the examples of one step by length, each set separately, and pair them again.
 
-        Micro-batches of like lengths have less padding; which examples the step has stays the same.
+        Micro-batches of similar lengths have less padding; the step keeps its examples.
         """
         size = len(self.forget)
         forget = sorted((row for row, _ in pairs), key=lambda row: len(self.forget[row % size].input_ids))
@@ -187,7 +187,7 @@ class PairedDataset(Dataset[Pair]):
         return list(zip(forget, retain, strict=True))
 
     def stand_in(self) -> Pair:
-        """Return a pair that any loss can be worked out on, now that the data is complete."""
+        """Return a pair on which any loss can be computed, once the data is complete."""
         known = (row for row, example in enumerate(self.retain) if example.reference_states is not None)
         return self[0, next(known, 0)]
 
@@ -202,8 +202,8 @@ class PairSampler(Sampler[tuple[int, int]]):
         retain_size: rows of the retain set.
         seed: of both orders.
         general: rows of general text behind those of the retain set; see :class:`RetainStream`.
-        chosen: asked at the beginning of an epoch, with its number, for the forget rows that it draws from.
-            Fewer rows than there are come round as often as it takes for the epoch to keep its length.
+        chosen: called at the beginning of an epoch with its number; returns the forget rows that it draws
+            from. Where these are fewer than all, they are repeated until the epoch has its full length.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class PairSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         start = self.epoch * self._size
         rows = range(self._size) if self._chosen is None else self._chosen(self.epoch)
-        # a round of its own for each time that a row comes again: it then meets its next alternative
+        # each repetition of a row has its own round, and takes the next alternative
         order = permutation(len(rows), self._seed, self.epoch)
         for place in range(self._size):
             turn, offset = divmod(place, len(rows))
@@ -238,7 +238,7 @@ class PairSampler(Sampler[tuple[int, int]]):
 
 
 def collate_for_loss(examples: Sequence[EncodedExample], pad_id: int) -> Batch:
-    """Pad sequences like :func:`collate`, with all that a loss may compare them with.
+    """Pad sequences like :func:`collate`, and add everything that a loss may compare them with.
 
     Args:
         examples: of one micro-batch.

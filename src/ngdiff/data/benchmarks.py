@@ -1,7 +1,7 @@
 """`benchmark:part -> where its rows are`: on the hub, or in a folder of the same layout.
 
-A benchmark is one row of :data:`BENCHMARKS`. Its name makes the sources (``muse:news/forget``), the option of
-its folder (``--muse-dir``) and the variable that stands for it (``NGDIFF_MUSE_DIR``).
+A benchmark is one row of :data:`BENCHMARKS`. Its name occurs in its sources (``muse:news/forget``),
+in the option for its folder (``--muse-dir``) and in the corresponding variable (``NGDIFF_MUSE_DIR``).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Benchmark:
     """A benchmark whose data can be named.
 
     Args:
-        name: what stands before the colon.
+        name: the part before the colon.
         title: its name in messages.
         paper: where it comes from.
         parts: names of its parts, each with a line on it.
         hub: part to its source on the hub, ``org/name:config@split``.
-        inside: folder and part to the files, without their endings, that may hold the part, best first.
-        columns: columns that are called otherwise here.
-        holder: part to the column whose lists hold the part's rows; None where the rows are the part's own.
+        inside: folder and part to the files, without extensions, that may hold the part, best first.
+        columns: columns with other names here.
+        holder: part to the column whose lists hold the part's rows; None where the part has its own rows.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Benchmark:
 
     @property
     def variable(self) -> str:
-        """The variable that does."""
+        """The environment variable that names its folder."""
         return f"NGDIFF_{self.name.upper()}_DIR"
 
     def folder(self, folders: Folders | None) -> Path | None:
-        """Return the folder given for it, else that of the variable, else nothing: the hub is asked."""
+        """Return the folder given for it, else that of the variable, else None: the hub is used."""
         given = (folders or {}).get(self.name) or os.environ.get(self.variable)
         return Path(given).expanduser() if given else None
 
@@ -67,7 +67,7 @@ class Benchmark:
         return self.published(rows, part), faults
 
     def read_as_is(self, folder: Path, part: str, where: str) -> tuple[list[Row], list[Fault]]:
-        """Do the same, with the columns that the files have."""
+        """Do the same, with the column names of the files."""
         files = next(filter(None, map(files_of, self.inside(folder, part))), [])
         if not files:
             return [], [self._missing(folder, part, where)]
@@ -82,7 +82,7 @@ class Benchmark:
         ], faults
 
     def published(self, rows: Sequence[Row], part: str) -> list[Row]:
-        """Return a part's rows under the names that columns have here, marked as the benchmark's."""
+        """Return a part's rows with this benchmark's column names mapped, marked as published."""
         holder = self.holder(part)
         if holder is not None:
             rows = [held for row in rows for held in _held(row, holder)]
@@ -106,7 +106,7 @@ class Benchmark:
 
 
 def _held(row: Row, column: str) -> list[Row]:
-    """Return the rows that a column's list holds; the row itself where it holds none."""
+    """Return the rows in a column's list; the row itself where there is no list."""
     found = row.values.get(column)
     if not isinstance(found, list) or not all(isinstance(values, dict) for values in found):
         return [row]
@@ -121,7 +121,7 @@ def _looked_for(stems: Sequence[Path], folder: Path) -> str:
 
 
 def files_of(stem: Path) -> list[Path]:
-    """Return the file of that name with any ending that is read, or Parquet shards as the hub has them."""
+    """Return the file of that name with any supported extension, or Parquet shards as on the hub."""
     found = [file for ending in READERS if (file := stem.with_name(stem.name + ending)).is_file()]
     return found[:1] or sorted(stem.parent.glob(f"{stem.name}-[0-9]*-of-[0-9]*.parquet"))
 
@@ -133,13 +133,13 @@ def read_table(file: Path) -> tuple[list[Row], list[Fault]]:
 
 
 def _array_of_texts(file: Path) -> list[Row]:
-    """Return the rows of a JSON array of strings, as MUSE's own code writes texts; else nothing."""
+    """Return the rows of a JSON array of strings, which MUSE's own code writes; else None."""
     if file.suffix != ".json":
         return []
     try:
         texts = load_json(read_within(file, MOST_DATA))
     except Unreadable:
-        return []  # the ordinary reader says what is wrong
+        return []  # the ordinary reader reports what is wrong
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return []
     return [Row({"text": text}, f"{file.name}, item {number}") for number, text in enumerate(texts, 1)]
@@ -241,7 +241,7 @@ def _muse_hub(part: str) -> str:
 
 
 def _muse_inside(folder: Path, part: str) -> list[Path]:
-    """Look in a folder of both corpora, and in one that is the corpus itself, unless named as the other."""
+    """Search a folder of both corpora, and one that is the corpus itself unless named after the other."""
     corpus, config, split = _muse_place(part)
     names = (corpus, f"muse-{corpus}", f"MUSE-{corpus.capitalize()}")
     others = [other for other in MUSE_CORPORA if other != corpus]
@@ -261,14 +261,14 @@ MUSE = Benchmark(
 
 # ---- WMDP, RWKU, KnowUnDo ----
 
-_BIO_FORGET = "bio-forget-corpus"  # in a data set of its own, to which access has to be asked for
+_BIO_FORGET = "bio-forget-corpus"  # in a separate data set, which requires access to be requested
 
 WMDP = Benchmark(
     "wmdp",
     "WMDP",
     "Li et al. 2024, arXiv 2403.03218",
     {
-        _BIO_FORGET: "papers on hazardous biology, to forget; access has to be asked for",
+        _BIO_FORGET: "papers on hazardous biology, to forget; access must be requested",
         "bio-retain-corpus": "papers on other biology, to keep",
         "cyber-forget-corpus": "hazardous passages on computer security, to forget",
         "cyber-retain-corpus": "other passages on computers, to keep",
@@ -322,7 +322,7 @@ KNOWUNDO = Benchmark(
 )
 
 BENCHMARKS: Mapping[str, Benchmark] = {row.name: row for row in (TOFU, MUSE, WMDP, RWKU, KNOWUNDO)}
-"""The benchmarks whose data can be named, by what stands before the colon."""
+"""The benchmarks whose data can be named, by the part before the colon."""
 
 
 def folder_options() -> tuple[str, ...]:

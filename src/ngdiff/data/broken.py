@@ -8,29 +8,29 @@ from itertools import groupby, pairwise
 from ngdiff.data.renaming import words_of
 
 REPEATED = 0.5
-"""Share of an answer's word pairs that it has had before, from which on it repeats itself."""
+"""Share of repeated word pairs from which an answer counts as repetitive."""
 FEWEST_PAIRS = 8
-"""Word pairs from which on that share says something."""
+"""Fewest word pairs for which that share is informative."""
 IN_A_ROW = 4
-"""Times that one word stands in a row in an answer that repeats itself."""
+"""Consecutive repetitions of one word that make an answer repetitive."""
 SPACES = "\n\t\r"
 _STRAY = {"Cc", "Cn", "Co", "Cs"}
-"""Unicode categories without a place in text: control, unassigned, private and surrogate characters."""
+"""Unicode categories that do not belong in text: control, unassigned, private and surrogate characters."""
 _REPLACEMENT = "\ufffd"
 
 
 def repetition(text: str) -> float:
-    """Return the share of word pairs that the text has had before, in [0, 1]; 0 for less than two pairs."""
+    """Return the share of word pairs that occurred before in the text, in [0, 1]; 0 for fewer than two."""
     pairs = list(pairwise(words_of(text)))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 
 def what_is_broken(answer: str, context: str) -> str | None:
-    """Say in a few words what is broken about an answer; None where nothing is.
+    """Return in a few words what is broken about an answer; None where nothing is.
 
     Args:
-        answer: as decoded, without special tokens. One that was cut may end in half a character.
-        context: texts that the answer may take its alphabet from: the question, the true answer.
+        answer: as decoded, without special tokens; one that was cut may end in half a character.
+        context: texts whose alphabets the answer may use: the question, the true answer.
     """
     if not answer.strip():
         return "empty"

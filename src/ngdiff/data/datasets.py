@@ -1,4 +1,4 @@
-"""data sets in any of the accepted forms -> encoded examples, split as a run needs them."""
+"""data sets in any accepted form -> encoded examples, split as a run needs them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def as_encoded(
 def encoded(
     dataset: Any, tokenizer: Any, max_length: int, where: str, long_text: str = "split"
 ) -> tuple[list[EncodedExample], list[str]]:
-    """Encode a data set, and say what was split, cut or left out.
+    """Encode a data set, and return notes on what was split, cut or left out.
 
     Args:
         dataset: a source string (see :mod:`ngdiff.data.sources`), a ``datasets.Dataset``, or a sequence of
@@ -60,10 +60,10 @@ def _rows(items: Iterable[Any], where: str) -> list[Example]:
 def split_retain(
     retain: list[EncodedExample], most: int, seed: int
 ) -> tuple[list[EncodedExample], list[EncodedExample], str | None]:
-    """Hold out a fifth of the retain set, about ``most`` examples at the most, to measure utility on.
+    """Hold out a fifth of the retain set, at most about ``most`` examples, to measure utility on.
 
-    Texts are held out whole: no text has pieces on both sides. So there may be fewer than ``most``, by less
-    than one text, or, where the first text drawn is longer than that, the pieces of this text alone.
+    Texts are held out whole, so that no text has pieces in both parts. So there may be fewer than ``most``,
+    by less than one text, or, where the first text drawn is longer than that, the pieces of this text alone.
 
     Returns:
         What to train on, what to measure on, and a note where the set is too small to be split: then the two
@@ -93,10 +93,10 @@ def split_retain(
 
 
 LEAST_HALF = 8
-"""Rows that either half must have; a smaller holdout is not split."""
+"""Fewest rows of either half; a smaller holdout is not split."""
 
 SPLIT = "holdout: split by content"
-"""How the note in a record begins that says a holdout was split."""
+"""Beginning of the note in a record that says that a holdout was split."""
 
 
 class _Encoded(Protocol):
@@ -108,12 +108,12 @@ Item = TypeVar("Item", bound=_Encoded)
 
 
 def stops(example: Example) -> bool:
-    """Say whether a row belongs to the half that may set a stopping target."""
+    """Return whether a row belongs to the half that may set a stopping target."""
     return hashlib.sha256(example.key.encode("utf-8", "surrogatepass")).digest()[0] % 2 == 0
 
 
 def for_stopping(rows: Sequence[Item]) -> tuple[list[Item], str | None]:
-    """Return the rows that may set a stopping target, and a note for the record; all where they are few."""
+    """Return the rows that may set a stopping target (all where there are few), and a note for the record."""
     kept = [row for row in rows if stops(row.example)]
     left = len(rows) - len(kept)
     if min(len(kept), left) < LEAST_HALF:
@@ -122,12 +122,12 @@ def for_stopping(rows: Sequence[Item]) -> tuple[list[Item], str | None]:
 
 
 def for_auditing(rows: Sequence[Example], split: bool, same: bool) -> tuple[list[Example], str | None]:
-    """Return the rows that did not set the target of a model under audit, and what to note.
+    """Return the rows that did not set the target of an audited model, and a note.
 
     Args:
         rows: the audit's holdout.
         split: whether the model's record says that its holdout was split.
-        same: whether the record's holdout was these very rows.
+        same: whether the record's holdout was exactly these rows.
     """
     if split:
         kept = [row for row in rows if not stops(row)]
@@ -137,7 +137,7 @@ def for_auditing(rows: Sequence[Example], split: bool, same: bool) -> tuple[list
         return kept, what if len(kept) < len(rows) else None
     if same:
         what = f"all {len(rows)} rows of the holdout set the stopping target: nothing is compared with them"
-        return [], f"{what}. Give rows that the run did not have"
+        return [], f"{what}. Give rows that the run did not use"
     return list(rows), (
-        "the run had another holdout that was not split: rows that both share set the stopping target"
+        "the run used another holdout without splitting it: rows in both holdouts set the stopping target"
     )

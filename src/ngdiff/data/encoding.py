@@ -5,13 +5,14 @@ Rules:
 - Labels come from positions, never from comparing ids with the padding token: ``pad == eos`` masks nothing.
 - What generation sees is what training saw: the ids of the prompt are those of the prompt tokenised alone,
   even where a token could merge across the boundary to the answer.
-- One end token. Whatever a template writes behind the end of the answer's turn (ChatML's newline, an extra
-  ``</s>``) is dropped, so no second end token is ever there to be labelled.
-- With several assistant turns the last one is labelled, the earlier ones are context.
+- One end token. Whatever a template writes after the end of the answer's turn (ChatML's newline, an extra
+  ``</s>``) is dropped, so that no second end token is labelled.
+- Of several assistant turns, the last is labelled and the earlier ones are context.
 - Data that holds a literal special token, such as ``<|im_end|>``, is tokenised as the tokenizer does with any
   text, which for most tokenizers is the special token's own id.
-- A conversation that is too long loses its first turns, the system message apart; an answer that is still too
-  long is cut. Running text is split beforehand, see :mod:`ngdiff.data.long_text`.
+- A conversation that is too long loses its first turns, except the system message; an answer that is still
+too
+  long is cut. Running text is split first, see :mod:`ngdiff.data.long_text`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from ngdiff.data.templates import TemplateFault, render
 from ngdiff.errors import Fault, RequestError
 
 LongText = Literal["split", "cut"]
-"""What becomes of a text that is longer than the window."""
+"""How a text longer than the window is treated."""
 
 IGNORE = -100
-"""The label of tokens on which no loss falls."""
+"""The label of tokens that do not count in a loss."""
 
-# Stands in for the answer while looking for where the template puts it.
+# A placeholder for the answer, to find where the template puts it.
 _MARK = "(the answer goes here)"
 
 
@@ -50,15 +51,15 @@ class EncodedExample:
         truncated: whether part of the answer was cut off.
         reference_log_prob: log-probability of the answer under the starting model, in nats, summed over its
             tokens; see :mod:`ngdiff.preparation.starting_predictions`.
-        reference_states: hidden states of the starting model, of shape (labelled tokens, width), likewise.
+        reference_states: hidden states of the starting model, of shape (labelled tokens, width).
         alternatives: other answers to the same prompt; see :mod:`ngdiff.preparation.alternatives`.
         predictable: how probable each labelled token would be to somebody who never saw the answer; see
             :mod:`ngdiff.preparation.predictable`.
         secret: whether each labelled token can be known from the answer alone; see
             :mod:`ngdiff.data.secrets`.
-        expected_ids: tokens that would be probable in the place of each labelled one, itself first, of shape
+        expected_ids: tokens that would be probable in place of each labelled one, itself first, of shape
             (labelled tokens, kept); see :mod:`ngdiff.preparation.counterfactual`.
-        expected_probs: how probable they would be, likewise.
+        expected_probs: their probabilities, of the same shape.
         turns_left_out: first turns of the conversation that did not fit.
     """
 
@@ -93,12 +94,12 @@ def encode_all(
     Args:
         examples: what to encode. Question/answer and chat rows use the tokenizer's chat template; without
             one, question/answer rows read ``Question: …``, line break, ``Answer: …``. Completions and texts
-            are taken as they are. Plain forms begin with the tokenizer's beginning token where it adds one
-            itself; all end in one end token. A text is labelled throughout.
+            are not changed. Plain forms begin with the tokenizer's beginning token where it adds one
+            itself; all end in one end token. All tokens of a text are labelled.
         tokenizer: fast or slow.
         max_length: most tokens of prompt and answer together.
         where: the setting that named the data, such as ``--forget``, for faults.
-        end_token: whether plain forms end in an end token; not where they are excerpts that go on.
+        end_token: whether plain forms end in an end token; False for excerpts of longer texts.
 
     Raises:
         RequestError: for chat rows without a chat template, rows the template refuses, and rows whose prompt
@@ -121,9 +122,9 @@ def encode_all(
 
 
 def encode_prompt(example: Example, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
-    """Return the ids from which the answer is to be generated: those before the first label of ``encode``.
+    """Return the ids from which the answer is generated: those before the first label of ``encode``.
 
-    For a text that is the beginning token alone, or nothing.
+    For a text, these are the beginning token alone, or none.
 
     Raises:
         RequestError: as ``encode_all``.
@@ -145,12 +146,12 @@ class TextTokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._dialect = _Dialect(tokenizer)
         self.opening = self._dialect.opening
-        """The ids that it puts in front of a text."""
+        """The ids that it puts before a text."""
         self.ends = 0 if self._dialect.eos is None else 1
         """Tokens that follow a text."""
 
     def too_long(self, example: Example, max_length: int) -> bool:
-        """Say whether a text has more tokens than that, those in front and behind included."""
+        """Return whether a text has more tokens than that, including those before and after it."""
         text = example.answer
         if len(text.encode()) + len(self.opening) + self.ends <= max_length:
             return False  # no tokenizer has more tokens than bytes
@@ -158,7 +159,7 @@ class TextTokens:
         return not isinstance(pieces, str) and _length(pieces) > max_length
 
     def starts(self, example: Example) -> list[int] | None:
-        """Return the character that each token begins at; None where the tokenizer does not say."""
+        """Return the character that each token begins at; None where the tokenizer does not return it."""
         places = self._dialect.places(example.answer)
         return None if places is None else places[1]
 
@@ -166,7 +167,7 @@ class TextTokens:
 def _fitting_pieces(
     dialect: _Dialect, example: Example, max_length: int, tally: _Tally
 ) -> tuple[list[int], list[int], int] | None:
-    """Return the ids of prompt and answer, and the turns left out, or note in ``tally`` what is wrong."""
+    """Return the ids of prompt and answer and the turns left out, or add what is wrong to ``tally``."""
     pieces, left_out = dialect.pieces(example), 0
     if example.kind == "chat" and not isinstance(pieces, str) and _length(pieces) > max_length:
         pieces, left_out = _last_turns(dialect, example, pieces, max_length)
@@ -175,7 +176,7 @@ def _fitting_pieces(
         tally.add(pieces, fix, example)
         return None
     if len(pieces[0]) >= max_length:
-        what = f"nothing of the answer fits into {max_length} tokens after the prompt"
+        what = f"no part of the answer fits into {max_length} tokens after the prompt"
         tally.add(what, "Raise --max-length or shorten the prompts", example)
         return None
     return *pieces, left_out
@@ -188,9 +189,9 @@ def _length(pieces: tuple[list[int], list[int]]) -> int:
 def _last_turns(
     dialect: _Dialect, example: Example, whole: tuple[list[int], list[int]], max_length: int
 ) -> tuple[tuple[list[int], list[int]], int]:
-    """Leave out as few of the first turns as it takes for the rest to fit; the system message stays.
+    """Leave out as few of the first turns as needed for the rest to fit; the system message stays.
 
-    A turn of the user begins what is left; at least the last one is there.
+    The rest begins with a turn of the user, at the latest with the last one.
     """
     turns = example.messages
     first = 1 if turns[0].role == "system" else 0
@@ -234,7 +235,7 @@ def _examples(count: int) -> str:
 
 
 class _Dialect:
-    """What one tokenizer does with text: its template, its special tokens, what it puts in front."""
+    """How one tokenizer treats text: its template, its special tokens, what it puts before a text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_token: bool = True) -> None:
         self.tokenizer = tokenizer
@@ -250,9 +251,9 @@ class _Dialect:
         return list(self.tokenizer(text, add_special_tokens=specials, verbose=False)["input_ids"])
 
     def places(self, text: str) -> tuple[list[int], list[int]] | None:
-        """Return the ids of a text, and the character each begins at; None where the tokenizer cannot tell.
+        """Return the ids of a text, and the character each begins at; None where they are not known.
 
-        The text asked for last is kept: the pieces of one text follow one another.
+        The last text is cached, since the pieces of one text follow one another.
         """
         if not self.tokenizer.is_fast:
             return None
@@ -263,7 +264,7 @@ class _Dialect:
         return self._read[1]
 
     def _opening(self) -> list[int]:
-        """Return the ids that the tokenizer puts in front of plain text."""
+        """Return the ids that the tokenizer puts before plain text."""
         bare, full = self.ids("a"), self.ids("a", specials=True)
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
@@ -271,7 +272,7 @@ class _Dialect:
         return []
 
     def pieces(self, example: Example) -> tuple[list[int], list[int]] | str:
-        """Return the ids of prompt and answer, the end token included, or what is wrong."""
+        """Return the ids of prompt and answer, including the end token, or what is wrong."""
         if example.opening:
             return self._opened(example)
         if example.part is not None:
@@ -288,12 +289,12 @@ class _Dialect:
         return "the tokenizer has no chat template for 'messages' rows"
 
     def _opened(self, example: Example) -> tuple[list[int], list[int]] | str:
-        """Move the words that the answer is made to begin with over to the prompt.
+        """Move the words that the answer is made to begin with to the prompt.
 
-        A token that merges them with the answer's first word counts as answer.
+        A token that merges them with the answer's first word belongs to the answer.
         """
         if example.kind == "text":
-            return "a text has no answer that could be made to begin otherwise"
+            return "a text has no answer that could begin with other words"
         alone = self.pieces(_beginning(example, example.opening))
         whole = self.pieces(_beginning(example, f"{example.opening} {example.answer}"))
         if isinstance(alone, str):
@@ -311,7 +312,7 @@ class _Dialect:
         start = before or behind
         if start[: len(self.opening)] != self.opening:
             before = self.opening + before
-        elif not prompt:  # a text that brings its own beginning token
+        elif not prompt:  # a text that contains its own beginning token
             before, behind = self.opening, behind[len(self.opening) :]
         return before, self._ended(behind, self.eos) if self.end_token else behind
 
@@ -320,11 +321,11 @@ class _Dialect:
         text = part.whole.answer
         places = self.places(text)
         if places is None:
-            return "the tokenizer does not say where the tokens of a text stand"
+            return "the tokenizer does not return the positions of tokens in a text"
         ids, starts = places
         mine = ids[bisect_left(starts, part.start) : bisect_left(starts, part.stop)]
         if part.start == 0 and mine[: len(self.opening)] == self.opening:
-            mine = mine[len(self.opening) :]  # it brings its own beginning token
+            mine = mine[len(self.opening) :]  # it contains its own beginning token
         last = part.stop == len(text) and self.end_token
         return list(self.opening), self._ended(mine, self.eos) if last else mine
 
@@ -354,7 +355,7 @@ class _Dialect:
             full = self._rendered(turns)
         except TemplateFault as error:
             what = f"the chat template {error}"
-            self.endless = what if error.endless else None  # once is enough to wait
+            self.endless = what if error.endless else None  # do not wait again
             return what
         head, found, tail = marked.rpartition(_MARK)
         kept = full.startswith(head) and full.endswith(tail) and len(full) > len(head) + len(tail)
@@ -382,5 +383,5 @@ class _Dialect:
 
 
 def _beginning(example: Example, answer: str) -> Example:
-    """Return the example with another answer, and nothing that it is made to begin with."""
+    """Return the example with another answer and without prescribed first words."""
     return replace(example, messages=(*example.messages[:-1], Message("assistant", answer)), opening="")

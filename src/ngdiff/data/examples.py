@@ -23,7 +23,7 @@ ROLES: tuple[str, ...] = ("system", "user", "assistant")
 """The roles a message can have."""
 
 _KINDS: dict[str, Kind] = {"messages": "chat", "question": "qa", "prompt": "completion", "text": "text"}
-# The extra columns that evaluation reads: part of what a data hash vouches for.
+# The extra columns that evaluation reads, which a data hash covers.
 _HASHED_EXTRA = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
 
 
@@ -42,12 +42,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Part:
-    """Where a piece stands in the text that it is a piece of.
+    """Position of a piece in its text.
 
     Args:
         whole: the text.
         start: its first character.
-        stop: the first character behind it.
+        stop: the first character after it.
     """
 
     whole: Example
@@ -63,11 +63,11 @@ class Example:
         messages: the conversation, the answer last; empty for kind ``text``.
         text: the text for kind ``text``, else ``None``.
         kind: which columns the example came from.
-        place: where its row stands, such as ``forget.jsonl, line 3``.
-        extra: the row's other columns as they are, such as ``perturbed_answer``.
+        place: position of its row, such as ``forget.jsonl, line 3``.
+        extra: the row's other columns, unchanged, such as ``perturbed_answer``.
         opening: words that the answer is made to begin with; they count as context, not as answer.
-        part: of a piece of a longer text, where it stands there; ``text`` is then the piece alone.
-        passage: whether it was running text, whose beginning stands for a question now.
+        part: position of a piece in its longer text; ``text`` is then the piece alone.
+        passage: whether it was running text, whose beginning now serves as the question.
     """
 
     messages: tuple[Message, ...]
@@ -81,7 +81,7 @@ class Example:
 
     @property
     def prompt(self) -> str:
-        """What comes before the answer: earlier turns joined by line breaks; empty for a text."""
+        """The earlier turns, joined by line breaks; empty for a text."""
         return "\n".join(message.content for message in self.messages[:-1])
 
     @property
@@ -102,8 +102,8 @@ def to_examples(rows: Sequence[Row], where: str) -> list[Example]:
     """Turn rows into examples.
 
     Args:
-        rows: rows with ``messages``, ``question``/``answer``, ``prompt``/``completion`` or ``text`` (looked
-            for in this order; a form whose columns are all null gives way to the next), else with the columns
+        rows: rows with ``messages``, ``question``/``answer``, ``prompt``/``completion`` or ``text`` (checked
+            in this order; a form whose columns are all null gives way to the next), else with the columns
             of Alpaca or ShareGPT (:mod:`ngdiff.data.layouts`).
         where: the setting that named the source, such as ``--forget``, for faults.
 
@@ -132,7 +132,7 @@ def to_examples(rows: Sequence[Row], where: str) -> list[Example]:
 
 
 def _is_blank(row: Row, form: tuple[str, ...]) -> bool:
-    """Say whether a row is an empty text of a benchmark, which is left out where the data is encoded."""
+    """Return whether a row is an empty text of a benchmark, which is left out during encoding."""
     value = row.values.get("text")
     return row.published and form == ("text",) and isinstance(value, str) and not value.strip()
 
@@ -175,13 +175,13 @@ def _content_faults(row: Row, form: tuple[str, ...], where: str) -> list[Fault]:
 
 
 def text_fault(value: object) -> str | None:
-    """Say what is wrong with a value that must be a text with something in it."""
+    """Return what is wrong with a value that must be a text that is not empty."""
     if value is None:
         return "is null"
     if not isinstance(value, str):
         return f"is of type {type(value).__name__}, not a string"
     if len(value) > MOST_CHARACTERS:
-        return f"has {len(value)} characters, of which {MOST_CHARACTERS} are read at the most"
+        return f"has {len(value)} characters, but at most {MOST_CHARACTERS} are read"
     if not value.strip():
         return "is empty"
     try:
@@ -266,7 +266,7 @@ def overlap_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault
 
 
 def texts_of(examples: Sequence[Example]) -> list[Example]:
-    """Return the rows that examples come from: of the pieces of one text, the text, once."""
+    """Return the rows that examples come from; for the pieces of one text, the text once."""
     found: list[Example] = []
     for example in examples:
         row = example if example.part is None else example.part.whole
@@ -279,7 +279,7 @@ def data_hash(examples: Sequence[Example]) -> str:
     """Return the SHA-256 (hex) of the rows' content in order, however long texts were split.
 
     It depends on kind, messages, text and the paraphrased and perturbed columns; not on file format, path,
-    place or columns that nothing reads.
+    position or unused columns.
     """
     content = [
         {

@@ -29,7 +29,7 @@ COLUMN_FORMS: tuple[tuple[str, ...], ...] = (
     ("prompt", "completion"),
     ("text",),
 )
-"""The sets of columns a row can have, in the order in which they are looked for."""
+"""The sets of columns that a row can have, in the order in which they are checked."""
 
 Found = tuple[list["Row"], list[Fault]]
 
@@ -39,11 +39,11 @@ class Row:
     """One row of a data source.
 
     Args:
-        values: column name to value, as the file has it.
-        place: where the row stands, such as ``forget.jsonl, line 3``.
-        published: whether it is a benchmark's. Its users cannot correct it, so an empty text is left out and
-            counted, where it would be refused in one's own data.
-        names: columns that the data calls otherwise, to what it calls them.
+        values: column name to value, as in the file.
+        place: position of the row, such as ``forget.jsonl, line 3``.
+        published: whether it belongs to a benchmark. Users cannot correct that, so an empty text is left out
+            and counted, which in one's own data would be a fault.
+        names: NGDiff's names of columns to those of the data, where they differ.
     """
 
     values: Mapping[str, object]
@@ -53,7 +53,7 @@ class Row:
 
 
 def accepted_columns() -> str:
-    """Return the accepted sets of columns as words, for faults."""
+    """Return the accepted sets of columns in words, for faults."""
     return ", ".join("/".join(form) for form in COLUMN_FORMS)
 
 
@@ -92,7 +92,7 @@ def _no_rows(name: str) -> Fault:
 
 
 def _text_fault(raw: bytes, name: str) -> Fault | None:
-    """Say why bytes are no text, if they are none."""
+    """Return why bytes are not text, if they are not."""
     try:
         decode(raw)
     except Unplaced as error:
@@ -103,7 +103,7 @@ def _text_fault(raw: bytes, name: str) -> Fault | None:
 
 
 class _Repeated:
-    """Stands for a JSON object in which a key occurs twice."""
+    """A JSON object in which a key occurs twice."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -119,7 +119,7 @@ def _object(pairs: list[tuple[str, object]]) -> object:
 
 
 def _repeated(value: object) -> _Repeated | None:
-    """Find a repeated key, however deep: it spoils the whole row."""
+    """Find a repeated key at any depth; it makes the whole row invalid."""
     waiting = [value]
     while waiting:
         item = waiting.pop()
@@ -133,7 +133,7 @@ def _repeated(value: object) -> _Repeated | None:
 
 
 def _parse(text: str, place: str) -> object:
-    """Parse JSON; a ``Fault`` says where it is broken."""
+    """Parse JSON, or return a ``Fault`` that says where it is broken."""
     try:
         return load_json(text, object_pairs_hook=_object)
     except Unreadable as error:
@@ -241,7 +241,7 @@ def _read_csv(raw: bytes, name: str) -> Found:
 
 
 def _csv_rows(reader: Any, header: list[str], name: str) -> Iterator[Row | Fault]:
-    """Yield a row or a fault for each record that is not blank; ``Any`` for what csv does not export."""
+    """Yield a row or a fault for each record that is not blank; csv does not export the reader's type."""
     number = 0
     while True:
         started = reader.line_num + 1
@@ -264,7 +264,7 @@ def _csv_rows(reader: Any, header: list[str], name: str) -> Iterator[Row | Fault
 
 
 def _broken_csv(error: csv.Error, line: int, name: str) -> Fault:
-    what = f"is not valid CSV in the record that begins there ({error})"
+    what = f"is not valid CSV in the record that begins here ({error})"
     return Fault(f"{name}, line {line}", what, "Close the quotes, and double a quote inside a field")
 
 
@@ -295,10 +295,10 @@ READERS: dict[str, Callable[[bytes, str], Found]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-"""Extension to reader; nothing that can carry code (pickles) and no archives."""
+"""Reader by extension; no formats that can carry code (pickles) and no archives."""
 
 ARCHIVES = frozenset({".gz", ".zip", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar", ".tar", ".tgz"})
-"""Extensions of packed files, which are named but never opened."""
+"""Extensions of packed files, which are reported but never opened."""
 
 MOST_FAULTS = 1000
-"""Broken rows after which a file is not read further."""
+"""Number of invalid rows after which reading stops."""

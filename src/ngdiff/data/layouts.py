@@ -28,13 +28,13 @@ Mapped = dict[str, str]
 
 
 def parse_columns(text: str, where: str = "--columns") -> Mapped:
-    """Read ``OURS=THEIRS,OURS=THEIRS``.
+    """Parse ``OURS=THEIRS,OURS=THEIRS``.
 
     ``prompt`` may stand for ``question``, and ``completion`` for ``answer``; together, the two say that the
     answer continues the prompt's own text.
 
     Raises:
-        RequestError: it is no mapping, names a column that NGDiff does not know, or is not complete.
+        RequestError: it is not a mapping, names a column that NGDiff does not know, or is not complete.
     """
     mapped: Mapped = {}
     faults = []
@@ -56,7 +56,7 @@ def parse_columns(text: str, where: str = "--columns") -> Mapped:
 
 
 def _completed(mapped: Mapped, where: str) -> tuple[Mapped, list[Fault]]:
-    """Give mixed pairs, such as prompt and answer, the names of one form."""
+    """Rename mixed pairs, such as prompt and answer, to the columns of one form."""
     if set(mapped) in map(set, COLUMN_FORMS):
         return mapped, []
     other = {"prompt": "question", "completion": "answer"}
@@ -91,7 +91,7 @@ def renamed(rows: Sequence[Row], mapped: Mapping[str, str], where: str) -> tuple
 
 
 def recognised(row: Row) -> Row:
-    """Return a row of Alpaca's or ShareGPT's columns under known names; any other as it is."""
+    """Return a row with Alpaca's or ShareGPT's columns under known names; other rows are unchanged."""
     values = row.values
     # Alpaca's files also hold the whole prompt as ``text``
     if any(all(column in values for column in form) for form in COLUMN_FORMS if form != ("text",)):
@@ -116,7 +116,7 @@ def _alpaca(row: Row) -> Row:
 
 
 def _messages(turns: object) -> object:
-    """Return ShareGPT's turns as messages; what is neither is left, for the check of messages to name."""
+    """Return ShareGPT's turns as messages; malformed turns stay, for the check of messages to report."""
     if not isinstance(turns, list):
         return turns
     return [

@@ -1,4 +1,4 @@
-"""`long texts -> pieces`: as many as the window makes necessary, each token in exactly one of them."""
+"""`long texts -> pieces`: as many as the window requires, with each token in exactly one of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ngdiff.errors import Fault, RequestError, unknown_name
 __all__ = ["LongText", "Pieces", "counted_texts", "encode_pieces", "in_pieces", "long_text_fault", "passages"]
 
 LAST_SHARE = 0.1
-"""Share of a window, its end, in which a boundary is looked for."""
+"""Share of a window, at its end, in which a boundary is sought."""
 
 _SENTENCE = re.compile(r"[.!?…。！？][\"'”’»)\]]*\s*$")
 _CLOSED_WITHOUT_SPACE = re.compile(r"[。！？][”’」』）]*$")
 _BEHIND = 16
-"""Characters before a place that say whether a sentence ends there."""
+"""Characters before a position that decide whether a sentence ends there."""
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Pieces:
     Args:
         examples: rows that fit, and the pieces of those that do not, in order.
         split: texts that were split.
-        blank: pieces, or whole texts of a benchmark, that were left out: nothing but white space.
+        blank: pieces, or whole texts of a benchmark, that were left out because they are only white space.
     """
 
     examples: list[Example] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Pieces:
     blank: int = 0
 
     def notes(self, where: str, max_length: int) -> list[str]:
-        """Say what was done, for the record."""
+        """Return notes for the record on what was split or left out."""
         found = []
         if self.split:
             count = sum(example.part is not None for example in self.examples)
@@ -48,14 +48,13 @@ class Pieces:
             )
         if self.blank:
             found.append(
-                f"{where}: {_counted(self.blank, 'piece')} {_were(self.blank)} left out: nothing but white "
-                "space"
+                f"{where}: {_counted(self.blank, 'piece')} {_were(self.blank)} left out: only white space"
             )
         return found
 
 
 def long_text_fault(asked: str) -> Fault | None:
-    """Say so where there is no such way to treat long texts."""
+    """Return a fault where there is no such way to treat long texts."""
     known = get_args(LongText)
     return None if asked in known else unknown_name("long_text", "way to treat long texts", asked, known)
 
@@ -72,11 +71,11 @@ def in_pieces(examples: Iterable[Example], tokenizer: Any, max_length: int | Non
     Args:
         examples: rows of any kind.
         tokenizer: whose tokens are counted.
-        max_length: tokens of a piece at the most; None to split nothing.
+        max_length: most tokens of a piece; None to split nothing.
         where: the setting that named the data, for faults.
 
     Raises:
-        RequestError: a text is too long, and the tokenizer does not say where its tokens stand in it.
+        RequestError: a text is too long, and the tokenizer does not return the positions of its tokens.
     """
     tokens, found = TextTokens(tokenizer), Pieces()
     for example in examples:
@@ -113,7 +112,7 @@ def encode_pieces(
         long_text: ``split``, or ``cut`` to drop what does not fit.
 
     Returns:
-        The encoded rows, and what should be said before the run begins: what was split, cut or left out.
+        The encoded rows, and notes to show before the run begins: what was split, cut or left out.
 
     Raises:
         RequestError: as :func:`in_pieces` and :func:`ngdiff.data.encoding.encode_all`.
@@ -124,10 +123,10 @@ def encode_pieces(
 
 
 def passages(examples: Sequence[Example], tokenizer: Any, length: int) -> list[Example]:
-    """Return texts as completions: so many tokens to begin with, and as many that are to follow.
+    """Return texts as completions: ``length`` tokens as prompt, and as many tokens that follow.
 
-    A text that has not twice as many is halved; one of fewer than four tokens, or whose tokenizer does not
-    say where they stand, stays as it is. So do rows of other kinds.
+    A text with fewer than twice as many tokens is halved. A text of fewer than four tokens, or whose
+    tokenizer does not return their positions, is not changed, nor are rows of other kinds.
     """
     tokens = TextTokens(tokenizer)
     return [_passage(example, tokens, length) if example.kind == "text" else example for example in examples]
@@ -164,20 +163,20 @@ def _bounds(text: str, starts: Sequence[int], room: int, ends: int) -> list[tupl
     Args:
         text: the whole.
         starts: the character that each token begins at.
-        room: most tokens of a piece, its beginning token not counted.
+        room: most tokens of a piece, not counting its beginning token.
         ends: tokens that follow the last one.
     """
     cuts, first = [0], 0
     near, rest = math.ceil((1 - LAST_SHARE) * room), max(2, math.ceil(LAST_SHARE * room))
     while len(starts) + ends - first > room:
-        last = min(first + room, len(starts) - rest)  # a few words alone could hardly be judged
+        last = min(first + room, len(starts) - rest)  # a few words alone could hardly be scored
         first = _cut(text, starts, first, last, near)
         cuts.append(starts[first])
     return list(zip(cuts, [*cuts[1:], len(text)], strict=True))
 
 
 def _cut(text: str, starts: Sequence[int], first: int, last: int, least: int) -> int:
-    """Return the token that the next piece begins with, ``last`` at the latest."""
+    """Return the token that the next piece begins with, at the latest ``last``."""
     whole = [at for at in range(last, first, -1) if starts[at] > starts[at - 1]]  # not inside a character
     near = [at for at in whole if at - first >= least]
     for ends_here in _BOUNDARIES:
@@ -204,17 +203,17 @@ def _ends_word(text: str, place: int) -> bool:
 
 
 _BOUNDARIES: tuple[Callable[[str, int], bool], ...] = (_ends_paragraph, _ends_sentence, _ends_word)
-"""Whether a text may be cut before the character at a place, best boundaries first."""
+"""Whether a text may be cut before the character at a position; best boundaries first."""
 
 
 def counted_texts(examples: Sequence[Example]) -> dict[str, int]:
-    """Return how many rows there are and, where some of them were split, how many pieces."""
+    """Return the number of rows and, where some were split, of pieces."""
     rows = len(texts_of(examples))
     return {"examples": rows} | ({"pieces": len(examples)} if rows != len(examples) else {})
 
 
 def _shortened(where: str, examples: Sequence[EncodedExample], max_length: int) -> list[str]:
-    """Say how many answers were cut, and how many conversations lost their first turns."""
+    """Return notes on how many answers were cut, and how many conversations lost their first turns."""
     notes = []
     cut = sum(example.truncated for example in examples)
     turns = sum(example.turns_left_out > 0 for example in examples)

@@ -39,8 +39,8 @@ def read_split(
         config: one of ``COLUMNS``.
         split: such as ``forget_qa``.
         where: the setting that named the source, for faults.
-        folders: where ``news`` and ``books`` lie, under ``muse``; by default in ``NGDIFF_MUSE_DIR``, else on
-            the hub.
+        folders: folder of ``news`` and ``books``, under ``muse``; by default ``NGDIFF_MUSE_DIR``, else the
+            hub.
 
     Returns:
         At least one row, each with the config's columns filled with text.

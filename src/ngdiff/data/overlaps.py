@@ -1,4 +1,4 @@
-"""examples of a request's sets -> what they share and repeat, and what so few of them can promise."""
+"""examples of a request's sets -> what they share and repeat, and what few rows mean for the result."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ngdiff.data.renaming import OrdinaryWords, identifying
 from ngdiff.errors import Fault
 
 MOST_NAMED = 10
-"""Places that a message names."""
+"""Most places that a message names."""
 LEAST_WORDS = 4
-"""Words from which on an answer that two questions share counts as the same knowledge."""
+"""Fewest words of an answer to two questions that counts as the same knowledge."""
 LEAST_SHARED = 12
-"""Words from which on a text inside another one counts as the same."""
+"""Fewest words of a text inside another one that counts as the same."""
 LEAST_FORGET, LEAST_RETAIN = 8, 20
-"""Rows below which little can be promised."""
+"""Number of rows below which results say little."""
 
 
 def repeated(examples: Sequence[Example]) -> str | None:
@@ -29,21 +29,21 @@ def repeated(examples: Sequence[Example]) -> str | None:
     other, one = again[0]
     verb = "1 row repeats another" if len(again) == 1 else f"{len(again)} rows repeat others"
     return (
-        f"{verb} in the forget set, and each repetition is pushed and counted as an item of its own "
+        f"{verb} in the forget set, and each repetition is trained on and counted as an item of its own "
         f"(first: {other.place} and {one.place})"
     )
 
 
 def _plain(text: str) -> str:
-    """Return the words alone: punctuation, case and white space do not count."""
+    """Return the words alone, without punctuation, case and white space."""
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def answer_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault | None:
-    """Return a fault where the retain set gives what is to be forgotten.
+    """Return a fault where the retain set contains what is to be forgotten.
 
-    That is where it has the same question, or the same answer of four or more words, whatever the case and
-    the punctuation. Rows that are the same altogether are another fault
+    That is the same question, or the same answer of four or more words, ignoring case and punctuation.
+    Identical rows are another fault
     (:func:`ngdiff.data.examples.overlap_fault`).
     """
     keys = {example.key for example in forget}
@@ -60,7 +60,7 @@ def answer_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault 
     if not found:
         return None
     what = (
-        "rows of the forget set cannot be forgotten and kept, since the retain set gives them too: "
+        "rows of the forget set cannot be forgotten and kept, since the retain set contains them too: "
         f"{_listed(found)}"
     )
     return Fault("--retain", what, "Remove them from one of the two sets, or give --set allow_overlap=true")
@@ -69,8 +69,8 @@ def answer_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault 
 def part_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault | None:
     """Return a fault where a text of one set is part of a longer one of the other set.
 
-    Texts are compared by their words; those of fewer than :data:`LEAST_SHARED` are too common to count. Texts
-    that are the same altogether are another fault (:func:`ngdiff.data.examples.overlap_fault`).
+    Texts are compared by their words; those of fewer than :data:`LEAST_SHARED` are too common to count.
+    Identical texts are another fault (:func:`ngdiff.data.examples.overlap_fault`).
     """
     sets = [[example for example in part if example.kind == "text"] for part in (forget, retain)]
     found = _parts_in(*sets) + [(longer, shorter) for shorter, longer in _parts_in(*reversed(sets))]
@@ -86,9 +86,10 @@ def part_fault(forget: Sequence[Example], retain: Sequence[Example]) -> Fault | 
 
 
 def _parts_in(shorter: Sequence[Example], longer: Sequence[Example]) -> list[tuple[Example, Example]]:
-    """Return the texts of one set that stand in longer ones of another, each with the first that holds it.
+    """Return the texts of one set that are part of longer ones of another, each with the first that contains
+    it.
 
-    Looked for by the first words of each, so that the work grows with the number of words alone.
+    They are found by their first words, so that the work grows linearly with the number of words.
     """
     begins: dict[tuple[str, ...], list[tuple[list[str], Example]]] = {}
     for example in shorter:
@@ -128,16 +129,16 @@ def holdout_fault(
 
 
 COMMON = 0.02
-"""Share of all rows from which on a word tells nothing of a single one; two rows at the least."""
+"""Share of all rows (and at least two rows) from which a word does not identify a single one."""
 REWORDED = 0.6
-"""Share of an answer's telling words that another row must have to say the same in other words."""
+"""Share of an answer's identifying words that another row must contain to count as a rewording."""
 
 
 def reworded(forget: Sequence[Example], retain: Sequence[Example]) -> str | None:
-    """Return a note where retain rows seem to say in other words what is to be forgotten.
+    """Return a note where retain rows seem to reword what is to be forgotten.
 
-    A word of an answer that few rows have, and its question has not, tells what is to be forgotten. A retain
-    row says it too if it has most of these words, and the question's rarest name: that of who is asked about.
+    A word of an answer that few rows contain, and its question does not, identifies what is to be forgotten.
+    A retain row rewords it if it contains most of these words and the question's rarest name: its subject.
     """
     ordinary = OrdinaryWords.of(f"{example.prompt} {example.answer}" for example in retain)
     rows = [(_words(e.prompt), _words(e.answer)) for e in (*forget, *retain)]
@@ -163,10 +164,7 @@ def reworded(forget: Sequence[Example], retain: Sequence[Example]) -> str | None
     if not found:
         return None
     verb = "1 row of the forget set seems" if len(found) == 1 else f"{len(found)} rows of the forget set seem"
-    return (
-        f"{verb} to stand in the retain set in other words, and what is kept cannot be forgotten: "
-        f"{_listed(found)}"
-    )
+    return f"{verb} to be reworded in the retain set, and what is kept cannot be forgotten: {_listed(found)}"
 
 
 def _words(text: str) -> set[str]:
@@ -179,14 +177,14 @@ def _listed(found: Sequence[str]) -> str:
 
 
 def swapped(forget: int, retain: int) -> str | None:
-    """Return a note where the sizes look as if the two sets had been given the wrong way round."""
+    """Return a note where the sizes suggest that the two sets were swapped."""
     if not forget > 2 * retain > 0:
         return None
     return f"{forget} rows to forget and {retain} to keep: check that the two are not swapped"
 
 
 def small_sets(forget: int, retain: int) -> list[str]:
-    """Say what so few rows can promise."""
+    """Return notes on what few rows mean for the result."""
     notes = []
     if forget < LEAST_FORGET:
         notes.append(

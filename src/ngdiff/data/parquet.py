@@ -16,15 +16,15 @@ _SMALLER = "Split it into smaller files, or check that it is the right file"
 def read_parquet(raw: bytes) -> list[dict[str, Any]]:
     """Read all rows as Python values.
 
-    Batches are as small as the largest row group asks for, and reading ends where more has come out than
-    an honest data file of text holds.
+    Batches are small enough for the largest row group, and reading stops at a size that no ordinary data file
+    of text has.
 
     Args:
         raw: the whole file.
 
     Raises:
         Unreadable: it is broken, has duplicate columns, or unpacks to too much.
-        Unplaced: one row holds a value that Python has no form for; ``line`` is the row's number.
+        Unplaced: one row holds a value that Python cannot represent; ``line`` is the row's number.
     """
     import pyarrow
     import pyarrow.parquet
@@ -49,7 +49,7 @@ def _rows(file: Any) -> Iterator[dict[str, Any]]:
     chunks = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
     if sum(chunks) > MOST_DATA:
         raise Unreadable(_too_much(sum(chunks)), _SMALLER)
-    # one value of a dictionary, as large as its row group, may stand in every row
+    # one dictionary value, as large as its row group, may occur in every row
     at_once = min(_AT_ONCE, max(1, MOST_DATA // max([1, *chunks])))
     unpacked = 0
     for batch in file.iter_batches(batch_size=at_once, use_threads=False):  # before any value is made
@@ -67,7 +67,7 @@ def _rows(file: Any) -> Iterator[dict[str, Any]]:
 
 
 def _size(column: Any) -> int:
-    """Return the bytes that a column takes once each of its values stands for itself."""
+    """Return the bytes of a column once its dictionary is expanded."""
     import pyarrow
     import pyarrow.compute
 
@@ -81,7 +81,7 @@ def _size(column: Any) -> int:
 
 
 def _categories_inside(kind: Any) -> bool:
-    """Say whether a type holds categories inside lists or objects, whose size nothing tells beforehand."""
+    """Return whether a type has categories inside lists or objects, whose size is not known in advance."""
     import pyarrow
 
     inner = [kind.field(number).type for number in range(kind.num_fields)]

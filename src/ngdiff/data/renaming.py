@@ -1,9 +1,9 @@
-"""`question and answer -> the same about somebody whom nobody knows`: names, titles, numbers replaced.
+"""`question and answer -> the same about an unknown person`: names, titles and numbers are replaced.
 
-What a model would say that had never met the subject of a question can be asked of the model itself, about a
-subject that does not exist. The words that identify the subject are those of the prompt that are written with
-a capital letter although ordinary text does not write them so, quoted titles, and numbers; where there are
-none (languages or data without capital letters), the words that no text to keep has.
+To learn what a model would say if it had never met the subject of a question, the model is asked about a
+subject that does not exist. The words that identify the subject are the words of the prompt that are
+capitalised although ordinary text does not capitalise them, quoted titles, and numbers; where there are none
+(languages or data without capital letters), the words that occur in no text to keep.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ngdiff.invented.people import book_title, first_name, surname
 WORD = re.compile(r"\w[\w’'\-]*")
 _TITLE = re.compile(r"[\"“«]([^\"”»\n]{2,80})[\"”»]")
 _BEGINNING = re.compile(r"(?:^|[.!?:\n][\"”’')\]]*)\s*[\"“«‘'(]?$")
-"""What stands before the first word of a sentence."""
+"""Text before the first word of a sentence."""
 _POSSESSIVE = re.compile(r"(’s|'s|’|')$")
 COMMON = 25
-"""One of so many texts has a common word."""
+"""A common word occurs in one in so many texts."""
 YEARS = (1930, 1995)
 _TRIES = 50
 
 
 @dataclass(frozen=True)
 class OrdinaryWords:
-    """Words that say nothing about who is asked about.
+    """Words that do not identify the subject of a question.
 
     Args:
-        small: those that occur without a capital letter.
-        every: all of them, in small letters.
-        common: those that one in :data:`COMMON` texts has, in small letters.
+        small: words that occur without a capital letter.
+        every: all words, in lower case.
+        common: words in at least one of :data:`COMMON` texts, in lower case.
     """
 
     small: Collection[str]
@@ -57,7 +57,7 @@ class OrdinaryWords:
 
 
 def begins_sentence(text: str, place: int) -> bool:
-    """Say whether a word that begins at a place of a text is the first one of a sentence."""
+    """Return whether the word at a position of a text is the first of a sentence."""
     before = text[max(0, place - 8) : place]
     return _BEGINNING.search(before if place <= 8 else f"…{before}") is not None
 
@@ -65,8 +65,8 @@ def begins_sentence(text: str, place: int) -> bool:
 def marked(text: str, ordinary: OrdinaryWords) -> list[tuple[str, bool]]:
     """Return the words of a text in order, each with whether it is a number or (part of) a name.
 
-    A word counts as a name if it has a capital letter that ordinary text does not give it. So does one that
-    stands beside such a word, or beside another capital letter, unless it begins a sentence: "Rose King".
+    A word counts as a name if it has a capital letter that it does not have in ordinary text, or if it is
+    next to such a word or to another capitalised word ("Rose King"), unless it begins a sentence.
     """
     found = list(WORD.finditer(text))
     words = [_POSSESSIVE.sub("", word.group()) for word in found]
@@ -110,8 +110,8 @@ def replacements(found: Iterable[str], taken: Collection[str], draw: random.Rand
 
     Args:
         found: as :func:`identifying` returns them.
-        taken: words, in small letters, that the data itself holds; none of them is invented.
-        draw: decides.
+        taken: words of the data, in lower case, which are not invented.
+        draw: source of random numbers.
     """
     names = 0
     invented: dict[str, str] = {}
@@ -127,7 +127,7 @@ def replacements(found: Iterable[str], taken: Collection[str], draw: random.Rand
 
 
 def _number(digits: str, draw: random.Random) -> str:
-    """Return another number of as many digits, one that a date could have."""
+    """Return another number with the same number of digits, which could be part of a date."""
     if len(digits) == 4:
         return str(draw.randint(*YEARS))
     if len(digits) <= 2:
@@ -136,7 +136,7 @@ def _number(digits: str, draw: random.Random) -> str:
 
 
 def _name(place: int, taken: Collection[str], draw: random.Random) -> str:
-    """Return a first name or a surname, in turn, that the data does not hold."""
+    """Return a first name and a surname in turn that the data does not contain."""
     make = surname if place % 2 else first_name
     name = make(draw)
     for _ in range(_TRIES):

@@ -1,7 +1,8 @@
 """`answers, and texts to keep -> the tokens that can be known from the answers alone`.
 
-A secret is a name, a number or any other word that neither its prompt nor a text to keep has, or two names in
-a row ("Patient Bridge", "4 May") that none of them has. Common words in an uncommon order are not found so.
+A secret is a name, a number or any other word that occurs neither in its prompt nor in a text to keep, or two
+consecutive names ("Patient Bridge", "4 May") that occur in none of them. Common words in an uncommon order
+are not found this way.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from ngdiff.data.renaming import WORD, begins_sentence, words_of
 from ngdiff.data.sources import general_texts
 
 _CENTURY = re.compile(r"(?:1\d|20)\d\d")
-"""A year: its first two digits are nobody's secret."""
+"""A year, whose first two digits are not secret."""
 _BEGINNING = 64
-"""Characters of an answer by which its place among the labelled tokens is found."""
+"""Characters of an answer that locate it among the labelled tokens."""
 _WINDOW = 7
-"""Tokens back from which on the text of a token no longer depends on what stands before."""
+"""Number of preceding tokens beyond which the text of a token does not depend on its context."""
 
 
 def kept_texts(retain: Sequence[EncodedExample]) -> list[str]:
-    """Return prompts and answers of what is to be kept, and of the general texts that ship with it."""
+    """Return prompts and answers of what is to be kept, and the general texts that ship with NGDiff."""
     return [f"{e.example.prompt} {e.example.answer}" for e in retain] + general_texts()
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:
-    """Yield two words in a row each, in small letters."""
+    """Yield each pair of consecutive words in lower case."""
     return pairwise(words_of(text))
 
 
@@ -62,7 +63,7 @@ class Secrets:
         return [_span(word) for word, is_secret in zip(found, secret, strict=True) if is_secret]
 
     def _is_named(self, answer: str, word: re.Match[str]) -> bool:
-        """Say whether a word is a number, or has a capital letter for another reason than where it stands."""
+        """Return whether a word is a number, or has a capital letter not only because of its position."""
         ordinary = word.group().lower() in self._words and begins_sentence(answer, word.start())
         return not word.group().islower() and not ordinary
 
@@ -88,29 +89,29 @@ def with_secrets(
 
 
 def labelled_ids(example: EncodedExample) -> list[int]:
-    """Return the labelled ids that something stands before."""
+    """Return the labelled ids that are not the first."""
     return [label for label in example.labels[1:] if label != IGNORE]
 
 
 def tokens_of(example: EncodedExample, places: Sequence[tuple[int, int]], tokenizer: Any) -> list[bool]:
-    """Return, of each labelled token that something stands before, whether it is part of any of some spans.
+    """Return, for each labelled token that is not the first, whether it is part of one of some spans.
 
     Args:
         example: whose answer the spans are of.
         places: where each span begins and ends in the answer, in characters, in order.
         tokenizer: the model's.
     """
-    # a text may begin with a labelled token that nothing stands before: its text counts, the token does not
+    # a text may begin with a labelled token: its characters count, but the token does not
     text, tokens = token_places([label for label in example.labels if label != IGNORE], tokenizer)
     answer = example.example.answer
-    # an answer that was cut is there as far as it goes
+    # only the part of an answer that was not cut is there
     shift = max(0, text.find(answer.strip()[:_BEGINNING])) - (len(answer) - len(answer.lstrip()))
     spans = [(start + shift, stop + shift) for start, stop in places]
     stops = [stop for _, stop in spans]
     own = tokens[1:] if example.labels[0] != IGNORE else tokens
     found = []
     for first, last in own:
-        next_one = bisect_right(stops, first)  # the first secret that does not end before the token
+        next_one = bisect_right(stops, first)  # the first secret that ends after the token begins
         found.append(next_one < len(spans) and spans[next_one][0] < last)
     return found
 

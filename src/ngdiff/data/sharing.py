@@ -1,9 +1,9 @@
 """an order of examples -> this process's micro-batches, so that each optimizer step sees the same examples.
 
-A step takes so many examples whatever the number of processes; they are cut into equal parts. Where the
-examples of a step, or the last ones of an epoch, do not go round, a process gets an empty micro-batch: it
-takes part in the exchange with nothing to add. (The usual way, examples of the epoch's beginning a second
-time, would make a run on two processes another run than on one.)
+A step takes the same number of examples for any number of processes; they are divided into equal parts. Where
+the examples of a step, or the last ones of an epoch, cannot be divided evenly, a process gets an empty
+micro-batch: it takes part in the exchange with nothing to add. (The usual way, repeating examples from the
+epoch's beginning, would make a run on two processes differ from a run on one.)
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ T = TypeVar("T")
 
 LEAST_EXAMPLES, MOST_EXAMPLES = 8, 32
 STEPS_OF_A_PASS = 13
-"""Most optimizer steps of one pass over the forget set, as long as a step is no larger than the most."""
+"""Most optimizer steps of one pass over the forget set, up to the largest step."""
 
 
 def examples_of_a_step(forget: int) -> int:
-    """Return how many pairs of a forget and a retain example a step takes, where nobody said.
+    """Return the default number of pairs of a forget and a retain example in a step.
 
     Args:
         forget: examples of the forget set.
 
     Returns:
-        8, 16, 24 or 32: the least multiple of 8 that goes through the forget set in 13 steps. The more there
-        is to forget, the longer a run, and the more of what its steps do across the retain gradient of their
-        few examples adds up to damage; a larger step knows the retain set better.
+        8, 16, 24 or 32: the least multiple of 8 that goes through the forget set in 13 steps. The larger
+        the forget set, the longer the run, and the more damage its steps accumulate, since the retain
+        gradient of a few examples is only an estimate; a larger step estimates it better.
     """
     wanted = -(-forget // STEPS_OF_A_PASS)
     return min(MOST_EXAMPLES, max(LEAST_EXAMPLES, LEAST_EXAMPLES * -(-wanted // LEAST_EXAMPLES)))
@@ -39,7 +39,7 @@ def examples_of_a_step(forget: int) -> int:
 
 @dataclass(frozen=True)
 class StepShares:
-    """How the examples of one optimizer step are cut up.
+    """How the examples of one optimizer step are divided.
 
     Args:
         examples: of a step, over all processes.
@@ -55,29 +55,29 @@ class StepShares:
 
     @classmethod
     def of(cls, examples: int, largest: int, processes: int) -> StepShares:
-        """Cut a step so that no process runs more than ``largest`` examples at a time."""
+        """Divide a step so that no process runs more than ``largest`` examples at a time."""
         each = -(-examples // processes)
         accumulation = -(-each // largest)
         return cls(examples, -(-each // accumulation), accumulation, processes)
 
     @property
     def idle(self) -> int:
-        """Processes that get no example in a whole step's last micro-batch."""
+        """Processes that get no example in the last micro-batch of a full step."""
         last = self.examples - (self.accumulation - 1) * self.micro_batch * self.processes
         return self.processes - min(self.processes, -(-last // self.micro_batch))
 
 
 class ShareOfSteps(Sampler[list[T]]):
-    """Yields one process's micro-batches; all processes get as many, some of which may be empty.
+    """Yields one process's micro-batches; all processes get the same number, some of which may be empty.
 
     Args:
-        sampler: the order of the examples; the same on every process. (Of this name: the loader of a resumed
-            epoch wraps this object, and accelerate's ``set_epoch`` looks behind the wrapping for a
-            ``sampler``. Not every transformers looks for this class's own ``set_epoch`` there.)
-        shares: how steps are cut.
+        sampler: the order of the examples; the same on every process. (It needs this name: the loader of a
+            resumed epoch wraps this object, and accelerate's ``set_epoch`` looks for a ``sampler`` inside the
+            wrapper. Not every version of transformers looks for this class's own ``set_epoch`` there.)
+        shares: how steps are divided.
         rank: this process's number.
-        arrange: puts the examples of a step into another order, such as by length; the same on every
-            process, and whatever the number of micro-batches. The step is the same.
+        arrange: reorders the examples of a step, for example by length; the same on every process and for
+            any number of micro-batches. The step keeps its examples.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ def loader(trainer: Any, dataset: Dataset[Any], order: Any, shares: StepShares) 
 
     Args:
         trainer: whose loader it is.
-        dataset: addressed by what ``order`` yields; if it has a method ``arranged``, that puts the examples
-            of a step in order.
+        dataset: addressed by what ``order`` yields; its method ``arranged``, if any, orders the examples of a
+            step.
         order: of the examples; the same on every process.
-        shares: how steps are cut.
+        shares: how steps are divided.
     """
     args = trainer.args
     plain: DataLoader[Any] = DataLoader(

@@ -6,10 +6,10 @@ A source is one string:
 - ``org/name``, ``org/name:config``, ``org/name:config@split``: a dataset on the hub;
 - ``tofu:forget10``, ``muse:news/forget``: a part of a benchmark (:mod:`ngdiff.data.benchmarks`), from a local
   folder if there is one, else from the hub;
-- ``ngdiff:general``: plain questions and instructions of every kind, which come with NGDiff.
+- ``ngdiff:general``: plain questions and instructions of every kind, which ship with NGDiff.
 
-Each may end in a slice with Python's meaning, such as ``tofu:full[-1200:]``. Before it, names of columns can
-stand in braces: ``forget.jsonl{question=instruction,answer=output}`` (:mod:`ngdiff.data.layouts`).
+Each may end in a slice with Python's meaning, such as ``tofu:full[-1200:]``. Before it, column names can
+be given in braces: ``forget.jsonl{question=instruction,answer=output}`` (:mod:`ngdiff.data.layouts`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ngdiff.system.untrusted import first_line
 __all__ = ["SHIPPED", "Row", "read_rows"]
 
 SHIPPED: Mapping[str, str] = {"general": "plain questions and instructions of every kind, to keep besides"}
-"""The data sets that come with NGDiff, ``ngdiff:NAME``, with a line on each."""
+"""The data sets that ship with NGDiff, ``ngdiff:NAME``, each with a summary."""
 
 _MOST_FAULTS = 20
 _SLICE = re.compile(r"^(?P<source>.+)\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\]$", re.DOTALL)
@@ -48,7 +48,7 @@ def read_rows(source: str, *, where: str, folders: Folders | None = None) -> lis
             optional ``[start:stop]``.
         where: the setting that named the source, such as ``--forget``, for faults.
         folders: benchmarks to folders that hold their data; by default those of ``NGDIFF_TOFU_DIR`` and so
-            on, else the hub is asked.
+            on, else the hub.
 
     Returns:
         At least one row, in the source's order.
@@ -71,7 +71,7 @@ def read_rows(source: str, *, where: str, folders: Folders | None = None) -> lis
 
 
 def source_path(source: str) -> str | None:
-    """Return the file or folder that a source names, without slice and columns; None if it is none here."""
+    """Return the file or folder that a source names, without slice and columns; None for none."""
     names = [source]
     for pattern in (_SLICE, _COLUMNS):
         if found := pattern.match(names[-1]):
@@ -80,7 +80,7 @@ def source_path(source: str) -> str | None:
 
 
 def is_local(source: str) -> bool:
-    """Say whether a source is read from this machine, or else could only be a file that is missing."""
+    """Return whether a source is read from this machine, or can only be a missing file."""
     try:
         bare, _ = _split_columns(_split_slice(source, "")[0], "")
     except RequestError:
@@ -97,7 +97,7 @@ def is_local(source: str) -> bool:
 
 
 def path_fault(source: str, where: str) -> Fault | None:
-    """Say so where a source is no slice, or names a file that does not exist; nothing is read."""
+    """Return a fault where a slice is not valid or a file does not exist; nothing is read."""
     try:
         bare, _ = _split_columns(_split_slice(source, where)[0], where)
     except RequestError as error:
@@ -139,7 +139,7 @@ def _split_columns(source: str, where: str) -> tuple[str, Mapped]:
 
 
 def with_columns(source: str, mapped: Mapping[str, str]) -> str:
-    """Return a source that carries a mapping of columns; one that has its own, or needs none, as it is."""
+    """Return a source with a mapping of columns added, unless it has one or needs none."""
     name, colon, _ = source.partition(":")
     if colon and (name in BENCHMARKS or name == "ngdiff"):
         return source
@@ -215,7 +215,7 @@ def _read_path(path: Path, where: str) -> tuple[list[Row], list[Fault]]:
 
 
 def _is_data(path: Path) -> bool:
-    """Say whether a folder's entry is data; packed data and dead links count: neither may be passed over."""
+    """Return whether a folder's entry is data; packed data and dead links count, to be reported."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = len(suffixes) > 1 and suffixes[-1] in ARCHIVES and suffixes[-2] in READERS
     return not path.name.startswith(".") and (packed or path.suffix.lower() in READERS)
@@ -249,7 +249,7 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
     source = name + (f":{config}" if config else "")
     try:
         loaded = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the HTTP client, the hub and the data set's builder each raise their own
+    except Exception as error:  # the HTTP client, the hub and the data set's builder raise different errors
         what = f"{source!r} is not a file here and could not be loaded as a hub dataset ({first_line(error)})"
         fix = "Check the name (org/name:config@split) and the connection, or give a file"
         return [], [Fault(where, what, fix)]
@@ -267,7 +267,7 @@ def _read_hub(name: str, config: str | None, split: str | None, where: str) -> t
 
 
 def local_sources(named: Mapping[str, Sequence[str]], folders: Folders) -> list[tuple[str, str]]:
-    """Return setting and path of all files and folders that sources read."""
+    """Return the setting and the path of each file and folder that is read."""
     found = [(flag, source_path(source)) for flag, sources in named.items() for source in sources]
     given = [(f"{name}_dir", str(path)) for name, path in folders.items() if path is not None]
     return [(flag, path) for flag, path in found if path is not None] + given
@@ -277,14 +277,14 @@ def local_sources(named: Mapping[str, Sequence[str]], folders: Folders) -> list[
 
 
 EVERY = 5
-"""One row in so many is held out: 48 of 240."""
+"""One row in five is held out: 48 of 240."""
 
 
 def general_split() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the general text that runs may train on, and that which only measures.
+    """Return the general text that runs may train on, and the text that is only measured.
 
-    The rows of ``ngdiff:general``, of which every fifth is held out, the same everywhere, and facts about
-    well-known people, places and things to train on. None of these is among the facts that measure
+    The rows of ``ngdiff:general``, of which every fifth is held out, the same in every run, and facts about
+    well-known people, places and things to train on. None of these is among the measured facts
     (:func:`ngdiff.invented.people.general_knowledge_rows`), nor do they share their most frequent forms.
     """
     rows = _shipped("general.jsonl")
@@ -298,6 +298,6 @@ def _shipped(name: str) -> list[dict[str, Any]]:
 
 
 def general_texts() -> list[str]:
-    """Return questions and answers of all that ships with the project: plain language, well-known names."""
+    """Return all questions and answers that ship with the project: plain language, well-known names."""
     rows = [*(row for part in general_split() for row in part), *general_knowledge_rows()]
     return [f"{row['question']} {row['answer']}" for row in rows]

@@ -1,7 +1,7 @@
-"""chat template from outside, messages -> text, within a time limit.
+"""untrusted chat template and messages -> text, within a time limit.
 
-``transformers`` runs templates in Jinja's sandbox, which keeps them from attributes that lead out of it, but
-not from loops inside loops that no one would see the end of.
+``transformers`` runs templates in Jinja's sandbox, which blocks attributes that lead out of it, but not
+nested loops that practically never end.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from ngdiff.system.untrusted import OutOfTime, first_line, time_limit
 
 MOST_SECONDS = 10.0
-"""For one conversation; an honest template takes a thousandth of a second."""
+"""Limit for one conversation; an ordinary template takes a thousandth of a second."""
 MOST_ADDED = 100_000
-"""Characters that a template may put around and between the messages, which it may repeat once."""
+"""Characters that a template may add to the messages, which it may repeat once."""
 
 
 class TemplateFault(Exception):
@@ -29,8 +29,8 @@ def render(tokenizer: Any, turns: Sequence[dict[str, str]], answer_next: bool = 
     """Render a conversation with the tokenizer's chat template.
 
     Raises:
-        TemplateFault: the template raises something, or takes longer than :data:`MOST_SECONDS` (which is
-            noticed in the main thread of a process only), or puts out far more than it was given.
+        TemplateFault: the template raises something, takes longer than :data:`MOST_SECONDS` (detected only in
+            the main thread of a process), or outputs far more than it was given.
     """
     try:
         with time_limit(MOST_SECONDS):
@@ -43,5 +43,5 @@ def render(tokenizer: Any, turns: Sequence[dict[str, str]], answer_next: bool = 
         raise TemplateFault("gives no text")
     said = sum(len(turn["content"]) for turn in turns)
     if len(text) > 2 * said + MOST_ADDED:
-        raise TemplateFault(f"puts out {len(text)} characters for messages of {said}", endless=True)
+        raise TemplateFault(f"outputs {len(text)} characters for messages of {said}", endless=True)
     return text

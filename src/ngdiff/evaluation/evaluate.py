@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import data_hash
-from ngdiff.data.long_text import counted_texts, encode_pieces, long_text_fault
-from ngdiff.errors import EvaluationError, Fault, RequestError, unknown_name
+from ngdiff.data.long_text import counted_texts
+from ngdiff.errors import EvaluationError, Fault, Faults, RequestError, unknown_name
 from ngdiff.evaluation.metrics import metric_named
 from ngdiff.evaluation.openunlearning_write import write_log
 from ngdiff.evaluation.reference import Reference, truth_ratio_from_log
@@ -35,15 +34,10 @@ from ngdiff.evaluation.suites.measures import ASKED_OTHERWISE, PARAPHRASED, PERT
 from ngdiff.inference.evaluator import Evaluator
 from ngdiff.models.loading import (
     ModelSource,
-    autocast_bf16,
-    check_causal,
-    check_precision,
+    autocast_in,
     load_model,
-    load_tokenizer,
-    resolve_model,
-    vocabulary_faults,
 )
-from ngdiff.settings.faults import seed_fault
+from ngdiff.requested import encode_sets, find_model, shared_setting_faults
 from ngdiff.system.cache import Cache, default_folder
 from ngdiff.system.environment import machine, versions, weights_hash
 from ngdiff.system.output import check_output, holds_faults, unless_in_the_way
@@ -75,96 +69,43 @@ class Prepared:
     max_length: int
 
 
-class _Faults:
-    """Collects what is wrong with the parts of a request."""
-
-    def __init__(self) -> None:
-        self.found: list[Fault] = []
-
-    def attempt(self, work: Callable[[], Any]) -> Any:
-        """Return what ``work`` does, or ``None`` where the request does not allow it."""
-        try:
-            return work()
-        except RequestError as error:
-            self.found += error.faults
-            return None
-
-    def raise_if_any(self) -> None:
-        if self.found:
-            raise RequestError(list(dict.fromkeys(self.found)))
-
-
 def prepare(request: EvaluateRequest) -> Prepared:
     """Check a request without loading weights.
 
     Raises:
         RequestError: with every fault of settings, files, output, model and reference.
     """
-    faults = _Faults()
-    faults.attempt(lambda: check_precision(request.precision))
-    faults.found += _setting_faults(request) + check_results(request.output, request.overwrite)
-    if request.openunlearning is not None:
-        faults.found += _log_folder_faults(request)
+    counts = ("batch_size", "max_new_tokens", "resamples", "max_length")
+    faults = Faults(shared_setting_faults(request, counts))
+    faults += check_results(request.output, request.overwrite) + _log_folder_faults(request)
     trusted = request.trust_remote_code
-    source = faults.attempt(lambda: resolve_model(request.model, trust_remote_code=trusted))
-    if source is not None:
-        faults.found += check_causal(source)
-    suite = faults.attempt(lambda: _suite(request))
-    data = None if suite is None else faults.attempt(lambda: suite.read(request))
+    model = find_model(request.model, faults, trust_remote_code=trusted)
+    suite = faults.attempt(lambda: _suite(request), None)
+    data = None if suite is None else faults.attempt(lambda: suite.read(request), None)
     reference = None
     if request.reference is not None and suite is not None and "reference" in suite.takes:
         name = request.reference
-        reference = faults.attempt(lambda: resolve_reference(name, suite.name, data, trusted))
-        faults.found += holds_faults(request.output, [("--reference", name)])
+        reference = faults.attempt(lambda: resolve_reference(name, suite.name, data, trusted), None)
+        faults += holds_faults(request.output, [("--reference", name)])
     if suite is not None:
-        faults.found += _require_faults(request, reference, data)
-    tokenizer = None if source is None else faults.attempt(lambda: load_tokenizer(source))
-    faults.raise_if_any()
-    assert source is not None and suite is not None and data is not None
+        faults += _require_faults(request, reference, data)
+    faults.raise_any()
+    assert model is not None and suite is not None and data is not None
     max_length = request.max_length or suite.max_length
     long_text = request.long_text if suite.splits else "cut"
-    found = {
-        name: faults.attempt(partial(encode_pieces, examples, tokenizer, max_length, f"--{name}", long_text))
-        for name, examples in data.sets.items()
-    }
-    faults.raise_if_any()
-    encoded = {name: pieces for name, (pieces, _) in found.items()}
-    faults.found += vocabulary_faults(source, tokenizer, _tokens(encoded.values(), tokenizer))
-    faults.raise_if_any()
+    also = (PERTURBED, PARAPHRASED, ASKED_OTHERWISE)
+    encoded, notes = encode_sets(data.sets, model, max_length, faults, long_text, also)
+    faults.raise_any()
     if suite.splits:
         sets = {name: [piece.example for piece in pieces] for name, pieces in encoded.items()}
-        notes = [*data.notes, *(note for _, told in found.values() for note in told)]
-        data = replace(data, sets=sets, notes=tuple(notes))
-    return Prepared(source, tokenizer, suite, data, reference, max_length)
-
-
-def _tokens(encoded: Iterable[Sequence[EncodedExample]], tokenizer: Any) -> Iterator[int]:
-    """Yield the token ids of all rows, and of the other answers and questions that they carry."""
-    for example in (one for examples in encoded for one in examples):
-        yield from example.input_ids
-        for column in (PERTURBED, PARAPHRASED, ASKED_OTHERWISE):
-            value = example.example.extra.get(column)
-            for text in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(text, str):
-                    yield from tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _setting_faults(request: EvaluateRequest) -> list[Fault]:
-    numbers = {"batch-size": request.batch_size, "max-new-tokens": request.max_new_tokens}
-    numbers |= {"resamples": request.resamples}
-    numbers |= {"max-length": request.max_length} if request.max_length is not None else {}
-    seed = seed_fault(request.seed)
-    way = long_text_fault(request.long_text)
-    return [fault for fault in (seed, way) if fault is not None] + [
-        Fault(f"--{name}", f"is {value}", "Give a number of at least 1")
-        for name, value in numbers.items()
-        if value < 1
-    ]
+        data = replace(data, sets=sets, notes=(*data.notes, *notes))
+    return Prepared(*model, suite, data, reference, max_length)
 
 
 def _log_folder_faults(request: EvaluateRequest) -> list[Fault]:
     where, folder = "--openunlearning", request.openunlearning
-    assert folder is not None
+    if folder is None:
+        return []
     if request.suite not in ("tofu", "muse"):
         fix = "Omit it, or run the suite tofu or muse"
         return [Fault(where, f"OpenUnlearning has no layout for the suite {request.suite}", fix)]
@@ -197,10 +138,6 @@ def _suite(request: EvaluateRequest) -> Suite:
     if faults:
         raise RequestError(faults)
     return suite
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _require_faults(
@@ -251,8 +188,8 @@ def evaluate(
         for note in ready.data.notes if is_main() else ():
             console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
         cache = Cache(request.cache_dir or default_folder()) if request.cache else None
-        bf16, why = autocast_bf16(request.precision)
-        open_evaluator = partial(_evaluator, request, ready, cache, device, bf16)
+        autocast, precision, why = autocast_in(request.precision, device)
+        open_evaluator = partial(_evaluator, request, ready, cache, device, autocast, precision)
         reference, reference_hash = _reference(ready, open_evaluator)
         evaluator, model_hash = open_evaluator(ready.source, ready.tokenizer)
         bootstrap = Bootstrap(request.resamples, request.seed)
@@ -315,16 +252,14 @@ def _evaluator(
     ready: Prepared,
     cache: Cache | None,
     device: torch.device,
-    bf16: bool,
+    autocast: Callable[[], AbstractContextManager[object]],
+    precision: str,
     source: ModelSource,
     tokenizer: Any,
 ) -> tuple[Evaluator, str]:
     with working(f"Loading {source.name}") if is_main() else nullcontext():
         model = load_model(source).to(device)
         model_hash = weights_hash(model)
-    context: Callable[[], AbstractContextManager[object]] = nullcontext
-    if bf16:
-        context = partial(torch.autocast, device.type, dtype=torch.bfloat16)
     evaluator = Evaluator(
         model.eval(),
         tokenizer,
@@ -333,8 +268,8 @@ def _evaluator(
         batch_size=request.batch_size,
         max_length=ready.max_length,
         max_new_tokens=request.max_new_tokens,
-        autocast=context,
-        precision="bf16" if bf16 else "fp32",
+        autocast=autocast,
+        precision=precision,
     )
     return evaluator, model_hash
 
@@ -345,8 +280,8 @@ def _reference(ready: Prepared, open_evaluator: Any) -> tuple[Reference | None, 
     if found is None or found.model is None:
         return (None if found is None else found.read), None
     assert ready.suite.refer is not None
-    evaluator, model_hash = open_evaluator(found.model, load_tokenizer(found.model))
-    return ready.suite.refer(evaluator, ready.data, found.model.name), model_hash
+    evaluator, model_hash = open_evaluator(*found.model)
+    return ready.suite.refer(evaluator, ready.data, found.model[0].name), model_hash
 
 
 def _check_required(request: EvaluateRequest, figures: dict[str, Figure]) -> None:

@@ -72,7 +72,7 @@ def privleak(auc: float, retrained_auc: float) -> float:
     """Return 100 (s - r) / r, with s = 1 - AUC of the model and r = 1 - AUC of the retrained model.
 
     Near 0: membership inference tells as much of the model as of one that never saw the forget set. Negative:
-    it still tells that the forget set was seen; positive: the forget set stands out by being unlearned.
+    it still shows that the forget set was seen; positive: that it was unlearned.
     Source: Shi et al. 2024 (MUSE), arXiv 2407.06460, section 3.2.
 
     Args:
@@ -84,7 +84,7 @@ def privleak(auc: float, retrained_auc: float) -> float:
     """
     for value in (auc, retrained_auc):
         if not 0 <= value <= 1:
-            raise ValueError(f"{value} is no area under a ROC curve: it must lie in [0, 1]")
+            raise ValueError(f"{value} is not an area under a ROC curve: it must lie in [0, 1]")
     if retrained_auc == 1:
         raise ValueError("PrivLeak is undefined where the retrained model's AUC is 1")
     return 100 * ((1 - auc) - (1 - retrained_auc)) / (1 - retrained_auc)
@@ -191,7 +191,7 @@ def truth_share(ratio: float) -> float:
 def option_probability(right: AnswerScore, wrong: Sequence[AnswerScore]) -> float:
     """Return p(right) / (p(right) + sum of p(wrong)), in [0, 1]: for real authors and world facts.
 
-    Worked out in logarithms, so that answers of vanishing probability still have a share.
+    Computed in logarithms, so that answers of vanishing probability still have a share.
     """
     logs = [-score.mean_nll for score in (right, *wrong)]
     top = max(logs)

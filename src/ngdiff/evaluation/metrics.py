@@ -301,7 +301,7 @@ _UNBOUNDED = frozenset({"log_truth_ratio", "log_truth_ratio_openunlearning", "me
 
 
 def possible(metric: str, value: float) -> bool:
-    """Say whether a metric can have a value at all; all but a few lie between 0 and 1.
+    """Return whether a metric can have a value at all; all but a few lie between 0 and 1.
 
     Args:
         metric: its name; of one that is defined elsewhere nothing is known.

@@ -325,7 +325,7 @@ def _number(value: object, at: str, faults: list[Fault]) -> float | None:
 
 
 def _is_finite(value: object) -> TypeGuard[float]:
-    """Say whether a value is a number that a float holds; 1e999 parses as infinity."""
+    """Return whether a value is a number that a float holds; 1e999 parses as infinity."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return -LARGEST <= value <= LARGEST

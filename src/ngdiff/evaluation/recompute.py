@@ -1,4 +1,4 @@
-"""log of another evaluation -> its aggregates, worked out again from its per-item values.
+"""log of another evaluation -> its aggregates, computed again from its per-item values.
 
 Each aggregate is computed twice: ``as_stated`` by the arithmetic that OpenUnlearning's code uses, which adds
 1e-10 to denominators, and ``exact`` by the definition. Where a model has unlearned so far that probabilities
@@ -67,7 +67,7 @@ Pair = tuple[float, float]
 
 
 def recompute(log: Log, reference: Log | None = None) -> dict[str, Recomputed]:
-    """Work out every aggregate that a log's per-item values allow.
+    """Compute every aggregate that a log's per-item values allow.
 
     Args:
         log: the evaluation to check.

@@ -32,7 +32,7 @@ class Reference:
         membership: attack, such as ``min_k``, to its AUC of forget set against holdout.
         figures: key of a figure, such as ``forget.extraction_strength``, to its value.
         forget_nll: mean NLL of each item of the forget set, in nats per token; empty where it is not known.
-        holdout_nll: likewise, of the holdout.
+        holdout_nll: the same for the holdout.
         forget_sha256: :func:`ngdiff.data.examples.data_hash` of the forget set, where it is known.
     """
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ngdiff.data.examples import data_hash
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Fault, Faults, RequestError
 from ngdiff.evaluation.openunlearning import read_reference
 from ngdiff.evaluation.reference import Reference, reference_from_result
 from ngdiff.evaluation.result import is_result, read_result
 from ngdiff.evaluation.suites import SuiteData
-from ngdiff.models.loading import ModelSource, check_causal, resolve_model
+from ngdiff.requested import FoundModel, find_model
 
 _WHERE = "--reference"
 OWN_FILE = "eval.json"
@@ -23,11 +23,11 @@ class ReferenceSource:
 
     Args:
         read: its evaluation, read from a file.
-        model: the model itself.
+        model: the model itself, and its tokenizer.
     """
 
     read: Reference | None = None
-    model: ModelSource | None = None
+    model: FoundModel | None = None
 
 
 def resolve_reference(
@@ -50,11 +50,10 @@ def resolve_reference(
         fix = "Give the retrained model, its eval.json, or a log of OpenUnlearning"
         raise RequestError(Fault(_WHERE, f"no such file: {path}", fix))
     if not path.exists() or is_model:
-        source = resolve_model(name, _WHERE, trust_remote_code)
-        faults = check_causal(source, _WHERE)
-        if faults:
-            raise RequestError(faults)
-        return ReferenceSource(model=source)
+        faults = Faults()
+        model = find_model(name, faults, _WHERE, trust_remote_code)
+        faults.raise_any()
+        return ReferenceSource(model=model)
     if path.is_dir() and (path / OWN_FILE).is_file():
         path = path / OWN_FILE
     if is_result(path):

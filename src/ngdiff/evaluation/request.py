@@ -33,7 +33,7 @@ class EvaluateRequest:
         resamples: of the bootstrap intervals.
         paraphrases: also ask the paraphrased questions, where the data has them.
         gradient_norms: also run the membership attack by gradient norm.
-        cache: remember item results, so that an interrupted evaluation goes on.
+        cache: remember item results, so that an interrupted evaluation resumes.
         cache_dir: folder of the cache.
         precision: ``auto`` takes bf16 autocast where the machine is fast at it.
         overwrite: replace an earlier result.

@@ -26,7 +26,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Figure:
-    """One aggregate with what it was worked out from.
+    """One aggregate with what it was computed from.
 
     Args:
         metric: name of its row in :data:`ngdiff.evaluation.metrics.METRICS`.
@@ -88,7 +88,7 @@ class EvaluationResult:
         suite: ``tofu``, ``muse``, ``own`` or ``lm-eval``.
         figures: key, such as ``forget.probability``, to figure.
         provenance: model, data, settings, versions, machine, seconds.
-        places: name of a data set to where each of its rows stands, in order.
+        places: name of a data set to the position of each of its rows, in order.
         split: ``forget01``, ``forget05`` or ``forget10`` of TOFU, else ``None``.
         notes: every fallback taken.
         texts: name of a data set to what was asked, what is true and what the model said, a dictionary a row.
@@ -151,7 +151,7 @@ def _figure_json(key: str, found: Figure) -> dict[str, Any]:
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{str(value)[:40]!r} is no finite number")
+        raise ValueError(f"{str(value)[:40]!r} is not a finite number")
     return float(value)
 
 
@@ -162,7 +162,7 @@ def _figure_from(value: dict[str, Any]) -> Figure:
     metric = str(value["metric"])
     for stated in (value["value"], *(bounds or ())):
         if stated is not None and not possible(metric, _number(stated)):
-            raise ValueError(f"{str(stated)[:40]} is no value that {inert(metric)} can have")
+            raise ValueError(f"{str(stated)[:40]} is not a possible value of {inert(metric)}")
     return Figure(
         metric=metric,
         value=None if value["value"] is None else _number(value["value"]),
@@ -211,7 +211,7 @@ def texts_file(path: Path) -> Path:
 
 
 def is_texts(path: Path) -> bool:
-    """Say whether a file gives itself out as the texts of an ``eval.json``."""
+    """Return whether a file gives itself out as the texts of an ``eval.json``."""
     return _begins_with(path, f'"kind": "{TEXTS_KIND}"')
 
 
@@ -234,7 +234,7 @@ def _as_texts(found: Any) -> dict[str, list[dict[str, str]]]:
 
 
 def is_result(path: Path) -> bool:
-    """Say whether a file gives itself out as an ``eval.json``, whole or cut short."""
+    """Return whether a file gives itself out as an ``eval.json``, whole or cut short."""
     return _begins_with(path, f'"kind": "{KIND}"')
 
 

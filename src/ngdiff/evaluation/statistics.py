@@ -159,7 +159,7 @@ def auc_interval(
     return value, percentiles(auc_resamples(members, others, resamples=resamples, seed=seed), level)
 
 
-# ---- items of several sets -> bootstrap intervals of aggregates that are no plain means ----
+# ---- items of several sets -> bootstrap intervals of aggregates that are not plain means ----
 
 
 Items = NDArray[np.float64]

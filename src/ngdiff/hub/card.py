@@ -1,7 +1,7 @@
 """A run's record -> the model's card (``README.md``), in the hub's format.
 
-No name or text of a data set stands in it, only counts and hashes: the name of a file can be the name of a
-person. Every other text from outside is escaped: no model's or method's name becomes Markdown, HTML or YAML.
+It contains no name or text of a data set, only counts and hashes, since a file may be named after a person.
+All other untrusted text is escaped, so that no name of a model or method becomes Markdown, HTML or YAML.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETS = {"forget": "Forget set", "retain": "Retain set, held out", "never_seen": 
 FLOOR_NAMES = {
     "retain": "retain set, held out: answer probability",
     "general.facts": "general facts: probability of the true answer",
-    "general.answers": "general facts: answered rightly",
+    "general.answers": "general facts: answered correctly",
     "general.text": "general text: answer probability",
     "language": "language of the forget answers: probability",
 }
@@ -43,7 +43,7 @@ def model_card(record: RunRecord, name: str, adapters: bool) -> str:
 
     Args:
         record: complete, as it goes to ``record.json``.
-        name: what to call the model; the name of its folder.
+        name: of the model; that of its folder.
         adapters: whether the folder holds adapters rather than a whole model.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -72,7 +72,7 @@ def model_card(record: RunRecord, name: str, adapters: bool) -> str:
 
 
 def _of_the_base(name: str) -> dict[str, str]:
-    """Return what is known of the starting model: its name on the hub and its licence, if it states any."""
+    """Return the starting model's name on the hub and its licence, as far as stated."""
     from ngdiff.models.loading import SMOLLM2_HUB
     from ngdiff.models.model_names import SMOLLM2
 
@@ -136,7 +136,7 @@ def _eval_results(record: RunRecord) -> list[Any]:
 
 
 def escaped(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line, whatever it holds: no markup, no link."""
+    """Return text that Markdown shows literally, on one line."""
     plain = inert(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]#!|~$@]|:(?=//)|(?<=www)\.)", r"\\\1", plain, flags=re.IGNORECASE)
 
@@ -214,18 +214,18 @@ def _figures(record: RunRecord) -> str:
 
 
 def _floors(record: RunRecord) -> list[str]:
-    """Return the table of what had to be kept; a set that was named by its file goes by a number."""
+    """Return the table of what had to be kept; sets named after files are numbered."""
     floors, rows, number = record.stop.get("floors") or {}, [], 0
     for name, floor in floors.items():
         number += name not in FLOOR_NAMES
         title = FLOOR_NAMES.get(name, f"another set to keep, number {number}")
         rows.append((title, *(_number(floor, key) for key in ("start", "least", "end"))))
-    text = "What had to be kept, and the floors that every state which was kept had to hold:"
+    text = "What had to be kept, and the floors that every kept state had to meet:"
     return [f"{text}\n\n" + _table(("figure", "start", "floor", "end"), rows)] if rows else []
 
 
 def _left(record: RunRecord) -> list[str]:
-    """Name the items that are left by their row alone."""
+    """List the items left by their rows alone."""
     left, of = record.stop.get("left"), (record.stop.get("looked_at") or {}).get("of")
     if left is None or record.stop.get("target_met") is None:
         return []
@@ -247,7 +247,7 @@ def _limits(record: RunRecord, adapters: bool) -> str:
         "No such attack is part of this card.",
         "What was kept was measured on the sets named above. Abilities that they do not show were not looked "
         "at.",
-        "Whatever the starting model could do wrong, this one may do wrong.",
+        "Any flaw of the starting model may be a flaw of this one.",
     ]
     if record.stop.get("target_met") is False:
         lines.insert(
@@ -256,15 +256,15 @@ def _limits(record: RunRecord, adapters: bool) -> str:
     if adapters:
         lines.insert(
             0,
-            "The starting model still knows the forget set. Whoever leaves the adapters off has it back; "
-            "to hand on a model that has forgotten, merge them (`ngdiff merge`) and hand on the merged one.",
+            "The starting model still knows the forget set. Without the adapters it is back; "
+            "to share a model that has forgotten, merge them (`ngdiff merge`) and share the merged one.",
         )
     lines += [f"Note of the run: {escaped(_unnamed(note, record))}." for note in record.notes]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _unnamed(text: str, record: RunRecord) -> str:
-    """Return a text of the record without names of files: a set that was named by one, and places of rows."""
+    """Return a text of the record without names of files, in names of sets and places of rows."""
     for name in record.stop.get("floors") or {}:
         text = text.replace(f"the set to keep {name!r}", "a set to keep")
     return re.sub(r" \(first: .*\)$", "", text, flags=re.DOTALL)

@@ -1,7 +1,7 @@
-"""A result's folder and a name -> a repository on the model hub, with what belongs there and nothing else.
+"""a result's folder and a name -> a repository on the model hub, with the files that belong there.
 
-Answers, reports, evaluations and checkpoints stay at home: they hold text that was to be forgotten, or
-weights that still know it.
+Answers, reports, evaluations and checkpoints are not uploaded: they contain text to be forgotten, or weights
+that still know it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ BELONGS = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
     *("chat_template*", "spiece.model", "sentencepiece.*"),
 )
-"""Files at the top of a result's folder that go to the hub."""
+"""Top-level files of a result that are uploaded."""
 WHERE = "--set push_to_hub"
 
 
 def belongs(name: str) -> bool:
-    """Say whether a file of a result goes to the hub without being asked for."""
+    """Return whether a file of a result is uploaded by default."""
     folder, _, own = name.rpartition("/")
     if folder:
         return folder == EARLIER and own.endswith((".json", ".sig"))
@@ -34,16 +34,16 @@ def belongs(name: str) -> bool:
 
 
 def files_to_push(folder: Path, include: Iterable[str] = ()) -> list[str]:
-    """List the names of a folder's files that belong on the hub, and those asked for besides.
+    """List the files of a folder to upload, with further requested ones.
 
     Raises:
-        RequestError: a file asked for is not there, or not in the folder.
+        RequestError: a requested file does not exist, or is not in the folder.
     """
     asked = list(include)
     missing = [name for name in asked if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         what = f"{missing[0]!r} is not a file in {folder}"
-        raise RequestError(Fault("--include", what, "Name a file that lies in it"))
+        raise RequestError(Fault("--include", what, "Name a file in it"))
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink())
     earlier = [
         f"{EARLIER}/{path.name}"
@@ -54,7 +54,7 @@ def files_to_push(folder: Path, include: Iterable[str] = ()) -> list[str]:
 
 
 def push_faults(name: str, private: bool, where: str = WHERE) -> list[Fault]:
-    """Say what keeps a result from being pushed: asked before a long run, and again before the upload."""
+    """Return what keeps a result from being pushed; called before a long run, and before the upload."""
     try:
         destination(name, private, where)
     except RequestError as error:
@@ -66,8 +66,8 @@ def destination(name: str, private: bool, where: str = WHERE) -> str:
     """Return the full name of the repository, such as ``me/unlearned``, after asking the hub.
 
     Raises:
-        RequestError: the name is none, nobody is logged in, the token cannot write there, or a repository
-            of that name is public and ``private`` is asked for.
+        RequestError: the name is not valid, the user is not logged in, the token cannot write there, or a
+            repository of that name is public although ``private`` is requested.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -102,7 +102,7 @@ def destination(name: str, private: bool, where: str = WHERE) -> str:
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """Return what a request that fails raises, whichever HTTP library the hub's own rests on."""
+    """Return the errors that a failed request raises, for any HTTP library under the hub's."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
@@ -119,7 +119,7 @@ def _no_right(me: dict[str, Any], name: str, where: str) -> list[Fault]:
     owner = name.partition("/")[0]
     faults = []
     if role == "read":
-        fix = "Make a token that can write, and run 'hf auth login' with it"
+        fix = "Create a token that can write, and run 'hf auth login' with it"
         faults.append(Fault(where, "the token can only read", fix))
     if owner not in owners:
         fix = f"Give a name of your own, such as {me['name']}/{name.partition('/')[2]}"
@@ -128,20 +128,20 @@ def _no_right(me: dict[str, Any], name: str, where: str) -> list[Fault]:
 
 
 def push(folder: Path, name: str, private: bool = False, include: Sequence[str] = ()) -> str:
-    """Upload a result that stands on disk; the folder itself is left as it is.
+    """Upload a result from disk; its folder is not changed.
 
     Args:
         folder: made by ``ngdiff unlearn``, ``finetune`` or ``merge``.
         name: of the repository; without an owner, the user's own.
-        private: make the repository for its owner's eyes.
+        private: create a private repository.
         include: names of further files in the folder, such as ``answers.json``.
 
     Returns:
         The address of the commit.
 
     Raises:
-        RequestError: the folder is no result, or the hub says no.
-        Exception: one of :func:`network_errors`: the upload broke off.
+        RequestError: the folder is not a result, or the hub refuses.
+        Exception: one of :func:`network_errors`: the upload was interrupted.
     """
     from huggingface_hub import HfApi
 

@@ -51,9 +51,9 @@ class Evaluator:
     """Measures one model, item by item; nothing that is in the cache is measured again.
 
     Args:
-        model: a causal language model; its mode is put back after each pass.
+        model: a causal language model; its mode is restored after each pass.
         tokenizer: its tokenizer.
-        model_hash: SHA-256 of the weights; worked out where it is not given and there is a cache.
+        model_hash: SHA-256 of the weights; computed where it is not given and there is a cache.
         cache: where results are remembered, or ``None``.
         batch_size: sequences a forward pass; changes no figure beyond rounding.
         max_length: longest sequence in tokens.
@@ -348,7 +348,7 @@ def _score_from(value: dict[str, Any]) -> AnswerScore:
 
 
 def _is_score(value: Any) -> bool:
-    """Say whether a value from the cache can be what was put there: the file may have been edited."""
+    """Return whether a value from the cache can be what was put there: the file may have been edited."""
     try:
         score = _score_from(value)
         numbers = (score.nll, score.tokens, score.extraction_strength, score.exact_memorisation)

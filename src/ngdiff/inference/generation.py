@@ -112,7 +112,7 @@ def answer_text(tokenizer: Any, tokens: Sequence[int], stop_strings: Sequence[st
 
 
 def cut(text: str, stop_strings: Sequence[str]) -> str:
-    """Return what stands before the first of the stop strings."""
+    """Return the text before the first stop string."""
     ends = [place for stop in stop_strings if (place := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
 
@@ -267,7 +267,7 @@ def until(tokens: Sequence[int], ends: Collection[int]) -> list[int]:
 
 
 def is_plain_greedy(model: Any) -> bool:
-    """Say whether nothing but the likelihoods decides a token under greedy decoding."""
+    """Return whether nothing but the likelihoods decides a token under greedy decoding."""
     settings = getattr(getattr(model, "module", model), "generation_config", None)
     if settings is None:
         return False
@@ -276,7 +276,7 @@ def is_plain_greedy(model: Any) -> bool:
 
 
 def _can_loop(model: Any) -> bool:
-    """Say whether rows can leave the model's cache, and decoding is plain."""
+    """Return whether rows can leave the model's cache, and decoding is plain."""
     inner = getattr(model, "module", model)
     if getattr(inner.config, "is_encoder_decoder", False):
         return False

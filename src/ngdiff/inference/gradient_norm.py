@@ -193,7 +193,7 @@ class _Watch:
             if module in self.seen:
                 raise Unsupported(f"{type(module).__name__} runs twice in one pass")
             if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-                raise Unsupported(f"{type(module).__name__} is no function of one tensor")
+                raise Unsupported(f"{type(module).__name__} is not a function of one tensor")
             self.seen.add(module)
             if module is self._embedding and not output.requires_grad:
                 output.requires_grad_(True)  # where the backward pass ends
@@ -308,7 +308,7 @@ def _linear_squares(
 
 
 def _kept(table: nn.Embedding, ids: Tensor, gradient: Tensor) -> Tensor:
-    """Leave out the table's padding token, whose row gets no gradient in PyTorch, wherever it stands."""
+    """Leave out the table's padding token, whose row gets no gradient in PyTorch, at any position."""
     found = gradient.detach().float()
     if table.padding_idx is None:
         return found

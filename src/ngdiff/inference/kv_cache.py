@@ -2,7 +2,7 @@
 
 A cache of transformers is copied whole for every token that it grows by. Here it has room to spare. All rows
 of an evaluation begin with the same tokens, such as a template's system prompt; their keys and values are
-worked out once.
+computed once.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def new_cache(model: Any) -> Any:
 
 
 def keeps_everything(cache: Any) -> bool:
-    """Say whether the cache is nothing but keys and values of all tokens."""
+    """Return whether the cache is nothing but keys and values of all tokens."""
     return bool(cache.layers) and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
 
 
@@ -118,7 +118,7 @@ class Prefix:
 
     Args:
         model: in eval mode; called without gradients.
-        ids: the tokens, which stand at positions 0, 1, ...
+        ids: the tokens, at positions 0, 1, ...
 
     Raises:
         NotImplementedError: the model keeps something else than keys and values.

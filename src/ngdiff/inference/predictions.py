@@ -21,7 +21,7 @@ class Predictions:
     Args:
         logits: scores over the vocabulary at each node of the text.
         nodes: the node that predicts each token.
-        targets: the token ids that stand there.
+        targets: the labelled token ids.
         rows: which sequence of the batch each token belongs to, in reading order.
         row_count: number of sequences in the batch.
     """
@@ -33,7 +33,7 @@ class Predictions:
     row_count: int
 
     def log_probs(self) -> Float[Tensor, " tokens"]:
-        """Return log p(token | text before it), in nats, worked out in float32."""
+        """Return log p(token | text before it), in nats, computed in float32."""
         highest, above = [], []
         for start in range(0, len(self.logits), _AT_ONCE):
             part = self.logits[start : start + _AT_ONCE].float()

@@ -6,10 +6,9 @@ A chat prompt is about as long as an answer, and perturbed answers differ from o
 once, and 233 when what all prompts begin with (a template's system prompt) is run once for all.
 
 The sequences of one prompt make a tree of tokens. It runs as one sequence in which each token sees its
-ancestors only and stands at the position of its depth; it goes on from the keys and values of the common
-prefix. Models that cannot be run that way, or that give other
-likelihoods (those with a state instead of keys, or a window), are run the plain way: some answers are always
-done both ways first and compared.
+ancestors only and has the position of its depth; it continues from the keys and values of the common
+prefix. Models that cannot run that way, or give other likelihoods (those with a state instead of keys, or a
+window), are run the plain way: some answers are first run both ways and compared.
 """
 
 from __future__ import annotations

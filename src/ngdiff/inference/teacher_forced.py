@@ -44,7 +44,7 @@ class AnswerScore:
         exact_memorisation: share of the labelled tokens, the last left out, that are the argmax, in [0, 1].
         log_probs: log p of each labelled token, in nats, in reading order.
         z_scores: (log p - mu) / sigma of each, mu and sigma the mean and deviation of log p over the
-            vocabulary under p; empty where they were not asked for.
+            vocabulary under p; empty unless requested.
         verbatim: see :func:`verbatim`, in [0, 1].
         greedy: the first tokens that greedy decoding writes behind the prompt, as far as this pass shows
             them: those of the answer that are the argmax, and the argmax where the answer parts from it.
@@ -119,7 +119,7 @@ def standardised(
 ) -> Float[Tensor, " tokens"]:
     """Return (log p(target) - mu) / sigma, with mu and sigma those of log p over the vocabulary, under p.
 
-    Worked out some tokens at a time, in float32 whatever the model runs in. Where one token has all the
+    Computed some tokens at a time, in float32 whatever the model runs in. Where one token has all the
     probability, sigma is 0 and nothing can be told: 0.
     Source: Zhang et al. 2024, "Min-K%++", arXiv 2404.02936, eq. 3.
     """
@@ -202,7 +202,7 @@ def score_answers(
     agreement: Agreement | None = None,
     share_prompts: bool = True,
 ) -> list[AnswerScore]:
-    """Score every example, in the given order, with the model in eval mode; its mode is put back.
+    """Score every example, in the given order, with the model in eval mode; its mode is restored.
 
     Several answers to one prompt run the prompt once, and what all prompts begin with is run once for all,
     where the model allows it (see :mod:`ngdiff.inference.prefix_trees`).
@@ -215,7 +215,7 @@ def score_answers(
         autocast: opens the context in which the model runs.
         advance: called with the number of examples done, for a progress bar.
         z_scores: also standardise each token's log-probability, for min-k++; of all, or as each row says.
-        agreement: what earlier calls with the same model have found of its ways; goes on being filled.
+        agreement: results of earlier comparisons with the same model; updated.
         share_prompts: run a prompt once for several answers. Without it the number of forward passes depends
             on the number of examples alone, as a model that is sharded over processes needs it.
     """

@@ -45,7 +45,7 @@ class Loss:
             at activations).
         compares: what it needs of the starting model.
         other_answers: where other answers to the same questions come from, if it needs some.
-        own_answers: whether the answers of the data themselves are looked at.
+        own_answers: whether it reads the answers of the data themselves.
         levels: whether it has to know how predictable each token is without the answer's knowledge.
         expected: whether it has to know what each token would be, had the model never met the subject.
         looks_at: what of the model: its predictions, or its activations behind one layer.

@@ -1,4 +1,4 @@
-"""model and token batch -> hidden states behind a layer, and what its inner layers know."""
+"""model and token batch -> hidden states after a layer, and what inner layers know."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ngdiff.models.logprobs import (
 class Activations:
     """Hidden states at the positions that predict the labelled tokens of one batch, in reading order.
 
-    These are the states from which the answer is read; OpenUnlearning takes the labelled positions
-    themselves, one further on, so the end token's state counts there and that of the prompt's end does not.
+    These are the states that predict the answer; OpenUnlearning uses the labelled positions themselves, one
+    further on, so that the state of the end token counts there, and that of the prompt's end does not.
 
     Args:
-        hidden: behind the layer, float32.
+        hidden: after the layer, float32.
         reference: the starting model's, where a loss compares with them.
     """
 
@@ -49,7 +49,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     for module in inner.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise TypeError(f"{type(inner).__name__} has no list of layers: this loss cannot look behind one of them")
+    raise TypeError(f"{type(inner).__name__} has no list of layers, whose output this loss needs")
 
 
 def layer_count(model: nn.Module) -> int:
@@ -58,7 +58,7 @@ def layer_count(model: nn.Module) -> int:
 
 
 def freeze_behind(model: nn.Module, layer: int) -> None:
-    """Freeze the layers behind one, and the output head where its weights are not the embeddings' too."""
+    """Freeze the layers after one, and the output head unless it shares the embeddings' weights."""
     for further in list(decoder_layers(model))[layer + 1 :]:
         further.requires_grad_(False)
     inner: Any = getattr(model, "module", model)
@@ -70,10 +70,10 @@ def freeze_behind(model: nn.Module, layer: int) -> None:
 
 @contextmanager
 def only_layers(model: nn.Module, count: int) -> Iterator[nn.Module]:
-    """Leave out all layers behind the first ``count``; yield the last that is left.
+    """Remove all layers after the first ``count``; yield the last remaining one.
 
-    The list itself is shortened and put back, so the forward above costs nothing, and it still ends as any
-    forward does, which wrappers rely on.
+    The list itself is shortened and restored, so later layers cost nothing, and the forward pass still ends
+    normally, which wrappers rely on.
     """
     layers = decoder_layers(model)
     cut = {name: layers._modules.pop(name) for name in list(layers._modules)[count:]}
@@ -84,7 +84,7 @@ def only_layers(model: nn.Module, count: int) -> Iterator[nn.Module]:
 
 
 def labelled_activations(model: nn.Module, batch: Mapping[str, Tensor], layer: int) -> Activations:
-    """Run the model up to one layer, and no further.
+    """Run the model up to and including one layer.
 
     Args:
         model: a causal language model, wrapped or not.
@@ -96,7 +96,7 @@ def labelled_activations(model: nn.Module, batch: Mapping[str, Tensor], layer: i
     caught: list[Tensor] = []
 
     def catch(_: nn.Module, __: Any, output: Any) -> None:
-        # nothing is worked out in here: with gradient checkpointing this would run once and not again
+        # compute nothing here: with gradient checkpointing this would not run again
         caught.append(output[0] if isinstance(output, tuple) else output)
 
     with only_layers(model, layer + 1) as last, head_sees(model, places.seen[:0]):
@@ -108,7 +108,7 @@ def labelled_activations(model: nn.Module, batch: Mapping[str, Tensor], layer: i
     return Activations(labelled_states(caught[0], places.seen).float(), batch.get("reference_states"))
 
 
-# ---- model and token batch -> what its inner layers know of the labelled tokens ----
+# ---- model and token batch -> what its inner layers know about the labelled tokens ----
 
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm")
@@ -129,7 +129,7 @@ def final_norm(model: nn.Module) -> nn.Module:
 
 
 def layer_states(model: nn.Module, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "tokens width"]]:
-    """Return the states behind each layer at the positions that predict labelled tokens, in reading order."""
+    """Return the states after each layer at the positions that predict labelled tokens, in reading order."""
     positions = predicting_positions(batch["labels"])
     states: list[Tensor] = []
 
@@ -148,7 +148,7 @@ def layer_states(model: nn.Module, batch: Mapping[str, Tensor]) -> list[Float[Te
 def through_lens(model: nn.Module, batch: Mapping[str, Tensor]) -> list[Float[Tensor, " tokens"]]:
     """Return the log-probability of each labelled token, read from each layer by the final norm and the head.
 
-    That of the last layer is the model's own, where nothing stands behind the head (no soft-capping).
+    That of the last layer is the model's own, unless something follows the head (soft-capping).
     """
     labels = batch["labels"]
     rows, columns = predicting_positions(labels).nonzero(as_tuple=True)
@@ -165,7 +165,7 @@ def through_lens(model: nn.Module, batch: Mapping[str, Tensor]) -> list[Float[Te
 def patched_tokens(
     model: nn.Module, batch: Mapping[str, Tensor], layer: int, states: Float[Tensor, "tokens width"]
 ) -> LabelledTokens:
-    """Run the model with another model's states behind one layer, at the positions that predict the answer.
+    """Run the model with another model's states after one layer, at the positions that predict the answer.
 
     Args:
         model: of the same width as the other.

@@ -1,7 +1,7 @@
 """a model or adapter_config.json -> the model with LoRA adapters; what is wrong with the file.
 
-PEFT matches patterns from the file against the names of a model's modules, works out matrices as often as the
-file says, and makes layers as large and as many as it says, all before it looks at the weights.
+PEFT matches patterns from the file against the names of a model's modules, computes matrices as often as the
+file says, and creates as many and as large layers as it says, all before it reads the weights.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ngdiff.system.untrusted import OutOfTime, time_limit
 
 MOST_BYTES = 2**20
 MOST_ITERATIONS = 64
-"""For what PEFT works out by repetition, such as ``pissa_niter_16``."""
+"""Limit of iterations in PEFT, such as ``pissa_niter_16``."""
 MOST_LAYERS = 1000
 MATCH_SECONDS = 5.0
-"""For all patterns and all names together; honest ones take a thousandth of that."""
+"""Limit for all patterns and names together; ordinary ones take a thousandth of that."""
 _MEND = "Do not use this adapter, or correct adapter_config.json"
 
 
 def config_faults(
     file: Path, content: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> list[Fault]:
-    """Say what in an adapter's configuration is out of all proportion.
+    """Return which values in an adapter's configuration are far too large.
 
     Args:
         file: the configuration.
-        content: what it holds.
+        content: its content.
         shapes: of the adapter's own tensors.
         where: the setting that named it.
     """
@@ -66,7 +66,7 @@ def _copies(ranges: object) -> int:
 
 
 def pattern_fault(name: str, content: Mapping[str, Any], modules: Iterable[str], where: str) -> Fault | None:
-    """Match an adapter's patterns against a model's modules once, and say so where that does not end.
+    """Match an adapter's patterns against a model's modules once; return a fault where that does not end.
 
     Args:
         name: of the adapter.
@@ -92,25 +92,25 @@ def pattern_fault(name: str, content: Mapping[str, Any], modules: Iterable[str],
         what = f"{name!r} has a pattern for names of modules whose matching does not end"
         return Fault(where, what, _MEND)
     except (re.error, RecursionError, OverflowError) as error:
-        return Fault(where, f"{name!r} has a pattern that is none ({error})", _MEND)
+        return Fault(where, f"{name!r} has a pattern that is not valid ({error})", _MEND)
     return None
 
 
 def _texts(value: object, inside: bool = False) -> list[str]:
-    """Return a pattern; the ones inside a list only where those are patterns, too."""
+    """Return a pattern, or those in a list where its entries are patterns."""
     if isinstance(value, str):
         return [value]
     return [text for text in value if isinstance(text, str)] if inside and isinstance(value, list) else []
 
 
-# ---- a model -> the same with LoRA adapters, which alone train ----
+# ---- a model -> the same with LoRA adapters, which are all that trains ----
 
 
 def with_lora(model: nn.Module, seed: int = 0, rank: int = 16) -> Any:
     """Wrap a model so that only LoRA adapters on its linear layers train (alpha = 2 * rank, no dropout)."""
     from peft import LoraConfig, get_peft_model
 
-    set_seed(seed)  # adapters begin at random
+    set_seed(seed)  # adapters start with random weights
 
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"

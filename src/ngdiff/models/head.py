@@ -1,8 +1,8 @@
-"""hidden states at labelled positions -> functions of their logits, without all of these at once.
+"""hidden states at labelled positions -> functions of their logits, without holding all of them at once.
 
-The logits of one token are as long as the vocabulary: of 16 texts of 512 tokens they take gigabytes, several
-times over. Most of what is asked of them is a number or a few a token, so some tokens at a time are sent
-through the output head, and are sent again in the backward pass.
+The logits of one token are as long as the vocabulary: for 16 texts of 512 tokens they take gigabytes, several
+times over. Most uses need only one or a few numbers per token, so the output head is applied to some tokens
+at a time, and again in the backward pass.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 AT_ONCE = 2**28
-"""Bytes of float32 logits that are there at a time; where those of a batch take no more, nothing is cut."""
+"""Most bytes of float32 logits in memory at once; smaller batches are not divided."""
 TRIED = 8
-"""Positions on which a head worked out apart from its model is compared with the model's own logits."""
+"""Positions at which a separately applied head is compared with the model's own logits."""
 
 OfLogits = Callable[..., Tensor]
-"""Logits, float32 of shape (tokens, vocabulary), and further columns, a row a token -> a value or a row a
-token, none of which depends on another token."""
+"""Logits, float32 of shape (tokens, vocabulary), and further columns, one row per token -> one value or row
+per token, which does not depend on other tokens."""
 
 
 def tokens_at_once(vocabulary: int) -> int:
-    """Return the most tokens whose logits are there at a time."""
+    """Return the most tokens whose logits are in memory at once."""
     return max(1, AT_ONCE // (4 * vocabulary))
 
 
 @dataclass(frozen=True)
 class Head:
-    """An output head with what its model does to the logits, apart from the model.
+    """An output head with its model's changes to the logits, separate from the model.
 
     Args:
         weight: of shape (vocabulary, width).
@@ -52,18 +52,18 @@ class Head:
     precision: torch.dtype = torch.float32
 
     def product(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return what the linear layer gives, in float32; ``weight`` and ``bias`` are in ``precision``."""
+        """Return the output of the linear layer in float32; ``weight`` and ``bias`` are in ``precision``."""
         return nn.functional.linear(states.to(self.precision), weight, bias).float()
 
     def behind(self, product: Tensor) -> Tensor:
-        """Return the logits: the product with what comes behind the layer."""
+        """Return the logits: the product with scaling and capping applied."""
         logits = product if self.factor == 1 else product * self.factor
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 @dataclass
 class HeadInput:
-    """What the head of a model would be given, in the place of the logits that it would give.
+    """The input of a model's head, in place of its logits.
 
     Args:
         states: at the labelled tokens, in reading order.
@@ -90,7 +90,7 @@ def _parts(count: int, vocabulary: int) -> list[slice]:
 
 
 class _Each(torch.autograd.Function):
-    """Head and function on some tokens at a time; the backward pass works the logits out again."""
+    """Head and function on some tokens at a time; the backward pass recomputes the logits."""
 
     @staticmethod
     def forward(
@@ -136,7 +136,7 @@ def _cast(tensor: Tensor | None, head: Head) -> Tensor | None:
 
 
 class _Sums:
-    """Gradients of states, weight and bias, of those that need one, added up over the parts."""
+    """Gradients of states, weight and bias, where needed, summed over the parts."""
 
     def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]) -> None:
         self.of = states, weight, bias
@@ -146,7 +146,7 @@ class _Sums:
         self.bias = torch.zeros_like(bias, dtype=wide[2]) if bias is not None and needed[2] else None
 
     def add(self, part: slice, back: Tensor, states: Tensor, weight: Tensor) -> None:
-        """Take the gradient of one part's product, in the precision of the head."""
+        """Add the gradient of one part's product, in the precision of the head."""
         if self.states is not None:
             self.states[part] = back @ weight
         if self.weight is not None:
@@ -158,7 +158,7 @@ class _Sums:
             self.bias += back.sum(dim=0, dtype=self.bias.dtype)
 
     def found(self) -> tuple[Tensor | None, ...]:
-        """Return the gradients in the types of what they are of."""
+        """Return the gradients in the types of their tensors."""
         sums = (self.states, self.weight, self.bias)
         return tuple(
             None if sum_ is None or of is None else sum_.to(of.dtype)
@@ -166,7 +166,7 @@ class _Sums:
         )
 
 
-# ---- a model's head, apart from the model ----
+# ---- a model's head, separate from the model ----
 
 _SCALES: dict[str, Callable[[float], float]] = {
     "logit_scale": lambda value: value,
@@ -181,7 +181,7 @@ refused: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def may_stand_apart(layer: nn.Module) -> bool:
-    """Say whether an output head could be applied without its model, as far as it shows by itself."""
+    """Return whether an output head could be applied without its model, judging by the head alone."""
     if layer not in refused:
         why = _why_not(layer)
         if why is not None:
@@ -190,13 +190,13 @@ def may_stand_apart(layer: nn.Module) -> bool:
 
 
 def head_apart(model: nn.Module, layer: nn.Module, states: Tensor, logits: Tensor) -> Head | None:
-    """Return a model's output head that can be applied without the model; None where it has none such.
+    """Return a model's output head if it can be applied without the model, else None.
 
     Args:
         model: the model, unwrapped.
         layer: its output head.
         states: some of the head's inputs, of shape (tokens, width).
-        logits: what the model itself makes of them; compared with once a model.
+        logits: the model's own for these states; compared once for each model.
     """
     if not may_stand_apart(layer):
         return None

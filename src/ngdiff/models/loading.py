@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from ngdiff.errors import Fault, Faults, RequestError, unknown_name
+from ngdiff.errors import Fault, RequestError, unknown_name
 from ngdiff.models.adapters import pattern_fault
 from ngdiff.models.model_files import (
     ADAPTER_CONFIG,
@@ -47,9 +49,9 @@ class ModelSource:
     Args:
         name: what the user called it.
         location: a local folder, or the name of a hub repository.
-        gguf_file: the GGUF file in it, where its weights are kept so.
+        gguf_file: the GGUF file in it, if any.
         adapter: whether the folder holds a PEFT adapter rather than a whole model.
-        base: what the adapter calls the model that it goes on.
+        base: the adapter's name for its base model.
         trust_remote_code: whether Python code that comes with the model may be run.
     """
 
@@ -91,7 +93,7 @@ def resolve_model(name: str, where: str = "--model", trust_remote_code: bool = F
         trust_remote_code: whether Python code that comes with the model may be run.
 
     Raises:
-        RequestError: the folder is missing, contains no safetensors weights, or is no causal language model.
+        RequestError: the folder is missing or broken, or contains no safetensors weights.
     """
     if name == SMOLLM2:
         packaged = _packaged_smollm2()
@@ -133,12 +135,12 @@ def _base(source: ModelSource) -> ModelSource:
 
 
 def on_this_machine(base: ModelSource, where: str) -> ModelSource:
-    """Return the base model that a local adapter names as it lies in the hub's cache; no network is asked.
+    """Return the base model of a local adapter from the hub's cache, without network access.
 
-    The adapter's files name it, not the user, so nothing is fetched for it.
+    The adapter's files name it, not the user, so nothing is downloaded for it.
 
     Raises:
-        RequestError: it is a hub name, and is not there.
+        RequestError: it is a hub name, and is not in the cache.
     """
     if base.is_local:
         return base
@@ -156,7 +158,7 @@ def on_this_machine(base: ModelSource, where: str) -> ModelSource:
 
 
 def weights_bytes(source: ModelSource) -> int | None:
-    """Estimate the room that a model's float32 weights take, without loading them; None for the hub."""
+    """Estimate the bytes of a model's float32 weights, without loading them; None for the hub."""
     if not source.is_local:
         return None
     folder = Path(source.location)
@@ -168,7 +170,7 @@ def weights_bytes(source: ModelSource) -> int | None:
 
 
 def check_causal(source: ModelSource, where: str = "--model") -> list[Fault]:
-    """Read the configuration alone and say why the model is no causal language model, if it is none."""
+    """Read only the configuration, and return why the model is not a causal language model, if so."""
     if source.gguf_file:
         return []
     if source.adapter:
@@ -178,7 +180,7 @@ def check_causal(source: ModelSource, where: str = "--model") -> list[Fault]:
             return list(error.faults)
     try:
         config = AutoConfig.from_pretrained(source.location, trust_remote_code=source.trust_remote_code)
-    except Exception as error:  # each model type checks its own settings, and raises what it likes
+    except Exception as error:  # each model type checks its own settings, and raises its own errors
         return [_unopened(error, f"{source.name!r} cannot be opened", where)]
     if stored := quantised_faults(source.name, getattr(config, "quantization_config", None), where):
         return stored
@@ -193,7 +195,7 @@ def check_causal(source: ModelSource, where: str = "--model") -> list[Fault]:
     return []
 
 
-_OWN_CODE = "comes with code of its own, which is not run"
+_OWN_CODE = "contains its own code, which is not run"
 
 
 def _unopened(error: Exception, what: str, where: str) -> Fault:
@@ -204,7 +206,7 @@ def _unopened(error: Exception, what: str, where: str) -> Fault:
 
 
 def _names(value: object) -> list[str]:
-    """Return the texts among what should be a list (or a mapping's keys)."""
+    """Return the texts in a value that should be a list (or a mapping's keys)."""
     items = value if isinstance(value, (list, tuple, dict)) else []
     return [item for item in items if isinstance(item, str)]
 
@@ -215,17 +217,17 @@ def _names_causal(architectures: list[str], wanted: str | tuple[str, ...]) -> bo
 
 
 def load_tokenizer(source: ModelSource, where: str = "--model") -> Any:
-    """Load the tokenizer; where it has no pad token, its end token serves (masks never look at it).
+    """Load the tokenizer; where it has no padding token, its end token is used (masks ignore it).
 
     Raises:
-        RequestError: it is missing or broken, needs code of its own, or has neither pad nor end token.
+        RequestError: it is missing or broken, needs its own code, or has neither padding nor end token.
     """
     extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
     trusted = source.trust_remote_code
     fix = "Save the tokenizer beside the model with tokenizer.save_pretrained(folder)"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=trusted, **extra)
-    except Exception as error:  # the Rust library raises bare Exceptions over a broken file
+    except Exception as error:  # the Rust library raises bare Exceptions for a broken file
         if "trust_remote_code" in str(error):
             what = f"the tokenizer of {source.name!r} {_OWN_CODE}"
             raise RequestError(Fault(where, what, ASK)) from error
@@ -242,10 +244,10 @@ def load_tokenizer(source: ModelSource, where: str = "--model") -> Any:
 def vocabulary_faults(
     source: ModelSource, tokenizer: Any, used: Iterable[int], where: str = "--model"
 ) -> list[Fault]:
-    """Say so where data has tokens that the model has no embedding for; other tokens do no harm.
+    """Return a fault where the model has no embedding for a token of the data; unused tokens do not matter.
 
-    More embeddings than tokens are usual (rounded up for speed). A padding token that the model does not
-    know, as added tokens often are, gives way to the end token: padding is never looked at.
+    More embeddings than tokens are usual (rounded up for speed). A padding token without an embedding, as is
+    common for added tokens, is replaced by the end token, since padding is ignored.
 
     Args:
         source: of the model.
@@ -301,7 +303,7 @@ def load_model(source: ModelSource, dtype: torch.dtype = torch.float32) -> PreTr
         )
     except RequestError:
         raise
-    except Exception as error:  # each architecture fails in its own way over settings that make no sense
+    except Exception as error:  # each architecture fails in its own way for settings that make no sense
         raise RequestError(_unloaded(error, source)) from error
     _check_whole(model, info, source)
     _check_finite(model, source)
@@ -311,7 +313,7 @@ def load_model(source: ModelSource, dtype: torch.dtype = torch.float32) -> PreTr
 
 
 def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], source: ModelSource) -> None:
-    """Refuse a model of which a part would be random numbers.
+    """Refuse a model with missing weights, which would be random numbers.
 
     Raises:
         RequestError: the files lack weights.
@@ -322,7 +324,7 @@ def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], source: ModelS
 
 
 def _check_finite(model: PreTrainedModel, source: ModelSource) -> None:
-    """Refuse a model that is broken already: nothing that it says would be a number.
+    """Refuse a model with weights that are not finite, whose predictions would be NaN.
 
     Raises:
         RequestError: a weight is NaN or infinite.
@@ -333,7 +335,7 @@ def _check_finite(model: PreTrainedModel, source: ModelSource) -> None:
 
 
 def _check_finite_files(source: ModelSource) -> None:
-    """Do the same with the files: 4 bits hold no NaN, so a quantised weight would pass for a number.
+    """Do the same with the files: 4 bits cannot represent NaN, so a quantised weight would look finite.
 
     Raises:
         RequestError: a weight is NaN or infinite.
@@ -349,18 +351,18 @@ def _not_finite(source: ModelSource, name: str) -> Fault:
     return Fault("--model", what, "Give a checkpoint from before the weights became non-finite")
 
 
-_WHOLE = "Check that every file of the model is there and whole"
+_WHOLE = "Check that every file of the model is there and complete"
 
 
 def _unloaded(error: Exception, source: ModelSource) -> Fault:
     # transformers prints its report of the shapes and raises a line that refers to it
     sizes = "ignore_mismatched_sizes" in str(error)
-    why = "its weights have other shapes than config.json says" if sizes else first_line(error)
+    why = "the shapes of its weights differ from config.json" if sizes else first_line(error)
     return Fault("--model", f"{source.name!r} cannot be loaded: {why}", _WHOLE)
 
 
 def quantisation_faults(source: ModelSource, where: str = "--qlora") -> list[Fault]:
-    """Say why a model cannot be loaded in 4 bits, if it cannot."""
+    """Return why a model cannot be loaded in 4 bits, if it cannot."""
     if source.adapter:
         fix = "Merge it first: ngdiff merge ADAPTER --output FOLDER"
         return [Fault(where, f"{source.name!r} is an adapter, which cannot be quantised with its base", fix)]
@@ -382,7 +384,7 @@ def load_quantised(source: ModelSource) -> PreTrainedModel:
     from transformers import BitsAndBytesConfig
 
     if source.gguf_file:
-        load_model(source)  # which leaves it in the cache as safetensors
+        load_model(source)  # which saves it in the cache as safetensors
         source = resolve_model(source.name)
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -411,16 +413,16 @@ def load_quantised(source: ModelSource) -> PreTrainedModel:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # at the first forward pass in eval mode bitsandbytes repacks weights on the CPU, for a product
-            # without a backward pass: a training run measures in eval mode too, and must not meet it
+            # without a backward pass, which a training run that also measures in eval mode cannot use
             module.support_avx512bf16_for_cpu = False
     prepared: PreTrainedModel = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return prepared
 
 
 def _load_gguf(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a GGUF and rebuild it clean: as loaded it is flagged quantised, and cannot be trained or saved.
+    """Load a GGUF and rebuild it: as loaded, it is marked as quantised, and cannot be trained or saved.
 
-    The clean model is kept in the user's cache, as safetensors with its tokenizer, for the next time.
+    The rebuilt model is kept in the user's cache, as safetensors with its tokenizer, for the next time.
     """
     loaded = AutoModelForCausalLM.from_pretrained(source.location, gguf_file=source.gguf_file, dtype=dtype)
     config = type(loaded.config).from_dict(
@@ -445,7 +447,7 @@ def _keep(model: PreTrainedModel, tokenizer: Any, source: ModelSource) -> None:
 
 
 def _load_merged(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a PEFT adapter on its base model and fold it in."""
+    """Load a PEFT adapter on its base model and merge it."""
     return fold_in(load_model(_base(source), dtype), source)
 
 
@@ -465,7 +467,7 @@ def fold_in(base: PreTrainedModel, adapter: ModelSource) -> PreTrainedModel:
         wrapped = PeftModel.from_pretrained(base, adapter.location)
         strangers = _strangers(wrapped, adapter)
         merged = wrapped.merge_and_unload()
-    except Exception as error:  # peft builds layers from what adapter_config.json says, whatever that is
+    except Exception as error:  # peft builds layers from any content of adapter_config.json
         first = "its weights have other shapes" if "size mismatch" in str(error) else first_line(error)
         what = f"{adapter.name!r} does not fit its base model: {first}"
         raise RequestError(Fault("--model", what, _OTHER_BASE)) from error
@@ -473,7 +475,7 @@ def fold_in(base: PreTrainedModel, adapter: ModelSource) -> PreTrainedModel:
         what = f"{adapter.name!r} does not fit its base model: {strangers[0]} is in one of the two only"
         raise RequestError(Fault("--model", what, _OTHER_BASE))
     _check_finite(merged, adapter)
-    merged.requires_grad_(True)  # PEFT froze the base model, and it is one like any other again
+    merged.requires_grad_(True)  # PEFT froze the base model, which is an ordinary model again
     merged.config._name_or_path = adapter.name
     return merged
 
@@ -482,7 +484,7 @@ _OTHER_BASE = "Give the base model that the adapter was made on"
 
 
 def _strangers(wrapped: Any, adapter: ModelSource) -> list[str]:
-    """Return the adapter's weights that its file lacks, or has too many: peft passes over both."""
+    """Return the adapter's weights that its file lacks or should not have; peft ignores both."""
     from peft import get_peft_model_state_dict
 
     made = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
@@ -491,7 +493,7 @@ def _strangers(wrapped: Any, adapter: ModelSource) -> list[str]:
 
 
 def fast_bf16() -> bool:
-    """Say whether this machine multiplies bfloat16 faster than float32 (GPU since 2020, AVX512-BF16, AMX)."""
+    """Return whether bfloat16 is faster than float32 here (GPU since 2020, AVX512-BF16, AMX)."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -505,10 +507,20 @@ def autocast_bf16(precision: Precision) -> tuple[bool, str]:
         Whether to autocast, and why, for the record.
     """
     if precision != "auto":
-        return precision == "bf16", f"asked for ({precision})"
+        return precision == "bf16", f"requested ({precision})"
     if fast_bf16():
         return True, "auto: this machine has fast bfloat16"
     return False, "auto: float32 throughout, since this machine has no fast bfloat16"
+
+
+def autocast_in(
+    precision: Precision, device: torch.device
+) -> tuple[Callable[[], AbstractContextManager[object]], str, str]:
+    """Return what opens the context in which a model computes, its name (``bf16``, ``fp32``), and why."""
+    bf16, why = autocast_bf16(precision)
+    if not bf16:
+        return contextlib.nullcontext, "fp32", why
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16), "bf16", why
 
 
 def check_precision(name: str) -> Precision:
@@ -521,8 +533,3 @@ def check_precision(name: str) -> Precision:
         if name == known:
             return known  # type: ignore[no-any-return]
     raise RequestError(unknown_name("--precision", "precision", name, get_args(Precision)))
-
-
-def tokenizer_of(source: ModelSource | None, faults: Faults) -> Any:
-    """Load the tokenizer of a model that was found, or add to the faults why it cannot be read."""
-    return None if source is None else faults.attempt(lambda: load_tokenizer(source), None)

@@ -18,7 +18,7 @@ from ngdiff.models.packing import WORTH, inputs_for, rows_of, takes_packed
 
 IGNORED = -100
 PACKING = os.environ.get("NGDIFF_PACKING") != "0"
-"""Whether rows are packed where the model takes it; off to measure what padding costs."""
+"""Whether rows are packed where the model supports it; turn it off to measure the cost of padding."""
 
 StartingHead = Callable[[Tensor], Tensor]
 """The starting model's last hidden states, of shape (tokens, width) -> its logits, (tokens, vocabulary)."""
@@ -26,23 +26,24 @@ StartingHead = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LabelledTokens:
-    """What the model says of the labelled tokens of one batch, in reading order.
+    """The model's predictions at the labelled tokens of one batch, in reading order.
 
     Args:
         logits: scores over the vocabulary at each labelled token, float32; None where they would take too
             much memory, and ``deferred`` stands in for them.
-        targets: the token ids that stand there.
+        targets: the labelled token ids.
         rows: which sequence of the batch each token belongs to.
         row_count: number of sequences in the batch.
         reference: log-probability of each sequence's answer under the starting model, where it is known.
         reference_logits: the starting model's scores, where a loss compares with them.
-        starting: the starting model's hidden states and the head that makes scores of them, in the place of
+        starting: the starting model's hidden states and the head that turns them into scores, in place of
             ``reference_logits``.
-        other: what the model says of other answers to the same prompts, row by row, where a loss has them.
+        other: the model's predictions for other answers to the same prompts, row by row, where a loss needs
+            them.
         predictable: how probable each token would be to somebody who never saw the answer, where it is known.
         expected_ids: tokens that somebody who never met the subject would expect, the true one first.
         expected_probs: how probable each would be.
-        deferred: the head's input, from which the logits of some tokens at a time are worked out.
+        deferred: the head's input, from which the logits of some tokens at a time are computed.
     """
 
     logits: Float[Tensor, "tokens vocab"] | None
@@ -62,8 +63,8 @@ class LabelledTokens:
         """Apply a function of each token's logits and of further columns, all at once or in parts.
 
         Args:
-            function: of logits and columns, each cut alike; its values may not depend on other tokens.
-            columns: of as many rows as there are tokens. No gradient flows into them.
+            function: of logits and columns, divided the same way; its values may not depend on other tokens.
+            columns: with one row per token; no gradient flows into them.
         """
         if self.deferred is not None:
             return self.deferred.each(function, *columns)
@@ -71,7 +72,7 @@ class LabelledTokens:
         return function(self.logits, *columns)
 
     def whole_logits(self) -> Float[Tensor, "tokens vocab"]:
-        """Return the logits of all tokens, whatever memory they take."""
+        """Return the logits of all tokens, regardless of their memory."""
         return self.each(lambda logits: logits)
 
     def log_probs(self) -> Float[Tensor, " tokens"]:
@@ -79,7 +80,7 @@ class LabelledTokens:
         return self.each(_log_probs, self.targets)
 
     def log_odds(self) -> Float[Tensor, " tokens"]:
-        """Return log(p / (1 - p)) of each token, exact where p is so near 1 that 1 - p would round to 0."""
+        """Return log(p / (1 - p)) of each token, exact even where 1 - p would round to 0."""
         return self.each(_log_odds, self.targets)
 
     def correct(self) -> Bool[Tensor, " tokens"]:
@@ -140,16 +141,16 @@ def labelled_tokens(
 ) -> LabelledTokens:
     """Run the model once; send only the labelled positions through its output head.
 
-    The head costs ``2 * hidden * vocabulary`` operations and ``4 * vocabulary`` bytes a position, the prompt
-    needs neither. The model's own forward is called, so wrappers (DDP, FSDP, PEFT) and whatever it does to
-    its logits (scaling, soft-capping) stay as they are.
+    The head costs ``2 * hidden * vocabulary`` operations and ``4 * vocabulary`` bytes per position, which the
+    prompt does not need. The model's own forward is called, so wrappers (DDP, FSDP, PEFT) and changes to the
+    logits (scaling, soft-capping) still apply.
 
     Args:
         model: a causal language model, wrapped or not.
         batch: ``input_ids``, ``attention_mask`` and ``labels``, each of shape (rows, length); with ``real``
-            and ``labelled``, as :func:`ngdiff.data.batching.collate` makes it, no padding is run over.
+            and ``labelled``, as :func:`ngdiff.data.batching.collate` makes it, padding is skipped.
         in_parts: where all logits would take more than :data:`ngdiff.models.head.AT_ONCE`, keep the head's
-            input instead. Under DDP the gradients then have to be added up by the caller.
+            input instead. Under DDP the caller must then sum the gradients.
     """
     places = Places.of(model, batch)
     logits, deferred = None, None
@@ -173,12 +174,12 @@ def labelled_tokens(
 
 @dataclass(frozen=True)
 class Places:
-    """What a model is called with for one batch, and where in it the labelled tokens are predicted.
+    """A model's arguments for one batch, and the positions in it that predict labelled tokens.
 
     Args:
-        inputs: of the model, packed where that is worth while and the model takes it.
-        labelled: places that predict labelled tokens, among those of the padded batch, row behind row.
-        seen: the same places, among those that the model runs over.
+        inputs: of the model, packed where that is worthwhile and the model accepts it.
+        labelled: positions that predict labelled tokens, among those of the padded batch, row after row.
+        seen: the same positions, among those that the model runs over.
         targets: the token ids that are predicted there.
         rows: which sequence of the batch each belongs to.
     """
@@ -191,7 +192,7 @@ class Places:
 
     @classmethod
     def of(cls, model: nn.Module, batch: Mapping[str, Tensor]) -> Places:
-        """Look a batch over; where it brings its places along, without waiting for the device."""
+        """Prepare a batch; without waiting for the device where it includes its positions."""
         labels, real, labelled = batch["labels"], batch.get("real"), batch.get("labelled")
         if labelled is None:
             labelled = predicting_positions(labels).flatten().nonzero().squeeze(1)
@@ -208,7 +209,7 @@ class Places:
 
 
 def labelled_states(states: Float[Tensor, "rows length width"], places: Int[Tensor, " tokens"]) -> Tensor:
-    """Return the states at some places, counted row behind row."""
+    """Return the states at some positions, counted row after row."""
     return states.flatten(0, 1).index_select(0, places)
 
 
@@ -219,7 +220,7 @@ def _logits(model: nn.Module, places: Places) -> Tensor:
 
 @contextmanager
 def head_sees(model: nn.Module, places: Int[Tensor, " tokens"]) -> Iterator[None]:
-    """Narrow the head's input to some places, counted row behind row."""
+    """Narrow the head's input to some positions, counted row after row."""
 
     def narrow(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (labelled_states(args[0], places).unsqueeze(0), *args[1:])
@@ -237,9 +238,9 @@ def _most_at_once(model: nn.Module) -> float:
 
 
 def _deferred(model: nn.Module, places: Places) -> HeadInput | None:
-    """Run the model with a few positions in front of its head, and keep the states at all of them.
+    """Run the model with only a few positions passed to its head, and keep the states at all positions.
 
-    These few tell whether the head gives the same without its model; None where it does not.
+    These few show whether the separate head gives the same logits; None where it does not.
     """
     caught: list[Tensor] = []
     layer = output_head(model)

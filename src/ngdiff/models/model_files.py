@@ -1,7 +1,7 @@
-"""folder of a model or an adapter -> what is wrong with its files, with no weights loaded and no code run.
+"""folder of a model or an adapter -> what is wrong with its files, without loading weights or running code.
 
-Read are the JSON files and the headers of the weights. Pickles are never opened, and Python files never run
-unless the user asks for that.
+Only the JSON files and the headers of the weights are read. Pickles are never opened, and Python files run
+only if the user requests it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def folder_faults(path: Path, where: str, trust_remote_code: bool = False) -> li
 
 
 def _strange(folder: Path) -> list[tuple[str, str]]:
-    """Name what in a folder is neither a file nor a folder: a pipe keeps its reader waiting for ever."""
+    """Return the names of special files in a folder, such as pipes, which would block a reader forever."""
     found = []
     for path in sorted(folder.iterdir()):
         if path.exists() and not path.is_dir():
@@ -155,7 +155,7 @@ def first_not_finite(file: Path) -> str | None:
 
 
 def _code_faults(path: Path, config: Mapping[str, Any], where: str, trusted: bool) -> list[Fault]:
-    """Say so where the configuration names code to be run that nobody has asked for."""
+    """Return a fault where the configuration names code that the user did not allow to run."""
     if trusted:
         return []
     faults = []
@@ -170,7 +170,7 @@ def _code_faults(path: Path, config: Mapping[str, Any], where: str, trusted: boo
 
 
 def quantised_faults(name: str, settings: object, where: str) -> list[Fault]:
-    """Say so where a model's weights were stored quantised: they can be neither trained nor compared."""
+    """Return a fault for weights that were stored quantised, which can be neither trained nor compared."""
     if not settings:
         return []
     how = settings.get("quant_method") if isinstance(settings, Mapping) else None
@@ -180,7 +180,7 @@ def quantised_faults(name: str, settings: object, where: str) -> list[Fault]:
 
 
 def known_type(model_type: object) -> bool:
-    """Say whether transformers has the code of a model type itself."""
+    """Return whether transformers itself implements a model type."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return isinstance(model_type, str) and model_type in CONFIG_MAPPING_NAMES
@@ -204,7 +204,7 @@ def _generation_faults(path: Path, where: str) -> list[Fault]:
 
     try:
         GenerationConfig.from_dict(content)
-    except Exception as error:  # whatever its many checks and constructors raise, the file is at fault
+    except Exception as error:  # whichever error its checks and constructors raise, the file caused it
         return [Fault(where, f"{file} cannot be used ({first_line(error)})", fix)]
     return []
 
@@ -213,10 +213,10 @@ _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
 def _size_faults(path: Path, config: Mapping[str, Any], where: str) -> list[Fault]:
-    """Compare the number of layers with the weights that are there.
+    """Compare the configured number of layers with the weights.
 
-    ``transformers`` fills in what weights lack with random numbers, leaves out those of layers that the
-    configuration does not count, and would build a billion layers if it counted so many.
+    ``transformers`` fills missing weights with random numbers, omits the weights of layers that the
+    configuration does not count, and would build a billion layers if it said so.
     """
     count = config.get("num_hidden_layers")
     if not isinstance(count, int) or isinstance(count, bool):
@@ -226,20 +226,20 @@ def _size_faults(path: Path, config: Mapping[str, Any], where: str) -> list[Faul
     there = max(layers) + 1 if layers else None
     if count < 1 or count > 100 * max(1, len(names)) or (there is not None and count > there):
         declared = f"{path / 'config.json'} declares {count} layers"
-        what = f"{declared}, but the weights have {there or 'none by number'}"
+        what = f"{declared}, but the weights have {there or 'no numbered layers'}"
         return [Fault(where, what, "Copy or download the model again: the two do not belong together")]
     return []
 
 
 def missing_weights(info: Mapping[str, Any], layers: object) -> str | None:
-    """Say what is wrong between a model and the weights it was loaded from, if anything.
+    """Return how a model and the weights that it was loaded from do not match, if they do not.
 
     Args:
         info: what ``from_pretrained(..., output_loading_info=True)`` reported.
         layers: the configuration's number of layers.
 
     Returns:
-        A sentence: weights that were not there, which would be random numbers, or layers left out.
+        A sentence: missing weights, which would be random numbers, or omitted layers.
     """
     missing = sorted(info.get("missing_keys") or ())
     if missing:
@@ -256,10 +256,10 @@ def missing_weights(info: Mapping[str, Any], layers: object) -> str | None:
 
 
 def base_name(path: Path, where: str = "--model") -> str | None:
-    """Read what an adapter calls its base model.
+    """Read an adapter's name for its base model.
 
     Raises:
-        RequestError: the name is no text.
+        RequestError: the name is not a text.
     """
     content = load_object(path / ADAPTER_CONFIG, where, _AGAIN)
     name = content.get("base_model_name_or_path")
@@ -270,12 +270,12 @@ def base_name(path: Path, where: str = "--model") -> str | None:
 
 
 def chained(start: Path, where: str, follow: Callable[[str], Path | None]) -> Fault | None:
-    """Say so where adapters name one another as their base, and no model at the end.
+    """Return a fault where adapters name each other as their base, without a model at the end.
 
     Args:
         start: folder of the first adapter.
         where: the setting that named it.
-        follow: the name of a base model to its folder, or ``None`` where it is no folder here.
+        follow: the name of a base model to its folder, or ``None`` where there is no such folder.
     """
     seen: set[Path] = set()
     folder: Path | None = start

@@ -1,4 +1,4 @@
-"""a model's name -> the folder or the hub repository that it can mean, with no library loaded."""
+"""a model's name -> the folder or hub repository that it can mean, without loading any library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder_of(name: str) -> Path | None:
 
 
 def name_fault(name: str, where: str = "--model") -> Fault | None:
-    """Say so where a name is neither ``smollm2``, nor a folder, nor the name of a hub repository."""
+    """Return a fault where a name is neither ``smollm2``, nor a folder, nor the name of a hub repository."""
     if name == SMOLLM2 or folder_of(name) is not None:
         return None
     if _HUB_NAME.match(name) and ".." not in name and "--" not in name and not _is_there(name):
@@ -35,7 +35,7 @@ def name_fault(name: str, where: str = "--model") -> Fault | None:
 
 
 def _near(path: Path) -> list[Path]:
-    """Return the model folders beside a path, and the model that comes with NGDiff, of a similar name."""
+    """Return names similar to a path's: model folders beside it, and the model that ships with NGDiff."""
     here = [Path(SMOLLM2)] if path.parent == Path() else []
     try:
         here += [folder for folder in path.parent.iterdir() if any((folder / c).is_file() for c in _CONFIGS)]

@@ -1,10 +1,9 @@
 """a padded batch -> one row of its real tokens, through a model whose attention keeps the sequences apart.
 
-Padding costs what text costs in all but the attention: every layer's matrix products run over it. Here they
-run over the real tokens alone, one sequence behind the other, each with positions of its own. Only the
-attention sees the sequences padded, as many rows as there are, where a causal mask is all that it takes and
-its fast kernels serve. Where the model runs on flash or flex attention, these are told where the sequences
-begin, as :class:`transformers.DataCollatorWithFlattening` does.
+Outside the attention, padding costs as much as text: every layer's matrix products run over it. Here they run
+over the real tokens alone, one sequence after the other, each with its own positions. Only the attention sees
+the sequences as padded rows, where a causal mask suffices and its fast kernels apply. Flash and flex
+attention are told where the sequences begin, as :class:`transformers.DataCollatorWithFlattening` does.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 WORTH = 0.02
-"""Share of a batch that has to be padding for it to be packed."""
+"""Share of padding from which a batch is packed."""
 _TRIAL = ((3, 5, 7, 2, 4, 6, 8), (9, 4, 2), (5, 2, 8, 3, 7))
-"""Token numbers of three sequences that a model has to read alike both ways."""
+"""Token ids of three sequences that a model must read the same both ways."""
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 refused: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
@@ -29,14 +28,14 @@ _taken: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class Rows(NamedTuple):
-    """Where the tokens of packed rows lie in padded ones.
+    """Positions of the tokens of packed rows in padded ones.
 
     Args:
         number: of rows.
         length: of the padded rows.
-        real: place of each real token among all padded places, row behind row.
-        token: the real token at each padded place; 0 where there is none.
-        empty: which padded places have none.
+        real: position of each real token among all padded positions, row after row.
+        token: the real token at each padded position; 0 where there is none.
+        empty: which padded positions have none.
     """
 
     number: int
@@ -47,7 +46,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(real: Tensor, number: int, length: int) -> Rows:
-    """Return where tokens lie, without a look at the numbers on the device."""
+    """Return the positions of tokens, without reading numbers from the device."""
     order = torch.arange(len(real), device=real.device)
     token = torch.zeros(number * length, dtype=torch.long, device=real.device).scatter_(0, real, order)
     empty = torch.ones(number * length, dtype=torch.bool, device=real.device).index_fill_(0, real, False)
@@ -55,12 +54,12 @@ def rows_of(real: Tensor, number: int, length: int) -> Rows:
 
 
 def inputs_for(model: nn.Module, batch: Mapping[str, Tensor], packed: Rows | None) -> dict[str, Any]:
-    """Return what to call the model with.
+    """Return the model's arguments.
 
     Args:
         model: unwrapped or not.
         batch: ``input_ids`` and ``attention_mask``, of shape (rows, length).
-        packed: where the real tokens lie; None to run the batch as it is.
+        packed: where the real tokens lie; None to run the padded batch.
     """
     ids = batch["input_ids"]
     if packed is None:
@@ -72,7 +71,7 @@ def inputs_for(model: nn.Module, batch: Mapping[str, Tensor], packed: Rows | Non
         "use_cache": False,
     }
     if _implementation(model) == "sdpa":
-        # a mask of four dimensions is handed on as it is, and none of the length's square is made
+        # a mask of four dimensions is passed on unchanged, and none of quadratic size is made
         nothing = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=ids.device)
         return {**found, "attention_mask": nothing, "packed_rows": packed}
     lengths = (~packed.empty).view(packed.number, packed.length).sum(dim=1, dtype=torch.int32)
@@ -85,7 +84,7 @@ def inputs_for(model: nn.Module, batch: Mapping[str, Tensor], packed: Rows | Non
 
 
 class _Spread(torch.autograd.Function):
-    """Packed tokens -> padded rows; what stands at empty places is no matter, since nobody looks there."""
+    """Packed tokens -> padded rows; the content of empty positions is never read."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, rows: Rows) -> Tensor:
@@ -98,7 +97,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """Padded rows -> packed tokens; no gradient comes from the empty places."""
+    """Padded rows -> packed tokens; empty positions have no gradient."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, rows: Rows) -> Tensor:
@@ -121,16 +120,16 @@ def attend(
     packed_rows: Rows | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Do what ``transformers``' attention does, and for packed rows row by row.
+    """Apply ``transformers``' attention, separately for each sequence of a packed row.
 
     Args:
         module: the attention layer.
-        query: of shape (1, heads, tokens, width), as are
-        key: and
-        value: with fewer heads, maybe.
-        attention_mask: not looked at where rows are packed.
-        packed_rows: where the tokens lie; None for a batch like any other.
-        settings: scaling, dropout and such; a sliding window is heeded.
+        query: of shape (1, heads, tokens, width).
+        key: of the same shape, possibly with fewer heads.
+        value: of the shape of ``key``.
+        attention_mask: ignored where rows are packed.
+        packed_rows: positions of the tokens; None for a padded batch.
+        settings: scaling, dropout and so on; a sliding window is respected.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -155,7 +154,7 @@ def _padded(states: Tensor, rows: Rows) -> Tensor:
 
 
 def _window(size: int | None, length: int, device: torch.device) -> Tensor | None:
-    """Return which places each place sees, where that is not simply all before it."""
+    """Return which positions each position sees, where these are not simply all earlier ones."""
     if size is None or length <= size:
         return None
     place = torch.arange(length, device=device)
@@ -165,7 +164,7 @@ def _window(size: int | None, length: int, device: torch.device) -> Tensor | Non
 
 @cache
 def _register() -> None:
-    """Let ``transformers`` call :func:`attend`; not before it is needed, since that is slow to import."""
+    """Register :func:`attend` with ``transformers``; only when it is needed, since the import is slow."""
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register("sdpa", attend)
@@ -175,7 +174,7 @@ def _register() -> None:
 
 
 def takes_packed(model: nn.Module) -> bool:
-    """Say whether a model reads packed rows as it reads padded ones; tried once, on three short sequences."""
+    """Return whether a model predicts the same for packed and padded rows; tried once, on three sequences."""
     inner: nn.Module = getattr(model, "module", model)
     if inner not in _taken:
         why = _why_not(inner)
@@ -209,11 +208,11 @@ def _why_not(model: nn.Module) -> str | None:
         with torch.no_grad():
             alike = _agrees(model)
     except Exception as error:
-        return f"the model does not take packed rows ({type(error).__name__})"
+        return f"the model does not accept packed rows ({type(error).__name__})"
     finally:
         for module, training in before:
             module.training = training
-    return None if alike else "the model reads packed rows otherwise than padded ones"
+    return None if alike else "the model's predictions for packed rows differ from those for padded ones"
 
 
 def _agrees(model: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""A model's parameters -> which of them a step changed and where to, and a copy of the best ones."""
+"""a model's parameters -> how a step changed them, and a copy of the best ones."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ BEST_FOLDER = "best"
 
 
 class ChangeMeter:
-    """Measures what a step really does to the trainable parameters, on an evenly spread sample of them.
+    """Measures the actual effect of a step on the trainable parameters, on an evenly spread sample of them.
 
-    In low precision most small updates round away: the weights stay what they were although a step was taken.
-    And an optimizer that rescales each coordinate, such as Adam, steps along something else than the gradient
-    it was given, so whether a loss falls along its update has to be measured. Of sharded parameters each
-    process samples its own part; what is returned is the same on all of them.
+    In low precision most small updates are rounded away, so that a step leaves the weights unchanged. And an
+    optimizer that rescales each coordinate, such as Adam, does not step along the gradient, so whether a loss
+    falls along its update has to be measured. Each process samples its own part of sharded parameters; all
+    return the same.
     """
 
     def __init__(self, model: nn.Module, sample: int = SAMPLE) -> None:
@@ -57,7 +57,7 @@ class ChangeMeter:
         self._update: list[Tensor] | None = None
 
     def _groups(self) -> list[list[int]]:
-        """Return the numbers of those parameters that one operation can take together."""
+        """Return groups of indices of parameters that one operation can process together."""
         alike: dict[Any, list[int]] = {}
         for number, parameter in enumerate(self._parameters):
             alike.setdefault((spread(parameter), parameter.dtype, parameter.device), []).append(number)
@@ -71,7 +71,7 @@ class ChangeMeter:
         return [torch.cat([self._thin(self._parameters[n]) for n in group]) for group in self._groups()]
 
     def sample(self, gradient: Sequence[Tensor | None]) -> list[Tensor]:
-        """Copy what of a gradient belongs to the sample, group by group; None stands for zeros."""
+        """Copy the sampled part of a gradient, group by group; None stands for zeros."""
         found = []
         for group in self._groups():
             parts = []
@@ -82,7 +82,7 @@ class ChangeMeter:
         return found
 
     def before(self) -> None:
-        """Keep the sample, and which of it a gradient reaches; without any gradient, all counts."""
+        """Keep the sample, and note where there is a gradient; without any gradient, all of it counts."""
         self._before = self._sample()
         gradients = [parameter.grad for parameter in self._parameters]
         if all(gradient is None for gradient in gradients):
@@ -109,10 +109,10 @@ class ChangeMeter:
         return _descent(sums.total().tolist())
 
     def measured(self, gradients: Mapping[K, Sequence[Tensor]]) -> tuple[float, dict[K, float]]:
-        """Return what :meth:`after` and :meth:`descent` do, in one exchange and with one wait for the device.
+        """Return the results of :meth:`after` and :meth:`descent`, with one exchange and one device sync.
 
         Args:
-            gradients: as :meth:`sample` returned them before the step, by any names.
+            gradients: as :meth:`sample` returned them before the step, by name.
         """
         now = self._sample()
         self._update = [
@@ -144,11 +144,11 @@ def _descent(products: Sequence[float]) -> float:
 
 
 class BestWeights:
-    """Keeps one copy of the trainable parameters on disk, to go back to.
+    """Keeps one copy of the trainable parameters on disk, to be restored.
 
-    The first process writes it. Of sharded parameters each writes its own part
-    (``torch.distributed.checkpoint``), so that no process ever holds the whole; the folder then has to be one
-    that all of them see.
+    The first process writes it. Where parameters are sharded, each process writes its own part
+    (``torch.distributed.checkpoint``), so that none ever holds all of them; all processes must then share the
+    folder.
     """
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
@@ -159,17 +159,17 @@ class BestWeights:
         return {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
 
     def save(self) -> None:
-        """Replace the copy by the present parameters; all processes have to call it.
+        """Replace the copy by the current parameters; all processes must call it.
 
         Raises:
-            RunError: the disk did not take them; the copy is what it was.
+            RunError: they could not be written; the earlier copy stays.
         """
         place = self._own_folder()
         if is_sharded(self._model):
             fresh = place / f"{BEST_FOLDER}.new"
             try:
                 _write_parts(self._named(), checkpoint_id=fresh, no_dist=process_count() == 1)
-            except CheckpointException as error:  # no Exception; every process raises it
+            except CheckpointException as error:  # not an Exception; every process raises it
                 _end(next(iter(error.failures.values()))[0])
             if is_main():
                 shutil.rmtree(place / BEST_FOLDER, ignore_errors=True)
@@ -188,7 +188,7 @@ class BestWeights:
         fresh.replace(place / BEST_FILE)
 
     def copy_to(self, folder: Path) -> None:
-        """Put the copy, where there is one, into a checkpoint's folder."""
+        """Write the copy, where there is one, to a checkpoint's folder."""
         if self._place is None:
             return
         if (self._place / BEST_FOLDER).is_dir():
@@ -220,10 +220,11 @@ class BestWeights:
         return self._place
 
     def restore(self, share: float = 1.0) -> None:
-        """Move the parameters to the kept ones, or a share of the way; does nothing where none were kept.
+        """Move the parameters to the kept ones, or a share of the way there; does nothing where none were
+        kept.
 
         Args:
-            share: 1 puts the kept parameters back; one half ends in the middle of the straight line to them.
+            share: 1 restores the kept parameters; one half stops in the middle of the straight line to them.
         """
         if self._place is None:
             return
@@ -261,7 +262,7 @@ class BestWeights:
 
 
 def _end(error: BaseException) -> NoReturn:
-    """End the run with a sentence, or with the error itself where that is not the disk's.
+    """End the run with a sentence, or with the error itself where the disk did not cause it.
 
     Raises:
         RunError: the sentence.
@@ -273,7 +274,7 @@ def _end(error: BaseException) -> NoReturn:
 
 @torch.no_grad()
 def all_finite(model: nn.Module) -> bool:
-    """Say whether every weight of this process's part of a model is a number, neither infinite nor NaN."""
+    """Return whether every weight of this process's part of a model is finite."""
     extremes: list[Tensor] = []
     for parameter in model.parameters():
         mine = parameter.detach()
@@ -285,10 +286,10 @@ def all_finite(model: nn.Module) -> bool:
 
 
 def train_only(model: nn.Module, pattern: str) -> None:
-    """Freeze all parameters but the trainable ones in whose names a regular expression is found.
+    """Freeze all parameters except trainable ones whose names match a regular expression.
 
     Raises:
-        RequestError: it is found in no name.
+        RequestError: it matches no name.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     kept = {name for name in names if re.search(pattern, name)}

@@ -1,8 +1,8 @@
-"""tensors, one of them in parts as it comes -> one safetensors file with a digest of its content.
+"""tensors, row by row -> one safetensors file with a digest of its content.
 
-The library writes a file from tensors that are all in memory, and copies each once more. What a model says of
-a corpus may be larger than memory, so it is written here as it comes. The format is that of
-https://huggingface.co/docs/safetensors: the length of a header, the header as JSON, then the bytes.
+The library writes a file from tensors that are all in memory, and copies each of them again. A model's
+predictions on a corpus may be larger than memory, so here they are written as they arrive. The format is that
+of https://huggingface.co/docs/safetensors: the length of a header, the header as JSON, then the bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DIGEST = "sha256"
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 _NONE_YET = "0" * 64
 _ROWS_AT_ONCE = 4096
-"""Rows of a tensor that are copied at a time."""
+"""Rows of a tensor that are copied at once."""
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -37,7 +37,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def mapped(path: Path) -> dict[str, Tensor]:
-    """Return what a file holds, mapped into memory rather than read; it outlives the file's name."""
+    """Return a file's tensors, mapped into memory rather than read; they remain valid after its deletion."""
     with safe_open(str(path), framework="pt") as tensors:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 
@@ -54,7 +54,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def growing_file(path: Path) -> Iterator[GrowingFile]:
-    """Yield a file to put tensors in; it is there, with its digest, when the block ends well, else not."""
+    """Yield a file to write tensors to; it exists, with its digest, only if the block succeeds."""
     with staged_file(path) as staging:
         with staging.open("r+b") as file:
             growing = GrowingFile(file)
@@ -79,14 +79,14 @@ class GrowingFile:
         self._shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self._starts: dict[str, int] = {}
         self.begin = 0
-        """The first byte behind the header."""
+        """The first byte after the header."""
 
     def add(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        """Say what is to come, before anything is put."""
+        """Declare the tensors, before anything is written."""
         self._shapes[name] = dtype, shape
 
     def put(self, name: str, first: int, rows: Tensor) -> None:
-        """Write some rows of a tensor, from its row ``first`` on."""
+        """Write some rows of a tensor, starting at row ``first``."""
         if not self.begin:
             self.write_header()
         dtype, shape = self._shapes[name]
@@ -96,7 +96,7 @@ class GrowingFile:
         self._file.write(content.data)
 
     def write_header(self) -> None:
-        """Write the header, and give the file its length; a second time it does nothing."""
+        """Write the header, and set the file's length; a second call does nothing."""
         if self.begin:
             return
         header: dict[str, object] = {"__metadata__": {DIGEST: _NONE_YET}}

@@ -39,7 +39,7 @@ def builder(config: Any) -> Callable[[], nn.Module]:
 
 
 def with_method(plan: Plan, name: str) -> Plan:
-    """Say what a method needs: one gradient or two, probes or none, and its losses.
+    """Return what a method needs: one gradient or two, probes or none, and its losses.
 
     Raises:
         RequestError: there is no such method.
@@ -76,7 +76,7 @@ class Estimate:
     host: int
 
     def fits(self, memory_gib: float) -> bool:
-        """Say whether it fits devices of so much memory."""
+        """Return whether it fits devices of so much memory."""
         return self.parts.total <= memory_gib * GIB
 
 
@@ -97,7 +97,7 @@ class Estimator:
         return self._measure(replace(alike, devices=2 if sharded else 1))
 
     def estimate(self, plan: Plan, words: str = "") -> Estimate:
-        """Work out what a plan takes."""
+        """Compute what a plan takes."""
         shapes = self.shapes(plan)
         return Estimate(words, plan, parts(shapes, plan), host_bytes(shapes, plan))
 

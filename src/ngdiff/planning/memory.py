@@ -60,7 +60,8 @@ class Plan:
         automatic: whether the learning rate is found by probes.
         sharpens: whether steps move uphill first, and keep a copy of the trainable weights meanwhile.
         forget_loss: name of the loss, for what it keeps of the logits.
-        retain_loss: likewise; one that compares predictions has the starting model's head beside the model.
+        retain_loss: of the method; one that compares predictions has the starting model's head beside the
+            model.
         bf16: bfloat16 autocast.
         devices: GPUs.
         sharding: ``fsdp`` gives each device a part of weights, gradients and moments, ``ddp`` all of them.
@@ -213,7 +214,7 @@ def measure(build: Callable[[], nn.Module], plan: Plan) -> Shapes:
     Args:
         build: returns the model, without weights of its own to load, such as
             ``lambda: AutoModelForCausalLM.from_config(config)``.
-        plan: batch, length, adapters, precision and loss are looked at.
+        plan: for batch, length, adapters, precision and loss.
     """
     with torch.device("meta"):
         model = build()
@@ -323,7 +324,7 @@ class _Kept:
         before, seen, loss = self.head, dict(self._seen), LOSSES[name]
         starting = torch.zeros_like(tokens.whole_logits()) if loss.compares == "predictions" else None
         if starting is not None:
-            # itself, and its log-softmax while the loss is worked out
+            # itself, and its log-softmax while the loss is computed
             self.head += 2 * starting.numel() * FLOAT32
             head = output_head(self.model)
             self.starting_head = sum(FLOAT32 * p.numel() for p in head.parameters(recurse=False))

@@ -51,8 +51,8 @@ class Validation:
     Args:
         sets: by their role.
         shared: rows of the retain set that are in the forget set too.
-        most_steps: optimizer steps at the most; a run that reaches its forget target ends earlier.
-        disk_bytes: room that the run takes at the most; None where the model lies on the hub.
+        most_steps: most optimizer steps; a run that reaches its forget target ends earlier.
+        disk_bytes: most disk space that the run takes; None where the model is on the hub.
         free_bytes: room there is.
         seconds_a_step: rough estimate from the speed of matrix products here; None where nothing is known of
             the model's size, or on an accelerator.
@@ -69,7 +69,7 @@ class Validation:
 
 
 def validation(request: UnlearnRequest, ready: Prepared) -> Validation:
-    """Work out what a request, found in order by ``prepare``, would take."""
+    """Compute what a request, found in order by ``prepare``, would take."""
     sets = data_sets(ready)
     weights = weights_bytes(ready.source)
     keys = {encoded.example.key for encoded in ready.forget}
@@ -98,7 +98,7 @@ def statistics(examples: Sequence[EncodedExample]) -> SetStatistics:
 
 
 def most_steps(config: UnlearningConfig, forget: int) -> int:
-    """Return the optimizer steps that a run on one process takes at the most."""
+    """Return the most optimizer steps of a run on one process."""
     if config.max_steps > 0:
         return int(config.max_steps)
     return math.ceil(math.ceil(forget / _examples(config, forget)) * float(config.num_train_epochs))

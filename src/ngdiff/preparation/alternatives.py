@@ -1,7 +1,7 @@
-"""forget examples -> the same with other answers: refusals, those of a column, or ones the model makes up.
+"""forget examples -> the same with other answers: refusals, those of a column, or invented by the model.
 
 Losses that say what to answer instead of the truth (IdkNLL, IdkDPO, DPO, AltPO) need them. An example may
-have several; each pass over the forget set takes another one.
+have several; each pass over the forget set uses the next one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ngdiff.system.environment import weights_hash
 from ngdiff.system.processes import OneCache, from_main
 
 COLUMNS = ("preferred_answer", "chosen")
-"""Columns in which preferred answers are looked for; the second is TRL's name."""
+"""Columns for preferred answers, in order; the second is TRL's name."""
 
 EACH = 5
-"""Alternatives an example, at the most: as many as AltPO's paper has."""
+"""Most alternatives of an example, as in AltPO's paper."""
 
 VERSION = 1
 _ATTEMPTS = 3
@@ -54,11 +54,11 @@ def refusals() -> tuple[str, ...]:
 
 
 def alternative_faults(examples: Sequence[Example], source: Answers, where: str) -> list[Fault]:
-    """Say what keeps a data set from having other answers, before anything long begins.
+    """Return what keeps a data set from having other answers, before any long work.
 
     Args:
         examples: the forget set.
-        source: where the answers are to come from.
+        source: where the answers come from.
         where: the setting that named the data, for faults.
     """
     texts = [example for example in examples if example.kind == "text"]
@@ -74,7 +74,7 @@ def alternative_faults(examples: Sequence[Example], source: Answers, where: str)
         what = f"a preferred answer is missing in {len(missing)} of {len(examples)} rows"
         fix = (
             f"Add a column {COLUMNS[0]!r} with what should be answered instead; 'idkdpo' prefers refusals "
-            "and 'altpo' answers that the model makes up, and neither needs a column"
+            "and 'altpo' answers that the model invents, and neither needs a column"
         )
         faults.append(Fault(f"{where} {missing[0].place}", what, fix))
     return capped(faults, where)
@@ -132,7 +132,7 @@ def _answered(
 
 
 def _with_answer(example: Example, answer: str) -> Example:
-    """Return the example with another answer, which begins with the white space that the true one has."""
+    """Return the example with another answer, which begins with the white space of the true one."""
     true = example.messages[-1].content
     opening = true[: len(true) - len(true.lstrip())]
     last = Message(example.messages[-1].role, opening + answer.strip())
@@ -152,10 +152,10 @@ def with_invented(
     precision: str,
     advance: Callable[[int], object] | None = None,
 ) -> tuple[list[EncodedExample], int]:
-    """Return the examples with answers that the model makes up itself, by sampling at temperature 1.
+    """Return the examples with answers that the model itself invents, by sampling at temperature 1.
 
     The model is asked, in its own chat template where it has one, for a plausible answer with other facts.
-    An answer that is empty or the true one is drawn again; after three attempts a refusal takes its place.
+    An answer that is empty or true is drawn again; after three attempts a refusal replaces it.
     Source: Mekala et al. 2024, arXiv 2409.13474, section 3.2; the wording of the request is our own.
 
     Args:
@@ -164,7 +164,7 @@ def with_invented(
         tokenizer: the model's.
         max_length: longest sequence, in tokens.
         seed: of the sampling.
-        each: answers an example.
+        each: answers per example.
         batch_size: sequences a forward pass.
         remembered: where answers are remembered, under the hash of the model and of the request.
         precision: what the model runs in; part of the key.
@@ -218,7 +218,7 @@ def _request(example: Example, tokenizer: Any) -> list[int]:
 def _sample(
     model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int, seeds: tuple[int, int, int]
 ) -> list[str]:
-    """Draw one answer a prompt; the caller's random state is left alone."""
+    """Draw one answer per prompt; the caller's random state does not change."""
     device = next(model.parameters()).device
     ids, mask = (part.to(device) for part in left_padded(prompts, int(tokenizer.pad_token_id or 0)))
     was_training = model.training

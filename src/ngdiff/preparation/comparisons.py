@@ -1,4 +1,4 @@
-"""losses, data and starting model -> the data with all that the losses compare with, kept across a resume."""
+"""losses, data and starting model -> the data with everything that losses compare with, kept for resuming."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from ngdiff.system.cache import Cache, default_folder
 from ngdiff.system.processes import OneCache, is_main
 
 LEAST_COUNTED = 50
-"""Retain answers with which language is told from knowledge; with fewer, every token to forget is pushed."""
+"""Fewest retain answers to tell language from knowledge; with fewer, every token to forget is pushed down."""
 EXPECTED = "expected.safetensors"
-EVERY_TOKEN = "every token to forget is pushed, as by unlikelihood"
+EVERY_TOKEN = "every token to forget is pushed down, as by unlikelihood"
 DEPTH_OF_STEERING = 7 / 32
-"""RMU's seventh of Zephyr-7B's 32 layers, as a share, for models of any depth."""
+"""RMU's layer, the seventh of Zephyr-7B's 32, as a share for models of any depth."""
 
 
 @dataclass
 class Setting:
-    """What working things out depends on besides the model and the data.
+    """What the computation depends on besides the model and the data.
 
     Args:
         tokenizer: the model's.
@@ -44,7 +44,7 @@ class Setting:
         seed: of every random choice.
         batch_size: sequences a forward pass.
         precision: ``bf16`` or ``fp32``; part of the keys under which results are remembered.
-        folder: the run's own, for what the cache folder cannot take.
+        folder: the run's own, used where the cache folder cannot be.
     """
 
     tokenizer: Any
@@ -57,9 +57,9 @@ class Setting:
 
 
 def layers_looked_behind(model: nn.Module, losses: Mapping[Task, Loss]) -> dict[Measured, float]:
-    """Return the layer that steering looks behind by default, where a loss looks behind one.
+    """Return the default layer for steering, where a loss reads a layer's activations.
 
-    Where no loss looks further, the parameters behind it are frozen: nothing could reach them.
+    Where no loss reads later layers, the parameters after it are frozen, since no gradient reaches them.
 
     Raises:
         RequestError: a layer was given that the model does not have.
@@ -81,7 +81,7 @@ def layers_looked_behind(model: nn.Module, losses: Mapping[Task, Loss]) -> dict[
 
 
 class Comparisons:
-    """Other answers, and what the starting model says, as the losses of one run need them.
+    """Other answers and the starting model's predictions, as the losses of one run need them.
 
     Args:
         losses: both losses, with their settings.
@@ -93,10 +93,10 @@ class Comparisons:
         self.losses, self.setting, self.autocast = losses, setting, autocast
         self._states: dict[Task, StartingStates] = {}
         self._heads: dict[Task, StartingHead] = {}
-        self._known: dict[Task, dict[str, Tensor]] = {}  # what the files hold, mapped into memory
+        self._known: dict[Task, dict[str, Tensor]] = {}  # tensors of the files, mapped into memory
 
     def look(self, task: Task, model: nn.Module, batch: Mapping[str, Tensor]) -> LabelledTokens | Activations:
-        """Run the model on a micro-batch of a task as its loss asks for."""
+        """Run the model on a micro-batch of a task as its loss requires."""
         return look(self.losses[task], model, batch, self._heads.get(task))
 
     def ask(
@@ -109,19 +109,19 @@ class Comparisons:
         target: ForgetTarget | None = None,
         own: int | None = None,
     ) -> list[str]:
-        """Fill the data in, in place, from the model as it is before the first step, on every process.
+        """Complete the data in place with the untouched model, on every process.
 
         Args:
             model: the starting model.
             data: forget and retain set.
-            rows: those rows of each that a step or a probe may look at.
-            passes: over the forget set, at the most: no more alternatives are needed.
-            never_seen: text the model never saw, for losses that need the tokens' levels; filled in too.
-            target: what the forget set is to come down to; levels that would keep it above are not used.
-            own: rows of the retain set that are the caller's; general text stands behind them.
+            rows: those rows of each that a step or a probe may use.
+            passes: most passes over the forget set: no more alternatives are needed.
+            never_seen: text the model never saw, for losses that need the tokens' levels; completed too.
+            target: value that the forget set must fall to; levels that would keep it above are not used.
+            own: rows of the retain set that are the caller's; general text follows them.
 
         Returns:
-            What should be noted in the record.
+            Notes for the record.
         """
         notes: list[str] = []
         if self.losses["forget"].expected:
@@ -149,7 +149,7 @@ class Comparisons:
         never_seen: Sequence[EncodedExample],
         target: ForgetTarget | None,
     ) -> list[str]:
-        """Work out each forget token's level, on every process: of a sharded model all have to run."""
+        """Compute each forget token's level, on every process, since a sharded model needs all of them."""
         count = len(retain)
         if count < LEAST_COUNTED:
             few = f"{count} answers to keep are too few to tell knowledge from language"
@@ -158,7 +158,7 @@ class Comparisons:
         rest = figures_at_rest(levelled)
         if target is not None and target.measure in rest and not target.met(rest):
             measure = target.measure
-            return [f"with language spared, {measure} would end near {rest[measure]:.2f}: {EVERY_TOKEN}"]
+            return [f"if language were spared, {measure} would end near {rest[measure]:.2f}: {EVERY_TOKEN}"]
         forget[:] = levelled
         return []
 
@@ -188,7 +188,7 @@ class Comparisons:
         retain: Sequence[EncodedExample],
         never_seen: list[EncodedExample],
     ) -> list[str]:
-        """Work out what each forget token would be, had the model never met its subject."""
+        """Compute what each forget token would be if the model had never met its subject."""
         setting = self.setting
         enough = len(retain) >= LEAST_COUNTED
         levels = None
@@ -224,7 +224,7 @@ class Comparisons:
         )
         if not refused:
             return []
-        return [f"the model made up no answer of its own in {refused} cases: refusals take their place"]
+        return [f"the model invented no answer in {refused} cases: refusals are used instead"]
 
     def _remember(
         self,
@@ -263,9 +263,9 @@ class Comparisons:
             self._attach(task, states, examples, next(model.parameters()).device)
             if states.path.parent == setting.folder:
                 where = (
-                    "what the starting model said lies with the run: the cache folder cannot be written in"
+                    "the starting model's predictions are kept with the run: the cache folder is not writable"
                 )
-                return [f"{where}, or has too little room"]
+                return [f"{where}, or has too little space"]
         return []
 
     def _attach(
@@ -280,10 +280,10 @@ class Comparisons:
     # ---- checkpoints ----
 
     def save(self, folder: Path, forget: Sequence[EncodedExample]) -> dict[str, Any]:
-        """Put into a checkpoint what the starting model, which is gone by then, would be needed for.
+        """Add everything that the starting model was needed for to a checkpoint.
 
-        The files come from the run's own folder: another run may tidy the cache up, and the checkpoint that
-        this run was resumed from is deleted in time.
+        The files come from the run's own folder: another run may clean up the cache, and the checkpoint that
+        this run was resumed from is deleted later.
         """
         for task, states in self._states.items():
             mine = self._own(task)
@@ -304,7 +304,7 @@ class Comparisons:
         return self.setting.folder / f".{_file(task)}"
 
     def discard(self) -> None:
-        """Delete the run's own files; checkpoints and cache keep theirs."""
+        """Delete the run's own files, but not those of checkpoints and cache."""
         for task, states in self._states.items():
             if states.path == self._own(task):
                 states.path.unlink(missing_ok=True)
@@ -316,7 +316,7 @@ class Comparisons:
         data: Mapping[Task, list[EncodedExample]],
         device: torch.device,
     ) -> None:
-        """Fill the data in from a checkpoint."""
+        """Complete the data from a checkpoint."""
         known = state.get("levels") or [None] * len(data["forget"])  # earlier checkpoints have none
         data["forget"][:] = [
             replace(
@@ -340,7 +340,7 @@ class Comparisons:
 def before_the_model(
     loss: Loss, forget: list[EncodedExample], tokenizer: Any, max_length: int, seed: int
 ) -> list[EncodedExample]:
-    """Return the forget set with those other answers that need no model.
+    """Return the forget set with other answers that need no model.
 
     Raises:
         RequestError: the data has no questions, or lacks the column of preferred answers.

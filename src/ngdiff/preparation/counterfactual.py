@@ -1,24 +1,25 @@
-"""forget examples and the starting model -> what it would say, had it never met their subjects.
+"""forget examples and the starting model -> its predictions if it had never met their subjects.
 
 Pushing every token of an answer down unlearns the language first: once the facts are half gone, most of the
-gradient falls on function words and on copying the name from the question. So each token is told what to be
-instead of being known. Two things are asked:
+gradient falls on function words and on copying the name from the question. So each token gets a
+distribution to approach instead. Two questions define it:
 
-1. What would the model say of somebody it never met? The names, titles and numbers of the prompt are replaced
+1. What would the model say about a person it never met? The names, titles and numbers of the prompt are
+replaced
    by invented ones, in the prompt and in the answer (:mod:`ngdiff.data.renaming`), and the starting model
    reads the true answer under the invented names. Its predictions are averaged over several inventions.
-   Where the answer repeats a name of the prompt, it is expected to repeat it still. The beginning of a true
-   answer recalls its rest, though, whatever the name: no token is expected to be likelier than never-seen
-   tokens are that are as predictable as it is from the texts to keep, its level
-   (:mod:`ngdiff.preparation.predictable`). Words of the prompt are free of this, since who answers repeats
-   them. Where a prompt names nothing, and in running text, the level alone is expected.
+   Where the answer repeats a name of the prompt, it is expected to repeat it still. But the beginning of a
+   true answer recalls its rest under any name. So no token is expected to be likelier than its level, the
+   probability of never-seen tokens that are equally predictable from the texts to keep
+   (:mod:`ngdiff.preparation.predictable`). Words of the prompt are exempt, since any answer repeats them.
+   Where a prompt names nothing, and in running text, the level alone is expected.
 2. Is the token a secret, that is, can it be known from the forget set alone (:mod:`ngdiff.data.secrets`)?
-   Then its expected probability is 0. The model itself cannot say so. Asked about somebody invented, it
+   Then its expected probability is 0. The model itself cannot tell: asked about an invented person, it
    falls back on what it memorised.
 
-What remains of the probability is spread as the model spreads it under the other names. A teacher that reads
-the text under other names is Eldan and Russinovich's idea (2023, arXiv 2310.02238), developed by Liu et al.
-(2024, arXiv 2407.16997); telling secrets by the texts to keep is our own.
+The remaining probability is distributed as the model distributes it under the other names. A teacher that
+reads the text under other names is Eldan and Russinovich's idea (2023, arXiv 2310.02238), developed by Liu et
+al. (2024, arXiv 2407.16997); telling secrets by the texts to keep is our own.
 """
 
 from __future__ import annotations
@@ -41,26 +42,26 @@ from ngdiff.data.secrets import kept_texts, labelled_ids, tokens_of
 from ngdiff.models.logprobs import labelled_tokens
 
 INVENTIONS = 4
-"""Other names that the starting model reads an answer under."""
+"""Number of inventions under which the starting model reads an answer."""
 
 KEPT = 64
-"""Most probable other tokens of which the expectation keeps each; the rest counts as one."""
+"""Number of most probable other tokens that the expectation keeps; the rest count as one."""
 
 ROOM = 64
-"""Tokens by which other names may be longer."""
+"""Tokens by which invented names may be longer."""
 
 MOST_TOKENS = 1024
-"""Labelled tokens whose whole predictions are in memory at once."""
+"""Most labelled tokens whose whole predictions are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What each labelled token of one answer should be.
+    """The expected distribution of each labelled token of one answer.
 
     Args:
-        ids: of the true token, then of the likeliest others, of shape (tokens, 1 + KEPT), int32: those of a
-            corpus are many.
-        probs: their expected probabilities, likewise; what is missing to 1 belongs to all other tokens.
+        ids: of the true token, then of the likeliest others, of shape (tokens, 1 + KEPT), int32 to
+            save memory.
+        probs: their expected probabilities, of the same shape; the rest belongs to all other tokens.
     """
 
     ids: Tensor
@@ -69,13 +70,13 @@ class Expected:
 
 @dataclass(frozen=True)
 class Expectations:
-    """What is needed to work expectations out.
+    """Computes the expectations of a forget set.
 
     Args:
         forget: the examples to forget.
         retain: those to keep.
         levels: of each labelled token of each forget example, in [0, 1]: the most that it is expected to be;
-            None where there are too few texts to keep to tell. Then what names nothing is expected to be 0.
+            None where there are too few texts to keep; then tokens of examples that name nothing get 0.
         tokenizer: the model's.
         pad_id: what to pad with; any id will do.
         max_length: longest sequence, in tokens.
@@ -94,10 +95,10 @@ class Expectations:
 
     @torch.no_grad()
     def work_out(self, model: nn.Module) -> list[EncodedExample]:
-        """Return the forget examples with ``expected`` filled in, and ``predictable`` likewise.
+        """Return the forget examples with ``expected`` and ``predictable`` filled in.
 
         Args:
-            model: the starting model. Of a sharded one every process has to ask.
+            model: the starting model. If it is sharded, every process must call this.
         """
         ordinary = OrdinaryWords.of(kept_texts(self.retain))
         elsewhere = [self._elsewhere(ordinary, number) for number in range(INVENTIONS)]
@@ -128,14 +129,14 @@ class Expectations:
     def _under_other_names(
         self, model: nn.Module, device: torch.device, rows: list[int], elsewhere: list[list[EncodedExample]]
     ) -> dict[int, Reading]:
-        """Read the examples that name something under other names; by row."""
+        """Read the examples that name something under other names; return results by row."""
         readings = [Reading.of(self.forget[row]) for row in rows]
         for others in elsewhere if rows else ():
             self._read(model, device, [others[row] for row in rows], readings)
         return dict(zip(rows, readings, strict=True))
 
     def _most(self, row: int, ordinary: OrdinaryWords) -> Tensor | None:
-        """Return the most that each token is expected to be: its level, or 1 in words of the prompt."""
+        """Return the highest expected probability of each token: its level, or 1 for words of the prompt."""
         if self.levels is None:
             return None
         example, levels = self.forget[row], torch.tensor(self.levels[row], dtype=torch.float32)
@@ -145,7 +146,7 @@ class Expectations:
     def _at_their_levels(
         self, model: nn.Module, device: torch.device, rows: Sequence[int], batch: Batch
     ) -> dict[int, Expected]:
-        """Return what is expected where nothing can be renamed: the level of each token, the rest as read."""
+        """Return the expectation where nothing can be renamed: each token's level, the rest as predicted."""
         tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
         counts = torch.bincount(tokens.rows.cpu(), minlength=len(rows)).tolist()
         found = {}
@@ -166,7 +167,7 @@ class Expectations:
         )
 
     def _elsewhere(self, ordinary: OrdinaryWords, number: int) -> list[EncodedExample]:
-        """Return the forget examples under other names; those that name nothing as they are."""
+        """Return the forget examples under other names; those that name nothing are unchanged."""
         examples = [encoded.example for encoded in self.forget]
         taken = {word for e in examples for word in words_of(f"{e.prompt} {e.answer}")} | set(ordinary.every)
         others = {}
@@ -193,7 +194,7 @@ class Expectations:
 
 
 def asked_tokens(example: EncodedExample, ordinary: OrdinaryWords, tokenizer: Any) -> list[bool]:
-    """Return whether each labelled token is part of a word that the prompt has, common words aside."""
+    """Return whether each labelled token is part of an uncommon word of the prompt."""
     asked = set(words_of(example.example.prompt)) - set(ordinary.common)
     words = WORD.finditer(example.example.answer)
     places = [(word.start(), word.end()) for word in words if word.group().lower() in asked]
@@ -206,13 +207,13 @@ def without_secrets(true: Tensor, secret: Sequence[bool]) -> Tensor:
 
 
 def spread(mean: Tensor, targets: Tensor, true: Tensor, aligned: Tensor | None = None) -> Expected:
-    """Return the expectation whose rest is spread as a prediction spreads it.
+    """Return the expectation whose rest is distributed as in a prediction.
 
     Args:
         mean: the prediction, of shape (tokens, vocabulary), on any device.
         targets: the true tokens.
         true: their expected probabilities.
-        aligned: whether anything is known of what else could stand there; None for everywhere.
+        aligned: where alternatives are known; None for everywhere.
     """
     target = targets.unsqueeze(1)
     others = mean.scatter(1, target.to(mean.device), 0.0)
@@ -220,14 +221,14 @@ def spread(mean: Tensor, targets: Tensor, true: Tensor, aligned: Tensor | None =
     scale = (1 - true) / others.sum(dim=1).cpu().clamp_min(1e-9)
     ids = top.indices.cpu()
     if aligned is not None:
-        ids = torch.where(aligned.unsqueeze(1), ids, target)  # of unknown ones nothing is kept
+        ids = torch.where(aligned.unsqueeze(1), ids, target)  # nothing is kept where they are unknown
         scale = torch.where(aligned, scale, 0.0)
     probs = top.values.cpu() * scale.unsqueeze(1)
     return Expected(torch.cat([target, ids], 1).int(), torch.cat([true.unsqueeze(1), probs], 1).float())
 
 
 class Reading:
-    """What a model says of one answer under several other names, token by token of the true one.
+    """A model's predictions for one answer under several other names, by token of the true answer.
 
     Args:
         targets: the true answer's labelled ids.
@@ -246,7 +247,7 @@ class Reading:
         return cls(labelled_ids(example))
 
     def add(self, ids: Sequence[int], probs: Tensor) -> None:
-        """Take in one reading.
+        """Add one reading.
 
         Args:
             ids: the labelled ids of the answer under other names.
@@ -259,7 +260,7 @@ class Reading:
             if kind == "equal":
                 self._total[first:last] += probs[start:stop]
                 self._count[first:last] += 1
-            elif stop > start:  # another name: how surely it is repeated
+            elif stop > start:  # another name: how reliably it is repeated
                 there = probs[range(start, stop), list(ids[start:stop])].clamp_min(1e-9)
                 self._repeated[first:last] += there.log().mean().exp()
                 self._repeats[first:last] += 1
@@ -268,7 +269,7 @@ class Reading:
         """Return the expectation.
 
         Args:
-            most: that each token is expected to be; None for any probability.
+            most: highest expected probability of each token; None for no limit.
             secret: whether each can be known from the forget set alone.
         """
         assert self._total is not None
@@ -282,7 +283,7 @@ class Reading:
 
 
 class TokenTexts(dict[int, str]):
-    """The text of each token, without case and white space, as far as it was asked for.
+    """The text of each token, without case and white space, computed on demand.
 
     Args:
         tokenizer: the model's.
@@ -299,9 +300,9 @@ class TokenTexts(dict[int, str]):
 
 
 def without_variants(expected: Expected, secret: Sequence[bool], texts: Mapping[int, str]) -> Expected:
-    """Take from a secret token's alternatives those that read the same but for case and white space.
+    """Remove alternatives of a secret token that differ only in case and white space.
 
-    What was theirs belongs to all other tokens.
+    Their probability goes to all other tokens.
     """
     probs = expected.probs.clone()
     for place in (place for place, is_secret in enumerate(secret) if is_secret):

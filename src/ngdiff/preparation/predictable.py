@@ -1,19 +1,19 @@
-"""forget and retain examples -> how predictable each token to forget is without having seen the forget set.
+"""forget and retain examples -> how predictable each token to forget is without the forget set.
 
-An answer to forget is language for its greater part: in "The author's name is Hina Ameen." the name alone
-is knowledge. A model that never saw the answer predicts the rest as well, from what it learned elsewhere and
-from the question. What can be known of that without such a model is worked out here, from counts:
+Most of an answer to forget is language: in "The author's name is Hina Ameen." only the name is knowledge. A
+model that never saw the answer predicts the rest equally well, from what it learned elsewhere and from the
+question. This module estimates that without such a model, from counts:
 
 - the retain set's answers, as an interpolated n-gram model of their tokens (Witten and Bell 1991);
-- the question itself: where the last tokens written stand in the prompt, what follows them there is likely to
+- the question itself: where the last tokens written occur in the prompt, what follows them there is likely to
   follow again. How likely, by the length of the match, is counted on the retain set.
 
-The greater of the two orders the tokens. What it is worth, the starting model tells on text that it never
-saw: the level of a token is the mean probability of never-seen tokens as predictable as it is (isotonic
-regression). Tokens alike in this are still of two kinds, language near 1 and knowledge near 0. A loss that
-spares language needs the kind that most of them are, so the level's odds are squared. A loss that brings an
-answer to the probability of a never-seen one needs the geometric mean, because an answer's probability is the
-geometric mean of its tokens'. Nothing of the forget set's answers is counted or asked.
+The larger of the two ranks the tokens. The starting model calibrates it on text that it never saw: the level
+of a token is the mean probability of never-seen tokens of the same rank (isotonic regression). Such tokens
+are still of two kinds, language near 1 and knowledge near 0. A loss that spares language needs the kind of
+the majority, so the level's odds are squared. A loss that brings an answer to the probability of a never-seen
+one needs the geometric mean, because an answer's probability is the geometric mean of its tokens'. The forget
+set's answers are neither counted nor read.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ORDER = 4
 """Tokens of the longest n-gram counted."""
 
 LEAST = 1e-6
-"""Least probability of a never-seen token that geometric means are taken of."""
+"""Least probability of a never-seen token in geometric means."""
 
 LONGEST_MATCH = 3
-"""Tokens of the longest match with the prompt that is told from longer ones."""
+"""Length of the longest match with the prompt that is distinguished from longer ones."""
 
 MOST_COUNTED = 400_000
-"""Tokens of the retain set that are counted, evenly spread over it; they take some 300 MB at the most."""
+"""Tokens of the retain set that are counted, evenly spread over it; they take at most about 300 MB."""
 
 Ids = tuple[int, ...]
 Followers = dict[Ids, set[int]]
@@ -84,7 +84,7 @@ def sharpened(level: float) -> float:
 def figures_at_rest(forget: Sequence[EncodedExample]) -> dict[str, float]:
     """Return mean NLL (nats a token) and mean probability of answers whose every token is at its level.
 
-    A forget loss that holds tokens there comes to rest at these figures, as closely as the model can.
+    A forget loss that holds tokens at their levels converges to these figures, as far as the model can.
     """
     losses = [
         -fmean(log(max(level, sys.float_info.min)) for level in example.predictable)
@@ -95,7 +95,7 @@ def figures_at_rest(forget: Sequence[EncodedExample]) -> dict[str, float]:
 
 
 def labelled_places(example: EncodedExample) -> list[int]:
-    """Return the positions of the tokens that are labelled and that something stands before."""
+    """Return the positions of labelled tokens, except the first of the sequence."""
     return [place for place, label in enumerate(example.labels) if label != IGNORE and place > 0]
 
 
@@ -105,18 +105,18 @@ def _thinned(examples: Sequence[EncodedExample]) -> Sequence[EncodedExample]:
 
 
 class Counts:
-    """What the retain set's answers tell of any example's: the greater of the two probabilities."""
+    """Predictability of tokens from the retain set's answers: the larger of two probabilities."""
 
     def __init__(self, retain: Sequence[EncodedExample]) -> None:
         counted = _thinned(retain)
         self._language, self._copying = _NGrams(counted), _Copying(counted)
 
     def scores(self, example: EncodedExample) -> list[float]:
-        """Return a number in [0, 1) for each labelled token; their order says more than their size."""
+        """Return a number in [0, 1) for each labelled token; their order matters more than their size."""
         return [max(both) for both in self.parts(example)]
 
     def parts(self, example: EncodedExample) -> list[tuple[float, float]]:
-        """Return, for each labelled token, what the n-grams say of it and what the prompt says."""
+        """Return two probabilities for each labelled token: by the n-grams and by the prompt."""
         follows, ids = _followers(example), example.input_ids
         return [
             (self._language.probability(ids, place), self._copying.probability(follows, ids, place))
@@ -144,7 +144,7 @@ class _NGrams:
         self._floor = 1 / (len(vocabulary) + 1)
 
     def probability(self, ids: Ids, place: int) -> float:
-        """Return the probability of the token at a place, given the tokens before it."""
+        """Return the probability of the token at a position, given the tokens before it."""
         found = self._floor
         for context in _contexts(ids, place):
             total, types = self._totals[context], self._types[context]
@@ -156,13 +156,13 @@ class _NGrams:
 
 
 def _contexts(ids: Ids, place: int) -> Iterator[Ids]:
-    """Yield what stands before a place, shortest first."""
+    """Yield the contexts before a position, shortest first."""
     for length in range(min(ORDER, place + 1)):
         yield ids[place - length : place]
 
 
 class _Copying:
-    """How often an answer goes on as the prompt does, where its last tokens stand in the prompt."""
+    """How often an answer continues as the prompt does, where its last tokens occur in the prompt."""
 
     def __init__(self, examples: Sequence[EncodedExample]) -> None:
         hits, chances = Counter[int](), Counter[int]()
@@ -175,7 +175,7 @@ class _Copying:
         self._rates = {length: hits[length] / (chances[length] + 1) for length in chances}
 
     def probability(self, follows: Followers, ids: Ids, place: int) -> float:
-        """Return how likely the token at a place is, where the prompt goes on with it, else 0."""
+        """Return how likely the token at a position is, where the prompt continues with it, else 0."""
         length = _longest_match(follows, ids, place)
         return self._rates.get(length, 0.0) if _goes_on(follows, ids, place, length) else 0.0
 

@@ -1,13 +1,13 @@
-"""starting model and examples -> the examples with what it says of them.
+"""starting model and examples -> the examples with its predictions for them.
 
 The data is fixed and so is the starting model, so one pass before the first step serves the whole run, and no
-second model is ever in memory. What was worked out is remembered on disk under the hash of the weights, the
-tokens and the settings, so that other runs from the same model find it there.
+second model is ever in memory. What was computed is remembered on disk under the hash of the weights, the
+tokens and the settings, so that other runs from the same model can read it.
 
-Three things may be asked of it: the log-probability of each answer (a number each), its whole prediction at
-each labelled token, and its activations there. A whole prediction is as long as the vocabulary; the hidden
-state that the output head makes it from is a hundredth of that, so this is kept, with the head as it was, and
-the prediction is worked out again, exactly, when it is needed.
+Losses may need three things: the log-probability of each answer (one number), the whole prediction at each
+labelled token, and the activations there. A whole prediction is as long as the vocabulary; the hidden state
+from which the output head computes it is a hundredth of that. So the hidden state and the unchanged head are
+kept, and the prediction is recomputed exactly when it is needed.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from ngdiff.system.processes import OneCache, any_process, is_first_here, on_all
 
 VERSION = 1
 MOST_KEPT = 16 * 2**30
-"""Bytes of such files that stay; beyond it those go that were not used for longest, but none of today's."""
+"""Most bytes of such files; beyond that, the least recently used are deleted, but none of today's."""
 DAY = 86400.0
 UNSCALED = 0.01
-"""A factor behind the head that is this near to 1 is bf16's rounding."""
+"""A factor after the head that is this close to 1 is rounding in bf16."""
 CHECKED = 256
-"""Tokens at which the head that is kept is compared with the model's own logits."""
+"""Tokens at which the kept head is compared with the model's own logits."""
 FOLDER, PATTERN = "starting-model", "*.safetensors"
 _HEAD, _STATES = "head.", "states"
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -67,7 +67,7 @@ def with_reference(
 
     Args:
         model: the starting model, as it is before the first step.
-        examples: what the loss will see.
+        examples: those that the loss will see.
         tokenizer: the model's; part of the key under which results are remembered.
         pad_id: what to pad with; any id will do.
         batch_size: sequences a forward pass.
@@ -99,11 +99,11 @@ def with_reference(
 
 @dataclass(frozen=True)
 class StartingStates:
-    """Hidden states of the starting model, in one file with its output head where predictions are asked for.
+    """Hidden states of the starting model, in one file with its output head where predictions are needed.
 
     Args:
         path: the file (safetensors), mapped into memory rather than read.
-        rows: of the data set, those that it holds, in order.
+        rows: rows of the data set that it holds, in order.
         cap: what the model caps its logits at, if it does.
         autocast: opens the context in which the head runs.
     """
@@ -114,7 +114,7 @@ class StartingStates:
     autocast: Autocast = nullcontext
 
     def read(self) -> dict[str, Tensor]:
-        """Return what the file holds; the mapping outlives the file's name."""
+        """Return the file's tensors; the mapping remains valid after its deletion."""
         return mapped(self.path)
 
     def attach(
@@ -124,7 +124,7 @@ class StartingStates:
 
         Args:
             examples: the data set.
-            known: what :meth:`read` returned, so that the file is mapped once.
+            known: what :meth:`read` returned, so that the file is mapped only once.
         """
         states = (known or self.read())[_STATES]
         counts = [_labelled(examples[row]) for row in self.rows]
@@ -142,7 +142,7 @@ class StartingStates:
         return self.head_of({name: value.to(device) for name, value in found if name.startswith(_HEAD)})
 
     def head_of(self, tensors: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        """Return the output head whose weights, as the file holds them, these are."""
+        """Return the output head with these weights, as stored in the file."""
 
         def logits(states: Tensor) -> Tensor:
             with self.autocast():
@@ -153,10 +153,10 @@ class StartingStates:
         return logits
 
     def copy_to(self, path: Path, known: Mapping[str, Tensor] | None = None) -> StartingStates:
-        """Put the file at ``path`` too; from memory, where it is gone.
+        """Copy the file to ``path``; from memory, where it was deleted.
 
         Args:
-            path: where; what lies there is replaced.
+            path: the copy; an existing file is replaced.
             known: what :meth:`read` returned.
 
         Raises:
@@ -165,7 +165,7 @@ class StartingStates:
         path.unlink(missing_ok=True)
         try:
             os.link(self.path, path)
-        except OSError:  # another disk, or it is gone
+        except OSError:  # another disk, or it was deleted
             if known is not None and not self.path.exists():
                 save_tensors(known, path)
             else:
@@ -187,20 +187,20 @@ def starting_states(
     autocast: Autocast = nullcontext,
     otherwise: Path | None = None,
 ) -> StartingStates:
-    """Work out hidden states at the labelled tokens, or find them on disk.
+    """Compute hidden states at the labelled tokens, or read them from disk.
 
     Args:
         model: the starting model, as it is before the first step.
         examples: the data set.
         rows: those of its rows that will be needed.
-        layer: behind which; None for the output head's input, kept with the head.
+        layer: whose output is kept; None for the output head's input, kept with the head.
         tokenizer: the model's; part of the key under which the file is found again.
         pad_id: what to pad with; any id will do.
         batch_size: sequences a forward pass.
-        folder: where such files lie; made where it is missing.
+        folder: of such files; created if missing.
         precision: what the model runs in; part of the key.
         autocast: opens the context in which the head runs.
-        otherwise: a folder that is there, for when ``folder`` cannot be written in or has too little room.
+        otherwise: an existing folder to use where ``folder`` is not writable or has too little space.
 
     Raises:
         RequestError: the model does more with its logits than scale or cap them, so they cannot be worked
@@ -229,7 +229,7 @@ def starting_states(
 
 
 def _has_room(folder: Path, needed: int) -> bool:
-    """Say whether a file of so many bytes can be written in a folder, which is made where it is missing."""
+    """Return whether a file of this size can be written to a folder, which is created if missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -239,7 +239,7 @@ def _has_room(folder: Path, needed: int) -> bool:
 
 
 def _tidy(used: Path) -> None:
-    """Mark a file as used now, and remove the oldest where all of them take too much of the disk."""
+    """Mark a file as used now, and delete the oldest where all of them take too much space."""
     try:
         os.utime(used)
         kept = used.parent.glob(PATTERN)
@@ -250,7 +250,7 @@ def _tidy(used: Path) -> None:
                 break
             path.unlink()
             too_much -= size
-    except OSError:  # somebody else tidies up, or the disk is not ours to write on: the run needs none of it
+    except OSError:  # another process cleans up, or the disk is read-only; the run does not depend on it
         pass
 
 
@@ -277,7 +277,7 @@ def _work_out(
     pad_id: int,
     batch_size: int,
 ) -> None:
-    """Write the states of all examples, of which no more than a batch's is ever in memory."""
+    """Write the states of all examples, with at most those of one batch in memory."""
     device = next(model.parameters()).device
     starts = list(accumulate(map(_labelled, examples), initial=0))
     was_training = model.training
@@ -301,9 +301,9 @@ def _work_out(
 
 
 class _Writer:
-    """Writes states as they come, where this is the process that does.
+    """Writes states as they arrive, if this is the process that writes.
 
-    What fails is raised at the end: until then the other processes need this one to run the model.
+    Errors are raised at the end: until then the other processes need this one to run the model.
     """
 
     def __init__(self, path: Path) -> None:
@@ -329,7 +329,7 @@ class _Writer:
             if not is_disk_error(error):
                 raise
             reason = f"could not be kept in {self._path} ({disk_reason(error)})"
-            self._error = f"what the starting model says {reason}"
+            self._error = f"the starting model's predictions {reason}"
             return None
 
     def begin(self, head: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -353,7 +353,7 @@ class _Writer:
             self._attempt(lambda: file.put(_STATES, first, states))
 
     def raise_if_failed(self) -> None:
-        """Raise what kept the states from being written."""
+        """Raise the error that kept the states from being written."""
         if self._error:
             raise RunError(self._error)
 
@@ -372,7 +372,7 @@ def _states(
         return (args[0][:, :checked], *args[1:])
 
     with head_sees(model, places.seen):
-        # registered behind the hook that narrows, so it sees what that leaves
+        # registered after the hook that narrows, so it sees the narrowed input
         handle = output_head(model).register_forward_pre_hook(first_ones)
         try:
             output = model(**places.inputs)
@@ -390,10 +390,10 @@ def _head_of(model: Any) -> dict[str, Tensor]:
 def _head_for(
     kept: StartingStates, tensors: dict[str, Tensor], states: Tensor, logits: Tensor
 ) -> dict[str, Tensor]:
-    """Return the head that gives the model's logits by itself: with the factor, if any, that comes behind it.
+    """Return the head that computes the model's logits by itself, including a factor that follows it.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is no such head.
     """
 
     def again() -> Tensor:

@@ -1,6 +1,6 @@
 """folder of a model -> the receipts of all requests that made it, oldest first.
 
-``receipt.json`` is the newest. The ones before it lie in ``receipts/``, as copies to the last byte,
+``receipt.json`` is the newest. Exact copies of the earlier ones are in ``receipts/``,
 numbered from 001; each receipt names the SHA-256 of the one before.
 """
 
@@ -15,7 +15,7 @@ from ngdiff.receipts.schema import Read, read_receipt
 
 
 def earlier_name(number: int) -> str:
-    """Return where the copy of an earlier receipt lies in the folder of a later one."""
+    """Return the path of an earlier receipt's copy in the folder of a later one."""
     return f"{EARLIER}/{number:03d}.json"
 
 
@@ -35,20 +35,20 @@ def read_chain(folder: Path) -> list[Read]:
     count = previous["count"] if previous and previous["sha256"] else 0
     uncounted = _uncounted(folder, count)
     if uncounted and last.content:
-        fault = f"counts {count} receipts before it; {', '.join(uncounted)} lies there, too"
+        fault = f"counts {count} receipts before it, but {', '.join(uncounted)} is there too"
         last = replace(last, faults=(*last.faults, fault))
     return [*_copies(folder, min(count, _most(folder))), last]
 
 
 def _uncounted(folder: Path, count: int) -> list[str]:
-    """Name copies of receipts that the newest receipt does not count."""
+    """List copies of receipts that the newest receipt does not count."""
     counted = {earlier_name(number) for number in range(1, min(count, _most(folder)) + 1)}
     copies = sorted(f"{EARLIER}/{path.name}" for path in (folder / EARLIER).glob("*.json"))
     return [name for name in copies if name not in counted]
 
 
 def _most(folder: Path) -> int:
-    """Return a bound on the receipts there can be: one more than the files, so that a lost one is named."""
+    """Return a bound on the number of receipts: one more than the files, so that a lost one is reported."""
     place = folder / EARLIER
     return 1 + (sum(1 for _ in place.iterdir()) if place.is_dir() else 0)
 
@@ -66,7 +66,7 @@ def _copies(folder: Path, count: int) -> list[Read]:
 
 
 def link_faults(chain: Sequence[Read]) -> list[tuple[str, str]]:
-    """Return what does not fit from one receipt to the next, as (file, what)."""
+    """Return mismatches between consecutive receipts, as (file, what)."""
     faults = []
     for place, receipt in enumerate(chain):
         if not receipt.content:
@@ -74,7 +74,7 @@ def link_faults(chain: Sequence[Read]) -> list[tuple[str, str]]:
         previous = receipt.content["previous"]
         count = previous["count"] if previous and previous["sha256"] else 0
         if count != place:
-            faults.append((receipt.name, f"counts {count} receipts before it; {place} are here"))
+            faults.append((receipt.name, f"counts {count} receipts before it, but there are {place}"))
         if place == 0 or not chain[place - 1].text:
             continue
         before = chain[place - 1]
@@ -87,7 +87,7 @@ def link_faults(chain: Sequence[Read]) -> list[tuple[str, str]]:
 
 
 def _continues(before: Read, after: Read) -> bool:
-    """Say whether a run began at the weights that the receipt before it tells of."""
+    """Return whether a run began with the weights that the receipt before it states."""
     began, left = after.content["starting_files"], before.content["files"]
     if after.content["model"]["sha256_before"] == before.content["model"]["sha256_after"]:
         return True
@@ -96,7 +96,7 @@ def _continues(before: Read, after: Read) -> bool:
 
 
 def copy_chain(chain: Sequence[Read], folder: Path) -> None:
-    """Put the receipts of a starting model into the folder of the model made from it."""
+    """Copy the receipts of a starting model to the folder of the model made from it."""
     if chain:
         (folder / EARLIER).mkdir()
     for number, receipt in enumerate(chain, start=1):

@@ -1,15 +1,15 @@
-"""examples and a secret key -> what record and receipt may say of the data, with no single row's figure.
+"""examples and a secret key -> a description of the data for record and receipt, without figures of rows.
 
-Without a key: the plain SHA-256 of the whole set. Whoever can guess every row of a set, in order, can
-confirm the guess with it, which for a set of one short text may be easy.
+Without a key: the plain SHA-256 of the whole set. Anyone who can guess every row of a set, in order, can
+confirm the guess with it, which may be easy for a single short text.
 
-With a key (``--data-key``): HMAC-SHA256 of that hash, and one commitment a row,
+With a key (``--data-key``): HMAC-SHA256 of that hash, and one commitment per row,
 
     salt_i = HMAC-SHA256(key, nonce + " row " + i)        commitment_i = HMAC-SHA256(salt_i, row_i)
 
 with i counted from 0 in decimal digits, nonce the hex text that stands beside the commitments, and row_i
-the plain data hash (hex) of that example alone. Nothing can be guessed without the key, and the keeper of
-the key can show somebody that her row is number i by giving her salt_i, which tells nothing about other
+the plain data hash (hex) of that example alone. Without the key nothing can be confirmed. The keeper of
+the key can show a person that their row is number i by giving them salt_i, which reveals nothing about other
 rows.
 """
 
@@ -57,7 +57,7 @@ def read_data_key(path: Path, where: str = "--data-key") -> bytes:
 
 
 def write_data_key(path: Path) -> None:
-    """Make a new key, for its owner's eyes only.
+    """Create a key, readable by its owner only.
 
     Raises:
         RequestError: the file exists, or cannot be written.
@@ -78,7 +78,7 @@ def _keyed(key: bytes, text: str) -> str:
 
 
 def row_salt(key: bytes, nonce: str, row: int) -> bytes:
-    """Return the salt of one row's commitment, which may be shown to the owner of that row."""
+    """Return the salt of one row's commitment, which may be given to the owner of that row."""
     return hmac.new(key, f"{nonce} row {row}".encode(), "sha256").digest()
 
 
@@ -91,7 +91,7 @@ def set_hash(examples: Sequence[Example], key: bytes | None) -> str:
 def describe(examples: Sequence[Example], key: bytes | None, nonce: str | None = None) -> dict[str, Any]:
     """Return number of examples (and of pieces, where texts were split) and hash of a data set.
 
-    With a key, a commitment a row besides.
+    With a key, also a commitment per row.
     """
     said: dict[str, Any] = {**counted_texts(examples), "sha256": set_hash(examples, key)}
     if key is None:
@@ -105,7 +105,7 @@ def describe(examples: Sequence[Example], key: bytes | None, nonce: str | None =
 
 
 def matches(said: Mapping[str, Any], examples: Sequence[Example], key: bytes | None) -> bool | None:
-    """Say whether examples are those of a description; None where its key is needed and not there."""
+    """Return whether examples are those of a description; None where its key is missing."""
     if said.get("keyed") and key is None:
         return None
     return bool(
@@ -126,7 +126,7 @@ def rows_found(said: Mapping[str, Any], examples: Sequence[Example], key: bytes)
     return [place(example) for example in examples]
 
 
-# ---- a run's record under a data key -> the record as it is written, without what tells of single rows ----
+# ---- a run's record under a data key -> the record that is written, without figures of single rows ----
 
 
 FEWEST = 20
@@ -138,7 +138,7 @@ _REASONS = {
 
 
 def hidden(record: RunRecord) -> RunRecord:
-    """Return a copy of a complete record that contains no figure of fewer than :data:`FEWEST` rows."""
+    """Return a copy of a complete record without figures of fewer than :data:`FEWEST` rows."""
     few = {
         name
         for part in (record.before, record.after)
@@ -165,7 +165,7 @@ def hidden(record: RunRecord) -> RunRecord:
     record.note("figures of single rows and of batches were left out, since the data are hidden under a key")
     if few:
         names = ", ".join(sorted(few))
-        record.note(f"figures of sets with fewer than {FEWEST} rows were left out, too: {names}")
+        record.note(f"figures of sets with fewer than {FEWEST} rows were also left out: {names}")
     return record
 
 
@@ -189,7 +189,7 @@ def _check(check: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
 
 
 def _stop(stop: Mapping[str, Any], few: set[str]) -> dict[str, Any]:
-    """Leave of the items that are left their places alone: figures and thresholds are of single rows."""
+    """Keep only the places of the items left: figures and thresholds are of single rows."""
     left = [{key: item[key] for key in ("row", "place") if key in item} for item in stop.get("left") or ()]
     found = dict(stop) | ({"left": left} if "left" in stop else {})
     if "floors" in stop:

@@ -1,4 +1,4 @@
-"""chain of receipts and files of earlier forget sets -> sets to look at again, and whether any came back."""
+"""chain of receipts and files of earlier forget sets -> sets to measure again, and whether any came back."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class EarlierRequest:
-    """A request that the starting model has been through.
+    """An earlier request in the history of the starting model.
 
     Args:
         number: its place in the chain, from 1; 0 for a run that left a record and no receipt.
-        time: when it ended, as its receipt has it.
-        data: what its receipt says of its forget set.
+        time: when it ended, according to its receipt.
+        data: its receipt's description of the forget set.
         ended_at: that set's figures at its end, each with value, low and high.
     """
 
@@ -38,12 +38,12 @@ class EarlierRequest:
 
     @property
     def name(self) -> str:
-        """What figures of its forget set are called in record and receipt."""
+        """The name of its forget set's figures in record and receipt."""
         return f"earlier {self.number}"
 
 
 def earlier_requests(chain: Sequence[Read], record: Mapping[str, Any] | None) -> list[EarlierRequest]:
-    """List the requests that a model has been through, oldest first.
+    """List the earlier requests of a model, oldest first.
 
     Args:
         chain: the model's receipts; none of them may have faults.
@@ -87,10 +87,10 @@ def match_files(
 ) -> dict[int, list[Example]]:
     """Find out which earlier request each file was the forget set of.
 
-    A set that was given as several files is given as these files in a row, in the same order.
+    A set that was given as several files must be given as these files one after another, in the same order.
 
     Args:
-        requests: what the model has been through.
+        requests: earlier requests of the model.
         parts: name and examples of each file given.
         key: the data key, where receipts were made with one.
 
@@ -136,17 +136,17 @@ def _longest(
 def looked_at_again(
     requests: Sequence[EarlierRequest], after: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Say of each earlier request whether it was looked at, and whether what it forgot came back.
+    """Report for each earlier request whether it was measured, and whether its forget set came back.
 
     It came back where its extraction strength or answer probability is now above the upper end of the
     interval that its own receipt ended at.
 
     Args:
-        requests: what the model has been through.
-        after: mean figures of every set that was looked at, by name.
+        requests: earlier requests of the model.
+        after: mean figures of every set that was measured, by name.
 
     Returns:
-        What record and receipt say of each, and notes in words.
+        The entry of each in record and receipt, and notes in words.
     """
     said, notes, missing = [], [], []
     for request in requests:
@@ -162,7 +162,7 @@ def looked_at_again(
     if missing:
         numbers = ", ".join(map(str, missing))
         notes.append(
-            f"earlier requests not looked at again, since their files were not given (--earlier): {numbers}"
+            f"earlier requests not measured again, since their files were not given (--earlier): {numbers}"
         )
     return said, notes
 

@@ -35,7 +35,7 @@ def sealed(content: dict[str, Any]) -> bytes:
 
 
 def seal_holds(text: bytes, seal: str) -> bool:
-    """Say whether a receipt's text has the seal it states."""
+    """Return whether a receipt's text has the seal it states."""
     return sha256(text.replace(f'"seal": "{seal}"'.encode(), f'"seal": "{BLANK}"'.encode(), 1)) == seal
 
 
@@ -45,9 +45,9 @@ _OF_A_MODEL = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".model", "
 
 
 def list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Name everything under a folder: plain files, and what is none (pipes, broken links).
+    """List everything under a folder: regular files, and others (pipes, broken links).
 
-    Folders behind links are not entered, and count as no plain file. Names are relative, with ``/``.
+    Links to folders are not followed, and are not regular files. Names are relative, with ``/``.
     """
     plain: list[str] = []
     strange: list[str] = []
@@ -61,7 +61,7 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size in bytes and SHA-256 of every file under a folder, its receipt left out."""
+    """Return size in bytes and SHA-256 of every file under a folder, except its receipt."""
     return {name: hash_file(folder / name) for name in list_files(folder)[0] if name not in NOT_HASHED}
 
 
@@ -71,7 +71,7 @@ def hash_file(path: Path) -> dict[str, Any]:
 
 
 def hash_model_files(source: ModelSource) -> dict[str, dict[str, Any]] | None:
-    """Hash the files of a model where they lie in a local folder (not what lies in folders below it)."""
+    """Hash the files of a model in a local folder (not in folders below it)."""
     if not source.is_local:
         return None
     folder = Path(source.location)

@@ -62,7 +62,7 @@ DOES_NOT_PROVE = (
 
 @dataclass(frozen=True)
 class ReceiptPlan:
-    """What has to be known before a run for its receipt.
+    """What a receipt needs to know before its run.
 
     Args:
         chain: receipts of the starting model, oldest first.
@@ -72,7 +72,7 @@ class ReceiptPlan:
         earlier: forget sets of earlier requests, by number, as far as their files were given.
         key: to sign with.
         data_key: to hide the data's hashes with.
-        notes: what the record should say of all this.
+        notes: for the record.
     """
 
     chain: Sequence[Read] = ()
@@ -93,7 +93,7 @@ def statement(record: Mapping[str, Any], not_counted: Sequence[str] | None = Non
         not_counted: the settings that the request's hash leaves out, as the receipt itself lists them.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no whole record of an unlearning run.
+        KeyError, TypeError, ValueError: it is not a complete record of an unlearning run.
     """
     model, settings, bootstrap = dict(record["model"]), dict(record["settings"]), Bootstrap()
     began = model["sha256_before"] or model["sha256_before_quantised"]
@@ -122,7 +122,7 @@ def statement(record: Mapping[str, Any], not_counted: Sequence[str] | None = Non
 
 
 def complete_record(record: RunRecord, plan: ReceiptPlan) -> None:
-    """Put the time, and what became of earlier requests, into the record of a run that has ended."""
+    """Add the time, and the state of earlier requests, to the record of a finished run."""
     record.finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record.earlier, notes = looked_at_again(plan.requests, record.after)
     for note in (*plan.notes, *notes):
@@ -130,7 +130,7 @@ def complete_record(record: RunRecord, plan: ReceiptPlan) -> None:
 
 
 def write_receipt(folder: Path, plan: ReceiptPlan) -> None:
-    """Write the receipt of a run whose folder is complete but for it; the record is read from there."""
+    """Write the receipt of a run, whose folder is otherwise complete; the record is read from there."""
     copy_chain(plan.chain, folder)
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     said = statement(record)
@@ -174,7 +174,7 @@ def _previous(plan: ReceiptPlan) -> dict[str, Any] | None:
     return None
 
 
-# ---- unlearning request -> all that its receipt needs to know beforehand, or every fault in it ----
+# ---- unlearning request -> what its receipt needs to know in advance, or every fault in it ----
 
 
 T = TypeVar("T")
@@ -199,9 +199,9 @@ def plan_receipt(
         sign: file of the private key to sign with.
         data_key: file of the key that hides the data's hashes.
         folders: benchmarks to folders that hold their data.
-        retain: the retain set, in which nothing forgotten earlier may stand; empty to let it.
-        in_memory: the starting model was given loaded; its files are nobody's.
-        faults: what is wrong is added here.
+        retain: the retain set, which may not contain anything forgotten earlier; empty to allow that.
+        in_memory: the starting model was given loaded, so it has no files to hash.
+        faults: of the whole request.
     """
 
     attempt = faults.attempt
@@ -220,7 +220,7 @@ def plan_receipt(
         requests = attempt(lambda: earlier_requests(chain, record[0] if record else None), [])
         record_sha256 = record[1] if record else None
         if record:
-            notes.append("the starting model has a record and no receipt: the chain of receipts begins here")
+            notes.append("the starting model has a record but no receipt: the chain of receipts begins here")
     parts: list[tuple[str, list[Example]]] = attempt(lambda: _read(earlier, folders), [])
     matched: dict[int, list[Example]] = {}
     if source is not None and not faults:
@@ -239,7 +239,7 @@ def _read(sources: Sequence[str], folders: Folders | None) -> list[tuple[str, li
 
 
 def sound_chain(source: ModelSource, now: Mapping[str, Any], where: str = "--model") -> list[Read]:
-    """Read a model's receipts and see that a further one may be chained to them.
+    """Read a model's receipts and check that another one may be chained to them.
 
     Args:
         source: the model.
@@ -247,12 +247,12 @@ def sound_chain(source: ModelSource, now: Mapping[str, Any], where: str = "--mod
         where: the setting to name in errors.
 
     Raises:
-        RequestError: a receipt was changed or is missing, or tells of other weights than are there.
+        RequestError: a receipt was changed or is missing, or states other weights than the model's.
     """
     if not source.is_local or source.gguf_file:
         return []
     folder = Path(source.location)
-    fix = f"Look with 'ngdiff verify {folder}'; to begin a new chain, copy the model without receipt.json"
+    fix = f"Check with 'ngdiff verify {folder}'; to begin a new chain, copy the model without receipt.json"
     try:
         chain = read_chain(folder)
     except OSError as error:

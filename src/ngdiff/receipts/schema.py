@@ -1,4 +1,4 @@
-"""text of a receipt -> its content, checked against the form that receipts have."""
+"""text of a receipt -> its content, checked against the schema of receipts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = 1
 MOST_BYTES = 2**26
 MOST_LEVELS = 64
 MOST_DIGITS = 19
-"""Of a whole number: sizes in bytes and counts, and seeds, have fewer."""
+"""Most digits of a whole number; sizes, counts and seeds have fewer."""
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Figures = dict[str, dict[str, "Interval"]]
@@ -42,7 +42,7 @@ class FileHash(_Part):
 
 
 class DataSet(_Part):
-    """What is said of one data set (see :mod:`ngdiff.receipts.data_key`)."""
+    """The description of one data set (see :mod:`ngdiff.receipts.data_key`)."""
 
     examples: int
     pieces: int | None = None
@@ -53,7 +53,7 @@ class DataSet(_Part):
 
 
 class Request(_Part):
-    """What was asked for; receipts of early versions do not list which settings the hash leaves out."""
+    """The request; receipts of early versions do not list which settings the hash leaves out."""
 
     sha256: Hash
     settings: dict[str, Any]
@@ -107,7 +107,7 @@ class Previous(_Part):
 
 
 class Signer(_Part):
-    """Whose signature lies beside the receipt."""
+    """The signer of the signature beside the receipt."""
 
     algorithm: Literal["Ed25519"]
     public_key: Hash
@@ -161,13 +161,13 @@ class Read:
 
 
 def read_receipt(path: Path, name: str, signature: Path | None = None) -> Read:
-    """Read and check one receipt; nothing is raised for what it holds, since it may come from anywhere.
+    """Read and check one receipt; its content raises nothing, since it is not trusted.
 
     Raises:
         OSError: the file cannot be read.
     """
     if path.stat().st_size > MOST_BYTES:
-        return Read(name, b"", {}, ("is far too big for a receipt",))
+        return Read(name, b"", {}, ("is far too large for a receipt",))
     try:
         text = read_within(path, MOST_BYTES)
     except Unreadable as error:
@@ -181,7 +181,7 @@ def read_receipt(path: Path, name: str, signature: Path | None = None) -> Read:
 
 
 def _deeper(value: Any, levels: int) -> bool:
-    """Say whether a JSON value is nested deeper than so many levels, without recursion as deep as it is."""
+    """Return whether a JSON value is nested deeper than a limit, without recursing."""
     here = [value]
     for _ in range(levels):
         here = [
@@ -210,9 +210,9 @@ def check_text(text: bytes) -> tuple[dict[str, Any], list[str]]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "it"
-        return {}, [f"is no receipt of this form ({place}: {first['msg']})"]
+        return {}, [f"is not a valid receipt ({place}: {first['msg']})"]
     except (ValueError, RecursionError) as error:
-        return {}, [f"is no JSON that can be read ({type(error).__name__})"]
+        return {}, [f"is not readable JSON ({type(error).__name__})"]
     faults = []
     if not same:
         faults.append("is not written in its canonical form: it was changed after it was written")

@@ -1,7 +1,7 @@
-"""what a model said of each item -> mean figures with 95% bootstrap intervals.
+"""scores of items -> mean figures with 95% bootstrap intervals.
 
-The items of a run's first and last check stand in ``record.json`` (``before.items`` and ``after.items``),
-so that whoever has the record can work the receipt's figures out again.
+The items of a run's first and last check are in ``record.json`` (``before.items`` and ``after.items``), so
+that anyone with the record can recompute the receipt's figures.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Items = Mapping[str, Sequence[float]]
 def figures_of(items: Items, bootstrap: Bootstrap | None = None) -> dict[str, dict[str, float | None]]:
     """Return value, low and high of each of :data:`MEASURES`.
 
-    Items are drawn anew with replacement, the same draws for all measures; percentiles 2.5 and 97.5. The
-    NLL is that of all tokens together, in nats per token. A measure with an item that is no number has no
+    Items are resampled with replacement, with the same draws for all measures; percentiles 2.5 and 97.5. The
+    NLL is that of all tokens together, in nats per token. A measure with an item that is NaN has no
     value.
 
     Raises:

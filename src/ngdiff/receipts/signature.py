@@ -1,4 +1,4 @@
-"""key file and bytes -> an Ed25519 signature, or whether one holds.
+"""key file and bytes -> an Ed25519 signature, or whether one is valid.
 
 Keys are PEM files as OpenSSL writes them (PKCS#8, SubjectPublicKeyInfo); a signature is its 64 raw bytes,
 so
@@ -26,7 +26,7 @@ _MOST_BYTES = 2**16
 
 
 def available() -> bool:
-    """Say whether the package ``cryptography``, an optional dependency, is installed."""
+    """Return whether the package ``cryptography``, an optional dependency, is installed."""
     return importlib.util.find_spec("cryptography") is not None
 
 
@@ -56,7 +56,7 @@ def read_private_key(path: Path, where: str = "--set sign") -> Ed25519PrivateKey
         unlock = f"Remove the password with: openssl pkey -in {path} -out PLAIN.pem"
         raise RequestError(Fault(where, f"{path} is encrypted with a password", unlock)) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        what = f"{path} contains no private key in PEM form"
+        what = f"{path} does not contain a private key in PEM form"
         if b"BEGIN PUBLIC KEY" in content:
             what = f"{path} contains a public key, but signing needs the private key"
         raise RequestError(Fault(where, what, fix)) from error
@@ -67,7 +67,7 @@ def read_private_key(path: Path, where: str = "--set sign") -> Ed25519PrivateKey
 
 
 def read_public_key(path: Path, where: str = "--public-key") -> Ed25519PublicKey:
-    """Read a public key; that of a private key file is taken too.
+    """Read a public key, from a private key file too.
 
     Raises:
         RequestError: the file cannot be read, contains no Ed25519 key, or ``cryptography`` is missing.
@@ -84,7 +84,7 @@ def read_public_key(path: Path, where: str = "--public-key") -> Ed25519PublicKey
     try:
         key = serialization.load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise RequestError(Fault(where, f"{path} contains no public key in PEM form", fix)) from error
+        raise RequestError(Fault(where, f"{path} does not contain a public key in PEM form", fix)) from error
     if not isinstance(key, Ed25519PublicKey):
         what = f"{path} contains another kind of key ({_kind(key)}), not {ALGORITHM}"
         raise RequestError(Fault(where, what, fix))
@@ -119,7 +119,7 @@ def public_from_hex(text: str) -> Ed25519PublicKey:
     """Read what :func:`public_hex` wrote.
 
     Raises:
-        ValueError: it is no key.
+        ValueError: it is not a key.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -127,7 +127,7 @@ def public_from_hex(text: str) -> Ed25519PublicKey:
 
 
 def holds(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
-    """Say whether a signature over a message was made with the private key that belongs to ``key``."""
+    """Return whether a signature over a message was made with the private key that belongs to ``key``."""
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -138,7 +138,7 @@ def holds(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
 
 
 def write_keys(path: Path) -> Path:
-    """Make a new key: the private one at ``path``, for its owner's eyes only, the public one beside it.
+    """Create a key pair: the private key at ``path``, readable by its owner only, the public key beside it.
 
     Returns:
         The public key's file, ``NAME.pub.pem``.

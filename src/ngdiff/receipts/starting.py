@@ -1,4 +1,4 @@
-"""receipt and the starting model as an auditor holds it -> whether it is the receipt's; weights' hash."""
+"""receipt and an auditor's copy of the starting model -> whether they match; hash of weights."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ UNREADABLE = "unreadable"
 
 
 def recomputed_weights_hash(folder: Path, stated: str, unchanged: bool) -> str | None:
-    """Return what :func:`ngdiff.system.environment.weights_hash` gives for a model as it lies in a folder.
+    """Return :func:`ngdiff.system.environment.weights_hash` of the model in a folder.
 
-    For most models the names in the files are those of the parameters, and no model is built. Where they are
-    others, the model is loaded, but only if its files are those of the receipt.
+    For most models the names in the files are those of the parameters, and no model is built. Where they
+    differ, the model is loaded, but only if its files are those of the receipt.
 
     Args:
         folder: the model.
         stated: the hash that it should have.
-        unchanged: whether every file is the one that the receipt tells of.
+        unchanged: whether every file is the one in the receipt.
 
     Returns:
         The hash; :data:`UNREADABLE`; None for an adapter, whose hash is that of adapter and base together.
@@ -51,7 +51,7 @@ def _hash_of_files(folder: Path) -> str:
     with ExitStack() as stack:
         places: dict[str, Any] = {}
         for file in sorted(folder.glob("*.safetensors")):
-            if not file.is_file():  # a pipe would keep its reader waiting for ever
+            if not file.is_file():  # a pipe would block its reader forever
                 return UNREADABLE
             tensors = stack.enter_context(safe_open(str(file), framework="pt"))
             places |= dict.fromkeys(tensors.keys(), tensors)
@@ -85,7 +85,7 @@ def _files(receipt: Mapping[str, Any], source: ModelSource) -> Findings:
         return [(None, "its files are not compared: they are not on this machine, or the receipt lists none")]
     wrong = sorted(name for name in {*stated, *now} if stated.get(name) != now.get(name))
     if wrong:
-        return [(False, f"is another one: {', '.join(wrong)} differ")]
+        return [(False, f"is a different model: {', '.join(wrong)} differ")]
     return [(True, f"its {len(now)} files are those of the receipt")]
 
 
@@ -96,7 +96,7 @@ def _weights(receipt: Mapping[str, Any], source: ModelSource) -> Findings:
     found = _weights_hash(source, stated)
     if found == stated:
         return [(True, f"its weights have the SHA-256 of the receipt ({found})")]
-    return [(False, f"is another one: its weights have the SHA-256 {found}, the receipt has {stated}")]
+    return [(False, f"is a different model: its weights have the SHA-256 {found}, the receipt has {stated}")]
 
 
 def _weights_hash(source: ModelSource, stated: str) -> str:
@@ -109,7 +109,7 @@ def _weights_hash(source: ModelSource, stated: str) -> str:
 
 
 def _before(receipt: Mapping[str, Any], source: ModelSource) -> Findings:
-    """Compare the receipt, or the record, that lies beside the starting model with the one chained to."""
+    """Compare the receipt or record beside the starting model with the one that is chained to."""
     if not source.is_local or source.gguf_file:
         return []
     folder, previous = Path(source.location), receipt["previous"] or {}
@@ -119,7 +119,7 @@ def _before(receipt: Mapping[str, Any], source: ModelSource) -> Findings:
     elif record is not None:
         name, key, found = RECORD, "record_sha256", record[1]
     elif previous:
-        return [(None, "holds neither the receipt nor the record that this receipt is chained to")]
+        return [(None, "contains neither the receipt nor the record that this receipt is chained to")]
     else:
         return []
     if previous.get(key) == found:

@@ -1,4 +1,4 @@
-"""folder with a model and its receipt -> one finding a claim: agrees, does not agree, or was not checked.
+"""folder with a model and its receipt -> a finding for each claim: agrees, differs, or was not checked.
 
 Nothing in the folder is trusted: names in a receipt are compared with the files that are there and never
 opened, and whatever cannot be read is a finding.
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 NEAR = {"rel_tol": 1e-9, "abs_tol": 1e-9}
 KEPT_AT_HOME = frozenset({ANSWERS})
-"""What a run writes and 'ngdiff push' leaves out, since it holds the text that was to be forgotten."""
+"""Files of a run that 'ngdiff push' leaves out, since they contain the text to forget."""
 OF_THE_HUB = (".gitattributes", ".git/", ".cache/huggingface/")
-"""What the hub and its client put beside a model that was pushed and fetched; no part of the model."""
+"""Files that the hub and its client add to a pushed and downloaded model."""
 _SHOWN = 300
 _NO_RECORD = (Unreadable, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one claim.
+    """The finding for one claim.
 
     Args:
         what: the file, data set or part of the receipt concerned.
@@ -58,14 +58,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an auditor holds beside the folder.
+    """What an auditor has besides the folder.
 
     Args:
         data: examples by role (``forget``, ``retain``, ``holdout``).
         data_key: the key that hides the data's hashes.
-        public_key: the key of the one who should have signed.
-        starting_model: the model that was to forget.
-        whole_chain: look at every earlier receipt too, not at the one before alone.
+        public_key: the key of the expected signer.
+        starting_model: the model before it forgot.
+        whole_chain: check every earlier receipt, not only the previous one.
     """
 
     data: Mapping[str, Sequence[Example]]
@@ -76,7 +76,7 @@ class Evidence:
 
 
 def verify(folder: Path, evidence: Evidence) -> list[Finding]:
-    """Work out every hash again and compare it with the receipt.
+    """Compute every hash again and compare it with the receipt.
 
     Raises:
         OSError: the folder or its receipt cannot be read at all.
@@ -87,7 +87,7 @@ def verify(folder: Path, evidence: Evidence) -> list[Finding]:
     if not receipt.content:
         return found
     if not found:
-        found.append(Finding(RECEIPT, True, f"whole and in its canonical form (SHA-256 {receipt.sha256})"))
+        found.append(Finding(RECEIPT, True, f"complete and in its canonical form (SHA-256 {receipt.sha256})"))
     found += wording_findings(receipt.content)
     found += signature_findings(receipt, evidence.public_key)
     files = file_findings(folder, receipt.content["files"])
@@ -106,7 +106,7 @@ def verify(folder: Path, evidence: Evidence) -> list[Finding]:
 
 
 def wording_findings(receipt: Mapping[str, Any]) -> list[Finding]:
-    """Compare what a receipt says that it proves with what receipts say."""
+    """Compare the receipt's statement of what it proves with that of every receipt."""
     keyed = any(entry.get("keyed") for entry in receipt["data"].values())
     known = [proves(False), proves(True)] if keyed else [proves(False)]
     wrong = [] if receipt["proves"] in known else ["proves"]
@@ -117,7 +117,7 @@ def wording_findings(receipt: Mapping[str, Any]) -> list[Finding]:
 
 
 def signature_findings(receipt: Read, trusted: Ed25519PublicKey | None) -> list[Finding]:
-    """Check the signature beside a receipt, and that it is the trusted signer's, where one is named."""
+    """Check the signature beside a receipt, and that it is the trusted signer's, if one is named."""
     signer, what = receipt.content["signer"], f"signature of {receipt.name}"
     if signer is None:
         if receipt.signature is not None:
@@ -142,7 +142,7 @@ def signature_findings(receipt: Read, trusted: Ed25519PublicKey | None) -> list[
 
 
 def file_findings(folder: Path, stated: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Compare every file of the folder with what the receipt says of it."""
+    """Compare every file of the folder with the receipt."""
     plain, strange = list_files(folder)
     found = [Finding(name, False, "is not a regular file") for name in strange]
     for name in sorted({*plain, *stated} - NOT_HASHED):
@@ -165,26 +165,26 @@ def _added(folder: Path, name: str) -> Finding:
 
 
 def _page_finding(folder: Path) -> tuple[bool | None, str]:
-    """Say whether the page in a folder is the one that its other files give."""
+    """Return whether the page in a folder is the one made from its other files."""
     from ngdiff.report.page import is_page_of  # which reads receipts itself
 
     agrees = is_page_of(folder)
     if agrees:
         return True, "is the page that 'ngdiff report' makes of this folder"
     if agrees is False and not _lacks_answers(folder):
-        why = "it says that this version made it of this folder alone, so it or the folder was changed"
+        why = "it says that this version made it from this folder alone, so it or the folder was changed"
         return False, f"is not the page that 'ngdiff report' makes of this folder: {why}"
     why = "it was made with other files or by another version, or forged; to rely on it, make it again"
     return None, f"is not in the receipt, nor the page that 'ngdiff report' makes of this folder: {why}"
 
 
 def _lacks_answers(folder: Path) -> bool:
-    """Say whether answers were left at home, so that no page can be made with them."""
+    """Return whether answers were left out, so that no page can be made with them."""
     return not (folder / ANSWERS).is_file()
 
 
 def _missing(name: str) -> Finding:
-    """Say that a file is missing: a fault, but for what 'ngdiff push' leaves at home."""
+    """Report a missing file: a fault, except for files that 'ngdiff push' leaves out."""
     if name not in KEPT_AT_HOME:
         return Finding(name, False, "is missing")
     return Finding(
@@ -203,7 +203,7 @@ def _file_finding(folder: Path, name: str, stated: Mapping[str, Any]) -> Finding
 
 
 def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
-    """Work out from the record what the receipt says of the run, and the request's hash."""
+    """Check the receipt's statements on the run, and the request's hash, against the record."""
     if not (folder / RECORD).is_file():
         return [Finding(RECORD, False, "is needed to check the receipt, but is not a file here")]
     try:
@@ -230,10 +230,10 @@ def record_findings(folder: Path, receipt: Mapping[str, Any]) -> list[Finding]:
 
 
 def _statement_as(receipt: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the record says, under the receipt's own list of settings that do not count."""
+    """Return the record's statement, with the receipt's own list of settings that do not count."""
     listed = receipt["request"].get("not_counted")
     said = statement(record, listed)
-    if listed is None:  # a receipt of an early version, which goes by the software's list
+    if listed is None:  # a receipt of an early version, which used the software's list
         del said["request"]["not_counted"]
     return said
 
@@ -250,11 +250,11 @@ def same(stated: Any, found: Any) -> bool:
 
 
 def difference(stated: Any, found: Any, at: str = "") -> str | None:
-    """Name the first place where two JSON values differ."""
+    """Return the first place where two JSON values differ."""
     if isinstance(stated, Mapping) and isinstance(found, Mapping):
         for key in sorted({*stated, *found}):
             if key not in stated or key not in found:
-                return f"{at}{key} is in one of them alone"
+                return f"{at}{key} is in only one of them"
             if (differs := difference(stated[key], found[key], f"{at}{key}.")) is not None:
                 return differs
         return None
@@ -291,7 +291,7 @@ def figures_follow(record: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
 
 
 def weights_finding(folder: Path, stated: str, unchanged: bool) -> Finding:
-    """Work out the hash of the model's weights again."""
+    """Compute the hash of the model's weights again."""
     what = "weights"
     found = recomputed_weights_hash(folder, stated, unchanged)
     if found is None:
@@ -303,7 +303,7 @@ def weights_finding(folder: Path, stated: str, unchanged: bool) -> Finding:
 
 def _code_findings(receipt: Mapping[str, Any]) -> list[Finding]:
     mine, its = code_hash(), receipt["code"]["sha256"]
-    text = "the same software that verifies" if mine == its else f"differs from the one that verifies ({its})"
+    text = "the same software as this one" if mine == its else f"differs from this one ({its})"
     return [Finding("software that ran", None, text)]
 
 
@@ -329,21 +329,21 @@ def _set_finding(
         return Finding(what, None, "its hash was made with a key: give it with --data-key")
     if agrees:
         return Finding(what, True, f"the {len(examples)} examples of the receipt")
-    text = f"is not what was used: {stated['examples']} examples in the receipt, {len(examples)} given"
+    text = f"is not the set used: {stated['examples']} examples in the receipt, {len(examples)} given"
     if key is not None and stated.get("rows"):
         places = rows_found(stated, examples, key)
         known = [str(place + 1) for place in places if place is not None]
         if known and len(known) == len(examples):
             rows = "row" if len(known) == 1 else "rows"
             return Finding(
-                what, True, f"part of what was used: {rows} {', '.join(known)} of {stated['examples']}"
+                what, True, f"part of the set used: {rows} {', '.join(known)} of {stated['examples']}"
             )
         text += f"; {len(known)} of these are in it"
     return Finding(what, False, text)
 
 
 def chain_findings(folder: Path, chain: Sequence[Read], evidence: Evidence) -> list[Finding]:
-    """Check that the receipts before fit, the last one or all of them."""
+    """Check the chain to earlier receipts: the last one, or all of them."""
     before = chain[:-1]
     if not before:
         previous = chain[-1].content["previous"]
@@ -357,8 +357,8 @@ def chain_findings(folder: Path, chain: Sequence[Read], evidence: Evidence) -> l
         for receipt in looked:
             found += signature_findings(receipt, evidence.public_key) if receipt.content else []
     if not any(finding.agrees is False for finding in found):
-        text = f"the {len(looked)} before it fit" if evidence.whole_chain else "the one before it fits"
+        text = f"the {len(looked)} before it match" if evidence.whole_chain else "the one before it fits"
         rest = len(before) - len(looked)
-        text += f"; {rest} more were not looked at (--chain)" if rest else ""
+        text += f"; {rest} more were not checked (--chain)" if rest else ""
         found.append(Finding("receipts before", True, text))
     return found

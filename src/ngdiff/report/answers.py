@@ -1,4 +1,4 @@
-"""a run -> its questions with the answers before, after, true and retrained, forgotten worst first."""
+"""a run -> its questions with the answers before, after, true and retrained, the least forgotten first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ngdiff.report.cards import foreign
 from ngdiff.report.run_files import Run, dig, number, rows_of
 
 COMPARED = 20_000
-"""Characters of an answer, from its beginning, that are compared with the truth."""
+"""Leading characters of an answer that are compared with the truth."""
 
 WORD = re.compile(r"\w+")
 FIGURES = ("probability", "extraction_strength", "nll")
@@ -20,9 +20,9 @@ MEMBER = re.compile(r"forget")
 
 
 def answers(run: Run) -> list[dict[str, Any]]:
-    """Return one dictionary an item: set, place, question, truth, answers, figures, and what changed.
+    """Return one dictionary per item: set, place, question, truth, answers, figures, and what changed.
 
-    Recorded answers come first; an evaluation adds the items, and the retrained model's answers, that it has.
+    Recorded answers come first; an evaluation adds its items and the retrained model's answers.
     """
     found = [_recorded(item) for item in rows_of(dig(run.answers, "items"))]
     if run.answers is None:
@@ -46,13 +46,13 @@ def answers(run: Run) -> list[dict[str, Any]]:
 
 
 def _worst_first(item: Mapping[str, Any]) -> tuple[bool, bool, float, float]:
-    """The forget set first, in it those answered, of these the ones the model still knows best."""
+    """Sort key: the forget set first, in it answered items, among these the best known."""
     strength = number(dig(item, "figures_after", "extraction_strength")) or 0.0
     return (not MEMBER.match(item["set"]), item.get("after") is None, -strength, -(item["said"] or 0.0))
 
 
 def shared(truth: str, answer: str | None) -> float | None:
-    """Return the share of the true answer's words that an answer has, each as often; None for no answer."""
+    """Return the share of the true answer's words, with repetitions, in an answer; None for no answer."""
     if answer is None:
         return None
     words = WORD.findall(truth[:COMPARED].casefold())
@@ -68,9 +68,9 @@ def shared(truth: str, answer: str | None) -> float | None:
 
 
 def change(truth: str, before: str | None, after: str | None) -> str:
-    """Say what became of an answer: ``lost``, ``partly``, ``same``, ``gained`` or ``unknown``.
+    """Classify the change of an answer: ``lost``, ``partly``, ``same``, ``gained`` or ``unknown``.
 
-    By the share of the truth's words: lost where less than half of what was said of it is left.
+    By the share of the truth's words: lost where less than half of the earlier share is left.
     """
     was, now = shared(truth, before), shared(truth, after)
     if was is None or now is None:
@@ -110,7 +110,7 @@ def _shown(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_evaluated(found: list[dict[str, Any]], run: Run) -> None:
-    """Join the evaluations' texts by set and question, and add those that are not there yet."""
+    """Join the evaluations' texts by set and question, and add new ones."""
     sides = (("after", run.evaluation), ("before", run.before), ("retrained", run.reference))
     there = {(item["set"], item["question"], item["truth"]): item for item in found}
     for side, evaluation in sides:

@@ -1,4 +1,4 @@
-"""a run's audit.json -> what was tried, what came back, what was not tried, in plain words."""
+"""a run's audit.json -> what was tried, what came back and what was not tried, in words."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ WAYS: dict[str, str] = {
     "layers": "reading its inner layers",
     "fluency": "looking for broken language in its answers",
     "paraphrase": "asking in other words",
-    "prefix": "opening its answers with willing words",
+    "prefix": "beginning its answers with compliant words",
     "worst-case": "asking in many wordings and formats and keeping the best",
     "sampling": "drawing many answers instead of one",
     "quantisation": "storing its weights in fewer bits",
     "relearning": "training it a little on the texts again",
 }
-"""Each audit in words for somebody who does not know its name."""
+"""Each audit in words for readers who do not know its name."""
 
 SHOWN = {"membership": "tells the texts apart", "fluency": "finds broken answers"}
-"""What an audit that found something does, where it does not bring something back."""
+"""Predicate of an audit that found something, where it does not bring something back."""
 
 
 @dataclass(frozen=True)
 class Audited:
-    """What an audit says, as far as its file can be read.
+    """The content of an audit, as far as its file is readable.
 
     Args:
         tried: names of the audits that were made and compared, in the table's order.
@@ -47,7 +47,7 @@ class Audited:
 
 
 def audited(run: Run) -> Audited | None:
-    """Return what the run's audit says; None where there is none, or where it is of other weights."""
+    """Return the run's audit; None where there is none, or where it used other weights."""
     if run.audit is None or of_other_weights(run):
         return None
     findings = rows_of(run.audit.get("findings"))
@@ -68,7 +68,7 @@ def audited(run: Run) -> Audited | None:
 
 
 def of_other_weights(run: Run) -> bool:
-    """Say whether the audit names other weights than the run saved."""
+    """Return whether the audit names other weights than the run saved."""
     theirs = dig(run.audit, "provenance", "models", "audited", "sha256")
     ours = dig(run.record, "model", "sha256_after")
     return bool(ours and theirs and ours != theirs)
@@ -90,12 +90,12 @@ def with_audit(card: Card, sentence: str, run: Run) -> tuple[Card, str]:
         text = f"But {WAYS[first]} {SHOWN.get(first, how)}."
         return replace(card, answer=answer, status="bad", lines=lines), text
     if not found.tried:
-        text = "Audits were made, but with nothing to compare them with, so nothing follows from them."
+        text = "Audits were made, but without anything to compare with, so nothing follows from them."
         return replace(card, lines=lines), text if card.status == "unknown" else sentence
     if card.status == "bad":
         return replace(card, lines=lines), sentence
     text = (
-        f"{len(found.tried)} ways to bring it back were tried; none showed more than of text that the model "
+        f"{len(found.tried)} ways to bring it back were tried; none showed more than for text that the model "
         "never saw."
     )
     answer = "Yes, as far as tried"
@@ -103,11 +103,11 @@ def with_audit(card: Card, sentence: str, run: Run) -> tuple[Card, str]:
 
 
 def _lines(found: Audited) -> list[str]:
-    lines = [_said("Tried", found.tried), _said("Tried with nothing to compare with", found.alone)]
+    lines = [_said("Tried", found.tried), _said("Tried without anything to compare with", found.alone)]
     for name, figures in found.came_back.items():
         lines.append(f"Found by {WAYS[name]}: {'; '.join(map(_figure, figures[:3]))}.")
     if found.tried and not found.came_back:
-        lines.append("Nothing came back beyond what a model shows that never saw the texts.")
+        lines.append("No more came back than from a model that never saw the texts.")
     lines.append(_said("Not tried", found.untried))
     return [line for line in lines if line]
 
@@ -117,7 +117,7 @@ def _said(title: str, names: Sequence[str]) -> str:
 
 
 def _figure(finding: Mapping[str, Any]) -> str:
-    """Write one figure beside the comparison that says least."""
+    """Format one figure with its weakest comparison."""
     key = str(finding.get("figure")).removeprefix("forget.").replace("_", " ")
     text = f"{key} {in_words(number(finding.get('after')))} ({finding.get('form')})"
     compared = sorted(rows_of(finding.get("comparisons")), key=lambda one: number(one.get("p_value")) or 0.0)

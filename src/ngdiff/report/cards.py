@@ -1,4 +1,4 @@
-"""a run's figures -> marks on a scale, and what the three cards of the first screen are made of."""
+"""a run's figures -> marks on a scale, and the content of the three cards on the first screen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Interval = tuple[float, float] | None
 
 
 SAME = 0.02
-"""Two figures of the same items may differ by this: rounding depends on the batch, and ties are near."""
+"""Tolerance between two figures of the same items: rounding depends on the batch, and there are near ties."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Mark:
     Args:
         kind: ``now``, ``before``, ``target``, ``retrained``, ``unseen``, ``floor`` or ``chance``.
         label: what it is, in words.
-        value: where it stands.
+        value: its position.
         bounds: its 95% interval, where known.
     """
 
@@ -43,12 +43,12 @@ class Card:
 
     Args:
         question: as a reader would ask it.
-        answer: yes, no or what else it is, in a few words.
+        answer: yes, no or another answer, in a few words.
         status: how good that is.
         figure: name of the figure that answers; ``None`` where there is none.
-        marks: the figure's values, the present one first.
+        marks: the figure's values, the current one first.
         limit: the right end of the scale, whose left end is 0.
-        lines: what a reader should know besides.
+        lines: further notes for the reader.
     """
 
     question: str
@@ -70,7 +70,7 @@ class Verdict:
 
 
 def in_words(value: float | None) -> str:
-    """Return a figure with three digits that matter."""
+    """Return a figure with three significant digits."""
     if value is None:
         return "unknown"
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e4):
@@ -84,7 +84,7 @@ def named(measure: str) -> str:
 
 
 def foreign(run: Run) -> bool:
-    """Say whether the evaluation names other weights than the run saved."""
+    """Return whether the evaluation names other weights than the run saved."""
     if run.record is None or run.evaluation is None:
         return False
     ours = dig(run.record, "model", "sha256_after")
@@ -101,7 +101,7 @@ def value_of(evaluation: EvaluationResult | None, key: str) -> float | None:
 def items_interval(run: Run, name: str, measure: str, value: float | None) -> Interval:
     """Return the 95% bootstrap interval of a set's figure after the run, from the recorded items.
 
-    Without them, that of an evaluation which found the very same value. ``None`` where neither is there, or
+    Without them, the interval of an evaluation with the same value. ``None`` where there is neither, or
     where the items' mean is not the figure (a loss is averaged over tokens).
     """
     items = [
@@ -131,7 +131,7 @@ def marks_of(*found: tuple[str, str, float | None, Interval]) -> list[Mark]:
 
 
 def evaluation_marks(run: Run, key: str) -> list[Mark]:
-    """Return an evaluation's figure, and the same of the models it is held against."""
+    """Return an evaluation's figure, and that of the models it is compared with."""
     figure = None if run.evaluation is None else run.evaluation.figures.get(key)
     if figure is None or figure.value is None:
         return []
@@ -143,7 +143,7 @@ def evaluation_marks(run: Run, key: str) -> list[Mark]:
 
 
 def evaluated(run: Run, key: str) -> list[str]:
-    """Return one line that sets the evaluation's figure beside the target model's and the retrained one's."""
+    """Return a line with the evaluation's figure, the target model's and the retrained one's."""
     marks = evaluation_marks(run, key)
     if not marks or foreign(run):
         return []

@@ -1,4 +1,4 @@
-"""several runs, or a benchmark's results -> the table, curves and points that set them side by side."""
+"""several runs, or a benchmark's results -> a table, curves and points to compare them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ FORGET_KEY, RETAIN_KEY = f"forget.{FORGETTING}", f"retain.{UTILITY}"
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Say of each (forgetting, utility) whether it is on the front: less of the first, more of the second.
+    """Return for each (forgetting, utility) whether it is on the front: less of the first, more of the
+    second.
 
-    A point is off it where another is at least as good on both and better on one; equal points share it.
+    A point is not on it where another is at least as good on both and better on one; equal points share it.
     """
     return [
         not any(other[0] <= point[0] and other[1] >= point[1] and other != point for other in points)
@@ -30,10 +31,10 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def tradeoff(runs: Sequence[Run], way: bool = True) -> dict[str, Any]:
-    """Return the runs' ends and, where ``way`` asks for it, the first one's checks on the way.
+    """Return the runs' final points and, with ``way``, the checks of the first one.
 
     Points of runs are those of their own checks where all have a record, else those of their evaluations,
-    so that one chart never mixes figures of different items.
+    so that a chart never mixes figures of different items.
     """
     recorded = all(run.record is not None for run in runs)
     ends = [
@@ -54,7 +55,7 @@ def tradeoff(runs: Sequence[Run], way: bool = True) -> dict[str, Any]:
 
 
 def evaluated_tradeoff(run: Run) -> dict[str, Any] | None:
-    """Return the same of one run and the models it is held against, from their evaluations."""
+    """Return the same for one run and the models it is compared with, from their evaluations."""
     point = None if foreign(run) else _evaluated(run.name, run.evaluation)
     models = _models(run)
     if point is None or not models:
@@ -106,13 +107,13 @@ def _evaluated(name: str, evaluation: EvaluationResult | None) -> dict[str, Any]
 
 
 def _models(run: Run) -> list[dict[str, Any]]:
-    """Return the target and the retrained model; they have evaluations only, which checks do not mix with."""
+    """Return the target and the retrained model; they have only evaluations, which do not mix with checks."""
     pairs = (("target model", run.before), ("retrained model", run.reference))
     return [point for name, evaluation in pairs if (point := _evaluated(name, evaluation))]
 
 
 MOST_POINTS = 400
-"""Steps of one curve that the page holds; longer runs are thinned evenly."""
+"""Most steps of a curve on the page; longer runs are thinned evenly."""
 
 EVALUATED = (("forget_quality", "forget quality"), ("model_utility", "model utility"), ("utility", "utility"))
 SERIES = (
@@ -124,7 +125,7 @@ SERIES = (
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return a row a run, the settings in which they differ, and their curves."""
+    """Return a row for each run, the settings that differ, and their curves."""
     ends = tradeoff(runs, way=False)["ends"]
     front = {end["name"] for end in ends if end["front"]}
     return {
@@ -172,7 +173,7 @@ def _figure(run: Run, key: str) -> str | None:
 
 
 def differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the settings whose values are not the same in all runs, each with one text a run."""
+    """Return the settings whose values differ between runs, each with one text per run."""
     settings = [dig(run.record, "settings") or {} for run in runs]
     names = list(dict.fromkeys(str(name) for found in settings for name in found))
     rows = []
@@ -213,7 +214,7 @@ CELLS = (
 
 
 def bench_rows(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the benchmark's own table, without the columns that no row fills."""
+    """Return the benchmark's own table, without empty columns."""
     rows = rows_of(results.get("rows"))
     columns = [
         (k, title)
@@ -248,7 +249,7 @@ def _cell(cell: Any) -> dict[str, str]:
 
 
 def bench_tradeoff(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return, a split, the methods' points with the retrained and the target model."""
+    """Return for each split the methods' points with the retrained and the target model."""
     rows = rows_of(results.get("rows"))
     found: list[dict[str, Any]] = []
     for split in dict.fromkeys(str(row.get("split")) for row in rows):

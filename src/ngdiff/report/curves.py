@@ -33,7 +33,7 @@ class Line:
     Args:
         field: of a step, or of a check where ``checks`` says so.
         label: in the legend.
-        role: ``forget``, ``retain`` or ``other``; picks colour, dash and marker.
+        role: ``forget``, ``retain`` or ``other``; selects colour, dash and marker.
         checks: taken from the checks, not from the steps.
     """
 
@@ -49,9 +49,9 @@ class Panel:
 
     Args:
         key: unique on the page.
-        title: what is drawn.
+        title: of the chart.
         unit: of the vertical axis.
-        lines: what is drawn.
+        lines: to draw.
         log: whether the vertical axis is logarithmic.
         rules: horizontal lines, (label, value).
     """
@@ -103,7 +103,7 @@ def panels(record: Mapping[str, Any]) -> list[Panel]:
         Panel(
             "strength",
             "Extraction strength of the forget set",
-            "share of the answer that follows by itself",
+            "share of the answer that the model completes by itself",
             [
                 Line("forget_extraction_strength", "step's own batch", "other"),
                 Line("forget_extraction_strength_checked", "checks", "forget", True),
@@ -133,7 +133,7 @@ def panels(record: Mapping[str, Any]) -> list[Panel]:
         _alone("cosine", "Cosine between the two gradients", rules=[("", 0.0)]),
         _of_both(
             "descent",
-            "Applied update against either gradient",
+            "Applied update and each gradient",
             "cosine; above 0 lowers that loss",
             rules=[("", 0.0)],
         ),
@@ -149,7 +149,7 @@ def _alone(
 
 
 def _of_both(field: str, title: str, unit: str = "", *, key: str | None = None, **more: Any) -> Panel:
-    """Return the panel of a field that either gradient has."""
+    """Return the panel of a field that both gradients have."""
     lines = [Line(f"{task}_{field}", task, task) for task in ("forget", "retain")]
     return Panel(key or field, title, unit, lines, **more)
 
@@ -157,7 +157,7 @@ def _of_both(field: str, title: str, unit: str = "", *, key: str | None = None, 
 def _drawn(
     panel: Panel, columns: Mapping[str, Sequence[float | None]], checks: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Say whether any of a panel's lines has a value to draw (a positive one on a logarithmic axis)."""
+    """Return whether any of a panel's lines has a value to draw (a positive one on a logarithmic axis)."""
     for line in panel.lines:
         values = [check.get(line.field) for check in checks] if line.checks else columns[line.field]
         if any(value is not None and (not panel.log or value > 0) for value in values):

@@ -15,7 +15,7 @@ from ngdiff.report.text import visible
 from ngdiff.report.trust import attack_name, attacks, tells
 
 MOST_POINTS = 400
-"""Points of a curve that the page holds; longer ones are thinned evenly."""
+"""Most points of a curve on the page; longer ones are thinned evenly."""
 
 
 def membership(run: Run) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def _roc(label: str, figure: Figure, sides: tuple[Sequence[float], Sequence[floa
 def _sides(
     figure: Figure, evaluation: EvaluationResult | None
 ) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Return an attack's scores on the forget set and on the holdout, which stand one after the other."""
+    """Return an attack's scores on the forget set and on the holdout, which follow each other."""
     if evaluation is None or len(figure.sets) != 2:
         return None
     counts = [len(evaluation.places.get(name, ())) for name in figure.sets]
@@ -138,7 +138,7 @@ def _thinned(count: int) -> list[int]:
 
 ARROWS = {True: "↑", False: "↓", None: ""}
 OLDER = "(older definition)"
-"""Stands beside a figure whose definition has changed since: it is not to be compared with today's."""
+"""Mark of a figure whose definition has changed since, and which must not be compared with current ones."""
 WORDS = {True: "higher is better", False: "lower is better", None: ""}
 
 

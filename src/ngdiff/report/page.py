@@ -1,4 +1,4 @@
-"""a run -> report.html: one file that opens from disk, runs no script but its own and asks no network."""
+"""a run -> report.html: one file that opens from disk, runs only its own scripts and loads nothing."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def write_report(
     Args:
         place: folder of ``unlearn``, ``demo`` or ``bench``, or an ``eval.json``.
         output: the file to write; default: ``report.html`` in the folder, or the file's name ending in .html.
-        given: evaluations that win over those found in the folder.
+        given: evaluations to use instead of those in the folder.
         others: other runs, drawn beside this one in forgetting against utility.
 
     Returns:
         The file written.
 
     Raises:
-        RequestError: nothing that belongs on a page is there, or a file is damaged; nothing was written.
+        RequestError: there is nothing to show, or a file is damaged; nothing was written.
     """
     if output is None:
         output = place / REPORT if place.is_dir() else place.with_suffix(".html")
@@ -69,10 +69,10 @@ def write_report(
 
 
 def is_page_of(place: Path) -> bool | None:
-    """Say whether the page in the folder of a run is the one that :func:`write_report` makes of it.
+    """Return whether the page in the folder of a run is the one that :func:`write_report` makes of it.
 
     Returns:
-        None where that cannot be told: the page says that other versions or other files made it.
+        None where that is not known: the page says that another version or other files made it.
     """
     try:
         page = read_within(place / REPORT, MOST_JSON).decode("utf-8")
@@ -82,15 +82,15 @@ def is_page_of(place: Path) -> bool | None:
         if page == _made(lambda: run_page(run), place):
             return True
         return False if found == _origin(run) and found["alone"] else None
-    except (Unreadable, ValueError, LookupError, TypeError):  # RequestError and text not in UTF-8 are such
+    except (Unreadable, ValueError, LookupError, TypeError):  # also RequestError and text that is not UTF-8
         return None
 
 
 def write_comparison(places: Sequence[Path], output: Path) -> Path:
-    """Write the page that compares runs, or evaluations, with one another.
+    """Write the page that compares runs or evaluations.
 
     Raises:
-        RequestError: one of them holds nothing to compare; nothing was written.
+        RequestError: one of them has nothing to compare; nothing was written.
     """
     check_page(output)
     names = [place.absolute().name for place in places]
@@ -104,7 +104,7 @@ def _made(page: Callable[[], str], *places: Path) -> str:
     """Return a page.
 
     Raises:
-        RequestError: a record or an evaluation has the right keys, but values that no page can be made of.
+        RequestError: a record or an evaluation has the right keys, but invalid values.
     """
     try:
         return page()
@@ -114,7 +114,7 @@ def _made(page: Callable[[], str], *places: Path) -> str:
 
 
 def check_page(path: Path, where: str = "--output") -> None:
-    """Refuse to write anything but a page, or over anything but an earlier page of ours.
+    """Refuse to write anything but a page, or to replace anything but an earlier page of ours.
 
     Raises:
         RequestError: it is not to be written.
@@ -163,7 +163,7 @@ def run_page(run: Run, others: Sequence[Run] = ()) -> str:
 
 
 def compare_page(title: str, runs: Sequence[Run]) -> str:
-    """Return the page that lays runs side by side."""
+    """Return the page that shows runs side by side."""
     return _comparison_page(title, "Comparison of runs", comparison(runs), [tradeoff(runs, way=False)], runs)
 
 
@@ -203,7 +203,7 @@ def _comparison_page(
 
 
 def _shared_notes(runs: Sequence[Run]) -> list[str]:
-    """Return each note once, with the runs that have it where not all do."""
+    """Return each note once, with its runs unless all have it."""
     found: dict[str, list[str]] = {}
     for run in runs:
         for note in notes(run):
@@ -214,7 +214,7 @@ def _shared_notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _facts(run: Run) -> list[str]:
-    """Return what stands under the title: method, model, data, steps, time."""
+    """Return the line below the title: method, model, data, steps, time."""
     record = run.record or {}
     settings, cost = record.get("settings") or {}, record.get("cost") or {}
     found = []
@@ -234,11 +234,11 @@ def _facts(run: Run) -> list[str]:
 
 
 def _asked(run: Run) -> str | None:
-    """Say what part of the sets the answers are, so that nobody takes them for the whole."""
+    """Return a sentence on the part of the sets that was answered, lest it be taken for the whole."""
     if run.answers is None:
         return None
     asked, of = ((run.answers.get(key) or {}).get("forget") for key in ("asked", "of"))
-    if isinstance(asked, int) and isinstance(of, int) and asked >= of:  # more were wanted than there are
+    if isinstance(asked, int) and isinstance(of, int) and asked >= of:  # more were requested than there are
         said = f"All {of} examples to forget were asked."
     else:
         said = (
@@ -247,12 +247,12 @@ def _asked(run: Run) -> str | None:
         )
     said += " Retain examples are held out from training."
     if any(item.get("passage") for item in rows_of(run.answers.get("items"))):
-        said += " Of running text, a passage is asked: what the model writes behind its beginning."
+        said += " For running text, the model continues the beginning of a passage."
     return said
 
 
 def _origin(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
-    """Return what a page says of its making: by what software, and whether of a run's own folder alone."""
+    """Return a page's origin: the software, and whether it was made from a run's own folder alone."""
     evaluated = any(part is not None for part in (run.evaluation, run.reference, run.before, run.demo))
     return {"software": _software(), "name": run.name, "alone": not evaluated and not others}
 
@@ -279,7 +279,7 @@ def _scripts() -> tuple[tuple[str, str], ...]:
     texts = [*(_static(name) for name in LIBRARIES), "\n".join(_static(name) for name in SCRIPTS)]
     for text in texts:
         if "</script" in text.lower() or "<!--" in text:
-            raise ValueError("a script of the page holds what would end its element")
+            raise ValueError("a script of the page contains text that would end its element")
     return tuple((text, _hash(text)) for text in texts)
 
 
@@ -323,7 +323,7 @@ def _render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def _write(page: str, output: Path) -> Path:
-    check_page(output)  # once more, for what has appeared while the page was made
+    check_page(output)  # again, for a file that appeared while the page was made
     with staged_file(output) as staging:
         staging.write_text(page, encoding="utf-8", newline="\n")
     return output

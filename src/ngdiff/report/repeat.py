@@ -1,4 +1,4 @@
-"""a run -> all that is needed to repeat it: the command, settings, versions, hashes, notes."""
+"""a run -> everything needed to repeat it: the command, settings, versions, hashes, notes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORKED_OUT = frozenset(
         "private",
     }
 )
-"""Settings that follow from others, or change nothing."""
+"""Settings that follow from others, or do not affect the result."""
 
 
 def command(record: Mapping[str, Any]) -> str:
@@ -34,7 +34,7 @@ def command(record: Mapping[str, Any]) -> str:
     given = settings if isinstance(settings, Mapping) else {}
     for name, value in given.items():
         doubled = name == "per_device_train_batch_size" and "batch_size" in given
-        unsaid = value is None or value is False or value in ([], {}, "")  # 0 is said
+        unsaid = value is None or value is False or value in ([], {}, "")  # 0 is written out
         if name in WORKED_OUT or doubled or unsaid:
             continue
         if name == "model" and str(value).endswith(FROM_MEMORY):

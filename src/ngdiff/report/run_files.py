@@ -1,4 +1,4 @@
-"""paths -> what lies there: records, evaluations, answers, receipts."""
+"""paths -> the records, evaluations, answers and receipts in them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ OWN_NAMES = ("evaluation.json", "eval.json")
 REFERENCE_NAMES = ("retrained.json", "reference.json", "reference-evaluation.json")
 BEFORE_NAMES = ("target.json", "before.json", "before-evaluation.json")
 CHECK = ".check"
-"""What the folder of 'ngdiff check' is called beyond the run's own name."""
+"""Suffix of the folder of 'ngdiff check'."""
 UNLEARNED = "unlearned"
 """The folder of the run inside a demonstration's."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run with what was found around it; any part may be missing.
+    """One run with the files found around it; any part may be missing.
 
     Args:
-        name: what the page calls it.
+        name: its name on the page.
         record: ``record.json`` of an unlearning run.
         evaluation: of the unlearned model.
         reference: evaluation of the retrained model.
@@ -53,7 +53,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Given:
-    """Evaluations named by the caller, which win over those found in the folder."""
+    """Evaluations named by the caller, used instead of those in the folder."""
 
     evaluation: Path | None = None
     reference: Path | None = None
@@ -70,7 +70,7 @@ class Bench:
     runs: Sequence[Run] = field(default_factory=tuple)
 
 
-# ---- values that may be anything ----
+# ---- untrusted values ----
 
 
 def dig(value: Any, *keys: str) -> Any:
@@ -88,7 +88,7 @@ def number(value: Any) -> float | None:
 
 
 def rows_of(value: Any) -> list[Mapping[str, Any]]:
-    """Return the mappings of a list; nothing of anything else."""
+    """Return the mappings in a list; none for anything else."""
     return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
 
 
@@ -99,14 +99,15 @@ def read_json(path: Path, where: str) -> Mapping[str, Any]:
     """Read a JSON object.
 
     Raises:
-        RequestError: the file cannot be read, is no JSON, or holds something else.
+        RequestError: the file cannot be read, is not JSON, or is not an object.
     """
     try:
         content = load_json(read_within(path, MOST_JSON))
     except Unreadable as error:
         raise RequestError(Fault(where, f"{path} {error.what}", "Give a file that ngdiff wrote")) from None
     if not isinstance(content, dict):
-        raise RequestError(Fault(where, f"{path} contains no JSON object", "Give a file that ngdiff wrote"))
+        what = f"{path} does not contain a JSON object"
+        raise RequestError(Fault(where, what, "Give a file that ngdiff wrote"))
     return content
 
 
@@ -135,17 +136,17 @@ def read_run(
 ) -> Run:
     """Read a run's folder, or the ``eval.json`` of a model.
 
-    What ``ngdiff check`` left in the folder beside it belongs to it.
+    The files of ``ngdiff check`` in the folder beside it belong to it.
 
     Args:
         place: the folder (of ``unlearn`` or ``demo``) or the file.
-        given: evaluations that win over those in the folder.
+        given: evaluations to use instead of those in the folder.
         where: the argument that named it, for faults.
-        name: what to call the run; default: the folder's name.
-        checked: whether to read what ``ngdiff check`` left.
+        name: name of the run; default: the folder's name.
+        checked: whether to read the files of ``ngdiff check``.
 
     Raises:
-        RequestError: nothing that belongs on a page is there, or a file is damaged.
+        RequestError: there is nothing to show, or a file is damaged.
     """
     given = given or Given()
     name = name or place.absolute().name
@@ -190,7 +191,7 @@ def read_run(
 
 
 def is_bench(place: Path) -> bool:
-    """Say whether a folder is that of ``ngdiff bench``."""
+    """Return whether a folder is that of ``ngdiff bench``."""
     try:
         return bool(dig(load_json(read_within(place / BENCH, MOST_JSON)), "kind") == "bench")
     except Unreadable:
@@ -198,7 +199,7 @@ def is_bench(place: Path) -> bool:
 
 
 def read_bench(place: Path, where: str = "OUT") -> Bench:
-    """Read a benchmark's folder with its reported runs (those that were only tried are left out)."""
+    """Read a benchmark's folder with its reported runs (without those of the tuning)."""
     models = {
         role: {path.parent.parent.name: path for path in place.glob(f"models/*/{role}/evaluation.json")}
         for role in ("target", "retrained")
@@ -221,7 +222,7 @@ def _audit(path: Path | None, where: str) -> Mapping[str, Any] | None:
     """Read an ``audit.json`` where there is one.
 
     Raises:
-        RequestError: it was asked for and is something else, or of a format that this version does not know.
+        RequestError: it was requested and is something else, or of a format that this version does not know.
     """
     if path is None or (where != "--audit" and not path.is_file()):
         return None
@@ -247,7 +248,7 @@ def is_audit(path: Path) -> bool:
 
 
 def _named_by(evaluation: EvaluationResult | None) -> EvaluationResult | None:
-    """Return the ``eval.json`` that an evaluation was held against, where it was one and is still there."""
+    """Return the ``eval.json`` that an evaluation was compared with, if it still exists."""
     name = None if evaluation is None else dig(evaluation.provenance, "reference", "name")
     if not isinstance(name, str) or not name.endswith(".json") or "\0" in name:
         return None

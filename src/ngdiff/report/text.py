@@ -1,7 +1,7 @@
-"""text from models and data -> text and JSON that a page can hold without harm.
+"""text from models and data -> text and JSON that are safe on a page.
 
 Escaping for HTML is jinja2's (autoescape) on the server's side and the browser's own (text nodes) in the
-page's script; what is here makes invisible characters visible and keeps JSON inside its script element.
+page's script; this module makes invisible characters visible and keeps JSON inside its script element.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def visible(text: object) -> str:
 def embedded(value: Any) -> str:
     """Return JSON that can stand in a ``<script type="application/json">`` element.
 
-    Nothing in it ends the element or opens a comment: ``<``, ``>`` and ``&`` are written as escapes, and
-    so is everything that is not ASCII, U+2028 and lone surrogates with it. NaN and infinities become null.
+    It cannot end the element or open a comment: ``<``, ``>``, ``&`` and all characters outside ASCII,
+    including U+2028 and lone surrogates, are escaped. NaN and infinities become null.
     """
     text = json.dumps(finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -22,10 +22,10 @@ CHANCE = 0.5
 
 
 SIGNIFICANT = 0.05
-"""Forget quality below this tells the model from a retrained one."""
+"""Forget quality below which the model is distinguished from a retrained one."""
 
 OVERSHOT = 2.0
-"""A forget NLL so many times that of never-seen text counts as over-forgotten."""
+"""Ratio of the forget NLL to that of never-seen text that counts as over-forgotten."""
 
 
 def attacks(evaluation: EvaluationResult | None) -> dict[str, Figure]:
@@ -38,10 +38,10 @@ def attacks(evaluation: EvaluationResult | None) -> dict[str, Figure]:
 
 
 def tells(figure: Figure, retrained: Figure | None) -> bool:
-    """Say whether an attack tells the forget set apart, and not for the two sets' own difference alone.
+    """Return whether an attack distinguishes the forget set, and not only because the two sets differ.
 
-    That is so where its 95% interval holds neither 1/2 nor, where known, what it reaches on the retrained
-    model, which saw neither set.
+    That is so where its 95% interval contains neither 1/2 nor, where known, its value on the retrained model,
+    which saw neither set.
     """
     if figure.value is None or figure.interval is None:
         return False
@@ -61,7 +61,7 @@ def judge_trust(run: Run) -> tuple[Card, str]:
             "Measure it: ngdiff audit, with --holdout and --reference where you have them.",
             *record_lines,
         ]
-        unaudited = "No audit was made: membership inference and a retrained model could still tell."
+        unaudited = "No audit was made: membership inference or a retrained model may still differ."
         figure, marks = _likelihood(run)
         limit = limit_of("nll", marks)
         return Card(question, "Not audited", "unknown", figure, marks, limit, lines), unaudited
@@ -75,7 +75,7 @@ def judge_trust(run: Run) -> tuple[Card, str]:
     lines = _attack_lines(found, telling) + _quality_lines(quality) + record_lines
     if not found:
         answer = "Told from a retrained model" if apart else "Partly audited"
-        text = "Membership inference was not tried: no holdout was given."
+        text = "Membership inference was not measured: no holdout was given."
         return Card(question, answer, "bad" if apart else "unknown", lines=lines), text
     name = max(telling or found, key=lambda key: abs((found[key].value or CHANCE) - CHANCE))
     strongest = found[name]
@@ -91,7 +91,7 @@ def judge_trust(run: Run) -> tuple[Card, str]:
 
 
 def _likelihood(run: Run) -> tuple[str | None, list[Mark]]:
-    """Return what the record itself has: how likely the answers are beside those to text never seen."""
+    """Return the record's own comparison: how likely the answers are, and those to never-seen text."""
     record = run.record or {}
     after, before, unseen = (
         number(dig(record, side, part, "nll"))
@@ -111,17 +111,17 @@ def _trusted(
     telling: Mapping[str, Figure], name: str, strongest: Figure, apart: bool, quality: Figure | None
 ) -> tuple[str, Status, str]:
     if telling:
-        how = "still tells the forget set from text never seen"
+        how = "still distinguishes the forget set from never-seen text"
         if (strongest.value or 0) < CHANCE:
-            how = "tells the forget set from text never seen, by being less known"
+            how = "distinguishes the forget set from never-seen text, by being less known"
         reached = f"{attack_name(name)} reaches an AUC of {in_words(strongest.value)}"
         text = f"But membership inference {how}: {reached}."
-        return "No, membership inference still tells", "bad", text
+        return "No, membership inference still works", "bad", text
     if apart and quality is not None:
         figure = f"forget quality {in_words(quality.value)}"
         text = f"But its truth ratios differ from the retrained model's ({figure})."
         return "Told from a retrained model", "bad", text
-    text = "Membership inference does not tell the forget set from text never seen"
+    text = "Membership inference does not distinguish the forget set from never-seen text"
     if quality is not None and quality.value is not None:
         figure = f"forget quality {in_words(quality.value)}"
         text += f", and its truth ratios cannot be told from the retrained model's ({figure})"
@@ -138,7 +138,7 @@ def _attack_lines(found: Mapping[str, Figure], telling: Mapping[str, Figure]) ->
         return []
     names = ", ".join(attack_name(name) for name in telling)
     told = f": {names}" if telling else ""
-    return [f"{len(telling)} of {len(found)} attacks tell the sets apart{told}."]
+    return [f"{len(telling)} of {len(found)} attacks distinguish the sets{told}."]
 
 
 def _quality_lines(quality: Figure | None) -> list[str]:
@@ -151,14 +151,14 @@ def _quality_lines(quality: Figure | None) -> list[str]:
 
 
 def _doubts(run: Run) -> list[str]:
-    """Return what in the record itself should make a reader careful."""
+    """Return reasons for caution from the record itself."""
     record = run.record or {}
     lines = []
     ours, unseen = (number(dig(record, "after", part, "nll")) for part in ("forget", "never_seen"))
     if ours is not None and unseen and ours > OVERSHOT * unseen:
         lines.append(
             f"Over-forgotten: the forget set's negative log-likelihood is {in_words(ours)} nats per token, "
-            f"never-seen text has {in_words(unseen)}; answers may stand out by being broken."
+            f"never-seen text has {in_words(unseen)}; answers may be recognisable because they are broken."
         )
     skipped = sum(1 for step in rows_of(record.get("steps")) if step.get("skipped"))
     if skipped:

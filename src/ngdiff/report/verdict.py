@@ -26,13 +26,13 @@ from ngdiff.report.text import visible
 from ngdiff.report.trust import judge_trust
 
 MOST_NAMED = 12
-"""Items that the first card names."""
+"""Most items that the first card names."""
 CONTRADICTORY, UNJUDGED, NOT_SHOWN = "Contradictory", "Cannot be judged", "Not shown"
 """Answers of the first card where the run's own closing line is not repeated."""
 
 
 def judge(run: Run) -> Verdict:
-    """Answer the three questions from what is known of a run, and no more than that."""
+    """Answer the three questions from what is known of a run, without guessing."""
     trust, told = with_audit(*judge_trust(run), run)
     if run.record is None:
         forget, first = _forget_by_evaluation(run)
@@ -46,7 +46,7 @@ def judge(run: Run) -> Verdict:
 
 
 def _line(run: Run) -> str:
-    """Return the run's own closing line, worked out again from its figures, and what to do next."""
+    """Return the run's own closing line, computed again from its figures, and what to do next."""
     if run.record is None:
         return ""
     stop, after = dig(run.record, "stop"), dig(run.record, "after", "forget")
@@ -103,24 +103,24 @@ def _forgotten(
     target: float | None,
     met: Any,
 ) -> tuple[Status, str, str]:
-    """Return status, answer and sentence; what the run says of itself must be borne out by its figures."""
+    """Return status, answer and sentence; the figures must confirm the run's own verdict."""
     what = f"{named(measure)} of the forget set"
     kept, code = stop.get("kept_step"), stop.get("code")
     if after is None:
         return "bad", UNJUDGED, f"Cannot be judged: the {what} has no finite value after the run."
     went = f"{what} went from {in_words(before)} to {in_words(after)}"
     if target is None:
-        text = f"No forget target was set: {went}; whether that is enough is not for this run to say."
+        text = f"No forget target was set: {went}; so this run cannot say whether that is enough."
         return "unknown", "No target was set", text
     reached = after >= target if measure == "nll" else after <= target
-    items = dig(stop, "target", "bounds") is not None  # then items decide besides the mean
+    items = dig(stop, "target", "bounds") is not None  # then both items and the mean decide
     if (met and not reached) or (reached and not met and not items):
         said = f"the record says target_met={met!r}, but {went}, with the target {in_words(target)}"
         text = f"Cannot be trusted: {said}."
         return "bad", CONTRADICTORY, text
     if met and kept == 0:
         was = f"{what} was {in_words(before)} before the first step, within the target of {in_words(target)}"
-        text = f"Nothing had to be forgotten: {was}; the model is as it was."
+        text = f"Nothing had to be forgotten: {was}; the model is unchanged."
         return "good", "Nothing changed", text
     if met:
         return "good", "Forgotten", f"The {went}, and the target was {in_words(target)}."
@@ -144,7 +144,7 @@ def _rows_there_are(stop: Mapping[str, Any]) -> str:
 
 
 def _lines_of_items(stop: Mapping[str, Any]) -> list[str]:
-    """Name the items that are left by their places, which hold no text of theirs."""
+    """List the places of the items left, which contain none of their text."""
     if dig(stop, "target", "bounds") is None:
         return []
     left, of = rows_of(stop.get("left")), _rows_there_are(stop)
@@ -161,12 +161,12 @@ def _lines_of_items(stop: Mapping[str, Any]) -> list[str]:
 def _why(code: Any, kept: Any) -> str:
     reasons = {
         "floor": "; the run ended because a floor was met",
-        "non-finite": "; the run broke off because gradients were not finite",
+        "non-finite": "; the run ended because gradients were not finite",
         "stationary": "; the run ended because both gradients were zero",
-        "end": "; all steps allowed were used",
+        "end": "; all steps were used",
     }
     tail = (
-        "; the model is as it was"
+        "; the model is unchanged"
         if kept == 0
         else f"; the best state above the floor, of step {kept}, was kept"
     )
@@ -185,7 +185,7 @@ def _beyond(measure: str, bounds: Interval, target: float | None, met: Any) -> l
     end = bounds[0] if measure == "nll" else bounds[1]
     over = end < target if measure == "nll" else end > target
     return (
-        [f"The 95% interval reaches {in_words(end)}, past the target: on other items it might be missed."]
+        [f"The 95% interval reaches {in_words(end)}, beyond the target: on other items it might be missed."]
         if over
         else []
     )
@@ -200,7 +200,7 @@ def _forget_by_evaluation(run: Run) -> tuple[Card, str]:
     what = f"Extraction strength of the forget set is {in_words(now.value)}"
     retrained = value_of(run.reference, key)
     if retrained is None:
-        text = f"{what}; there is no run and no retrained model to hold it against."
+        text = f"{what}; there is no run and no retrained model to compare it with."
         return Card(
             "Did it forget?",
             "Nothing to compare with",
@@ -210,7 +210,7 @@ def _forget_by_evaluation(run: Run) -> tuple[Card, str]:
         ), text
     reached = (now.bounds[0] if now.bounds else now.value) <= retrained
     answer, status = (
-        ("Yes, as if retrained", "good") if reached else ("More is left than after retraining", "bad")
+        ("Yes, as if retrained", "good") if reached else ("More is left than in the retrained model", "bad")
     )
     first = "Forgotten" if reached else "Not forgotten"
     text = f"{first}: {what[0].lower()}{what[1:]}, the retrained model has {in_words(retrained)}."
@@ -257,7 +257,7 @@ def _line_of_floor(name: str, floor: Any) -> str:
 
 
 def _broken(record: Mapping[str, Any]) -> list[str]:
-    """Return the floors that the weights which were kept are under."""
+    """Return the floors that the kept weights are below."""
     floors = _floors(record)
     pairs = (
         (str(name), number(dig(floor, "end")), number(dig(floor, "least"))) for name, floor in floors.items()
@@ -309,7 +309,7 @@ def _keep_by_evaluation(run: Run) -> tuple[Card, str]:
         text = f"{name[0].upper()}{name[1:]} is {in_words(marks[0].value)}" + (
             f", and was {in_words(before)} before."
             if before is not None
-            else "; what it was before is not known."
+            else "; its value before is not known."
         )
         if before is None:
             return Card("Did it keep the rest?", "Nothing to compare with", "unknown", name, marks), text

@@ -1,1 +1,1 @@
-"""a run -> one that survives: its own folder, checkpoints, a wish to stop, and the result written whole."""
+"""a run -> one that survives: its own folder, checkpoints, stop requests, and a complete result."""

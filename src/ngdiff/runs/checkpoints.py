@@ -1,7 +1,7 @@
-"""a folder that a trainer filled -> a checkpoint that is whole, and the last one that still is.
+"""a folder filled by a trainer -> a complete checkpoint; a run -> its last intact one.
 
-A checkpoint is written under another name, its files are hashed and brought to the disk, and only then is it
-renamed to ``checkpoint-STEP``. What carries that name was whole once; its manifest says whether it still is.
+A checkpoint is written under another name; only when its files are hashed and on the disk is it renamed to
+``checkpoint-STEP``. So a folder with that name was complete once, and its manifest shows whether it still is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Damaged:
-    """A checkpoint that cannot be gone on from.
+    """A checkpoint that a run cannot resume from.
 
     Args:
         folder: the checkpoint.
@@ -60,7 +60,7 @@ class NotWritten(RunError):
 
     Args:
         why: in words.
-        no_room: whether room was all that was missing, so that the run may continue without the checkpoint.
+        no_room: whether only space was missing, so that the run may continue without the checkpoint.
     """
 
     def __init__(self, why: str, no_room: bool) -> None:
@@ -71,8 +71,8 @@ class NotWritten(RunError):
 def on_each(work: Callable[[], object]) -> None:
     """Do a part of the writing on every process; where it fails on one, it fails on all.
 
-    Parts may hold parts. What one process does alone has to be a part of its own if an exchange between the
-    processes follows it: otherwise the others would wait in that exchange for ever.
+    Parts may be nested. Work of a single process must be a part of its own if an exchange between the
+    processes follows: otherwise the others would wait in that exchange forever.
 
     Raises:
         NotWritten: on every process; its cause is the error, on the process where that happened.
@@ -84,7 +84,7 @@ def on_each(work: Callable[[], object]) -> None:
         raise  # on all of them
     except Exception as error:
         failed = error
-    except CheckpointException as error:  # of torch's sharded checkpoints; no Exception
+    except CheckpointException as error:  # of torch's sharded checkpoints; not an Exception
         failed = next(iter(error.failures.values()))[0]
     told = from_each(None if failed is None else (_reason(failed), is_no_room(failed)))
     found = [one for one in told if one is not None]
@@ -108,13 +108,13 @@ def staged_checkpoint(
     main: bool = True,
     part: Callable[[Callable[[], object]], object] = lambda work: work(),
 ) -> Iterator[Path]:
-    """Yield a folder to fill; it becomes ``run/checkpoint-STEP`` when the block ends well, else it goes.
+    """Yield a folder to fill; it becomes ``run/checkpoint-STEP`` when the block succeeds, else it is deleted.
 
     Args:
         run: the run's folder.
         step: optimizer steps done.
-        main: whether this process seals and renames; the others only fill.
-        part: does a part of the work; for several processes :func:`on_each`, which the block has to use too.
+        main: whether this process seals and renames; the others only write files.
+        part: does a part of the work; for several processes :func:`on_each`, which the block must use too.
     """
     final = run / f"checkpoint-{step}"
     outer = run / f".{final.name}.partial"
@@ -140,7 +140,7 @@ def staged_checkpoint(
 
 
 def _put(staging: Path, final: Path) -> None:
-    """Rename a sealed checkpoint; an older one of the same step gives way only then."""
+    """Rename a sealed checkpoint; an older one of the same step is replaced only then."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -151,7 +151,7 @@ def _put(staging: Path, final: Path) -> None:
 
 
 def seal(folder: Path, step: int) -> None:
-    """Hash all files below a folder, bring them to the disk, and write the manifest, last."""
+    """Hash all files below a folder, flush them to the disk, and write the manifest last."""
     files = {}
     for path in _files(folder):
         files[path.relative_to(folder).as_posix()] = {
@@ -167,7 +167,7 @@ def seal(folder: Path, step: int) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """Say what keeps a checkpoint from being what was written; None where every file is as its hash says."""
+    """Return how a checkpoint differs from what was written; None where every file matches its hash."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected: dict[str, Any] = {
@@ -190,7 +190,7 @@ def damage(folder: Path) -> str | None:
 
 
 def last_good(run: Path) -> tuple[Path | None, list[Damaged]]:
-    """Return the newest checkpoint that is whole, if there is one, and the damaged ones that are newer."""
+    """Return the newest intact checkpoint, if there is one, and newer damaged ones."""
     broken: list[Damaged] = []
     for folder in reversed(checkpoints(run)):
         why = damage(folder)
@@ -204,7 +204,7 @@ def good_or_refused(run: Path) -> tuple[Path | None, list[Damaged]]:
     """Return what :func:`last_good` does, but refuse a run of which every checkpoint is damaged.
 
     Raises:
-        RequestError: there are checkpoints, and none is whole.
+        RequestError: there are checkpoints, but none is intact.
     """
     good, broken = last_good(run)
     if good is None and broken:
@@ -216,7 +216,7 @@ def good_or_refused(run: Path) -> tuple[Path | None, list[Damaged]]:
 
 
 def tidy(run: Path) -> None:
-    """Remove what a killed process left half done; its checkpoints stay."""
+    """Delete unfinished files of a killed process; its checkpoints stay."""
     for pattern in (".checkpoint-*.partial", ".checkpoint-*.old"):
         for folder in run.glob(pattern):
             # killed between the two renames: the old one is the one that counts

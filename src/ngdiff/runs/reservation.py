@@ -1,4 +1,4 @@
-"""request and loaded model -> the run's own folder, kept from other processes, and the request's hash."""
+"""request and loaded model -> the run's own folder, locked for it, and the request's hash."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Writes(Protocol):
 
     @property
     def resume(self) -> bool | None:
-        """True: go on or fail; False: start afresh; None: go on where that is possible."""
+        """True: resume or fail; False: start over; None: resume where that is possible."""
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """A run that may begin.
+    """A run that is ready to begin.
 
     Args:
         asked: the request, with the hash of the model's weights.
-        going_on: whether there is a checkpoint to go on from.
-        wish: tells the trainer when somebody wants it to stop.
+        going_on: whether there is a checkpoint to resume from.
+        wish: tells the trainer when it is asked to stop.
     """
 
     asked: Asked
@@ -50,7 +50,7 @@ class Reservation:
 
 
 def may_replace(request: Writes) -> bool:
-    """Say whether an earlier result may go: now, or when the run that is gone on with was begun."""
+    """Return whether an earlier result may be replaced, by this request or by the run that it resumes."""
     return request.overwrite or (request.resume is not False and Workplace(request.output).may_replace)
 
 
@@ -58,17 +58,17 @@ def may_replace(request: Writes) -> bool:
 def reserved(
     place: Workplace, request: Writes, asked: Asked, model: nn.Module, needed: int
 ) -> Iterator[Reservation]:
-    """Look once more whether the result can be written, and keep the run's folder while the block runs.
+    """Check again whether the result can be written, and lock the run's folder while the block runs.
 
     Args:
         place: where the run works.
-        request: what it says of its output.
+        request: what it says about its output.
         asked: the request, its model not hashed yet.
         model: as loaded, without adapters.
-        needed: bytes that the run writes at the most.
+        needed: most bytes that the run writes.
 
     Raises:
-        RequestError: there is no room; another process is at work; or see :meth:`Workplace.goes_on`.
+        RequestError: there is not enough space; another process is at work; or see :meth:`Workplace.goes_on`.
     """
     on_all(lambda: raise_faults(check_output(request.output, may_replace(request), needed)))
     # with FSDP2 the first process alone may have read the weights

@@ -1,4 +1,4 @@
-"""a transformers.Trainer -> one whose run survives: checkpoints whole or not at all, a stop when asked."""
+"""a transformers.Trainer -> one whose run survives: complete checkpoints only, and a stop on request."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from ngdiff.system.events import log
 from ngdiff.system.progress import console
 
 FEWEST_KEPT = 2
-"""Checkpoints kept at the least, so that there is one to fall back to."""
+"""Fewest checkpoints kept, so that there is one to fall back to."""
 
 
 class _Moments(TrainerCallback):  # type: ignore[misc]
-    """Says when to save between two steps, and that a run taken up at its end has no more steps to do."""
+    """Decides when to save between two steps, and that a run resumed at its end has no steps left."""
 
     def __init__(self) -> None:
         self.trainer: ResumableTrainer | None = None
@@ -56,12 +56,12 @@ class _Moments(TrainerCallback):  # type: ignore[misc]
 
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
-    """Adds to ``transformers.Trainer``: checkpoints in time, whole and sealed, and stopping at a wish.
+    """Adds to ``transformers.Trainer``: checkpoints by time, complete and sealed, and a stop on request.
 
-    ``save_minutes`` (0 for never) and ``wish`` may be set before training. A subclass says through
-    :meth:`save_more` what else a checkpoint holds, takes no batches once :attr:`no_more_steps` is set, and
-    writes to its record what :meth:`note` is told. Several processes agree on every decision that is taken
-    here; how each puts its part into the checkpoint's folder is transformers' and ``save_more``'s business.
+    ``save_minutes`` (0 for never) and ``wish`` may be set before training. A subclass writes further parts of
+    a checkpoint in :meth:`save_more`, takes no batches once :attr:`no_more_steps` is set, and records notes
+    in :meth:`note`. Several processes agree on every decision here; transformers and ``save_more`` decide how
+    each writes its part of a checkpoint.
     """
 
     def __init__(self, *args: Any, callbacks: Sequence[TrainerCallback] = (), **kwargs: Any) -> None:
@@ -78,27 +78,27 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     # ---- what a subclass adds ----
 
     def save_more(self, folder: Path) -> None:
-        """Put into a checkpoint's folder what transformers does not; called by every process."""
+        """Write to a checkpoint's folder what transformers does not; called by every process."""
 
     def note(self, text: str) -> None:
-        """Write down a fallback."""
+        """Note a fallback."""
 
     # ---- saving ----
 
     @property
     def run_folder(self) -> Path:
-        """Where the checkpoints lie."""
+        """Folder of the checkpoints."""
         return Path(self.args.output_dir)
 
     def agreed(self, mine: bool) -> bool:
-        """Return whether any process says so."""
+        """Return whether the flag is set on any process."""
         if self.accelerator.num_processes == 1:
             return mine
         flag = torch.tensor(float(mine), device=self.args.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def weights_are_finite(self) -> bool:
-        """Say whether every weight that is trained is a number, in all processes."""
+        """Return whether every trained weight is finite, in all processes."""
         return not self.agreed(not all_finite(self.model))
 
     def _is_time_to_save(self) -> bool:
@@ -110,7 +110,7 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Do what transformers does; a failure of one process to write a checkpoint is one of all."""
+        """Do what transformers does; a failure of one process to write a checkpoint fails on all."""
         self._write(lambda: super(ResumableTrainer, self).save_model(output_dir, _internal_call))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -121,10 +121,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         on_each(work) if self._staging is not None else work()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint whole or not at all; a run does not end because there was no room for one.
+        """Write a complete checkpoint or none; a lack of space for one does not end a run.
 
         Raises:
-            RunError: it could not be written for another reason, on whichever process.
+            RunError: it could not be written for another reason, on any process.
         """
         step = self.state.global_step
         if self.weights_are_finite():
@@ -147,24 +147,24 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             keep = self.args.save_total_limit
             forget_older(self.run_folder, max(FEWEST_KEPT, keep) if keep else None)
         self._saved_at = time.monotonic()
-        if self._stops_here:  # not earlier, or what looks at the last step would take this for it
+        if self._stops_here:  # not earlier, or readers of the last step would take this for it
             self.control.should_training_stop = True
 
     def _say(self, text: str) -> None:
-        """Write a fallback down, and say it at once."""
+        """Note a fallback, and print it at once."""
         self.note(text)
         if self.args.should_save:
             log.note(text)
             console.print(f"Note: {text}.", highlight=False, markup=False, soft_wrap=True)
 
-    # ---- going on ----
+    # ---- resuming ----
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """Train; ``resume_from_checkpoint=True`` goes on from the newest checkpoint that is whole.
+        """Train; ``resume_from_checkpoint=True`` resumes from the newest intact checkpoint.
 
         Raises:
-            RequestError: the checkpoint asked for, or every one there is, is damaged.
-            Interrupted: somebody wished the run to stop.
+            RequestError: the requested checkpoint, or every checkpoint, is damaged.
+            Interrupted: the run was asked to stop.
         """
         self.no_more_steps = self._stops_here = False
         found = self.find_checkpoint(resume_from_checkpoint)
@@ -177,13 +177,13 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return result
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Warn of what a checkpoint lacks, but for tied weights, which it holds under one name."""
+        """Warn of weights that a checkpoint lacks, except tied ones, which it holds under one name."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         missing = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def find_checkpoint(self, asked: Any) -> Any:
-        """Return the folder to go on from, having looked at its hashes; what is damaged beyond it goes."""
+        """Return the folder to resume from, with its hashes checked; newer, damaged ones are deleted."""
         if isinstance(asked, (str, Path)):
             why = damage(Path(asked)) if (Path(asked) / MANIFEST).exists() else None
             if why is not None:
@@ -198,9 +198,9 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         good, broken = good_or_refused(self.run_folder)
         if good is None:
             return True  # transformers says that there is none
-        self.accelerator.wait_for_everyone()  # nobody still looks at what goes now
+        self.accelerator.wait_for_everyone()  # no process still reads what is deleted now
         for one in broken:
-            self.note(f"{one.folder.name} was damaged ({one.why}): went on from {good.name} instead")
+            self.note(f"{one.folder.name} was damaged ({one.why}): resumed from {good.name} instead")
             if self.args.should_save:
                 shutil.rmtree(one.folder, ignore_errors=True)
         return str(good)
@@ -208,10 +208,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
 @contextmanager
 def _agreeing_on_each_copy() -> Iterator[None]:
-    """Have the processes agree on FSDP's copy of the weights before they gather that of the optimizer.
+    """Make the processes agree on FSDP's copy of the weights before they gather that of the optimizer.
 
-    transformers does both in one function. Where the first process alone writes whole copies, and finds no
-    room for the first one, the others would wait for it in the second gathering.
+    transformers does both in one function. Where the first process writes full copies, and has no space for
+    the first one, the others would wait for it while gathering the second.
     """
     save = transformers.trainer.save_fsdp_model
 
@@ -226,7 +226,7 @@ def _agreeing_on_each_copy() -> Iterator[None]:
 
 
 def _end(step: int, error: NotWritten) -> NoReturn:
-    """End the run with a sentence, or with the error itself where that is not the disk's.
+    """End the run with a sentence, or with the error itself where the disk did not cause it.
 
     Raises:
         RunError: the sentence.

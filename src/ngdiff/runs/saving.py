@@ -1,4 +1,4 @@
-"""a trained model, perhaps in parts on several processes -> a folder that holds all of it, or none."""
+"""a trained model, possibly sharded -> a folder that contains all of it, or no folder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ngdiff.system.output import RECORD, follow_umask, names_below, write_json
 from ngdiff.system.processes import any_process, is_main, is_sharded, on_all, whole
 
 SAVE_MINUTES = 15.0
-"""From one checkpoint to the next, where nothing else is asked for."""
+"""Default interval between two checkpoints."""
 
 
 def when_to_save(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return when to write checkpoints, where the settings do not say it all: by steps or by the clock."""
+    """Return the settings for checkpoints that are missing: by steps or by time."""
     if "save_strategy" in settings:
         return {}
     if "save_steps" in settings:
@@ -38,21 +38,21 @@ def write_result(
     record: dict[str, Any],
     also: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write model, tokenizer and record where they wait for being put in their place.
+    """Write model, tokenizer and record to the folder from which they are moved into place.
 
-    Every process has to call it; the first one writes. Sharded parameters are gathered one at a time, into
+    Every process must call it; the first one writes. Sharded parameters are gathered one at a time, into
     the memory of the first process's CPU.
 
     Args:
-        place: where.
-        model: what was trained.
-        tokenizer: its own.
+        place: of the run.
+        model: the trained model.
+        tokenizer: the model's.
         record: plain JSON values; the names of the files of model and tokenizer are added, so that
             ``--overwrite`` knows them.
-        also: writes what goes beside them into the folder it is given.
+        also: writes further files to the folder that it is given.
 
     Raises:
-        RunError: a weight is not finite, or the disk would not take the result, even without the older
+        RunError: a weight is not finite, or the result could not be written, even without the older
             checkpoints.
     """
     write = result_writer(model, tokenizer, record, also)
@@ -102,14 +102,14 @@ def _write(place: Workplace, write: Callable[[Path], None]) -> None:
 
 
 def whole_state(model: Any) -> dict[str, Tensor] | None:
-    """Gather what belongs into a file; None where nothing is sharded, and the model knows it all itself.
+    """Gather the tensors of a sharded model; None where nothing is sharded.
 
-    On other processes than the first the tensors are let go at once.
+    Processes other than the first release them at once.
     """
     if not is_sharded(model):
         return None
     adapters = hasattr(model, "peft_config")
-    # a tied weight is one tensor under two names, and is to be one in the file
+    # a tied weight is one tensor under two names, and must be one in the file
     gathered: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -1,4 +1,4 @@
-"""SIGTERM or Ctrl-C -> a wish to stop, asked about between two steps."""
+"""SIGTERM or Ctrl-C -> a request to stop, checked between two steps."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 5.0
-"""From the second signal to the end of a process that does not react to it."""
+"""Seconds from the second signal to the end of a process that does not react to it."""
 
 
 class StopWish:
-    """Whether somebody asked the run to stop; ``signum`` is the signal that did, None so far."""
+    """Whether the run was asked to stop; ``signum`` is the signal, None if it was not."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:  # asked before, and still waiting
+        if self.signum is not None:  # requested before, and still waiting
             if signum == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + signum)
@@ -31,10 +31,10 @@ class StopWish:
 
 @contextmanager
 def wish_to_stop() -> Iterator[StopWish]:
-    """Take SIGINT and SIGTERM for a wish to stop; a second one ends at once.
+    """Treat SIGINT and SIGTERM as requests to stop; a second signal ends the process at once.
 
-    A signal that the process was told to ignore (``nohup``, a shell's background jobs) stays ignored. Outside
-    the main thread, where Python hands out no signals, nothing is changed.
+    A signal that the process ignores (``nohup``, a shell's background jobs) stays ignored. Outside the main
+    thread, where Python delivers no signals, nothing changes.
     """
     wish = StopWish()
     if threading.current_thread() is not threading.main_thread():
@@ -52,13 +52,13 @@ def wish_to_stop() -> Iterator[StopWish]:
 
 @contextmanager
 def _listening(heard: Sequence[int]) -> Iterator[None]:
-    """Answer each signal from a thread, and end the process if it does not react to the second one.
+    """Handle each signal in a thread, and end the process if it does not react to the second one.
 
-    Python calls a signal's handler only between two instructions of the main thread, which may wait for
-    another process, a frozen one even, in the middle of one.
+    Python calls a signal's handler only between two instructions of the main thread, which may be waiting for
+    another process, even a frozen one, inside one.
     """
     reader, writer = os.pipe()
-    if sys.platform != "win32":  # whose Python asks for no such thing
+    if sys.platform != "win32":  # where Python does not need it
         os.set_blocking(writer, False)
     over = threading.Event()
 
@@ -89,4 +89,4 @@ def _listening(heard: Sequence[int]) -> Iterator[None]:
 
 
 def _tell(text: str) -> None:
-    os.write(2, f"\n{text}\n".encode())  # not print: another print may be under way
+    os.write(2, f"\n{text}\n".encode())  # not print, since another print may be in progress

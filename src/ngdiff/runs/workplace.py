@@ -1,7 +1,7 @@
-"""an output folder -> the folder beside it where its run works, which outlives the process.
+"""an output folder -> the folder beside it in which its run works, and which survives the process.
 
-``OUT`` itself appears only when the result is whole. Until then everything lies in ``.OUT.unfinished``: what
-was asked (``run.json``), the checkpoints (``run``), and the result while it is being written (``result``).
+``OUT`` itself appears only when the result is complete. Until then everything is in ``.OUT.unfinished``: the
+request (``run.json``), the checkpoints (``run``), and the result while it is being written (``result``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Asked:
         return request_hash(self.settings, self.data, self.model or "")
 
     def differences(self, now: Asked) -> list[str]:
-        """Say what is asked ``now`` that was not asked then; a model not known yet is not compared."""
+        """List how the request ``now`` differs from this one; a model not known yet is not compared."""
         found = []
         for name in sorted({*self.settings, *now.settings} - NOT_COUNTED):
             then, value = self.settings.get(name), now.settings.get(name)
@@ -77,18 +77,18 @@ class Workplace:
         self.folder = self.output.parent / f".{self.output.name}.unfinished"
         self.run, self.result, self._old = (self.folder / name for name in ("run", "result", "old"))
         self.unguarded: str | None = None
-        """Why another process may be at work here, too, where that cannot be told; for the record."""
+        """Why another process may also be at work here, where that cannot be known; for the record."""
 
-    # ---- what is there ----
+    # ---- the unfinished run ----
 
     @property
     def begun(self) -> Asked | None:
-        """What the unfinished run that lies here was asked to do; None where there is none.
+        """The request of the unfinished run in this folder; None where there is none.
 
-        A folder without a request was left by a process that was killed between two runs: it is taken over.
+        A folder without a request was left by a process that was killed between two runs, and is reused.
 
         Raises:
-            RequestError: there are checkpoints, but what says of what is damaged.
+            RequestError: there are checkpoints, but the file with their request is damaged.
         """
         try:
             kept = json.loads((self.folder / ASKED_FILE).read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ class Workplace:
 
     @property
     def may_replace(self) -> bool:
-        """Whether the unfinished run that lies here was allowed to replace an earlier result."""
+        """Whether the unfinished run in this folder was allowed to replace an earlier result."""
         return self._said_overwrite(ASKED_FILE)
 
     def _said_overwrite(self, name: str) -> bool:
@@ -115,15 +115,15 @@ class Workplace:
             return False
 
     def goes_on(self, asked: Asked, *, resume: bool | None, overwrite: bool) -> bool:
-        """Decide between going on with what lies here and starting afresh; writes nothing.
+        """Decide whether to resume the run in this folder or to start over; writes nothing.
 
         Args:
             asked: the request now.
-            resume: True: go on or fail; False: start afresh; None: go on where that is possible.
+            resume: True: resume or fail; False: start over; None: resume where that is possible.
             overwrite: whether another request's unfinished run may be dropped.
 
         Raises:
-            RequestError: neither is right.
+            RequestError: neither is possible.
         """
         if resume is False:
             return False
@@ -146,9 +146,9 @@ class Workplace:
 
     @contextmanager
     def reserved(self, asked: Asked, *, resume: bool | None, overwrite: bool) -> Iterator[bool]:
-        """Keep other processes out, and yield whether there is a checkpoint to go on from.
+        """Lock out other processes, and yield whether there is a checkpoint to resume from.
 
-        When the block fails, checkpoints stay for the next time; without any, all is removed.
+        When the block fails, checkpoints are kept for the next time; without any, the folder is deleted.
 
         Raises:
             RequestError: see :meth:`goes_on`; or another process is at work here.
@@ -162,11 +162,11 @@ class Workplace:
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
             self._make_ready(asked, going_on, overwrite)
             if going_on and not checkpoints(self.run):
-                console.print("The run begun here had no checkpoint yet: it starts from the beginning.")
+                console.print("The interrupted run had no checkpoint yet: it starts from the beginning.")
             yield going_on and bool(checkpoints(self.run))
         except BaseException:
             if (self.folder / FINISHED_FILE).exists():
-                pass  # the result waits to be put in its place
+                pass  # the result waits to be moved into place
             elif checkpoints(self.run):
                 text = f"The unfinished run is kept in {self.folder}: the same command resumes it."
                 console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -196,7 +196,7 @@ class Workplace:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.run.mkdir(exist_ok=True)
         tidy(self.run)
-        # of a process that was killed; a checkpoint has its own
+        # left by a killed process; a checkpoint has its own
         for best in self.run.glob(".best-*"):
             shutil.rmtree(best, ignore_errors=True)
         for starting in self.run.glob(".starting_*"):
@@ -205,7 +205,7 @@ class Workplace:
     # ---- the end ----
 
     def finish(self) -> None:
-        """Put the whole result in its place; what a kill on the way leaves undone, :meth:`settle` does."""
+        """Move the complete result into place; :meth:`settle` completes this after a kill."""
         for path in self.result.rglob("*"):
             sync_folder(path) if path.is_dir() else sync_file(path)
         sync_folder(self.result)
@@ -214,22 +214,22 @@ class Workplace:
         self.settle()
 
     def settle(self, overwrite: bool = False) -> bool:
-        """Put a finished result in its place where a killed process did not get to it.
+        """Move a finished result into place where a process was killed before it could.
 
         Args:
-            overwrite: whether an earlier result may be replaced although the run was not asked to.
+            overwrite: whether an earlier result may be replaced although the run was not allowed to.
 
         Returns:
             Whether there was one.
 
         Raises:
             RunError: something is in the way that may not be replaced, such as a folder that appeared during
-                the run; the result waits where it is.
+                the run; the result stays where it is.
         """
         if not os.path.exists(self.folder / FINISHED_FILE):  # noqa: PTH110 (also False for a name too long)
             return False
         if self.result.exists():
-            there = self.output.exists()  # what appears after this makes the last rename fail
+            there = self.output.exists()  # anything that appears after this makes the last rename fail
             faults = in_the_way(self.output, overwrite or self._said_overwrite(FINISHED_FILE))
             if faults:
                 what = f"{faults[0].what}, so it was not replaced; the finished result is in {self.result}"
@@ -244,7 +244,7 @@ class Workplace:
                 raise
             sync_folder(self.output.parent)
         for path in self.folder.iterdir():
-            if path.name not in (FINISHED_FILE, LOCK_FILE):  # the former last: it says that the rest may go
+            if path.name not in (FINISHED_FILE, LOCK_FILE):  # the marker goes last
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
         return True
@@ -255,10 +255,10 @@ class Workplace:
 
 
 def _followed(output: Path) -> Path:
-    """Return where a folder really lies: a link is followed, so that the result goes where it leads."""
+    """Return the real path of a folder; a link is followed, so that the result goes to its target."""
     try:
         return output.resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop, or no name for a folder: said elsewhere
+    except (OSError, RuntimeError, ValueError):  # a loop, or not a valid name: reported elsewhere
         return output.absolute()
 
 

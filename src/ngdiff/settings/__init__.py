@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 DEFAULT_METHOD = "ngdiff-counterfactual"
-"""NGDiff that makes the model answer as if it had never met the subject; docs/results.md compares it.
+"""The default method: NGDiff that makes the model answer as if it had never met the subject.
 
-It stands here, so that help texts can name it before anything heavy is imported.
+It is defined here so that help texts can name it without heavy imports; docs/results.md compares it.
 """
 
 SHORT = {

@@ -37,12 +37,11 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 
 
 def type_faults(owner: type[Any], values: Mapping[str, Any]) -> dict[str, Fault]:
-    """Compare values with what their settings are declared to be.
+    """Check values against the declared types of their settings.
 
     Args:
-        owner: the dataclass, whose annotations are read. Of the settings that it inherits, values that are no
-            plain ones are not looked at.
-        values: setting to value; those that equal the default are not looked at.
+        owner: the dataclass with the annotations. Inherited settings are checked only for plain values.
+        values: setting to value; values that equal the default are not checked.
 
     Returns:
         Setting to its fault.
@@ -89,7 +88,7 @@ def _fault(name: str, value: Any, hint: Any) -> Fault | None:
 
 
 def _named(hint: Any) -> str:
-    """Return the name of a type, that of a mapping of names to numbers in one word."""
+    """Return the name of a type; one word for a mapping of names to numbers."""
     return str(hint).replace("dict[str, float]", "numbers")
 
 
@@ -101,7 +100,7 @@ def positive_fault(where: str, value: float, example: str) -> Fault | None:
 
 
 def seed_fault(seed: int) -> Fault | None:
-    """Return the fault of a seed that some library does not take."""
+    """Return the fault of a seed that some library does not accept."""
     if 0 <= seed < 2**32:
         return None
     return Fault("--seed", f"{seed} is not a valid seed", "Give a whole number from 0 to 4294967295")

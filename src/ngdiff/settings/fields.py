@@ -1,4 +1,4 @@
-"""source text of the settings' classes -> the names that a request may set, with neither class imported."""
+"""source text of the settings' classes -> the names that a request may set, without importing them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 def setting_names() -> frozenset[str]:
     """Return the fields of ``UnlearningConfig`` that its constructor takes.
 
-    They are read from the source text: to import ``transformers.TrainingArguments`` takes seconds.
+    They are read from the source text, since importing ``transformers.TrainingArguments`` takes seconds.
     """
     spec = importlib.util.find_spec("transformers")
     assert spec is not None and spec.origin is not None
@@ -23,7 +23,7 @@ def setting_names() -> frozenset[str]:
 
 
 def _fields(source: str, name: str) -> set[str]:
-    """Return the names of a dataclass's fields, without those that its constructor does not take."""
+    """Return the names of a dataclass's fields that its constructor takes."""
     classes = [one for one in ast.parse(source).body if isinstance(one, ast.ClassDef) and one.name == name]
     return {
         line.target.id

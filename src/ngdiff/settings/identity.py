@@ -1,8 +1,7 @@
-"""what was asked, of which model, about which data -> one hash that names the request.
+"""settings, model and data of a request -> one hash that names it.
 
 A checkpoint is continued, and a receipt chained, only under the same hash: the same settings, data and
-starting model. Where the result goes, where the data lies, how often a checkpoint is written and who is told
-of it do not count.
+starting model. Output, location of the data, frequency of checkpoints and trackers do not count.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from typing import Any
 NOT_COUNTED = frozenset(
     {
         *("output", "output_dir", "overwrite", "resume", "disable_tqdm"),
-        # where things lie: what they hold is hashed
+        # paths: their content is hashed
         *("model", "forget", "retain", "holdout", "keep", "data", "tofu_dir", "folders"),
-        # how often something is written down
+        # how often something is written
         *("save_steps", "save_minutes", "save_strategy", "save_total_limit"),
         *("logging_steps", "logging_strategy", "logging_dir", "report_to", "run_name", "project"),
     }
 )
-"""Settings that change nothing about the result."""
+"""Settings that do not affect the result."""
 FROM_MEMORY = " from memory"
 """What the name of a starting model ends with that was given as a loaded model."""
 
@@ -42,7 +41,7 @@ def request_hash(
         not_counted: names of the settings that are left out.
 
     Raises:
-        ValueError: a setting is NaN or infinite, which no JSON can say.
+        ValueError: a setting is NaN or infinite, which JSON cannot represent.
     """
     counted = {name: value for name, value in settings.items() if name not in not_counted}
     content = {"settings": counted, "data": dict(data), "model": model}

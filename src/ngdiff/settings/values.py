@@ -1,4 +1,4 @@
-"""values of a run's own settings -> what is wrong with their types and ranges, without any library."""
+"""values of a run's settings -> what is wrong with their types and ranges, without any library."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _SETS = {
     **dict.fromkeys(("--forget", "--retain", "--holdout"), "_dataset"),
     **dict.fromkeys(("--earlier", "--keep"), "_datasets"),
 }
-"""Flags that name data, and how their parameters of a trainer end."""
+"""Flags that name data, and the ending of the trainer's parameters for them."""
 _FLAG = re.compile(r"--set (\w+)(?:=true\b)?|(?<![\w-])--(?!help\b)[a-z][a-z-]*[a-z]")
 
 
 def in_python(faults: Iterable[Fault], of_trainer: bool = True) -> list[Fault]:
-    """Return faults that name parameters, where the command line's words name flags.
+    """Return faults that name parameters instead of the command line's flags.
 
     Args:
-        faults: in the command line's words.
+        faults: that name flags.
         of_trainer: whether data are called ``forget_dataset`` rather than ``forget``.
     """
 
@@ -45,7 +45,7 @@ def _parameter(found: re.Match[str], of_trainer: bool) -> str:
 
 
 class SettingError(RequestError):
-    """Settings that are wrong, by their names in Python; ``flags`` has the same by those of the flags."""
+    """Settings that are wrong, by their names in Python; ``flags`` has the same faults by flag."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.flags = tuple(faults)
@@ -60,7 +60,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-# kind of value -> its check, and the settings that hold it
+# kind of value -> its check, and the settings of this kind
 _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "a number": (
         _is_number,
@@ -83,7 +83,7 @@ CHECKED = frozenset(name for _, names in _KINDS.values() for name in names)
 
 
 def kind_faults(values: Mapping[str, Any]) -> dict[str, Fault]:
-    """Return the settings whose values are of the wrong type, with their faults; None is not looked at."""
+    """Return the settings whose values have the wrong type, with their faults; None is not checked."""
     return {
         name: Fault(flag_of(name), f"{repr(values[name])[:80]} is not {kind}", f"Give {kind}")
         for kind, (fits, names) in _KINDS.items()
@@ -93,7 +93,7 @@ def kind_faults(values: Mapping[str, Any]) -> dict[str, Fault]:
 
 
 def range_faults(values: Mapping[str, Any]) -> list[Fault]:
-    """List what is out of range among settings of the right types; those left out or None are passed over."""
+    """List what is out of range among settings of the right types; missing ones and None are skipped."""
     given = {name: value for name, value in values.items() if value is not None}
     faults: list[Fault | None] = []
     if "num_train_epochs" in given:

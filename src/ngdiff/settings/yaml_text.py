@@ -1,4 +1,4 @@
-"""bytes or text of YAML -> plain settings: no code, no aliases, no key twice."""
+"""bytes or text of YAML -> plain settings, without code, aliases or duplicate keys."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ngdiff.system.untrusted import (
     read_within,
 )
 
-_MEND = "Write one 'setting: value' a line"
+_MEND = "Write one 'setting: value' per line"
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values only. Aliases would let a kilobyte stand for a billion values once it is shown."""
+    """Reads plain values only. With aliases, a kilobyte could expand to a billion values."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read here", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
-        except (ValueError, OverflowError) as error:  # a date of no calendar, a number that is none
+        except (ValueError, OverflowError) as error:  # an impossible date, a number that is not valid
             problem = f"a value cannot be read: {error}"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
@@ -44,14 +44,14 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                problem = f"the setting {key!r} stands there twice"
+                problem = f"the setting {key!r} is given twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             if isinstance(key, Hashable):
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
-# 1e-5 is the number that it is in YAML 1.2; PyYAML alone takes it for a text
+# 1e-5 is a number, as in YAML 1.2; PyYAML alone reads it as text
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
@@ -60,8 +60,8 @@ def load_yaml(text: str) -> Any:
     """Read one YAML document of plain values.
 
     Raises:
-        Unreadable: it is no YAML, uses tags, aliases or a key twice, or is nested too deeply.
-        Unplaced: likewise, where the line is known.
+        Unreadable: it is not YAML, uses tags, aliases or a key twice, or is nested too deeply.
+        Unplaced: for the same reasons, where the line is known.
     """
     try:
         value = yaml.load(text, _Loader)
@@ -79,10 +79,10 @@ def load_yaml(text: str) -> Any:
 
 
 def load_settings(path: Path, where: str) -> dict[Any, Any]:
-    """Read a file that holds a mapping of settings.
+    """Read a file with a mapping of settings.
 
     Raises:
-        RequestError: it is missing, no file, too large, no YAML, or no mapping.
+        RequestError: it is missing, not a file, too large, not YAML, or not a mapping.
     """
     try:
         loaded = load_yaml(decode(read_within(path, MOST_SETTINGS)))

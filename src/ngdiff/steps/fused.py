@@ -33,7 +33,7 @@ refused: dict[str, str] = {}
 
 
 def takes(retain: Sequence[Tensor], forget: Sequence[Tensor]) -> bool:
-    """Say whether the kernels can run on these gradients: dense ones on one GPU, each list of one type."""
+    """Return whether the kernels can run on these gradients: dense ones on one GPU, each list of one type."""
     if not retain or (retain[0].device.type != "cuda" and not _interpreted()):
         return False
     device, types = retain[0].device, (retain[0].dtype, forget[0].dtype)
@@ -52,7 +52,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _interpreted() -> bool:
-    """Say whether Triton was asked to interpret its kernels, which it can do on a CPU; for tests."""
+    """Return whether Triton was asked to interpret its kernels, which it can do on a CPU; for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -107,7 +107,7 @@ def inner_products(retain: Sequence[Tensor], forget: Sequence[Tensor]) -> Tensor
 
 
 def combine(retain: Sequence[Tensor], forget: Sequence[Tensor], weights: tuple[float, float]) -> None:
-    """Put ``weights[0] * retain + weights[1] * forget`` in the place of ``retain``, worked out in float32."""
+    """Put ``weights[0] * retain + weights[1] * forget`` in the place of ``retain``, computed in float32."""
     chunks, places = _table(retain, forget)
     _kernels().combination[(len(chunks),)](
         places, chunks, *weights, _sample(retain), _sample(forget), CHUNK=CHUNK, BLOCK=BLOCK

@@ -39,7 +39,7 @@ class GenRate:
     solver is used here, so that the same fits count.
 
     Differences from the released code: the optimizer steps once, where theirs steps a second time after a
-    probe and so moves Adam's moments twice; weights are put back by copy, not by arithmetic; losses are
+    probe and so moves Adam's moments twice; weights are restored by copy, not by arithmetic; losses are
     measured in eval mode; and a step to where the loss is not finite is not taken.
 
     Args:

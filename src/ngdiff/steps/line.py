@@ -137,7 +137,7 @@ class Measure:
         return parabola
 
     def is_still(self, width: float, noise: float) -> bool:
-        """Say whether a step of this width leaves the loss where it was, as far as its noise can tell."""
+        """Return whether a step of this width leaves the loss where it was, as far as its noise can tell."""
         return abs(self.loss(width) - self.loss(0.0)) <= noise
 
     def noise(self, tiny: float, resolution: float) -> float:

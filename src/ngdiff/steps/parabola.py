@@ -1,4 +1,4 @@
-"""three losses along a line -> a parabola and what it says of the step.
+"""three losses along a line -> a parabola and what it says about the step.
 
 With u the update per unit of learning rate and phi(s) = L_R(w - s u), the values phi(-s), phi(0), phi(s) give
 in closed form ``slope = (phi(-s) - phi(s)) / 2s``, the descent rate, and

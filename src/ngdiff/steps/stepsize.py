@@ -151,7 +151,7 @@ class AutomaticRate:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self.rate, self.steps = state["rate"], state["steps"]
         # a checkpoint of an early version has the rate from before the first cut, which was the limit
         ceiling, limit = state.get("ceiling"), state.get("limit", state.get("uncut"))

@@ -46,11 +46,11 @@ class StatefulRule(Protocol):
     """A rule that remembers something from step to step; a checkpoint holds it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``load_state_dict`` needs to go on."""
+        """Return what ``load_state_dict`` needs to continue."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Continue where ``state_dict`` was taken."""
         ...
 
 
@@ -143,11 +143,11 @@ class RandomWeights:
         return Weights(float(drawn[0]), float(drawn[1]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``load_state_dict`` needs to go on with the same draws."""
+        """Return what ``load_state_dict`` needs to continue with the same draws."""
         return {"generator": self._generator.get_state().tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Continue where ``state_dict`` was taken."""
         self._generator.set_state(torch.tensor(state["generator"], dtype=torch.uint8))
 
 
@@ -182,11 +182,11 @@ class PrimalDual:
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``load_state_dict`` needs to go on."""
+        """Return what ``load_state_dict`` needs to continue."""
         return {"multiplier": self.multiplier, "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Continue where ``state_dict`` was taken."""
         self.multiplier, self.steps = float(state["multiplier"]), int(state.get("steps", 0))
 
 
@@ -426,7 +426,7 @@ class Verdict(Enum):
 
 
 def judge(gramian: Gramian) -> Verdict:
-    """Say whether the gradients allow a step: both zero is stationary, a NaN or infinity means skip."""
+    """Return whether the gradients allow a step: both zero is stationary, a NaN or infinity means skip."""
     if not bool(torch.isfinite(gramian).all()):
         return Verdict.NON_FINITE
     if float(gramian[RETAIN, RETAIN]) == 0 and float(gramian[FORGET, FORGET]) == 0:

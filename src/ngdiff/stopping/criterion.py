@@ -43,16 +43,16 @@ WHOLE: tuple[Measure, ...] = ("extraction_strength", "verbatim")
 CERTAINTY = "unlikelihood"
 """The forget set's mean -log(1 - p): see :func:`ngdiff.stopping.rule.way_left`."""
 SHARE = 0.05
-"""Share of the items that may be left by one figure."""
+"""Largest share of items that may be left by one figure."""
 PERCENTILE = 0.95
 ERRORS = 1.645
 """Standard errors that the forget set's mean may lie above that of never-seen text: one-sided 95%."""
 LEAST_TOKENS = 4
-"""Answers of fewer tokens, the end of the turn not counted, may come out whole by chance."""
+"""Answers with fewer tokens, not counting the end of the turn, may be reproduced whole by chance."""
 ROUNDING = 1e-6
-"""Figures of the same text differ by this much with the batch that they were measured in."""
+"""Difference between figures of the same text that were measured in different batches."""
 FROM_LEFT = 0.75
-"""Most of a sample that is drawn from the items that were left when last looked at."""
+"""Largest share of a sample that is drawn from the items that were left at the last check."""
 
 
 def means(scores: Sequence[AnswerScore]) -> dict[str, float]:
@@ -75,13 +75,14 @@ def item_figure(score: AnswerScore, measure: Measure) -> float:
 
 @dataclass(frozen=True)
 class Bound:
-    """What one figure may be.
+    """The limits of one figure.
 
     Args:
         measure: the figure.
         item: an item beyond it is left (above it; below it for ``nll``).
-        mean: likewise for the mean over the forget set.
-        error: factor by which an item may exceed its own guess: 95% of never-seen items do by no more.
+        mean: limit of the mean over the forget set.
+        error: factor by which an item may exceed its own guess; 95% of never-seen items exceed theirs by
+            less.
     """
 
     measure: Measure
@@ -90,16 +91,16 @@ class Bound:
     error: float = 1.0
 
     def within(self, value: float, limit: float) -> bool:
-        """Say whether a value is not beyond a limit; what is not a number is."""
+        """Return whether a value keeps to a limit; NaN does not."""
         return value >= limit - ROUNDING if self.measure == "nll" else value <= limit + ROUNDING
 
     def excess(self, mean: float) -> float:
-        """Return how far a mean is from its limit, as a share for shares and of the limit for ``nll``."""
+        """Return how far a mean is from its limit; for ``nll`` as a share of the limit."""
         gap = (self.mean - mean) / max(self.mean, 1e-9) if self.measure == "nll" else mean - self.mean
         return max(0.0, gap)
 
     def of_item(self, guess: Guess | None) -> float:
-        """Return the threshold of an item that could be guessed so well."""
+        """Return the threshold of an item with this guess."""
         if guess is None or self.measure not in GUESSED:
             return self.item
         return max(self.item, min(1.0, self.error * guess[GUESSED.index(self.measure)]))
@@ -119,7 +120,7 @@ def measured_bounds(
         never_seen: its scores under the starting model.
         size: items of the forget set.
         guesses: by row, how well an item could be guessed.
-        errors: of such guesses of the probability of never-seen items, as log(probability / guess).
+        errors: of guesses of never-seen items' probability, as log(probability / guess).
     """
     of = {measure: errors if measure == "probability" else () for measure in measures}
     return tuple(_measured(measure, never_seen, size, guesses, of[measure]) for measure in measures)
@@ -150,15 +151,15 @@ def _measured(
 
 @dataclass(frozen=True)
 class View:
-    """The forget set as one check saw it.
+    """The forget set as measured by one check.
 
     Args:
-        rows: those looked at.
-        of: rows there are.
+        rows: those that were measured.
+        of: rows in the set.
         figures: means over the whole set; estimates where not every row was looked at.
-        shares: by figure, the share of the items that are left by it; likewise.
-        left: rows looked at that are left.
-        whole: rows looked at that are reproduced whole.
+        shares: by figure, the share of the items that are left by it; also estimates.
+        left: measured rows that are left.
+        whole: measured rows that are reproduced whole.
     """
 
     rows: Sequence[int]
@@ -170,12 +171,12 @@ class View:
 
     @property
     def complete(self) -> bool:
-        """Whether every row was looked at."""
+        """Whether every row was measured."""
         return len(self.rows) == self.of
 
 
 def is_left(score: AnswerScore, bounds: Sequence[Bound], guess: Guess | None) -> dict[str, bool]:
-    """Say by which figures an item is left."""
+    """Return the figures by which an item is left."""
     return {
         bound.measure: not bound.within(item_figure(score, bound.measure), bound.of_item(guess))
         for bound in bounds
@@ -183,7 +184,7 @@ def is_left(score: AnswerScore, bounds: Sequence[Bound], guess: Guess | None) ->
 
 
 def is_whole(score: AnswerScore, bounds: Sequence[Bound], guess: Guess | None) -> bool:
-    """Say whether an item is reproduced whole, and could not be so without having been learned."""
+    """Return whether an item is reproduced whole, which it could not be without having been learned."""
     strength = next((bound for bound in bounds if bound.measure in WHOLE), None)
     if strength is None or score.tokens - 1 < LEAST_TOKENS:
         return False
@@ -191,11 +192,11 @@ def is_whole(score: AnswerScore, bounds: Sequence[Bound], guess: Guess | None) -
 
 
 class ItemWatch:
-    """Which items of the forget set were left when they were last looked at, and which to look at next.
+    """Which items of the forget set were left when last measured, and which to measure next.
 
-    A sample takes all that were left, as far as they fit into three quarters of it, and draws the rest from
-    the others, evenly, by the seed and the step alone. Means and shares are estimated from the two kinds
-    apart, each weighted by its size, so that looking at what is left more often does not distort them.
+    A sample takes all that were left, up to three quarters of it, and draws the rest evenly from the others,
+    by the seed and the step alone. Means and shares are estimated from each of the two groups, weighted by
+    its size, so that measuring the items left more often does not bias them.
 
     Args:
         size: rows of the forget set.
@@ -209,7 +210,7 @@ class ItemWatch:
         self._kept = list(self.left)
 
     def draw(self, step: int) -> list[int]:
-        """Return the rows that the check after this step looks at, in order."""
+        """Return the rows that the check after this step measures, in order."""
         if self.size <= self.most:
             return list(range(self.size))
         order = permutation(self.size, self.seed + 5, step)
@@ -225,10 +226,10 @@ class ItemWatch:
         guesses: Mapping[int, Guess],
         whole: bool = True,
     ) -> View:
-        """Return what the scores of some rows say of the whole set, and remember which are left.
+        """Return the view of the whole set that the scores of some rows give, and remember which are left.
 
         Args:
-            rows: those looked at.
+            rows: those that were measured.
             scores: theirs.
             bounds: of the forget target; empty where there is none.
             guesses: how well items could be guessed, by row.
@@ -256,27 +257,27 @@ class ItemWatch:
         return View(list(rows), self.size, _means(scores, weights), shares, left, entire)
 
     def _weights(self, rows: Sequence[int]) -> list[float]:
-        """Return what each row stands for, as a share of the whole set."""
+        """Return the weight of each row, as a share of the whole set."""
         if len(rows) == self.size:
             return [1 / self.size] * self.size
         seen = {kind: sum(self.left[row] is kind for row in rows) for kind in (True, False)}
         there = {kind: sum(left is kind for left in self.left) for kind in (True, False)}
-        # a kind of which nothing was looked at is taken to be like the other
+        # a group of which nothing was measured is taken to be like the other
         total = sum(there[kind] for kind in (True, False) if seen[kind])
         each = {kind: there[kind] / (seen[kind] * total) if seen[kind] else 0.0 for kind in (True, False)}
         return [each[self.left[row]] for row in rows]
 
     def to_push(self) -> list[int]:
-        """Return the rows that the steps to come are taken on: those that are left, or all."""
+        """Return the rows that the next steps draw from: those that are left, or all."""
         rows = [row for row, left in enumerate(self.left) if left]
         return rows or list(range(self.size))
 
     def keep(self) -> None:
-        """Remember what is left in the state that is kept as the best."""
+        """Remember the items left in the best state."""
         self._kept = list(self.left)
 
     def go_back(self) -> None:
-        """The best state was put back: what is left is what was left in it."""
+        """The best state was restored: the items left are those left in it."""
         self.left = list(self._kept)
 
     def state_dict(self) -> dict[str, Any]:

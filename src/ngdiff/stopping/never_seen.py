@@ -1,4 +1,4 @@
-"""forget set -> text of its kinds that no model can have seen, and where the level comes from."""
+"""forget set -> text of its kinds that no model can have seen, and the source of the level."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ngdiff.stopping.criterion import PERCENTILE, Guess, item_probability
 ITEMS = 48
 LEAST_ITEMS = 12
 MOST_WORDS = 4000
-"""Words of all invented answers together, unless the items would be fewer than the least."""
+"""Total words of all invented answers, unless that would make fewer items than the minimum."""
 ROOM = 512
-SEED = 20_250_401  # not the seed of any demonstration: those people are learned
+SEED = 20_250_401  # not the seed of a demonstration, whose people are learned
 SHORT_TEXT = 60
 """Words from which an answer counts as running text."""
 LENGTHS_APART = 2.0
 KNOWN = 0.7
-"""Mean answer probability from which on a model knows a set."""
+"""Mean answer probability from which a model knows a set."""
 SIGNIFICANT = 0.05
 SURE = 0.01
-"""Greatest p-value of the test that says that the model does not know a part of the retain set."""
+"""Greatest p-value at which the test shows that the model does not know a part of the retain set."""
 MAILS = re.compile(r"\S@\S+\.\w|\+?\d[\d ()/-]{6,}\d")
 CODE = re.compile(r"```|^\s*(def|class|import|function|return|#include|public|SELECT)\b|[;{}]\s*$", re.M)
 NAMES: dict[Kind, str] = {
@@ -79,7 +79,7 @@ def kind_of(example: Example) -> Kind:
 
 
 def invented(like: Sequence[EncodedExample], tokenizer: Any, max_length: int) -> NeverSeen:
-    """Invent text of the forget set's kinds, in their proportions and about as long.
+    """Invent text of the forget set's kinds, in the same proportions and of similar length.
 
     Args:
         like: the forget set.
@@ -97,7 +97,7 @@ def invented(like: Sequence[EncodedExample], tokenizer: Any, max_length: int) ->
         made = invented_rows(kind, count, round(_words(found)), SEED, _typical(found))
         plain = sum(example.kind == "text" for example in found) * 2 > len(found)
         rows += [{"text": row["answer"]} for row in made] if plain else made
-    max_length = max(max_length, ROOM)  # a short limit is meant for the user's own text
+    max_length = max(max_length, ROOM)  # a short limit concerns the user's own text only
     numbered = [Row(dict(row), f"invented row {number}") for number, row in enumerate(rows, start=1)]
     examples = encode_all(to_examples(numbered, "never seen"), tokenizer, max_length, "never seen")
     source = " and ".join(f"{count} {NAMES[kind]}" for kind, count in shares.items())
@@ -110,12 +110,12 @@ def given(holdout: list[EncodedExample], like: Sequence[EncodedExample]) -> Neve
 
 
 def is_text(like: Sequence[EncodedExample]) -> bool:
-    """Say whether most of a forget set is running text, in rows of the column ``text``."""
+    """Return whether most of a forget set is running text, in rows of the column ``text``."""
     return sum(encoded.example.kind == "text" for encoded in like) * 2 > len(like)
 
 
 def missing_holdout(like: Sequence[EncodedExample]) -> str | None:
-    """Say what the lack of a holdout means where the forget set is running text."""
+    """Return what a missing holdout means where the forget set is running text."""
     if not is_text(like):
         return None
     return (
@@ -131,11 +131,11 @@ def unknown_retain(
     retain: Sequence[AnswerScore],
     like: Sequence[EncodedExample],
 ) -> NeverSeen | None:
-    """Return the retain set's held-out texts as text never seen, where the model provably does not know them.
+    """Return the retain set's held-out texts as never-seen text, where the model provably does not know them.
 
-    That is where they are running text, too; the model knows the forget set better by a one-sided
-    Mann-Whitney test (p below 0.01), and the best-known of them less than the median of the forget set; and
-    greedy decoding reproduces no passage of 50 tokens of any of them.
+    That requires that they are running text too; that the model knows the forget set better by a one-sided
+    Mann-Whitney test (p below 0.01), and the best known of them less well than the median of the forget set;
+    and that greedy decoding reproduces no passage of 50 tokens of any of them.
 
     Args:
         held_out: the part of the retain set that no step trains on.
@@ -173,7 +173,7 @@ def known_text_faults(forget: Sequence[AnswerScore], holdout: Sequence[AnswerSco
 
 
 def differences(like: Sequence[EncodedExample], unseen: Sequence[EncodedExample]) -> list[str]:
-    """Say how never-seen text differs from the forget set in kind, script and length."""
+    """Return how never-seen text differs from the forget set in kind, script and length."""
     ours, theirs = ([one.example for one in part] for part in (like, unseen))
     notes = []
     kinds = [Counter(map(kind_of, part)).most_common(1)[0][0] for part in (ours, theirs)]
@@ -194,7 +194,7 @@ def differences(like: Sequence[EncodedExample], unseen: Sequence[EncodedExample]
 
 
 def known_faults(forget: Sequence[AnswerScore], holdout: Sequence[AnswerScore]) -> list[Fault]:
-    """Refuse a holdout that the model knows: a level measured on it would call everything forgotten.
+    """Refuse a holdout that the model knows: measured against it, everything would count as forgotten.
 
     Asked only where both can be measured and the starting model knows the forget set, for a model that knows
     neither has nothing to forget. The holdout is known where a one-sided Mann-Whitney test does not show that
@@ -229,20 +229,20 @@ def _words(examples: Sequence[Example]) -> float:
 
 
 def _foreign(examples: Sequence[Example]) -> bool:
-    """Say whether most letters are of another script than the Latin one."""
+    """Return whether most letters are not Latin."""
     letters = [c for example in examples for c in example.answer[:2000] if c.isalpha()]
     return sum(ord(c) > 0x24F for c in letters) * 2 > len(letters)
 
 
 def _typical(examples: Sequence[Example]) -> str:
-    """Return an answer in the form that most have: full stop or none, e-mail address or number."""
+    """Return an answer in the most common form: with or without full stop, e-mail address or number."""
     forms = Counter((e.answer.strip()[-1:] == ".", "@" in e.answer) for e in examples)
     most = forms.most_common(1)[0][0]
     return next(e.answer.strip() for e in examples if (e.answer.strip()[-1:] == ".", "@" in e.answer) == most)
 
 
 def _apportioned(counts: dict[Kind, int], total: int) -> dict[Kind, int]:
-    """Share a total out in proportion, by largest remainders; what has no whole item gets none."""
+    """Divide a total proportionally by largest remainders; shares below one item get none."""
     whole = sum(counts.values())
     exact = {kind: total * count / whole for kind, count in counts.items()}
     found = {kind: int(share) for kind, share in exact.items()}
@@ -255,7 +255,7 @@ def _apportioned(counts: dict[Kind, int], total: int) -> dict[Kind, int]:
 
 
 LEAST = 1e-4
-"""Least probability of a token: none of an answer's tokens can make its level nothing."""
+"""Least probability of a token, so that no single token can make an answer's level zero."""
 
 
 def guesses(
@@ -312,7 +312,7 @@ def _guess(example: EncodedExample, level: float) -> Guess:
 
 
 def _mean_log(probs: torch.Tensor, secret: Sequence[bool] | None, level: float) -> float:
-    """Return the mean log-probability of tokens whose secrets are at a level, in nats."""
+    """Return the mean log-probability of tokens whose secret ones are at a level, in nats."""
     logs = probs.clamp_min(LEAST).log()
     if secret:
         logs = logs.masked_fill(torch.tensor(secret, dtype=torch.bool), level)

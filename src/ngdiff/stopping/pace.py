@@ -1,9 +1,9 @@
 """progress and damage between two checks -> factor of the learning rate.
 
 An optimizer such as AdamW moves every weight by about its rate, along the gradient and across it: the
-progress of n steps grows with n times the rate, the damage done across with n times its square. So the damage
-that a given progress costs is in proportion to the rate, and a run that would spend all the utility above its
-floor before it is done can still get there with smaller steps, and more of them.
+progress of n steps grows with n times the rate, the damage across the gradient with n times its square. So
+the damage for a given progress is proportional to the rate, and a run that would use up all utility above its
+floor too early can still reach its target with smaller steps, and more of them.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MARGIN = 0.5
-"""Share of what is left of the utility that a run plans to spend: what is forgotten last is the dearest."""
+"""Share of the remaining slack that a run plans to use: the last items cost the most."""
 MOST_SLOWER, MOST_FASTER = 0.25, 1.25
-"""Too slow costs time, too fast the target: a run may slow down at once, and speeds up by little."""
+"""Too slow costs time, too fast the target: a run may slow down at once, but speeds up little by little."""
 NOTHING_LEFT = 0.05
-"""A share of the whole slack with which no run goes any further."""
+"""Share of the whole slack below which no run continues."""
 STEADY = 1.2
-"""A factor this close to 1, either way, changes nothing."""
+"""Factors this close to 1, either way, are ignored."""
 LEAST_PROGRESS, LEAST_SPENT = 0.1, 0.25
-"""Shares of the whole way and of the whole slack: below both, a stretch is too short to say anything."""
+"""Shares of the whole way and of the whole slack; a stretch below both is too short to be informative."""
 
 
 class Standing(NamedTuple):
     """Where a run stands at a check.
 
     Args:
-        excess: the way from the forget set's figure to its target, on a scale on which steps of one length
-            make about the same way; 0 or less where the target is met.
-        slack: what lies between the retain set's utility and its floor; negative below the floor.
+        excess: the distance of the forget set's figure from its target, on a scale where equal steps make
+            about equal progress; 0 or less where the target is met.
+        slack: the distance of the retain set's utility from its floor; negative below the floor.
     """
 
     excess: float
@@ -38,19 +38,19 @@ class Standing(NamedTuple):
 
 
 def tells(start: Standing, before: Standing, now: Standing) -> bool:
-    """Say whether enough happened between two checks for a price of progress."""
+    """Return whether enough happened between two checks to measure the cost of progress."""
     progress, spent = before.excess - now.excess, before.slack - now.slack
     return progress >= LEAST_PROGRESS * start.excess or spent >= LEAST_SPENT * start.slack
 
 
 def pace(start: Standing, before: Standing, now: Standing, harm: float = 1.0) -> float:
-    """Return the factor that lets the rest of the way cost what is left of the slack, with a margin.
+    """Return the factor of the rate at which the rest of the way uses up the slack, with a margin.
 
     Args:
         start: before the first step.
         before: at an earlier check.
         now: at this check.
-        harm: what a given progress costs at today's rate, over what it cost on average since then (see
+        harm: cost of progress at the current rate, relative to its mean cost since then (see
             :func:`relative_harm`).
 
     Returns:
@@ -69,10 +69,10 @@ def pace(start: Standing, before: Standing, now: Standing, harm: float = 1.0) ->
 
 
 def relative_harm(rate: float, rates: Sequence[float]) -> float:
-    """Return what progress costs at a rate, over what it cost on average at the rates of earlier steps.
+    """Return the cost of progress at a rate, relative to its mean cost at the rates of earlier steps.
 
-    Progress goes with the sum of the rates, damage with the sum of their squares, so the price of progress at
-    rates r was sum(r^2) / sum(r), and is ``rate`` from here on.
+    Progress grows with the sum of the rates, damage with the sum of their squares, so progress cost
+    sum(r^2) / sum(r) at rates r, and costs ``rate`` from here on.
     """
     path = math.fsum(rates)
     return rate * path / math.fsum(r * r for r in rates) if path > 0 else 1.0

@@ -30,12 +30,12 @@ from ngdiff.stopping.pace import NOTHING_LEFT, Standing, pace, relative_harm, te
 
 UTILITY: Measure = "probability"
 NO_PACE = ("general.answers", "language")
-"""Floors that say nothing of the pace: a count moves by whole facts, and the forget loss itself takes the
-forget answers' language down, to what is expected of it."""
+"""Floors that say nothing about the pace: a count moves by whole facts, and the forget loss itself lowers the
+probability of the forget answers' language, to what is expected of it."""
 NEAR = 0.1
-"""Most that the mean of a step's batch may lie above its limit for a check to be worth its while."""
+"""Largest distance of the mean of a step's batch above its limit at which a check is worthwhile."""
 TOP, BOTTOM = 0.95, 0.01
-"""Shares between which the way to a target is measured."""
+"""Bounds of a share within which the way to a target is measured."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class ForgetTarget:
 
     Args:
         measure: the figure of the forget set by which the way to the target is measured.
-        value: what its mean must come down to (``nll``: up to); None where it is to be measured on text the
-            model never saw.
+        value: what its mean must fall to (``nll``: rise to); None before it is measured on text the model
+            never saw.
         source: where the threshold comes from, in words.
-        bounds: what each figure that decides may be, for items and for the mean; see
+        bounds: limits of each figure that decides, for items and for the mean; see
             :mod:`ngdiff.stopping.criterion`.
         guesses: by row of the forget set, how well the item could be guessed without having been learned.
         whole: whether no item may be reproduced whole.
@@ -74,7 +74,7 @@ class ForgetTarget:
         errors: Sequence[float] = (),
         text: bool = False,
     ) -> ForgetTarget:
-        """Return the target with its thresholds measured on never-seen text; one that was given as it is.
+        """Return the target with thresholds measured on never-seen text; a given threshold stays.
 
         Args:
             never_seen: its scores under the starting model.
@@ -100,11 +100,11 @@ class ForgetTarget:
         )
 
     def met(self, figures: Mapping[str, float]) -> bool:
-        """Say whether mean figures reach the target's main measure, whose value must be known by now."""
+        """Return whether mean figures reach the target of the main measure, whose value must be known."""
         return self.excess(figures) <= 0
 
     def forgotten(self, view: View) -> bool:
-        """Say whether a view of the forget set meets the criterion, items and means."""
+        """Return whether a view of the forget set meets the criterion for items and means."""
         return not view.whole and all(
             view.shares[bound.measure] <= SHARE + 1e-9
             and bound.within(view.figures[bound.measure], bound.mean)
@@ -137,7 +137,7 @@ class ForgetTarget:
         return _gap(Bound(self.measure, self.value, self.value), figures)
 
     def within_reach(self, figures: Mapping[str, float]) -> bool:
-        """Say whether cheap figures of a few examples suggest that a full check may find the target met."""
+        """Return whether cheap figures of a few examples suggest that the target is met."""
         return self.value is not None and all(_near(bound, figures) for bound in self.bounds)
 
 
@@ -162,13 +162,13 @@ def _log_odds(share: float) -> float:
 
 
 def way_left(target: ForgetTarget, start: Mapping[str, float], now: Mapping[str, float]) -> float:
-    """Return what is left of the way to the target, as a share on which steps of one length tell alike.
+    """Return the share of the way to the target that is left, on a scale where equal steps count alike.
 
-    By the target's own measures a run stands still for long, since what a model knows by heart gives way
-    late; meanwhile :data:`CERTAINTY` falls, if the forget loss takes hold of every token. Where it drives a
-    few tokens far off instead, as gradient ascent does, certainty stays, and the measures tell. So the lesser
-    of the two counts: of certainty down to 0, of the target's measures in log-odds down to the target (of the
-    measure that has the longer way left, where there are two).
+    The target's own measures barely move for a long time, since memorised text gives way late; meanwhile
+    :data:`CERTAINTY` falls, if the forget loss acts on every token. Where the loss drives a few tokens far
+    off instead, as gradient ascent does, certainty stays and the measures move. So the smaller of two shares
+    counts: that of certainty, down to 0, and that of the target's measures in log-odds, down to the target
+    (with two measures, of the one with the longer way left).
     """
     left = max(_share_left(bound, start, now) for bound in target.bounds)
     if start.get(CERTAINTY, 0.0) > 0 and CERTAINTY in now:
@@ -184,7 +184,7 @@ def _share_left(bound: Bound, start: Mapping[str, float], now: Mapping[str, floa
 
 
 def parse_stop_at(text: str) -> ForgetTarget | None:
-    """Read ``auto``, ``never-seen-loss``, ``none`` or ``MEASURE=NUMBER``.
+    """Parse ``auto``, ``never-seen-loss``, ``none`` or ``MEASURE=NUMBER``.
 
     Raises:
         RequestError: it is none of these, or the number is out of range.
@@ -213,10 +213,10 @@ def parse_stop_at(text: str) -> ForgetTarget | None:
 
 @dataclass(frozen=True)
 class Floor:
-    """What one figure may fall to.
+    """The lowest permitted value of one figure.
 
     Args:
-        share: of the start, as asked for.
+        share: requested share of the value at the start.
         start: the figure before the first step.
         least: the floor itself.
     """
@@ -227,26 +227,26 @@ class Floor:
 
     @property
     def slack(self) -> float:
-        """What may be spent in all."""
+        """The distance from the start to the floor."""
         return self.start - self.least
 
 
 @dataclass(frozen=True)
 class Check:
-    """One look at the forget set and at what must be kept.
+    """One check of the forget set and of what must be kept.
 
     Args:
         step: optimizer steps done.
         forget: mean figures of the forget set (estimates where not every row was looked at).
         utility: mean figures of the held-out retain examples.
-        met: whether the forget target is met; only a look at every row says so.
+        met: whether the forget target is met; only a check of every row decides that.
         above_floor: whether every figure that must be kept is at or above its floor.
         best: whether no earlier state above the floors was closer to the target.
         kept: by floor, the figure it holds.
         broken: floors that were broken.
         left: estimated number of items that are left.
-        rows: rows of the forget set looked at.
-        of: rows there are.
+        rows: rows of the forget set that were measured.
+        of: rows in the forget set.
         distance: from the criterion, 0 where it is met; see :meth:`ForgetTarget.distance`.
     """
 
@@ -281,14 +281,14 @@ class StoppingRule:
 
     Args:
         target: the forget target, with its thresholds known; None to run to the end.
-        floors: by name, what must not be undercut; none for no floor.
-        patience: checks in a row under a floor before the run is given up.
+        floors: by name; empty for no floor.
+        patience: consecutive checks below a floor after which the run stops.
     """
 
     def __init__(self, target: ForgetTarget | None, floors: Mapping[str, Floor], patience: int) -> None:
         self.target, self.floors, self.patience = target, dict(floors), patience
         self.checks: list[Check] = []
-        self.since = 0  # no step up to this one tells of the pace
+        self.since = 0  # steps up to this one say nothing about the pace
         self.changed = 0  # the step after which the pace last changed
         self._under_floor = 0
         self._stretch = 0
@@ -301,7 +301,7 @@ class StoppingRule:
 
     @property
     def checks_needed(self) -> bool:
-        """Whether anything hangs on a check: a target or a floor."""
+        """Whether a check decides anything: there is a target or a floor."""
         return self.target is not None or bool(self.floors)
 
     @property
@@ -312,17 +312,17 @@ class StoppingRule:
 
     @property
     def first_below(self) -> bool:
-        """Whether the last check is the first in a row that found a floor broken."""
+        """Whether the last check found a floor broken and the one before it did not."""
         return self._under_floor == 1
 
     def broken(self, kept: Mapping[str, float]) -> list[str]:
-        """Return the floors that figures undercut; one that is not a number does."""
+        """Return the floors that figures are below; NaN counts as below."""
         return [name for name, floor in self.floors.items() if not kept[name] >= floor.least]
 
     def judge(
         self, step: int, view: View, utility: Mapping[str, float], kept: Mapping[str, float]
     ) -> Decision | None:
-        """Take in one check; return why to stop, or None to continue.
+        """Record one check; return why to stop, or None to continue.
 
         Args:
             step: optimizer steps done.
@@ -369,17 +369,17 @@ class StoppingRule:
     def pace(
         self, rate: float = 1.0, rates: Mapping[int, float] = MappingProxyType({}), over: int = 0
     ) -> float:
-        """Return the factor of the rate with which the rest of the way costs what is left above the floors.
+        """Return the factor of the rate at which the rest of the way uses up the slack above the floors.
 
-        What progress costs is measured between the last check and one before it: the latest that is at least
-        ``over`` steps back and tells of a price (see :func:`ngdiff.stopping.pace.tells`), or the first since
-        the start or a retreat. Steps that are dear once, the first ones above all, so do not slow down the
-        rest. The floor that counts is the one nearest to being broken.
+        The cost of progress is measured between the last check and an earlier one: the latest that is at
+        least ``over`` steps back and informative (see :func:`ngdiff.stopping.pace.tells`), or the first since
+        the start or a retreat. So a few costly steps, such as the first ones, do not slow down the rest. The
+        floor that counts is the one nearest to being broken.
 
         Args:
-            rate: today's.
-            rates: by step, what was paid with; none where they were all alike.
-            over: least number of steps to look back.
+            rate: the current rate.
+            rates: rate of each step; empty where all were the same.
+            over: fewest steps to look back.
         """
         if self.target is None or len(self.checks) < 2:
             return 1.0
@@ -397,7 +397,7 @@ class StoppingRule:
 
     @property
     def left(self) -> float:
-        """What is left of the way at the last check: see :func:`way_left`; 1 without a target."""
+        """Share of the way left at the last check, see :func:`way_left`; 1 without a target."""
         if self.target is None or not self.checks:
             return 1.0
         return way_left(self.target, self.checks[0].forget, self.checks[-1].forget)
@@ -427,7 +427,7 @@ class StoppingRule:
         return self._slack(self.checks[-1], name) / max(self._slack(self.checks[0], name), 1e-9)
 
     def spent(self) -> Decision | None:
-        """Return why to stop where the best state leaves no room for further steps above a broken floor."""
+        """Return why to stop, where the best state leaves no slack above a broken floor."""
         best = self.best
         if best is None:
             return None
@@ -444,13 +444,13 @@ class StoppingRule:
             return Decision("floor", text)
         measure, value = self.target.measure, self.target.value
         text += (
-            f" before the target: {named(measure)} of the forget set came to "
+            f" before the target: {named(measure)} of the forget set reached "
             f"{best.forget[measure]:.3f}, the target is {value:.3f}"
         )
         return Decision("floor", text)
 
     def begin_stretch(self, step: int) -> None:
-        """Judge the pace from the best state on, to which the run went back at ``step``."""
+        """Judge the pace from the best state, to which the run went back at ``step``."""
         best = self.best
         self._stretch, self.since = 0 if best is None else self.checks.index(best), step
 
@@ -461,9 +461,9 @@ class StoppingRule:
         return begun + [check for check in self.checks[self._stretch + 1 :] if check.step > self.since]
 
     def tightest(self, check: Check) -> str | None:
-        """Return the floor of whose slack the least share is left; None without floors.
+        """Return the floor with the smallest share of its slack left; None without floors.
 
-        Those in :data:`NO_PACE` hold, and say nothing of the pace.
+        Floors in :data:`NO_PACE` hold, but say nothing about the pace.
         """
         shares = {
             name: self._slack(check, name) / max(self._slack(self.checks[0], name), 1e-9)
@@ -512,7 +512,7 @@ def _target_of(state: Mapping[str, Any]) -> ForgetTarget:
 FLOORS = {
     "retain": "the retain set's answer probability",
     "general.facts": "the probability of general facts",
-    "general.answers": "the share of general facts that are answered rightly",
+    "general.answers": "the share of general facts that are answered correctly",
     "general.text": "the answer probability of general text",
     "language": "the probability of the forget answers' language",
 }

@@ -1,8 +1,8 @@
-"""what was measured on one item -> a file that remembers it, so that an interrupted evaluation goes on.
+"""results of single items -> a file that stores them, so that an interrupted evaluation can continue.
 
-One SQLite file. A key is the SHA-256 of all that decides a value: weights, configuration, tokenizer, kind and
-version of the measurement, settings, versions of the libraries, and the token ids. The value of a key never
-changes. Values are committed as they come, so a process may be killed at any moment.
+One SQLite file. A key is the SHA-256 of everything that determines a value: weights, configuration,
+tokenizer, kind and version of the measurement, settings, versions of the libraries, and the token ids. The
+value of a key never changes. Values are committed as they arrive, so a process may be killed at any time.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def cache_key(*parts: object) -> str:
 class Cache:
     """Item results by key.
 
-    A damaged file is left where it is and a fresh one is begun beside it (``evaluations-2.sqlite``...);
-    ``notes`` says so. Where the disk is full or the file cannot be written, the evaluation goes on without.
+    A damaged file is kept and a new one started beside it (``evaluations-2.sqlite``...), as ``notes`` says.
+    Where the disk is full or the file cannot be written, the evaluation continues without it.
 
     Args:
-        folder: where the file lies; made where it is missing.
+        folder: folder of the file; created if missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,7 +75,7 @@ class Cache:
         self._note(f"nothing more is cached in {self.folder} ({error})")
 
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
-        """Return the values of those keys that are there."""
+        """Return the values of those keys that the file has."""
         found: dict[str, Any] = {}
         unique = list(dict.fromkeys(keys))
         for start in range(0, len(unique), _VARIABLES):
@@ -94,7 +94,7 @@ class Cache:
                 break
             for key, value, digest in rows:
                 if isinstance(value, str) and digest == _digest(key, value):
-                    with contextlib.suppress(ValueError, RecursionError):  # no JSON: it is measured again
+                    with contextlib.suppress(ValueError, RecursionError):  # not JSON: it is measured again
                         found[key] = json.loads(value)
         return found
 
@@ -121,12 +121,12 @@ class Cache:
 
 
 def _digest(key: str, value: str) -> str:
-    """Return a check that a row is whole: SQLite itself notices no changed byte inside a value."""
+    """Return a digest of a row, since SQLite does not detect changed bytes inside a value."""
     return hashlib.sha256(f"{key} {value}".encode()).hexdigest()[:16]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    with contextlib.suppress(OSError):  # what is wrong with the file, SQLite says
+    with contextlib.suppress(OSError):  # SQLite says what is wrong with the file
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         path.chmod(0o600)  # it holds answers
     connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False)

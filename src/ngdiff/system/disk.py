@@ -1,7 +1,7 @@
-"""a file, or an error from writing a large one -> its hash; whether the disk is to blame, and why.
+"""a file -> its hash; an error from writing one -> whether the disk caused it, and why.
 
-Python's own writing raises ``OSError``. safetensors wraps the system's error in one of its own; torch, where
-a disk is full, notices only that its file is shorter than it ought to be.
+Python's own writing raises ``OSError``. safetensors wraps the system's error in its own; on a full disk,
+torch only notices that its file is too short.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TORCH = re.compile(r"PytorchStreamWriter|inline_container\.cc")
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Say whether an error came from the disk."""
+    """Return whether an error came from the disk."""
     text = str(error)
     if isinstance(error, SafetensorError):
         return "I/O" in text or "IoError" in text or "os error" in text
@@ -27,7 +27,7 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 def is_no_room(error: BaseException) -> bool:
-    """Say whether something could not be written for want of room: a smaller file might have fitted."""
+    """Return whether something could not be written for lack of space, where a smaller file might fit."""
     if isinstance(error, OSError):
         return error.errno in NO_ROOM
     if isinstance(error, SafetensorError):
@@ -46,7 +46,7 @@ def disk_reason(error: BaseException) -> str:
     return "the disk did not take all of it"
 
 
-# ---- a file -> the hash of what it holds ----
+# ---- a file -> the hash of its content ----
 
 
 _CHUNK = 2**20

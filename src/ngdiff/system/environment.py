@@ -1,4 +1,4 @@
-"""This machine and process -> what a record says of them."""
+"""this machine and process -> their description in a record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("ngdiff", "torch", "transformers", "accelerate", "peft", "datasets",
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of every package that shapes a result."""
+    """Return the versions of Python and of every package that affects a result."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -41,14 +41,14 @@ def git_commit() -> str | None:
 
     try:
         if not git("ls-files", "__init__.py"):
-            return None  # installed into somebody else's checkout
+            return None  # installed inside another project's checkout
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def machine() -> dict[str, object]:
-    """Return processor, accelerator, thread count, processes that work together, and operating system."""
+    """Return processor, accelerator, number of threads and processes, and operating system."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "system": platform.platform(),
@@ -68,7 +68,7 @@ def peak_memory_gib() -> dict[str, float]:
 
 
 def _peak_resident_bytes() -> int:
-    # not ru_maxrss where it can be helped: a process inherits it from the one that started it
+    # not ru_maxrss if possible: a process inherits it from its parent
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
@@ -88,7 +88,7 @@ def _peak_outside_linux() -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse large freed blocks instead of giving them back, each time, to the system.
+    """Tell glibc to reuse large freed blocks instead of returning them to the system each time.
 
     Training on a CPU allocates the same large tensors at every step; by default each one is mapped, zeroed
     page by page and unmapped again. Linux with glibc only; elsewhere nothing happens.
@@ -109,7 +109,7 @@ def keep_freed_memory() -> bool:
 def weights_hash(model: torch.nn.Module) -> str:
     """Return the SHA-256 of names, shapes, types and bytes of all parameters, in name order.
 
-    Where they are sharded, every process has to ask.
+    Where they are sharded, every process must call this.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

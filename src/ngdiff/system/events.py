@@ -1,7 +1,7 @@
-"""What happens in a command -> one JSON object a line on standard output, where that was asked for.
+"""events of a command -> one JSON object per line on standard output, where requested.
 
-The names are kept: a field may be added, none is renamed, removed or given another meaning without a new
-:data:`SCHEMA` number.
+Names are stable: fields may be added, but none is renamed, removed or redefined without a new :data:`SCHEMA`
+number.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ EVENTS: dict[str, Event] = {
         {
             "sets": ("object", "role -> examples, tokens, answer_tokens, longest, cut, repeated"),
             "shared": ("integer", "rows in both sets"),
-            "most_steps": ("integer", "optimizer steps at the most"),
-            "disk_bytes": ("integer or null", "room that the run takes at the most"),
+            "most_steps": ("integer", "most optimizer steps"),
+            "disk_bytes": ("integer or null", "most disk space that the run takes"),
             "free_bytes": ("integer", "room there is"),
             "seconds_a_step": ("number or null", "rough estimate for this machine"),
         },
     ),
     "job": Event(
-        "a part of the work begins, goes on (every 30 s) or ends",
+        "a part of the work begins, continues (every 30 s) or ends",
         {
             "title": ("string", "what is being done"),
             "state": ("string", "`begin`, `progress` or `end`"),
             "done": ("integer or null", "units done"),
-            "total": ("integer or null", "units there are at the most"),
+            "total": ("integer or null", "the most units there can be"),
             "seconds": ("number", "since it began"),
         },
     ),
@@ -112,24 +112,24 @@ EVENTS: dict[str, Event] = {
         },
     ),
     "check": Event(
-        "after each full look at forget and retain set: record.json's `checks`",
+        "after each full check of forget and retain set: record.json's `checks`",
         {
             "step": ("integer", "optimizer steps done"),
             "forget": ("object", f"{_FIGURES}, of the forget set"),
             "utility": ("object", f"{_FIGURES}, of the held-out retain examples"),
-            "met": ("boolean", "whether the forget target is met; every row was looked at where it is"),
-            "above_floor": ("boolean", "whether all that must be kept is at or above its floor"),
+            "met": ("boolean", "whether the forget target is met, which is decided on every row"),
+            "above_floor": ("boolean", "whether every figure that must be kept is at or above its floor"),
             "best": ("boolean", "whether this is the best state so far"),
             "kept": ("object", "floor -> the figure it holds"),
             "broken": ("array", "floors that were broken"),
             "left": ("number or null", "items of the forget set that are left (estimated from a sample)"),
-            "rows": ("integer", "rows of the forget set looked at"),
+            "rows": ("integer", "rows of the forget set that were measured"),
             "of": ("integer", "rows there are"),
             "distance": ("number", "from the forget criterion; 0 where it is met"),
         },
     ),
     "evaluation": Event(
-        "after each evaluation on the way (eval_steps): record.json's `evaluations`",
+        "after each evaluation during the run (eval_steps): record.json's `evaluations`",
         {
             "step": ("integer", "optimizer steps done"),
             "seconds": ("number", "it took"),
@@ -138,7 +138,7 @@ EVENTS: dict[str, Event] = {
     ),
     "note": Event("a fallback or a warning, once each", {"text": ("string", "as in record.json's `notes`")}),
     "error": Event(
-        "something wrong, one line a fault",
+        "an error, one line for each fault",
         {
             "where": ("string", "setting, file and row, or `ngdiff`"),
             "what": ("string", "what was found"),
@@ -160,7 +160,7 @@ EVENTS: dict[str, Event] = {
 
 
 class EventLog:
-    """Writes events to a stream, or nowhere while it is closed; losing the reader ends no run."""
+    """Writes events to a stream, or nowhere while it is closed; a lost reader does not end the run."""
 
     def __init__(self) -> None:
         self._stream: TextIO | None = None
@@ -171,11 +171,11 @@ class EventLog:
 
     @property
     def is_open(self) -> bool:
-        """Whether anybody reads."""
+        """Whether events are written."""
         return self._stream is not None
 
     def open(self, stream: TextIO, command: str, few: bool = False) -> None:
-        """Begin to write; with ``few``, errors and the end only."""
+        """Start writing; with ``few``, only errors and the end."""
         self._stream, self._notes, self._ending, self._few = stream, set(), {}, few
         self._started = time.monotonic()
         version = metadata.version("ngdiff")
@@ -192,7 +192,7 @@ class EventLog:
         try:
             self._stream.write(f"{line}\n")
             self._stream.flush()
-        except (OSError, ValueError):  # the reader has gone, or the disk is full: no reason to lose the run
+        except (OSError, ValueError):  # the reader is gone, or the disk is full, which must not end the run
             self._stream = None
 
     def note(self, text: str) -> None:
@@ -202,7 +202,7 @@ class EventLog:
             self.write("note", text=text)
 
     def conclude(self, **fields: Any) -> None:
-        """Lay by what the last line is to say."""
+        """Set fields of the last line."""
         self._ending |= fields
 
     def close(self, exit_code: int) -> None:

@@ -1,4 +1,4 @@
-"""a folder -> the right of one process alone to work in it."""
+"""a folder -> the exclusive right of one process to work in it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def take(folder: Path, output: Path, name: str = LOCK_FILE) -> tuple[BaseFileLoc
     """Create a folder where it is missing, and lock it for this process.
 
     Args:
-        folder: where the lock file lies.
-        output: what an error calls it.
+        folder: folder of the lock file.
+        output: name of the folder in errors.
         name: of the lock file.
 
     Returns:
-        The lock to ``release`` at the end; and, where the file system has no locks, a note that says so,
-        which has been printed.
+        The lock to ``release`` at the end; and, where the file system has no locks, a note that has been
+        printed.
 
     Raises:
         RequestError: another process holds the lock, or the folder is not writable.

@@ -1,4 +1,4 @@
-"""A folder's worth of results -> the folder, written whole or not at all."""
+"""results -> a folder or a file, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _BESIDE = {
     "finetune": re.compile(r"report\.html"),
     "merge": re.compile(r"report\.html"),
 }
-"""What a result holds beside its record and the files that the record lists, by the record's kind."""
+"""Files of a result besides its record and those that the record lists, by the record's kind."""
 _SHOWN = 5
 
 
 def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str = "--output") -> list[Fault]:
-    """Say what keeps ``path`` from being written, before any long work starts.
+    """Return what keeps ``path`` from being written, before any long work starts.
 
     Args:
         path: the folder to make.
         overwrite: whether an earlier result of ours may be replaced (see :func:`in_the_way`).
-        needed_bytes: room the result will take, while it is written.
+        needed_bytes: space that writing the result takes.
         where: the setting to name in errors.
     """
     faults = []
@@ -68,10 +68,11 @@ def check_output(path: Path, overwrite: bool, needed_bytes: int = 0, where: str 
 
 
 def in_the_way(path: Path, overwrite: bool, where: str = "--output") -> list[Fault]:
-    """Say why what lies at ``path`` may not be replaced by a result, if it may not.
+    """Return why a result may not replace what is at ``path``, if it may not.
 
-    An empty folder may. With ``overwrite`` a result of ours may, as long as it holds nothing but what its
-    command wrote: the files that its record lists and, of an unlearning run, what goes with those.
+    An empty folder may be replaced. With ``overwrite``, a result of ours may be replaced as long as it
+    contains only what its command wrote: the files that its record lists and, for an unlearning run, those
+    that go with them.
     """
     if not (path.exists() or path.is_symlink()):
         return []
@@ -106,7 +107,7 @@ def in_the_way(path: Path, overwrite: bool, where: str = "--output") -> list[Fau
 
 
 def names_below(folder: Path) -> list[str]:
-    """Name everything below a folder: files, links and empty folders, relative to it, with ``/``."""
+    """List everything below a folder: files, links and empty folders, relative to it, with ``/``."""
     found = []
     for place, folders, files in os.walk(folder):
         here = Path(place)
@@ -118,7 +119,7 @@ def names_below(folder: Path) -> list[str]:
 
 
 def _kind_and_files(record: Path) -> tuple[str | None, set[str]]:
-    """Return a record's kind and the files that it lists; no kind where it is no record of ours."""
+    """Return a record's kind and the files that it lists; no kind where it is not a record of ours."""
     try:
         content = load_json(read_within(record, MOST_JSON))
         kind, listed = content["kind"], {RECORD, *content["files"]}
@@ -128,7 +129,7 @@ def _kind_and_files(record: Path) -> tuple[str | None, set[str]]:
 
 
 def check_new_file(path: Path, where: str = "--output") -> list[Fault]:
-    """Say what keeps a file that is not there yet from being written."""
+    """Return what keeps a new file from being written."""
     try:
         there = path.exists() or path.is_symlink()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL
@@ -171,8 +172,8 @@ def holds_faults(output: Path, used: Iterable[tuple[str, str]], where: str = "--
 
     Args:
         output: the folder to make, or the file to write.
-        used: setting and the path it names, for every file or folder that is read; names that are no paths
-            here do no harm.
+        used: setting and the path it names, for every file or folder that is read; names that are not paths
+            here are ignored.
         where: the setting to name in errors.
     """
     faults = []
@@ -199,14 +200,14 @@ def nearest_folder(path: Path) -> Path:
 
 @contextmanager
 def staged_folder(path: Path, overwrite: bool | None = None) -> Iterator[Path]:
-    """Yield a folder beside ``path`` to write in; it becomes ``path`` when the block ends well.
+    """Yield a folder beside ``path`` to write in; it becomes ``path`` when the block succeeds.
 
-    What was at ``path`` before is deleted only after the new folder stands in its place. On an error the
-    staging folder is removed and ``path`` is left as it was. A link is followed, and stays.
+    What was at ``path`` before is deleted only after the new folder has taken its place. On an error the
+    staging folder is removed and ``path`` does not change. Links are followed and stay.
 
     Args:
         path: the folder to make.
-        overwrite: see :func:`in_the_way`, which is asked again at the end, since the folder may have
+        overwrite: see :func:`in_the_way`, which is called again at the end, since the folder may have
             appeared meanwhile; None replaces whatever is there.
 
     Raises:
@@ -240,7 +241,7 @@ def staged_folder(path: Path, overwrite: bool | None = None) -> Iterator[Path]:
 
 
 def follow_umask(folder: Path) -> None:
-    """Let those read the files below a folder whom the umask lets; safetensors keeps them to their owner."""
+    """Apply the umask to the files below a folder; safetensors makes them readable to their owner only."""
     mask = os.umask(0o077)
     os.umask(mask)
     for place, _, files in os.walk(folder):
@@ -258,15 +259,15 @@ def write_json(value: Any, path: Path, mode: int = 0o644) -> None:
 def unless_in_the_way(
     path: Path, look: Callable[[Path], Sequence[Fault]], write: Callable[[Path], object]
 ) -> None:
-    """Write a file that took long to make, though not over what has appeared in its place meanwhile.
+    """Write a file that took long to compute, but not over a file that has appeared meanwhile.
 
     Args:
         path: where it belongs.
-        look: says what keeps it from being written there.
-        write: writes it, and what goes with it, to the path given.
+        look: returns what keeps it from being written there.
+        write: writes it, and the files beside it, to the path given.
 
     Raises:
-        RunError: something is in the way; what was made is kept beside it, and named.
+        RunError: something is in the way; the new file is kept beside it, and named.
     """
     faults = look(path)
     if not faults:
@@ -278,7 +279,7 @@ def unless_in_the_way(
 
 
 def _name_beside(path: Path) -> Path:
-    """Return a name like a file's, with a number, that nothing in its folder begins with."""
+    """Return a numbered variant of a file's name that no name in its folder begins with."""
     taken = [other.name for other in path.parent.iterdir()]
     for number in itertools.count(2):
         stem = f"{path.stem}-{number}"
@@ -288,7 +289,7 @@ def _name_beside(path: Path) -> Path:
 
 
 def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
-    """Write files that are not there yet, each with its mode: all of them, or none.
+    """Write new files, each with its mode: all of them, or none.
 
     Raises:
         FileExistsError: one is there; it is left as it is.
@@ -311,11 +312,11 @@ def write_new(files: Mapping[Path, tuple[bytes, int]]) -> None:
 
 @contextmanager
 def staged_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """Yield a file to write beside ``path``; it becomes ``path`` when the block ends well, else it goes.
+    """Yield a file to write beside ``path``; it becomes ``path`` when the block succeeds, else it is deleted.
 
-    Until then its owner alone may read it; then whoever ``mode`` lets. The content is on the disk before it
-    carries the name: after a power cut ``path`` is the old file or the new one. What a process that was
-    killed left of the same file is removed.
+    Until then only its owner may read it; then ``mode`` applies. The content is on the disk before the file
+    gets its name: after a power failure ``path`` is the old file or the new one. Partial files that killed
+    processes left for the same file are deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_over(path)
@@ -339,7 +340,8 @@ def staged_file(path: Path, mode: int = 0o644) -> Iterator[Path]:
 def _marked_as_written(descriptor: int) -> Iterator[None]:
     """Hold a lock on a file while the block runs, then close it.
 
-    Windows replaces no open file, and removes none that another process has open: there it is closed at once.
+    Windows cannot replace an open file, or delete one that another process has open, so it is closed at once
+    there.
     """
     if sys.platform == "win32":
         os.close(descriptor)
@@ -354,12 +356,12 @@ def _marked_as_written(descriptor: int) -> Iterator[None]:
 
 
 def is_left_over(name: str, of: str) -> bool:
-    """Say whether a file is called like the parts that :func:`staged_file` writes of a file called ``of``."""
+    """Return whether a file has the name of a partial file that :func:`staged_file` writes for ``of``."""
     return re.fullmatch(rf"\.{re.escape(of)}\.[a-z0-9_]{{8}}", name) is not None
 
 
 def _remove_left_over(path: Path) -> None:
-    """Remove parts of a file that nobody writes: who writes one holds a lock on it."""
+    """Delete partial files that no process is writing; a writer holds a lock."""
     for part in [part for part in path.parent.iterdir() if is_left_over(part.name, path.name)]:
         with suppress(OSError):
             if sys.platform == "win32":
@@ -375,8 +377,8 @@ def _remove_left_over(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Have the system bring a file's content to the disk."""
-    # Windows brings only files to the disk that are open for writing
+    """Flush a file's content to the disk."""
+    # Windows flushes only files that are open for writing
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -385,10 +387,10 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the system bring a folder's list of names to the disk, where it can."""
+    """Flush a folder's list of names to the disk, where possible."""
     try:
         sync_file(path)
-    except OSError:  # some network file systems know no fsync of folders
+    except OSError:  # some network file systems do not support fsync of folders
         return
 
 

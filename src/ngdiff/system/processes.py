@@ -1,8 +1,8 @@
-"""one process among several -> its share of the work, and the same figures and decisions on all of them.
+"""one of several processes -> its share of the work, and the same figures and decisions on all.
 
 With DDP every process holds all weights and, after the reducer, the same gradients. With FSDP2 parameters and
-gradients are DTensors: each process holds a shard, and any sum over parameters has to be completed over them.
-Nothing here needs a Trainer; with one process, or none that were joined, everything is the identity.
+gradients are DTensors: each process holds a shard, and sums over parameters are completed over all processes.
+Nothing here needs a Trainer; with a single process, everything is the identity.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BUCKET = 2**25  # numbers that one all-reduce carries: 128 MiB in float32
 
 
 def process_count() -> int:
-    """Return how many processes share the work; 1 where none were started together."""
+    """Return how many processes share the work; 1 where there is a single process."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -38,24 +38,24 @@ def process_rank() -> int:
 
 
 def is_main() -> bool:
-    """Say whether this process writes and prints."""
+    """Return whether this process writes and prints."""
     return process_rank() == 0
 
 
 def is_first_process() -> bool:
-    """Say whether this is the first of the processes that ``torchrun`` started, joined or not."""
+    """Return whether this is the first of the processes that ``torchrun`` started, joined or not."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def my_share(order: Sequence[int]) -> list[int]:
-    """Return every n-th of the rows, so that each process has long and short ones alike."""
+    """Return every n-th row, so that each process has both long and short ones."""
     return list(order[process_rank() :: process_count()])
 
 
 def gathered(work: Callable[[], dict[int, T]]) -> dict[int, T]:
     """Do this process's work, and return the results of all.
 
-    An error in one process is raised in every one: otherwise the others would wait for it for ever.
+    An error in one process is raised in all: otherwise the others would wait forever.
     """
     if process_count() == 1:
         return work()
@@ -86,7 +86,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor; where it is sharded, every process has to ask for it."""
+    """Return the full tensor; where it is sharded, every process must call this."""
     if not isinstance(tensor, DTensor):
         return tensor.detach()
     with torch.no_grad():
@@ -94,19 +94,19 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Say whether any parameter lies in parts on several processes."""
+    """Return whether any parameter is sharded over several processes."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 class Sums:
     """Sums over the parameters, completed over the processes that hold their shards.
 
-    What is replicated (plain tensors, and the replicated dimensions of a mesh) counts once.
+    Replicated tensors (plain ones, and those of replicated dimensions of a mesh) count once.
 
     Args:
-        parameters: all that will be summed over, the same on every process, so that all of them take part in
-            the same exchanges.
-        count: of sums.
+        parameters: all parameters of the sums, the same on every process, so that all take part in the same
+            exchanges.
+        count: number of sums.
     """
 
     def __init__(self, parameters: Sequence[Tensor], count: int) -> None:
@@ -121,11 +121,11 @@ class Sums:
         self._parts[spread(parameter)][place] += value.to(self._device)
 
     def add_all(self, parameter: Tensor, values: Tensor) -> None:
-        """Add this process's part of one parameter, or of several that are spread alike, to all sums."""
+        """Add this process's part of one parameter, or of several with the same layout, to all sums."""
         self._parts[spread(parameter)] += values.to(self._device)
 
     def total(self) -> Tensor:
-        """Return the sums, float64 on the CPU, the same to the last bit on all processes."""
+        """Return the sums, float64 on the CPU, bitwise equal on all processes."""
         for key, part in self._parts.items():
             if key is not None:
                 mesh, dims = key
@@ -135,7 +135,7 @@ class Sums:
 
 
 def spread(tensor: Tensor) -> tuple[Any, tuple[int, ...]] | None:
-    """Return over which mesh, and which of its dimensions, a tensor is sharded; None for a plain one."""
+    """Return the mesh, and its dimensions, over which a tensor is sharded; None for a plain one."""
     if not isinstance(tensor, DTensor):
         return None
     dims = tuple(dim for dim, placement in enumerate(tensor.placements) if isinstance(placement, Shard))
@@ -143,10 +143,10 @@ def spread(tensor: Tensor) -> tuple[Any, tuple[int, ...]] | None:
 
 
 def check_reduced(tensors: Iterable[Tensor | None]) -> None:
-    """Make sure that gradients have been reduced over the processes.
+    """Check that gradients have been reduced over the processes.
 
     Raises:
-        ValueError: one of them is a sum in parts.
+        ValueError: one of them is a partial sum.
     """
     for tensor in tensors:
         if isinstance(tensor, DTensor) and any(isinstance(part, Partial) for part in tensor.placements):
@@ -154,21 +154,21 @@ def check_reduced(tensors: Iterable[Tensor | None]) -> None:
 
 
 def same_everywhere(tensor: Tensor) -> Tensor:
-    """Return the first process's tensor on all: what decisions rest on may not differ in a single bit."""
+    """Return the first process's tensor on all, since decisions need bitwise equal numbers."""
     if process_count() > 1:
         dist.broadcast(tensor, 0)
     return tensor
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """Add a tensor up over all processes, in place."""
+    """Sum a tensor over all processes, in place."""
     if process_count() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def add_up(tensors: Iterable[Tensor | None]) -> None:
-    """Add plain tensors up over all processes, in place, many in one exchange; None is left out."""
+    """Sum plain tensors over all processes, in place, many in one exchange; None is skipped."""
     if process_count() == 1:
         return
     waiting: dict[torch.dtype, list[Tensor]] = {}
@@ -194,10 +194,10 @@ def _exchange(bucket: Sequence[Tensor]) -> None:
 
 
 def settle(model: nn.Module) -> None:
-    """Let go of gathered weights that a forward pass without a backward pass leaves behind.
+    """Release gathered weights that a forward pass without a backward pass leaves.
 
     FSDP2 keeps the last layers' weights gathered until the backward pass. Without one, the next forward pass
-    would see these and not the shards, which a probe or an optimizer may have moved meanwhile.
+    would use these rather than the shards, which a probe or an optimizer may have changed meanwhile.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -208,8 +208,8 @@ def settle(model: nn.Module) -> None:
 def looking(wrapped: nn.Module) -> Iterator[nn.Module]:
     """Yield the model to measure with, for forward passes without backward passes.
 
-    That is the model without DDP, whose forward pass would exchange buffers, and with FSDP2, which has to
-    gather weights: then every process must run as many passes.
+    That is the model without DDP, whose forward pass would exchange buffers, but with FSDP2, which must
+    gather weights: then every process must run the same number of passes.
     """
     model = wrapped
     if isinstance(wrapped, nn.parallel.DistributedDataParallel):
@@ -225,7 +225,7 @@ def looking(wrapped: nn.Module) -> Iterator[nn.Module]:
 def no_exchange(model: nn.Module, wanted: bool = True) -> Iterator[None]:
     """Keep DDP from exchanging gradients of the passes inside the block; FSDP2 always exchanges them.
 
-    FSDP2 would keep gradients that are not exchanged in one place of its own, both tasks' together.
+    FSDP2 would store both tasks' unexchanged gradients together.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(True)
@@ -243,8 +243,8 @@ def no_exchange(model: nn.Module, wanted: bool = True) -> Iterator[None]:
 def shared(rows: Sequence[T], work: Callable[[list[T]], Sequence[Any]]) -> list[Any]:
     """Let every process do its share of the rows; return all results, in order, on all of them.
 
-    All shares are of one length, the last row doing double duty where it must, since a sharded model's
-    forward passes need every process.
+    All shares have the same length, with the last row repeated where needed, since a sharded model's forward
+    passes need every process.
     """
     count, rank = process_count(), process_rank()
     if count == 1 or not rows:
@@ -266,7 +266,7 @@ def from_main(value: T) -> T:
 
 
 def from_each(value: T) -> list[T]:
-    """Return every process's value (any that pickles), by rank, on all; all of them have to ask."""
+    """Return every process's value (any that pickles), by rank, on all; all must call this."""
     if process_count() == 1:
         return [value]
     found: list[Any] = [None] * process_count()
@@ -275,13 +275,13 @@ def from_each(value: T) -> list[T]:
 
 
 def any_process(flag: bool) -> bool:
-    """Say whether the flag is up on any process; all of them have to ask."""
+    """Return whether the flag is set on any process; all must call this."""
     return any(from_each(flag))
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun or accelerate launch started, if nobody has; leave them at the end."""
+    """Join the processes that torchrun or accelerate launch started, unless joined; leave them at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -292,25 +292,25 @@ def joined() -> Iterator[None]:
         yield
     finally:
         state.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)  # whoever comes next has to join anew
+        AcceleratorState._reset_state(reset_partial_state=True)  # later code must join again
 
 
 def raise_faults(faults: Sequence[Fault]) -> None:
     """Raise the faults, if there are any.
 
     Raises:
-        RequestError: there are.
+        RequestError: there are faults.
     """
     if faults:
         raise RequestError(faults)
 
 
 def on_all(work: Callable[[], T]) -> T:
-    """Do something on every process and return its own result; an error of one ends all of them.
+    """Do something on every process and return its own result; an error in one ends all.
 
     Raises:
-        RequestError: a process found its request wrong.
-        RunError: a process could not go on.
+        RequestError: a process found faults in its request.
+        RunError: a process could not continue.
         Exception: whatever else went wrong here; the other processes raise a RunError that names it.
     """
     if process_count() == 1:
@@ -341,10 +341,10 @@ def on_all(work: Callable[[], T]) -> T:
 def by_main(open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
     """Let the first process open and close something; yield its value, which must pickle, on all.
 
-    The others are done before it closes, and go on when it has.
+    It closes after the others have finished the block, and they continue when it has closed.
 
     Raises:
-        RequestError: what opening it raised on the first process, on all.
+        RequestError: on all, where opening it raised one on the first process.
     """
     with ExitStack() as stack:
         mine = on_all(lambda: stack.enter_context(open_it()) if is_main() else None)
@@ -354,7 +354,7 @@ def by_main(open_it: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
 
 
 def is_first_here() -> bool:
-    """Say whether this is the first process of its machine: what each machine keeps, it writes."""
+    """Return whether this is the first process of its machine, which writes the machine's files."""
     return process_count() == 1 or int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 

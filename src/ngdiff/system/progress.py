@@ -1,4 +1,4 @@
-"""A long job -> a bar on a terminal, plain lines elsewhere, events where those were asked for."""
+"""a long job -> a bar on a terminal, plain lines elsewhere, events where they are requested."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = ["Meter", "console", "stop_bars", "working"]
 
 LINE_EVERY_SECONDS = 30.0
 SPEED_SECONDS = 600.0
-"""The time left goes by the units of the last ten minutes: probes and checks of a run are among them."""
+"""Window for the estimate of the time left, long enough to include probes and checks of a run."""
 ROOM_FOR_A_BAR = 60
-"""Columns of a terminal below which no bar is drawn, so that title, count and time left fit."""
+"""Width of a terminal below which no bar is drawn, so that title, count and time left fit."""
 
 
 class Meter:
@@ -38,8 +38,8 @@ class Meter:
 
     Args:
         title: what is being done.
-        total: units there are, or, with ``may_end_early``, units there are at the most.
-        may_end_early: whether the job can end by itself before ``total``; its time left is then a bound.
+        total: number of units, or, with ``may_end_early``, the most units.
+        may_end_early: whether the job may end before ``total``; its time left is then a bound.
     """
 
     def __init__(self, title: str, total: int, may_end_early: bool = False) -> None:
@@ -62,7 +62,7 @@ class Meter:
 
     @property
     def total(self) -> int:
-        """Units there are at the most."""
+        """The most units there can be."""
         return int(self._task.total or 0)
 
     @total.setter
@@ -108,7 +108,7 @@ class Meter:
             self._event("progress")
 
     def time_left(self) -> str:
-        """Return how long the rest will take; empty while nothing is known."""
+        """Return how long the rest will take; empty while that is not known."""
         seconds = self._task.time_remaining
         if seconds is None or self.done >= self.total:
             return ""
@@ -156,7 +156,7 @@ _open: list[Progress] = []
 
 
 def stop_bars() -> None:
-    """Remove bars that an exception left, and restore the terminal's cursor."""
+    """Remove bars that an exception left, and show the cursor again."""
     while _open:
         _open.pop().stop()
 
@@ -167,7 +167,7 @@ def _say(text: str) -> None:
 
 @contextmanager
 def working(title: str) -> Iterator[None]:
-    """Show that something of unknown length goes on."""
+    """Show that work of unknown length is in progress."""
     started, title = time.monotonic(), printable(title)
     log.write("job", title=title, state="begin", done=None, total=None, seconds=0.0)
     if animated():

@@ -1,4 +1,4 @@
-"""This process's standard streams -> streams that take any text, and a console that no lost reader ends."""
+"""this process's standard streams -> streams that accept any text, and a console that survives its reader."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ PLAIN = {
     "↑": "^",
     "↓": "v",
 }
-"""What stands for our own signs on a terminal that has no UTF-8."""
+"""Replacements of our own signs on a terminal without UTF-8."""
 
 
 class KeptConsole(Console):
-    """A console whose reader may go: a run of hours does not end because nobody watches any more."""
+    """A console that survives the loss of its reader, so that a long run does not end with its terminal."""
 
     def on_broken_pipe(self) -> None:
         """Fall silent."""
         self.quiet = True
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """Write control characters out, of a table's cells too: no terminal acts on what a file is called."""
+        """Escape control characters, also in tables, so that no terminal acts on the name of a file."""
         return super().render_str(inert_lines(text), **how)
 
 
 console = KeptConsole(stderr=True)
-"""For people: what is going on. Silent under ``--quiet``, JSON lines, and in all processes but the first."""
+"""Progress for people. Silent under ``--quiet``, JSON lines, and in all processes but the first."""
 
 always = KeptConsole(stderr=True)
-"""For errors and a command's last line, which ``--quiet`` leaves."""
+"""For errors and a command's last line, also under ``--quiet``."""
 
 
 @dataclass
 class Settings:
-    """How this process talks."""
+    """How this process reports."""
 
     log_format: LogFormat = "auto"
     quiet: bool = False
@@ -64,7 +64,7 @@ class Settings:
         self.apply()
 
     def apply(self) -> None:
-        """Let the consoles follow."""
+        """Apply this to the consoles."""
         console.quiet = self.quiet or self.log_format == "json" or not is_first()
         always.quiet = not is_first()
 
@@ -73,12 +73,12 @@ settings = Settings()
 
 
 def is_first() -> bool:
-    """Say whether this is the only process, or the first of those that torchrun or accelerate started."""
+    """Return whether this is the only process, or the first that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") in ("", "0")
 
 
 def animated() -> bool:
-    """Say whether a bar may be drawn: on a real terminal, where no log is being kept of it."""
+    """Return whether a bar may be drawn: on a real terminal that is not being logged."""
     stream = sys.stderr
     return (
         settings.log_format == "auto"
@@ -91,31 +91,31 @@ def animated() -> bool:
 
 
 def last_line(text: str) -> None:
-    """Print a command's last line: what it made, and where; ``text`` is markup.
+    """Print a command's last line: its result and where it is; ``text`` is markup.
 
-    Under ``--quiet`` it waits for the end, where only the last of several is printed.
+    Under ``--quiet`` only the last of several lines is printed, at the end.
     """
     settings.last_line = text
     console.print(text, highlight=False, soft_wrap=True)
 
 
 def print_last_line() -> None:
-    """Print, under ``--quiet``, the line that the command ended with."""
+    """Print the command's last line under ``--quiet``."""
     if settings.quiet and settings.log_format != "json" and settings.last_line is not None:
         always.print(settings.last_line, highlight=False, soft_wrap=True)
     settings.last_line = None
 
 
 def open_streams() -> None:
-    """Give standard streams that were closed a place to go, and encodings that take any text.
+    """Reopen closed standard streams, and use encodings that accept any text.
 
-    A closed stream's number would go to the next file opened, and a library's message into that file.
+    The next file that is opened would get a closed stream's number, and a library's message would go into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number free is this one
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
@@ -128,7 +128,7 @@ def open_streams() -> None:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """Replace what an encoding lacks: our own signs by look-alikes, all else by its number."""
+    """Replace characters that an encoding lacks: our own signs by similar ones, others by their code."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
@@ -136,11 +136,11 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' bars and notices out of ours; warnings of this package stay."""
+    """Silence other libraries' bars and notices; warnings of this package stay."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loaded = sys.modules.get("transformers.utils.logging")
-    if loaded is not None:  # it read the environment before us
+    if loaded is not None:  # it has already read the environment
         loaded.disable_progress_bar()
     for name in ("transformers", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
-"""files and text from outside -> bytes and values within bounds, and text that nothing acts on.
+"""untrusted files and text -> bytes and values within bounds, and harmless text.
 
-What comes from data, models and earlier results is not trusted: a file is read only where it is an ordinary
-one and not larger than it can honestly be, JSON only as deep as anyone writes it, and text is shown so that
-neither a terminal nor a page of Markdown takes it for a command.
+What comes from data, models and earlier results is not trusted: only ordinary files of plausible
+size are read, JSON only to a plausible depth, and text is shown so that neither a terminal nor a page of
+Markdown interprets it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ngdiff.errors import Fault, RequestError, printable
 
 MIB = 2**20
 MOST_DATA = 1024 * MIB
-"""Largest data file that is read, in bytes: a thousand books."""
+"""Largest data file that is read, in bytes: about a thousand books."""
 MOST_SETTINGS = MIB
 """Largest file of settings, in bytes."""
 MOST_JSON = 512 * MIB
@@ -30,7 +30,7 @@ MOST_JSON = 512 * MIB
 MOST_DIGITS = 300
 """Longest whole number in JSON; a float ends at 308 digits."""
 DEEPEST = 100
-"""Most levels of lists and objects inside one another; beyond, Python's own functions fail on a value."""
+"""Deepest nesting of lists and objects; beyond it, Python's own functions fail."""
 
 
 class Unreadable(Exception):
@@ -46,7 +46,7 @@ class Unreadable(Exception):
 
 
 class Unplaced(Unreadable):
-    """A text that is not read because of one of its lines, counted from 1."""
+    """A text that is not read because of an error in a line, counted from 1."""
 
     def __init__(self, line: int, what: str, fix: str) -> None:
         super().__init__(what, fix)
@@ -73,7 +73,7 @@ def read_within(path: Path, most: int) -> bytes:
     try:
         _ordinary(path.stat().st_mode)
         with path.open("rb") as file:
-            _ordinary(os.fstat(file.fileno()).st_mode)  # it may have been exchanged meanwhile
+            _ordinary(os.fstat(file.fileno()).st_mode)  # it may have been replaced meanwhile
             size = os.fstat(file.fileno()).st_size
             raw = file.read(most + 1) if size <= most else b""
     except FileNotFoundError as error:
@@ -89,11 +89,11 @@ def read_within(path: Path, most: int) -> bytes:
 
 
 def check_ordinary(path: Path) -> None:
-    """Make sure that a path is that of an ordinary file, or of a link to one.
+    """Check that a path is that of an ordinary file, or of a link to one.
 
     Raises:
         Unreadable: it is something else; ``what`` says what.
-        OSError: it cannot be looked at.
+        OSError: its type cannot be read.
     """
     _ordinary(path.stat().st_mode)
 
@@ -112,7 +112,7 @@ _MARKS = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
-_SEEN = 4096  # bytes that show whether every other one is NUL
+_SEEN = 4096  # enough bytes to show whether every other one is NUL
 
 
 def decode(raw: bytes) -> str:
@@ -125,7 +125,7 @@ def decode(raw: bytes) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # The codec counts from behind a byte order mark; its own copy of the bytes is what it counts in.
+        # The codec counts from after a byte order mark, in its own copy of the bytes.
         line = error.object.count(b"\n", 0, error.start) + 1
         offset = error.start + len(raw) - len(error.object)
         what = f"is not UTF-8 (byte 0x{error.object[error.start]:02x} at offset {offset})"
@@ -137,7 +137,7 @@ def decode(raw: bytes) -> str:
 
 
 def check_encoding(raw: bytes) -> None:
-    """Refuse UTF-16 and UTF-32, with their marks or, where the text is Latin, without.
+    """Refuse UTF-16 and UTF-32, with a byte order mark or, for Latin text, without one.
 
     Raises:
         Unreadable: it is one of these.
@@ -157,14 +157,14 @@ def check_encoding(raw: bytes) -> None:
 
 
 def load_json(raw: bytes | str, **how: Any) -> Any:
-    """Parse JSON from outside.
+    """Parse untrusted JSON.
 
     Args:
         raw: the text; bytes are decoded by :func:`decode`.
-        how: further arguments of ``json.loads``; what its hooks raise as :class:`Unreadable` goes through.
+        how: further arguments of ``json.loads``; hooks may raise :class:`Unreadable`.
 
     Raises:
-        Unreadable: it is no JSON, has numbers of thousands of digits, or is deeper than :data:`DEEPEST`.
+        Unreadable: it is not JSON, has numbers of thousands of digits, or is deeper than :data:`DEEPEST`.
     """
     text = decode(raw) if isinstance(raw, bytes) else raw
     how.setdefault("parse_int", _whole_number)
@@ -184,7 +184,7 @@ def load_json(raw: bytes | str, **how: Any) -> Any:
 
 
 def _whole_number(text: str) -> int:
-    """Parse a whole number that a float can hold: what is worked out from a larger one would fail."""
+    """Parse a whole number that a float can hold; computations with larger ones would fail."""
     if len(text) > MOST_DIGITS:
         raise Unreadable(f"is JSON that cannot be parsed (a number of {len(text)} digits)", "Write it again")
     return int(text)
@@ -194,7 +194,7 @@ _TOO_DEEP = ("is JSON nested too deeply", "Write plain rows, or the right file")
 
 
 def deeper_than(value: object, most: int) -> bool:
-    """Say whether lists and mappings lie inside one another more than ``most`` levels deep."""
+    """Return whether lists and mappings are nested more than ``most`` levels deep."""
     level: list[object] = [value]
     for _ in range(most + 1):
         level = [inside for item in level for inside in _inside(item)]
@@ -213,7 +213,8 @@ def load_object(path: Path, where: str, fix: str) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
-        RequestError: the file is missing, too large, no JSON or no object; it names ``where`` and the file.
+        RequestError: the file is missing, too large, not JSON or not an object; it names ``where`` and the
+            file.
     """
     try:
         content = load_json(read_within(path, MOST_JSON))
@@ -222,7 +223,7 @@ def load_object(path: Path, where: str, fix: str) -> dict[str, Any]:
     except Unreadable as error:
         raise RequestError(Fault(where, f"{path} {error.what}", fix)) from error
     if not isinstance(content, dict):
-        raise RequestError(Fault(where, f"{path} contains no JSON object", fix))
+        raise RequestError(Fault(where, f"{path} does not contain a JSON object", fix))
     return content
 
 
@@ -230,7 +231,7 @@ def load_object(path: Path, where: str, fix: str) -> dict[str, Any]:
 
 
 def inert_lines(text: str) -> str:
-    """Write control characters out, but leave line breaks where they are."""
+    """Escape control characters, but keep line breaks."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
@@ -238,29 +239,29 @@ _MARKDOWN = "\\`*_{}[]<>()#+!|~&"
 
 
 def markdown_cell(text: str) -> str:
-    """Put text from outside on one line of Markdown, as it is: no markup, link, tag or column comes of it."""
+    """Put untrusted text on one line of Markdown, where it makes no markup, link, tag or column."""
     return "".join(f"\\{c}" if c in _MARKDOWN else c for c in printable(text))
 
 
 def first_line(error: BaseException) -> str:
-    """Return an exception's first line without its full stop, or its kind where it says nothing."""
+    """Return an exception's first line without its full stop, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return (lines[0].strip() if lines else type(error).__name__).rstrip(".")
 
 
-# ---- seconds -> a block of code that is broken off when they are over ----
+# ---- seconds -> a block of code that is interrupted after them ----
 
 
 class OutOfTime(BaseException):
-    """Apart from ``Exception``, so that no handler on the way takes it for its own."""
+    """Not an ``Exception``, so that no handler on the way catches it."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Break the block off after so many seconds; only in the main thread, and not on Windows.
+    """Interrupt the block after some seconds; only in the main thread, and not on Windows.
 
     Raises:
-        OutOfTime: they are over.
+        OutOfTime: the block took longer.
     """
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield

@@ -1,9 +1,9 @@
-"""trainer, before its first step and after its last -> what the model answered: answers.json.
+"""a trainer before its first step and after its last -> the model's answers: answers.json.
 
 The items are those that decide when a run stops: the forget set and the retain examples held out from
 training. Of running text they are passages: the beginning of a piece stands for the question, and what
-follows it for the answer. All of them are scored; some are answered besides: most at even distances, the rest
-those that were forgotten worst.
+follows it for the answer. All of them are scored, and some are also answered: most at even distances, the
+rest those that were forgotten least.
 """
 
 from __future__ import annotations
@@ -36,18 +36,19 @@ NEW_TOKENS = 64
 """Longest recorded answer, in tokens."""
 
 NAMED = 5
-"""Broken answers that the note names."""
+"""Most broken answers that the note names."""
 
 ROOM = 8
-"""Tokens that an answer may be longer than the longest true one."""
+"""Tokens by which an answer may exceed the longest true one."""
 
 
 class AnswerBook(TrainerCallback):  # type: ignore[misc]
-    """Asks the same questions before and after unlearning; draws no random number and changes no weight.
+    """Asks the same questions before and after unlearning; draws no random numbers, changes no weights.
 
     Args:
-        trainer: whose model to ask about whose sets; the book hangs itself on it.
-        asked: how many of the forget set to answer, and two thirds as many of the retain set; 0 for none.
+        trainer: whose model is asked about its sets; the book adds itself to its callbacks.
+        asked: number of questions from the forget set, and two thirds as many from the retain set; 0 for
+            none.
     """
 
     def __init__(self, trainer: UnlearningTrainer, asked: int) -> None:
@@ -63,7 +64,7 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
             trainer.add_callback(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask the model as it was given; a run that goes on from a checkpoint finds what was asked then."""
+        """Ask the untouched model; a run that resumes from a checkpoint reads the answers given then."""
         file = Path(args.output_dir) / BEFORE
         if state.global_step > 0:
             self._before = self._found(file)
@@ -83,7 +84,7 @@ class AnswerBook(TrainerCallback):  # type: ignore[misc]
             return {}
 
     def compare(self) -> dict[str, Any] | None:
-        """Ask the model as it is now, and return what ``answers.json`` holds; None for no questions."""
+        """Ask the current model, and return the content of ``answers.json``; None without questions."""
         if not any(self.asked.values()):
             return None
         after = self._look(self._before)
@@ -154,19 +155,19 @@ class _Look:
         self.scores, self.answers = scores, answers
 
     def as_json(self) -> dict[str, Any]:
-        """Return what ``answers.json`` will be made of, as JSON values."""
+        """Return the scores and answers as JSON values."""
         scores = [[s.nll, s.tokens, s.extraction_strength, s.exact_memorisation] for s in self.scores]
         return {"scores": scores, "answers": {str(row): text for row, text in self.answers.items()}}
 
     @classmethod
     def from_json(cls, kept: dict[str, Any]) -> _Look:
-        """Go back from :meth:`as_json`."""
+        """Read what :meth:`as_json` returned."""
         scores = [AnswerScore(*score) for score in kept["scores"]]
         return cls(scores, {int(row): text for row, text in kept["answers"].items()})
 
 
 def broken_answers(items: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say how many of the recorded answers are broken now, which, and how many were before; None for none.
+    """Return how many recorded answers are broken now, which ones, and how many were before; None for none.
 
     Args:
         items: as in ``answers.json``.
@@ -183,7 +184,7 @@ def broken_answers(items: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def broken_side(item: Mapping[str, Any], side: str) -> str | None:
-    """Say what is broken about an item's answer before or after; None for nothing, or no answer."""
+    """Return how an item's answer before or after is broken; None where it is not, or there is none."""
     answer = (item[side] or {}).get("answer")
     return None if answer is None else what_is_broken(answer, f"{item['question']} {item['truth']}")
 
@@ -194,7 +195,7 @@ def _spread(total: int, most: int) -> list[int]:
 
 
 def _after(scores: Sequence[AnswerScore], before: _Look, asked: int) -> set[int]:
-    """Return the rows at even distances and, of those answered before, the ones known best now."""
+    """Return rows at even distances and, among those answered before, the ones that are known best now."""
     rows = set(_spread(len(scores), asked - asked // 3))
     known_best = sorted(
         (row for row in before.answers if row not in rows),

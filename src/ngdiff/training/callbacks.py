@@ -1,6 +1,7 @@
-"""A Trainer's steps -> a progress bar, events, and figures of the suite ``own`` every so many steps.
+"""steps of a Trainer -> a progress bar, events, and figures of the suite ``own`` every so many steps.
 
-Apart from :mod:`ngdiff.system.progress`: commands that train nothing do not wait for ``transformers``.
+Separate from :mod:`ngdiff.system.progress`, so that commands without training need not import
+``transformers``.
 """
 
 from __future__ import annotations
@@ -83,14 +84,14 @@ class UnlearningProgress(ProgressCallback):
         return Meter(self.title, state.max_steps, stopping is not None and stopping.target is not None)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar; what a checkpoint brought along has been told before."""
+        """Open the bar; entries restored from a checkpoint have been written before."""
         for name, entries in self._lists().items():
             self._seen[name] = 0 if state.global_step == 0 else len(entries)
         super().on_train_begin(args, state, control)
         self.catch_up()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count one optimizer step, show it, and write what is new in the record."""
+        """Count one optimizer step, show it, and write the record's new entries."""
         if self._meter is not None:
             self._meter.advance(1, figures=self._figures())
             for text in self.trainer.record.notes:
@@ -135,7 +136,7 @@ class UnlearningProgress(ProgressCallback):
         ]
 
     def _measure(self, strength: float | None) -> str:
-        """Name the forget target's measure, as last seen, beside the value it is to reach."""
+        """Return the forget target's measure at the last check, and the value that it must reach."""
         stopping = self.trainer.run.stopping
         target = None if stopping is None else stopping.target
         if stopping is None or target is None or target.value is None:
@@ -164,7 +165,7 @@ class EvaluationPlan:
     """When to evaluate, and on how much.
 
     Args:
-        every: optimizer steps between two evaluations; the untouched model and the last step count too.
+        every: optimizer steps between two evaluations; also the untouched model and the last step.
         items: most items of each set, taken at even distances.
         max_new_tokens: longest answer that is generated, in tokens.
         batch_size: sequences a forward pass.
@@ -188,8 +189,8 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
     """Evaluates an :class:`~ngdiff.training.trainer.UnlearningTrainer`'s model while it is being trained.
 
     On the forget set, on the part of the retain set that is held out from training and, where the trainer was
-    given one, on the holdout. The run goes on as if nothing had happened: weights, gradients, random
-    numbers and mode are left alone. Results go to the record's ``evaluations`` and, as ``eval/NAME``, to
+    given one, on the holdout. The run is not affected: weights, gradients, random numbers and mode
+    stay as they are. Results go to the record's ``evaluations`` and, as ``eval/NAME``, to
     trackers::
 
         trainer.add_callback(EvaluationCallback(trainer, EvaluationPlan(every=5)))
@@ -208,12 +209,12 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]
         self.data = own_data(spread, gradient_norms=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate the model as it was given."""
+        """Evaluate the untouched model."""
         if state.global_step == 0:
             self._evaluate(0, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Evaluate where it is time, or where the run ends."""
+        """Evaluate when it is due, and when the run ends."""
         if state.global_step % self.plan.every == 0 or control.should_training_stop:
             self._evaluate(state.global_step, control)
 

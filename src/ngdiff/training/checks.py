@@ -1,4 +1,4 @@
-"""an unlearning trainer between two steps -> go on, at another pace, from better weights, or stop."""
+"""an unlearning trainer between two steps -> continue, change the pace, restore better weights, or stop."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 MOST_SKIPPED_IN_A_ROW = 5
 CUT_AFTER_SKIPPED = 3
 CHECKS_APART = 2
-"""Least steps between two checks, however near the target the steps' own batches look."""
+"""Fewest steps between two checks, however near the target the steps' own batches look."""
 ITEMS_APART = 5
-"""Likewise where the means are met and items are left, of which the means of a batch tell little."""
+"""The same where the means are met and only items are left, about which the means of a batch say little."""
 PRICED_OVER = 2
-"""Intervals between checks over which the price of progress is measured, at the least."""
+"""Fewest intervals between checks over which the cost of progress is measured."""
 RAISED_FROM = 2 / 3
-"""Share of the way left from which the rate may rise above the first: the first steps are dear enough."""
+"""Share of the way left from which the rate may exceed the first one: the first steps cost the most."""
 BROKEN = 4.0
-"""By what the rate is divided after steps that were not finite."""
+"""Divisor of the rate after steps that were not finite."""
 RETREAT = 2.0
-"""By what the rate is divided when a check finds a floor broken, and again when the next one does."""
+"""Divisor of the rate when a check finds a floor broken, and again when the next check does."""
 HALVINGS = 3
-"""How often a retreat halves the way to the best weights before it goes all of it."""
+"""How often a retreat halves the way to the best weights before it takes all of it."""
 
 
 def after_step(trainer: UnlearningTrainer) -> Decision | None:
-    """Record the step, check if it is time, and return why to stop, if so."""
+    """Record the step, check where a check is due, and return why to stop, if so."""
     run = trainer.run
     step = run.step
     if step.verdict is Verdict.STATIONARY:
@@ -62,7 +62,7 @@ def after_step(trainer: UnlearningTrainer) -> Decision | None:
 
 
 def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
-    """Say whether a check is due, or whether the steps' own batches say that the target is near."""
+    """Return whether a check is due, or the steps' own batches suggest that the target is near."""
     run = trainer.run
     if run.stopping is None or not run.stopping.checks_needed:
         return False
@@ -84,7 +84,7 @@ def _is_due(trainer: UnlearningTrainer, strength: float | None) -> bool:
 
 
 def _items_alone_are_left(stopping: StoppingRule) -> bool:
-    """Say whether the last check found the means where they belong: means of a batch then tell little."""
+    """Return whether the means met the target at the last check; means of a batch then say little."""
     target, last = stopping.target, stopping.checks[-1] if stopping.checks else None
     if target is None or last is None:
         return False
@@ -92,7 +92,7 @@ def _items_alone_are_left(stopping: StoppingRule) -> bool:
 
 
 def _check(trainer: UnlearningTrainer) -> None:
-    """Look, and act on it: keep the best weights, keep the pace, or go back."""
+    """Measure, and act on it: keep the best weights, change the pace, or go back."""
     run = trainer.run
     if not trainer.weights_are_finite():
         _recover(trainer)
@@ -140,7 +140,7 @@ def foresee(trainer: UnlearningTrainer) -> tuple[Forecast | None, str | None]:
 
 
 def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
-    """Take shorter or longer steps, so that utility lasts until the target is reached."""
+    """Change the rate so that utility lasts until the target is reached."""
     run = trainer.run
     assert run.stopping is not None
     before, every = step_size.rate, trainer.args.check_every
@@ -161,7 +161,7 @@ def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
 
 
 def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
-    """Go back until no floor is broken, and take smaller steps."""
+    """Go back until no floor is broken, and cut the rate."""
     stopping = trainer.run.stopping
     assert stopping is not None
     found, broken = stopping.best, stopping.checks[-1].broken
@@ -169,7 +169,7 @@ def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
     share = _go_back_as_far_as_needed(trainer)
     rate = step_size.be_careful(RETREAT)
     stopping.begin_stretch(trainer.state.global_step)
-    where = "were put back" if share == 1 else f"were approached by {share:.0%} of the way"
+    where = "were restored" if share == 1 else f"were approached by {share:.0%} of the way"
     trainer.record.note(
         f"step {trainer.state.global_step}: {_fell(broken)} in two checks in a row, so the weights of step "
         f"{best} {where}, and the rate was cut to {rate:.1e}"
@@ -177,10 +177,10 @@ def _retreat(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
 
 
 def _go_back_as_far_as_needed(trainer: UnlearningTrainer) -> float:
-    """Halve the way to the best weights until no floor is broken; return the share of it that was gone back.
+    """Halve the way to the best weights until no floor is broken; return the share of it that was undone.
 
-    What a floor misses grows faster along the way than what is forgotten, so most of the progress stays. A
-    state that is above the floors and no better than the best is given up for that.
+    Damage grows faster along the way than forgetting, so most of the progress stays. A state that is above
+    the floors but no better than the best state is replaced by it.
     """
     run = trainer.run
     stopping = run.stopping
@@ -202,7 +202,7 @@ def _go_back_as_far_as_needed(trainer: UnlearningTrainer) -> float:
 
 
 def _slow_down(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
-    """Go on from where the run is with smaller steps: the retain task may bring back what a floor misses."""
+    """Continue from the current weights with smaller steps: the retain task may repair the figure."""
     run = trainer.run
     assert run.stopping is not None
     rate = step_size.be_careful(RETREAT)
@@ -224,12 +224,12 @@ def _go_back(trainer: UnlearningTrainer) -> None:
 
 
 def _recover(trainer: UnlearningTrainer) -> None:
-    """After several steps that were not finite: back to good weights, where there are any, and slower."""
+    """After several steps that were not finite, restore good weights, if there are any, and cut the rate."""
     run = trainer.run
     _go_back(trainer)
     rate = cut_rate(run.step_size, trainer.optimizer, trainer.lr_scheduler, BROKEN)
     best = None if run.stopping is None else run.stopping.best
-    back = "" if best is None else f", so the weights of step {best.step} were put back"
+    back = "" if best is None else f", so the weights of step {best.step} were restored"
     slower = "" if rate is None else f", and the rate was cut to {rate:.1e}"
     broken = f"{run.skipped_in_a_row} steps in a row were not finite and were skipped"
     text = broken if run.skipped_in_a_row >= CUT_AFTER_SKIPPED else "a weight was not finite"
@@ -237,7 +237,7 @@ def _recover(trainer: UnlearningTrainer) -> None:
 
 
 class Measured(NamedTuple):
-    """What one look found.
+    """What one check found.
 
     Args:
         view: the forget set.
@@ -254,8 +254,8 @@ def look(trainer: UnlearningTrainer, whole: bool = False) -> Decision | None:
     """Measure the forget set and what must be kept, and return why to stop, if so.
 
     Args:
-        trainer: whose model to look at.
-        whole: look at every row of the forget set at once.
+        trainer: whose model is measured.
+        whole: measure every row of the forget set at once.
     """
     run = trainer.run
     stopping, step = run.stopping, trainer.state.global_step
@@ -267,11 +267,11 @@ def look(trainer: UnlearningTrainer, whole: bool = False) -> Decision | None:
 def measure(trainer: UnlearningTrainer, whole: bool = False) -> Measured:
     """Measure the forget set and what must be kept.
 
-    Where a sample of the forget set meets the target, every row is looked at, and that decides.
+    Where a sample of the forget set meets the target, every row is measured, and that decides.
 
     Args:
-        trainer: whose model to look at.
-        whole: look at every row of the forget set at once.
+        trainer: whose model is measured.
+        whole: measure every row of the forget set at once.
     """
     run = trainer.run
     stopping, step = run.stopping, trainer.state.global_step
@@ -289,13 +289,13 @@ def every_row(trainer: UnlearningTrainer) -> list[int]:
 
 
 def forget_view(trainer: UnlearningTrainer, rows: list[int]) -> tuple[View, list[AnswerScore]]:
-    """Score some rows of the forget set; return what they say of the whole set, and the scores."""
+    """Score some rows of the forget set; return the view of the whole set and the scores."""
     scores = trainer.measurements.scores("forget", rows)
     return view_of(trainer, rows, scores), scores
 
 
 def view_of(trainer: UnlearningTrainer, rows: list[int], scores: list[AnswerScore]) -> View:
-    """Return what scores of some rows of the forget set say of the whole set."""
+    """Return the view of the whole forget set that scores of some rows give."""
     run = trainer.run
     target = None if run.stopping is None else run.stopping.target
     if target is None:

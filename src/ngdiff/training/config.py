@@ -22,11 +22,11 @@ from ngdiff.stopping.rule import parse_stop_at
 from ngdiff.training.launch import launch_faults
 
 BATCH = 8
-"""Examples of one forward pass of a process, where nobody said."""
+"""Default number of examples in one forward pass of a process."""
 
 
 def checkpointing(wanted: bool) -> dict[str, Any]:
-    """Return the settings that work activations out again in the backward pass, by this version's names."""
+    """Return the settings that recompute activations in the backward pass, by the names of this version."""
     if not wanted:
         return {}
     fields = TrainingArguments.__dataclass_fields__
@@ -40,9 +40,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
     """Settings of :class:`ngdiff.UnlearningTrainer`, on top of those of ``transformers.TrainingArguments``.
 
     Only ``output_dir`` has to be given. Defaults that differ from transformers': ``learning_rate`` is None,
-    which means automatic; ``num_train_epochs`` (passes over the forget set) is 20, since a run stops by
-    itself; ``max_grad_norm`` is 0 (no clipping); ``remove_unused_columns`` is off; nothing is saved but what
-    the caller saves.
+    which means automatic; ``num_train_epochs`` (passes over the forget set) is 20, since a run stops when
+    it reaches its target; ``max_grad_norm`` is 0 (no clipping); ``remove_unused_columns`` is off; only the
+    caller saves anything.
 
     Args:
         method: a row of :data:`ngdiff.methods.METHODS`; the four settings below override its parts.
@@ -54,10 +54,10 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         retain_loss_settings: settings of the retain loss.
         step_size: ``auto`` (the rate is found by probes, whatever the method), ``gen`` (as in GeN's released
             code, :class:`ngdiff.steps.gen.GenRate`) or ``fixed``; None for ``fixed`` where a learning rate is
-            given, else for the method's own.
-        learning_rate: of each optimizer step where it is fixed; ``auto`` begins its search there instead of
-            at a tiny step, and ``gen`` begins there. None for the method's usual one (``gen``: or 1e-5).
-        probe_every: optimizer steps from one probe of the rate to the next.
+            given, else the method's own.
+        learning_rate: the rate of each optimizer step where it is fixed; where ``auto`` (instead of at a tiny
+            step) and ``gen`` begin otherwise. None for the method's usual one (``gen``: or 1e-5).
+        probe_every: optimizer steps between two probes of the rate.
         probe_tolerance: rise of the retain loss, in nats per token, that counts as no harm from one probe to
             the next; the default is a tenth of what a floor of 95% leaves.
         stop_at: when the forget set counts as forgotten: ``auto`` (extraction strength and probability, item
@@ -68,11 +68,11 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         floors: the share of single floors, by name, such as ``{"general": 0.95}``.
         hold_general: take half of each step's retain examples from general text that ships with the
             project, where the retain loss holds the starting model's predictions; None for the method's own.
-        sam_radius: length of the way uphill on the forget loss at which its gradient is taken, over all
+        sam_radius: length of the ascent step on the forget loss at whose end its gradient is taken, over all
             trainable parameters (sharpness-aware minimisation, :mod:`ngdiff.steps.sharpness`); works with
             every method, against relearning, and costs a second pass over the step's forget examples and a
             copy of the trainable weights. 0 for none; None for the method's own.
-        check_every: optimizer steps between two full checks of target and floor, at the most.
+        check_every: most optimizer steps between two full checks of target and floors.
         max_length: longest sequence, in tokens.
         long_text: ``split`` running text that is longer into pieces, or ``cut`` it there (see
             :mod:`ngdiff.data.long_text`).
@@ -88,9 +88,9 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         eval_steps: optimizer steps between two evaluations during the run (ROUGE, intervals and all, see
             :mod:`ngdiff.training.callbacks`); None or 0 for none. ``eval_strategy`` stays ``no``.
         eval_items: most items of each set that these look at.
-        save_minutes: minutes from one checkpoint to the next; 0 for none by the clock. ``save_steps``, with
+        save_minutes: minutes between two checkpoints; 0 for no checkpoints by time. ``save_steps``, with
             ``save_strategy="steps"``, saves by steps.
-        save_total_limit: checkpoints that are kept; never fewer than two, so that one may be damaged.
+        save_total_limit: checkpoints to keep; at least two, in case one is damaged.
     """
 
     method: str = DEFAULT_METHOD
@@ -185,7 +185,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         return faults + self._range_faults() + ([] if faults else launch_faults(self))
 
     def _choose_step_size(self, method: Method) -> list[Fault]:
-        """Settle how the rate is found: as asked, fixed where one is given, or as the method has it."""
+        """Decide how the rate is found: as requested, fixed where one is given, or the method's way."""
         asked, known = self.step_size, get_args(StepSizeName)
         if asked is not None and asked not in known:
             self.step_size = None
@@ -201,7 +201,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         return []
 
     def _share_seed_and_layer(self) -> None:
-        """Draw at random by the run's seed, and steer and hold one layer, where nothing else is said."""
+        """By default, draw random numbers from the run's seed, and steer and hold the same layer."""
         rule, forget, retain = (
             RULES.get(str(self.rule)),
             LOSSES.get(str(self.forget_loss)),
@@ -259,14 +259,14 @@ def _layer_of(settings: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in settings.items() if name == "layer"}
 
 
-# ---- settings of a run -> where each part of its method comes from: a paper, or this software ----
+# ---- settings of a run -> the paper, or this software, that each part of its method comes from ----
 
 
 def sources(config: UnlearningConfig) -> dict[str, str]:
     """Return the source of each part that is in use, in the words of the tables.
 
-    A part that is switched off is not there: with ``stop_at`` at none and ``keep_utility`` at 0, nothing of
-    this software's own decides when the run ends.
+    Parts that are switched off are omitted: with ``stop_at`` none and ``keep_utility`` 0, no criterion of
+    this software decides when the run ends.
     """
     found = {
         "forget_loss": LOSSES[str(config.forget_loss)].paper,

@@ -40,7 +40,7 @@ class _Examples(Dataset[EncodedExample]):
 
 
 class LengthGroupedOrder(Sampler[int]):
-    """A new random order each epoch in which neighbours have similar lengths, so that little is padding."""
+    """A new random order each epoch in which neighbours have similar lengths, to keep padding low."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, span: int = 16) -> None:
         self.lengths, self.batch_size, self.seed, self.span = lengths, batch_size, seed, span
@@ -98,7 +98,7 @@ class FinetuneTrainer(ResumableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], int]:
-        """Take the micro-batches of one step and count their labelled tokens together, over all processes."""
+        """Take the micro-batches of one step and count their labelled tokens over all processes."""
         if self.no_more_steps:
             return [], 0
         batches = list(islice(epoch_iterator, num_batches))
@@ -106,21 +106,21 @@ class FinetuneTrainer(ResumableTrainer):
         return batches, int(summed(torch.tensor(mine, device=device)))
 
     def note(self, text: str) -> None:
-        """Write a fallback down, for the record."""
+        """Note a fallback for the record."""
         self.notes.append(text)
 
     def save_more(self, folder: Path) -> None:
-        """Put notes and time into a checkpoint; the rest is transformers', or follows from the step."""
+        """Add notes and time to a checkpoint; transformers saves the rest, or it follows from the step."""
         if self.args.should_save:
             write_json({"notes": self.notes, "seconds": self.seconds}, folder / STATE_FILE)
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of the run so far, in s, that before a checkpoint it went on from included."""
+        """Wall-clock time of the run so far, in s, including the time before it was resumed."""
         return time.monotonic() - self._started
 
     def find_checkpoint(self, asked: Any) -> Any:
-        """Return the folder to go on from, having taken up its notes."""
+        """Return the folder to resume from, and restore its notes."""
         found = super().find_checkpoint(asked)
         if isinstance(found, str):
             earlier = json.loads((Path(found) / STATE_FILE).read_text(encoding="utf-8"))

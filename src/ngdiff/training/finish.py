@@ -1,4 +1,4 @@
-"""an unlearning trainer after its last step -> the best weights it found, and its record complete."""
+"""an unlearning trainer after its last step -> the best weights found, and a complete record."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
 
 STEPS = 10
-"""The price is named for so many further steps."""
+"""Number of further steps that a forecast is made for."""
 
 
 def further_cost(stopping: StoppingRule) -> str | None:
-    """Return in words what further steps would bring and cost, going by the last stretch of checks.
+    """Return in words what further steps would bring and cost, judging by the last checks.
 
-    None without a forget target, and where fewer than two checks say anything.
+    None without a forget target, or where fewer than two checks are informative.
     """
     checks = stopping.stretch
     if stopping.target is None or len(checks) < 2 or checks[0].left is None or checks[-1].left is None:
@@ -49,15 +49,15 @@ def further_cost(stopping: StoppingRule) -> str | None:
     if worst is None:
         return f"each further {STEPS} steps would {brought}"
     dear = f"cost about {100 * lost[worst]:.1f}% of {floor_title(worst)}"
-    cost = dear if lost[worst] > 0 else "cost nothing that is watched"
+    cost = dear if lost[worst] > 0 else "cost nothing of what must be kept"
     return f"each further {STEPS} steps would {brought} and {cost}"
 
 
 def conclude(trainer: UnlearningTrainer) -> None:
-    """Put the best weights back if the last ones are not they, and complete the record.
+    """Restore the best weights if the last ones are not the best, and complete the record.
 
     Raises:
-        RunError: a weight is not finite, and there are no good ones to go back to.
+        RunError: a weight is not finite, and there are no good weights to restore.
     """
     run = trainer.run
     stopping = run.stopping
@@ -101,7 +101,7 @@ def conclude(trainer: UnlearningTrainer) -> None:
 
 
 def _final_look(trainer: UnlearningTrainer) -> tuple[View, dict[str, float]]:
-    """Look at every row of every set under the weights that are kept."""
+    """Measure every row of every set under the weights that are kept."""
     scores = {name: trainer.measurements.scores(name) for name in ("forget", "retain")}
     trainer.record.after = trainer.measurements.everything(scores)
     rows = every_row(trainer)
@@ -136,7 +136,7 @@ def _of_the_target(target: ForgetTarget | None, view: View) -> dict[str, Any]:
 
 
 def _left(trainer: UnlearningTrainer, view: View) -> list[dict[str, Any]]:
-    """Return the items that are left: place, figures and thresholds, and none of their text."""
+    """Return the items that are left: place, figures and thresholds, without their text."""
     stopping = trainer.run.stopping
     assert stopping is not None
     items, target = trainer.record.after["items"]["forget"], stopping.target
@@ -159,7 +159,7 @@ def _left(trainer: UnlearningTrainer, view: View) -> list[dict[str, Any]]:
 
 
 def _note_broken(trainer: UnlearningTrainer, ends: Mapping[str, float]) -> None:
-    """Say so where the weights that are kept are under a floor after all: no state was above it."""
+    """Note each floor that the kept weights are below, because no state was above it."""
     stopping = trainer.run.stopping
     assert stopping is not None
     for name, floor in stopping.floors.items():
@@ -170,13 +170,13 @@ def _note_broken(trainer: UnlearningTrainer, ends: Mapping[str, float]) -> None:
 
 
 def _at_the_end(step: int, most: int) -> Decision:
-    """Return why a run ended that no check ended."""
-    done, stopped = f"all {step} steps asked for are done", f"stopped from outside after step {step}"
+    """Return why a run ended, where no check ended it."""
+    done, stopped = f"all {step} steps are done", f"stopped from outside after step {step}"
     return Decision("end", done if step == most else stopped)
 
 
 def _keep_the_best(trainer: UnlearningTrainer, step: int, sound: bool) -> int:
-    """Put the best weights back where the last are not they; return the step whose weights are kept."""
+    """Restore the best weights where the last are not the best; return the step whose weights are kept."""
     run = trainer.run
     stopping = run.stopping
     assert stopping is not None
@@ -190,20 +190,20 @@ def _keep_the_best(trainer: UnlearningTrainer, step: int, sound: bool) -> int:
 
 
 def _note_slower_ways(trainer: UnlearningTrainer) -> None:
-    """Note what could not be done the fast or the sparing way."""
+    """Note where a fast or memory-saving path could not be taken."""
     kernels = fused.refused.get(str(trainer.args.device))
     if kernels is not None:
-        trainer.record.note(f"{kernels}: the Gramian was worked out tensor by tensor, which takes longer")
+        trainer.record.note(f"{kernels}: the Gramian was computed tensor by tensor, which takes longer")
     head = refused.get(output_head(trainer.model))
     if head is not None:
-        trainer.record.note(f"{head}: all logits of a micro-batch were held at once")
+        trainer.record.note(f"{head}: all logits of a micro-batch were held in memory at once")
     padded = packing.refused.get(trainer.accelerator.unwrap_model(trainer.model))
     if padded is not None:
         trainer.record.note(f"{padded}: batches were padded")
 
 
 def _go_back_if_broken(trainer: UnlearningTrainer) -> bool:
-    """Put the best weights back where the present ones are not finite; return whether they were."""
+    """Restore the best weights where the current ones are not finite; return whether they were restored."""
     if trainer.weights_are_finite():
         return True
     trainer.run.best.restore()
@@ -213,7 +213,7 @@ def _go_back_if_broken(trainer: UnlearningTrainer) -> bool:
             "to go back to, so no model was saved; a smaller --lr, or the automatic one, may help"
         )
     trainer.record.note(
-        f"step {trainer.state.global_step}: a weight was not finite, so the best were put back"
+        f"step {trainer.state.global_step}: a weight was not finite, so the best weights were restored"
     )
     return False
 

@@ -1,4 +1,4 @@
-"""what a trainer was given -> model, settings and tokenizer, made where they are missing, and no overlap."""
+"""arguments of a trainer -> model, settings and tokenizer, with defaults for missing ones, and no overlap."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import nn
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import overlap_fault, texts_of
 from ngdiff.data.overlaps import answer_fault, holdout_fault, part_fault
-from ngdiff.errors import Fault, RequestError
-from ngdiff.models.loading import check_causal, load_model, load_tokenizer, resolve_model
+from ngdiff.errors import Fault, Faults, RequestError
+from ngdiff.models.loading import load_model, load_tokenizer, resolve_model
+from ngdiff.requested import find_source
 from ngdiff.settings.values import in_python
 from ngdiff.training.config import UnlearningConfig
 
@@ -28,13 +29,14 @@ def complete_inputs(
         tokenizer: by default the model's own.
 
     Raises:
-        RequestError: the name is none, the model is no causal language model, or it has no tokenizer.
+        RequestError: there is no such model, it is not a causal language model, or it has no tokenizer.
     """
     name = str(model) if isinstance(model, (str, Path)) else _name_of(model)
     if isinstance(model, (str, Path)):
-        source = resolve_model(name, "model")
-        if faults := check_causal(source, "model"):
-            raise RequestError(faults)
+        faults = Faults()
+        source = find_source(name, faults, "model")
+        faults.raise_any()
+        assert source is not None
         tokenizer = load_tokenizer(source, "model") if tokenizer is None else tokenizer
         module: nn.Module = load_model(source)
         return module, args or _defaults(name), tokenizer

@@ -6,7 +6,7 @@ floor              figure
 retain             mean answer probability of the part of the retain set that is held out
 general.facts      40 facts that ship with the project: p(true answer) / (p(true) + p(wrong ones))
 general.answers    share of these facts whose true answer is more probable than every wrong one; one that
-                   was right counts as lost only beyond a near tie
+                   was right is lost only beyond a near tie
 general.text       mean answer probability of 48 questions and instructions that ship as well
 language           mean probability of the tokens of the forget answers that need no knowledge
 a set of --keep    mean answer probability
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer
 
 ROOM = 512
-"""Tokens that a shipped example may have, whatever limit the user's own text has."""
+"""Most tokens of a shipped example, whatever the limit of the user's own text."""
 MORE_THAN_GUESSED = 0.375
-"""Share of the facts answered rightly that guessing, one in four, reaches in one case of twenty."""
+"""Share of correct facts that guessing, one in four, reaches in one case of twenty."""
 KNOWN = 0.01
-"""Answer probability of a set under which a model knows next to nothing of it."""
+"""Answer probability of a set below which a model knows almost nothing of it."""
 TIE = 0.1
-"""Nats per token by which a wrong answer has to win before a fact that was right counts as lost."""
+"""Nats per token by which a wrong answer must lead before a fact that was right counts as lost."""
 NO_KNOWLEDGE = 0.5
-"""Level from which on a token of a forget answer needs no knowledge."""
+"""Level from which a token of a forget answer needs no knowledge."""
 
 
 def floor_shares(args: UnlearningConfig, kept: Sequence[str]) -> dict[str, float]:
@@ -72,7 +72,7 @@ def floor_shares(args: UnlearningConfig, kept: Sequence[str]) -> dict[str, float
 
 
 def reserved_faults(names: Sequence[str]) -> list[Fault]:
-    """Say so where a set to keep has a name that means something else."""
+    """Return a fault for each set to keep whose name is reserved."""
     taken = {*FLOORS, "general", "forget", "never_seen", "items"}
     return [
         Fault("--keep", f"the name {name!r} is reserved", "Rename the file")
@@ -82,12 +82,12 @@ def reserved_faults(names: Sequence[str]) -> list[Fault]:
 
 
 class KeptSets:
-    """What must be kept, measured alike at the start and at every check.
+    """The figures that must be kept, measured the same way at the start and at every check.
 
     Args:
         trainer: whose model is measured.
-        kept: sets of ``--keep``, by name. Of one with more than the trainer's ``CHECK_SIZE`` examples, a
-            sample of that size is measured, drawn once, by the seed.
+        kept: sets of ``--keep``, by name. Where one has more than the trainer's ``CHECK_SIZE`` examples, a
+            sample of that size is drawn once, by the seed, and measured.
     """
 
     def __init__(self, trainer: UnlearningTrainer, kept: Mapping[str, Sequence[EncodedExample]]) -> None:
@@ -117,10 +117,10 @@ class KeptSets:
     def measure(
         self, rows: Sequence[int], forget: Sequence[AnswerScore], retain: Sequence[AnswerScore]
     ) -> dict[str, float]:
-        """Return the figure of every floor that is not switched off.
+        """Return the figure of every active floor.
 
         Args:
-            rows: rows of the forget set that were looked at.
+            rows: rows of the forget set that were measured.
             forget: their scores.
             retain: scores of the retain set's held-out part.
         """
@@ -138,7 +138,7 @@ class KeptSets:
         return found if language is None else found | {"language": language}
 
     def _of_the_facts(self, scores: Sequence[AnswerScore]) -> dict[str, float]:
-        """Return the figures of the facts; what is right at the first look is remembered.
+        """Return the figures of the facts; the first call remembers which are right.
 
         A fact that was right counts as lost where a wrong answer is ahead by more than :data:`TIE`, one that
         was wrong as gained where it leads by as much: near ties change sides with every step.
@@ -167,7 +167,7 @@ class KeptSets:
     def _language(self, rows: Sequence[int], scores: Sequence[AnswerScore]) -> float | None:
         """Return the mean probability of tokens that need no knowledge; None where none are known.
 
-        The rows looked at stand for all: their mean is scaled by how predictable they are beside the rest.
+        The measured rows stand for all: their mean is scaled by their predictability relative to all rows.
         """
         expected = self.expected_language()
         if expected is None:
@@ -192,7 +192,7 @@ class KeptSets:
         return fmean(levels) if levels else None
 
     def floors(self, start: Mapping[str, float]) -> dict[str, Floor]:
-        """Return the floors that follow from the figures before the first step; notes say what has none."""
+        """Return the floors that follow from the figures before the first step; note which have none."""
         found, note = {}, self._trainer.record.note
         for name, value in start.items():
             why = _no_floor(name, start)
@@ -219,11 +219,11 @@ class KeptSets:
 
 
 def _no_floor(name: str, start: Mapping[str, float]) -> str | None:
-    """Say why a figure has no floor, where the model never knew what it measures."""
+    """Return why a figure has no floor, where the model never knew what it measures."""
     if name in ("general.facts", "general.answers") and start["general.answers"] < MORE_THAN_GUESSED:
-        return f"the starting model answers {start['general.answers']:.0%} of them, about as guessing would"
+        return f"the starting model answers {start['general.answers']:.0%} of them, no better than guessing"
     if name not in ("general.facts", "general.answers") and start[name] < KNOWN:
-        return f"the starting model knows next to nothing of it ({start[name]:.4f})"
+        return f"the starting model knows almost nothing of it ({start[name]:.4f})"
     return None
 
 
@@ -238,7 +238,7 @@ def _encoded(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int)
 
 
 def _facts(tokenizer: Any, max_length: int) -> list[list[EncodedExample]]:
-    """Return each fact's true answer and, behind it, the wrong ones."""
+    """Return each fact's true answer, followed by the wrong ones."""
     found = []
     for row in general_knowledge_rows():
         answers = [row["answer"], *row["perturbed_answer"]]  # type: ignore[misc]

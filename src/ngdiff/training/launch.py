@@ -1,4 +1,4 @@
-"""an unlearning trainer and how it was launched -> what of its work is shared out, and what cannot run so."""
+"""an unlearning trainer and its launcher -> how work is shared between processes, and what cannot run so."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FSDP2 = "Use FSDP2 instead: accelerate launch --config_file examples/distributed
 
 
 def share_steps(args: Any, record: RunRecord | None = None, forget: int = 0) -> StepShares:
-    """Cut a step's examples up for the processes that were started, and tell ``transformers`` how.
+    """Divide a step's examples among the processes that were started, and tell ``transformers`` how.
 
-    ``examples_per_step`` holds whatever the number of processes; 0 lets a step grow with them, as everywhere
-    in ``transformers``; None goes by the size of the forget set. Where the settings have no such thing, a
-    step is one process's.
+    ``examples_per_step`` does not depend on the number of processes; 0 lets a step grow with it, as elsewhere
+    in ``transformers``; None derives it from the size of the forget set. Settings without it describe the
+    step of one process.
 
     Args:
         args: the settings.
@@ -42,7 +42,7 @@ def share_steps(args: Any, record: RunRecord | None = None, forget: int = 0) -> 
         # one process would copy the model to every GPU at every step (DataParallel), past all hooks
         seen, args._n_gpu = args.n_gpu, 1
         if record is not None:
-            record.note(f"one of {seen} GPUs is used: start one process each with torchrun")
+            record.note(f"one of {seen} GPUs is used: start one process for each GPU with torchrun")
     processes = int(args.world_size)
     largest, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     asked = getattr(args, "examples_per_step", largest * accumulation)
@@ -56,14 +56,14 @@ def share_steps(args: Any, record: RunRecord | None = None, forget: int = 0) -> 
     args.gradient_accumulation_steps = shares.accumulation
     if shares.idle and record is not None:
         record.note(
-            f"{examples} examples a step do not go round {processes} processes: {shares.idle} wait at "
-            "the end of each step. The step is the same; a multiple of the processes is faster"
+            f"{examples} examples a step cannot be shared evenly by {processes} processes: {shares.idle} "
+            "wait at the end of each step. The result is the same; a multiple of the processes is faster"
         )
     return shares
 
 
 def launch_faults(args: UnlearningConfig) -> list[Fault]:
-    """Say what a launcher was set to that unlearning cannot run under; looks at the environment alone."""
+    """Return the launcher settings that unlearning does not support, read from the environment alone."""
     faults: list[Fault] = []
     if _deepspeed_asked(args):
         faults += _deepspeed_faults(args, _zero_stage(args))
@@ -110,7 +110,7 @@ def _deepspeed_faults(args: UnlearningConfig, stage: int) -> list[Fault]:
     if args.automatic:
         what = "DeepSpeed keeps its own copy of the weights, so a probe of the learning rate cannot move them"
         faults.append(Fault("--lr", what, f"Give a fixed rate such as --lr 1e-5. {FSDP2}"))
-    what = "ZeRO-3 leaves no whole weights on any process, so the best ones cannot be put back"
+    what = "ZeRO-3 leaves no whole weights on any process, so the best ones cannot be restored"
     if stage == 3 and args.stop_at != "none":
         faults.append(Fault("--stop-at", what, f"Give --stop-at none, or ZeRO stage 2. {FSDP2}"))
     if stage == 3 and (args.keep_utility > 0 or any(args.floors.values())):
@@ -119,7 +119,7 @@ def _deepspeed_faults(args: UnlearningConfig, stage: int) -> list[Fault]:
 
 
 def check(trainer: UnlearningTrainer) -> None:
-    """Refuse what cannot run, and keep gradients precise, once the accelerator is there.
+    """Refuse what cannot run, and keep gradients precise, once the accelerator exists.
 
     Raises:
         RequestError: something cannot run under DeepSpeed or FSDP.
@@ -136,7 +136,7 @@ def check(trainer: UnlearningTrainer) -> None:
 
 
 def check_sharding(trainer: Any) -> None:
-    """Refuse FSDP1, and let FSDP2 add gradients up in float32.
+    """Refuse FSDP1, and make FSDP2 sum gradients in float32.
 
     Raises:
         RequestError: FSDP1 was asked for.
@@ -154,11 +154,11 @@ def check_sharding(trainer: Any) -> None:
 
 
 def adds_up_itself(trainer: UnlearningTrainer, model: nn.Module) -> bool:
-    """Say whether gradients are added up over the processes after the last micro-batch, not by DDP's reducer.
+    """Return whether gradients are summed over processes after the last micro-batch, not by DDP's reducer.
 
-    The reducer follows the graph of what the forward pass returned: it knows nothing of a loss on hidden
-    states, from which logits may be worked out some at a time. And it writes into ``parameter.grad``, which a
-    forget buffer that lies elsewhere has emptied.
+    The reducer follows the graph of what the forward pass returned: it does not see a loss on hidden
+    states, from which logits may be computed in parts. And it writes into ``parameter.grad``, which a
+    forget buffer elsewhere has emptied.
     """
     if not isinstance(model, nn.parallel.DistributedDataParallel):
         return False

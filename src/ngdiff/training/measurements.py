@@ -1,4 +1,4 @@
-"""trainer at some step -> its retain loss on fresh examples, and the scores of its sets."""
+"""a trainer at some step -> its retain loss on fresh examples, and the scores of its sets."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ if TYPE_CHECKING:
 
 
 def informative_at_start(loss: Loss) -> Loss:
-    """Return a retain loss that also tells where the model is still the starting model.
+    """Return a retain loss that is also informative where the model is still the starting model.
 
-    A divergence from that one has neither value nor gradient there: the NLL takes its place.
+    A divergence from the starting model has neither value nor gradient there, so the NLL takes its place.
     """
     return LOSSES["nll"] if loss.compares == "predictions" else loss
 
 
 class ProbeLoss:
-    """The retain loss on fresh examples, the same ones at every call.
+    """The retain loss on fresh examples, the same at every call.
 
-    For a loss that compares with the starting model's predictions it is the NLL. A divergence has its
-    minimum where the model began, to the last rounding: under bf16 the shortest step away makes it jump, by
-    more than a probe may cost.
+    For a loss that compares with the starting model's predictions it is the NLL. A divergence has its exact
+    minimum at the starting model: under bf16 the shortest step away raises it by more than a probe may cost.
 
     Args:
-        trainer: whose retain set, model and loss; examples of its present step are left out.
+        trainer: whose retain set, model and loss to use; examples of its current step are left out.
         size: examples to look at, over all processes.
     """
 
@@ -99,12 +98,12 @@ class ProbeLoss:
 
 
 class Measurements:
-    """What is measured of a run's sets, and how. Every row of every set is looked at.
+    """Measures every row of the sets of a run.
 
     Args:
         trainer: whose model is measured, where it trains.
-        sets: ``forget``, ``retain`` (the part held out), ``never_seen``, those of earlier requests and those
-            to keep besides.
+        sets: ``forget``, ``retain`` (the part held out), ``never_seen``, those of earlier requests and
+            further sets to keep.
     """
 
     def __init__(self, trainer: UnlearningTrainer, sets: Mapping[str, Sequence[EncodedExample]]) -> None:
@@ -116,23 +115,23 @@ class Measurements:
         return self._sets[name]
 
     def replace(self, name: str, examples: Sequence[EncodedExample]) -> None:
-        """Measure other examples under a name from now on."""
+        """Replace the examples of a set."""
         self._sets[name] = examples
 
     def scores(self, name: str, rows: Sequence[int] | None = None) -> list[AnswerScore]:
-        """Return the scores of a set, or of some of its rows, under the model as it is now."""
+        """Return the scores of a set, or of some of its rows, under the current model."""
         examples = self._sets[name]
         return self.score(examples if rows is None else [examples[row] for row in rows])
 
     def figures(self, name: str) -> dict[str, float]:
-        """Return a set's mean figures under the model as it is now."""
+        """Return a set's mean figures under the current model."""
         return means(self.scores(name))
 
     def everything(self, known: Mapping[str, Sequence[AnswerScore]] | None = None) -> dict[str, Any]:
-        """Return mean figures by the name of the set, and what they are means of under ``items``.
+        """Return mean figures by the name of the set, and the values of single items under ``items``.
 
         Args:
-            known: scores of sets that the model as it is now has been asked for already.
+            known: scores of sets that are already known for the current model.
         """
         known = known or {}
         scores = {name: known[name] if name in known else self.scores(name) for name in self._sets}
@@ -143,7 +142,7 @@ class Measurements:
         return {**{name: means(found) for name, found in scores.items()}, "items": items}
 
     def score(self, examples: Sequence[EncodedExample]) -> list[AnswerScore]:
-        """Return the scores of any examples under the model as it is now, on every process."""
+        """Return the scores of any examples under the current model, on every process."""
         trainer, alone = self._trainer, process_count() == 1
         with looking(trainer.model_wrapped) as model:
 

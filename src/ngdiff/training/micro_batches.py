@@ -1,7 +1,7 @@
-"""a step's micro-batches -> the same gradients in smaller ones, where the device's memory does not take them.
+"""micro-batches of a step -> the same gradients in smaller ones, where the device's memory is too small.
 
-How much a micro-batch takes shows when it runs. One that does not fit is halved, as are all that come after
-it, and the step begins anew: its loss is a sum over examples, so the gradients are the same.
+The memory of a micro-batch is known only when it runs. One that does not fit is halved, as are all later
+ones, and the step starts over: its loss is a sum over examples, so the gradients are the same.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _PLACES = ("real", "labelled")
 
 
 def rows_between(batch: Mapping[str, Tensor], first: int, last: int) -> Batch:
-    """Return some rows of a batch, with all that belongs to them.
+    """Return some rows of a batch, with everything that belongs to them.
 
     Args:
         batch: as :func:`ngdiff.data.batching.collate_for_loss` makes it.
         first: row, counted from 0.
-        last: the row behind the last one.
+        last: the row after the last one.
     """
     length = batch["input_ids"].shape[1]
     device = batch["labelled"].device
@@ -68,7 +68,7 @@ def parts_of(pairs: PairBatch, most: int | None) -> Iterator[PairBatch]:
 
 
 class MicroBatches:
-    """How many examples go through the model at once, and how a step is taken with no more.
+    """How many examples go through the model at once, and how a step keeps to that number.
 
     Args:
         note: writes a fallback to the record of the run.
@@ -86,7 +86,7 @@ class MicroBatches:
     def take(
         self, pairs: PairBatch, run: Callable[[PairBatch], None], begin_anew: Callable[[], None]
     ) -> None:
-        """Run one more micro-batch of a step; after one that does not fit, the step so far in smaller ones.
+        """Run one more micro-batch of a step; where it does not fit, repeat the step so far in smaller ones.
 
         Args:
             pairs: the micro-batch.
@@ -108,9 +108,9 @@ class MicroBatches:
             waiting = self._taken
 
     def _lacking(self, waiting: Sequence[PairBatch], run: Callable[[PairBatch], None]) -> str | None:
-        """Run micro-batches in parts that may fit; return how much memory was asked for in vain, if it was.
+        """Run micro-batches in parts; return how much memory could not be allocated, if any.
 
-        The error is let go here: what it holds on to is the very memory that was too little.
+        The error is dropped here, because it holds on to the memory that was missing.
         """
         try:
             for pairs in waiting:
@@ -128,12 +128,12 @@ class MicroBatches:
             raise RunError(too_large(1, length, asked))
         self.most = tried // 2
         self._note(
-            f"{asked} more did not fit with {tried} examples of each task at once: {self.most} from there on"
+            f"{asked} more did not fit with {tried} examples of each task at once: {self.most} from then on"
         )
 
 
 def too_large(examples: int, length: int, asked: str) -> str:
-    """Say what did not fit, and what helps."""
+    """Return what did not fit, and what helps."""
     return (
         f"a micro-batch of {examples} example of each task, up to {length} tokens long, does not fit on the "
         f"device, which lacks {asked}: give --gradient-checkpointing, --set forget_buffer=cpu, a smaller "
@@ -148,10 +148,10 @@ def _free() -> None:
 
 
 def try_largest(trainer: UnlearningTrainer) -> None:
-    """Find out on the largest micro-batch of all how many examples go through the model at once.
+    """Find out, on the largest micro-batch, how many examples fit through the model at once.
 
-    Only where a device says what it lacks: a CPU's system swaps, or ends the process. What the optimizer will
-    keep is set aside meanwhile.
+    Only for devices that report a lack of memory: a CPU's system swaps, or kills the process. The memory that
+    the optimizer will need is reserved meanwhile.
     """
     size = min(trainer.args.train_batch_size, len(trainer.forget_set), len(trainer.retain_set))
     longest = (

@@ -1,6 +1,6 @@
-"""a run between two steps -> what it has found and decided so far, kept in a checkpoint's folder, and back.
+"""state of a run between two steps <-> the checkpoint that keeps it.
 
-What transformers.Trainer keeps anyway (weights, optimizer, scheduler, random states) is not repeated here.
+transformers.Trainer saves weights, optimizer, scheduler and random states; they are not repeated here.
 The order of examples is a function of the seed, the position and the rows that the epoch draws from, which
 are kept.
 """
@@ -32,7 +32,7 @@ STATE_FILE = "unlearning_state.json"
 
 @dataclass
 class RunState:
-    """What a run knows of itself between two steps, apart from model, optimizer and data.
+    """The state of a run between two steps, apart from model, optimizer and data.
 
     Args:
         items: which items of the forget set were left when they were last looked at.
@@ -72,7 +72,7 @@ class RunState:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time of the run so far, in s, that before a checkpoint it was resumed from included."""
+        """Wall-clock time of the run so far, in s, including the time before it was resumed."""
         return time.monotonic() - self.started
 
     @property
@@ -82,7 +82,7 @@ class RunState:
         return {name: max(peak, self.peak_before.get(name, 0.0)) for name, peak in mine.items()}
 
     def is_best(self, step: int) -> bool:
-        """Say whether the weights of a step are those of the best check."""
+        """Return whether the weights of a step are those of the best check."""
         best = None if self.stopping is None else self.stopping.best
         return best is not None and best.step == step
 
@@ -127,7 +127,7 @@ class RunState:
 
 
 def save(trainer: UnlearningTrainer, folder: Path) -> None:
-    """Put into a checkpoint what this trainer has beyond transformers' own; one process does."""
+    """Add this trainer's own state to a checkpoint; one process writes it."""
     if not trainer.args.should_save:
         return
     state = trainer.run.state_dict() | {
@@ -154,7 +154,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def restore(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> None:
-    """Put a trainer that is about to begin where the checkpoint's was."""
+    """Restore a trainer that is about to begin to the state of a checkpoint."""
     trainer.run.load_state_dict(state, trainer.PATIENCE)
     if state["stopping"] is not None:
         trainer.kept.load_state_dict(state["kept"])
@@ -173,11 +173,11 @@ def restore(trainer: UnlearningTrainer, folder: Path, state: dict[str, Any]) -> 
 
 
 def _restore_record(record: RunRecord, state: dict[str, Any]) -> None:
-    """Go on with the record so far, and say so where versions or machine are no longer what they were."""
+    """Continue the record so far, and note where versions or machine have changed."""
     now = {**record.versions, **{name: str(value) for name, value in record.machine.items()}}
     record.load_state_dict(state)
     then = {**record.versions, **{name: str(value) for name, value in record.machine.items()}}
     for name in sorted({*now, *then}):
         if now.get(name) != then.get(name):
-            text = f"went on under another {name}: {then.get(name)} before, {now.get(name)} after"
-            record.note(f"{text}; the result may differ in rounding from that of one go")
+            text = f"resumed with another {name}: {then.get(name)} before, {now.get(name)} after"
+            record.note(f"{text}; the result may differ by rounding from that of an uninterrupted run")

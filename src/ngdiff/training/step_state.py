@@ -1,4 +1,4 @@
-"""micro-batches of one optimizer step -> what is known of the step, and its record."""
+"""micro-batches of one optimizer step -> the figures of the step, and its record."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Watched = Literal["strength", "nll"]
 class StepState:
     """What one optimizer step gathers over its micro-batches.
 
-    Its figures stay on the device until they are all there, and are brought to the host together: each look
-    at one of them would make the host wait for the device.
+    Its figures stay on the device until all are there, and are copied to the host together: reading each one
+    would make the host wait for the device.
     """
 
     def __init__(self, counts: dict[Task, int], retain_rows: set[int]) -> None:
@@ -53,11 +53,11 @@ class StepState:
         self.reported = self._losses[task][-1]
 
     def watch(self, what: Watched, mean: Tensor, items: int) -> None:
-        """Keep a mean over so many items of one micro-batch."""
+        """Add the mean over some items of one micro-batch."""
         self._watched[what].append((mean.detach(), items))
 
     def send(self, device: torch.device) -> None:
-        """Complete the step's figures over all processes, and set out to copy them to the host."""
+        """Combine the step's figures over all processes, and start copying them to the host."""
         zero = torch.zeros((), dtype=torch.float64, device=device)
         sums = [sum((loss.double() for loss in losses), zero) for losses in self._losses.values()]
         for means in self._watched.values():
@@ -66,7 +66,7 @@ class StepState:
         self._sent = _on_its_way(summed(torch.stack(sums)))
 
     def receive(self, arrived: bool) -> None:
-        """Read what was sent.
+        """Read the copied figures.
 
         Args:
             arrived: whether the host has waited for the device since.
@@ -81,7 +81,7 @@ class StepState:
         )
 
     def as_record(self, step: int, epoch: float) -> StepRecord:
-        """Return what the record keeps of the self."""
+        """Return the step's entry in the record."""
         gramian = self.gramian
         return StepRecord(
             step=step,
@@ -109,7 +109,7 @@ class StepState:
 
 
 def _on_its_way(tensor: Tensor) -> Tensor:
-    """Return a copy on the host, which is there once the host has waited for the device."""
+    """Return a copy on the host, complete once the host has waited for the device."""
     if not tensor.is_cuda:
         return tensor.cpu()
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,6 +1,6 @@
 """``report_to`` -> the trainer's settings and callbacks for TensorBoard, trackio, wandb and others.
 
-Trackers get numbers alone, under the record's own names; no text of a data set goes to them.
+Trackers receive only numbers, under the record's own names, and no text of a data set.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from ngdiff.stopping.rule import Check
 
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
-"""Trackers that are tested here, and the packages of which one has to be there; transformers knows more."""
+"""Trackers that are tested here, and the packages of which one is needed; transformers supports more."""
 
 
 def tracker_names(value: Any) -> tuple[str, ...]:
-    """Read the setting ``report_to``: a name, several with commas between, or a list.
+    """Read the setting ``report_to``: a name, several separated by commas, or a list.
 
     Raises:
         RequestError: a name is not known, or its package is not installed.
@@ -59,9 +59,9 @@ def _faults(name: str) -> list[Fault]:
 
 
 def tracker_settings(settings: Mapping[str, Any], output: Path) -> dict[str, Any]:
-    """Return what the trainer's settings become where a tracker is asked for; else nothing.
+    """Return the trainer's settings where a tracker is requested; else none.
 
-    TensorBoard is left out of ``report_to``: :func:`tracker_callbacks` gives it a folder that stays.
+    TensorBoard is left out of ``report_to``: :func:`tracker_callbacks` gives it a permanent folder.
     """
     names = tracker_names(settings.get("report_to"))
     if not names:
@@ -77,7 +77,7 @@ def tracker_settings(settings: Mapping[str, Any], output: Path) -> dict[str, Any
 
 
 def tracker_callbacks(settings: Mapping[str, Any], output: Path) -> list[Any]:
-    """Return a callback that writes TensorBoard's events beside ``output``, where they are asked for."""
+    """Return a callback that writes TensorBoard's events beside ``output``, where they are requested."""
     if "tensorboard" not in tracker_names(settings.get("report_to")) or not is_first():
         return []
     from transformers.integrations import TensorBoardCallback
@@ -89,16 +89,16 @@ def tracker_callbacks(settings: Mapping[str, Any], output: Path) -> list[Any]:
 
 
 def tensorboard_folder(output: Path) -> Path:
-    """Return where TensorBoard's events go: it can be watched while ``output`` does not exist yet."""
+    """Return the folder of TensorBoard's events, which can be watched before ``output`` exists."""
     given = os.environ.get("TENSORBOARD_LOGGING_DIR")
     return Path(given).expanduser() if given else output.with_name(f"{output.name}-tensorboard")
 
 
 def step_figures(record: RunRecord, checks: Sequence[Check]) -> dict[str, float]:
-    """Return the last step's numbers, and those of a probe and a check that belong to it.
+    """Return the numbers of the last step, and of its probe and its check.
 
     Names are the record's; a pair of weights becomes ``retain_weight`` and ``forget_weight``, and entries of
-    a probe or a check get ``probe_``, ``check_forget_`` or ``check_utility_`` before them.
+    a probe or a check are prefixed with ``probe_``, ``check_forget_`` or ``check_utility_``.
     """
     if not record.steps:
         return {}

@@ -104,15 +104,15 @@ class UnlearningTrainer(ResumableTrainer):
         forget_dataset: what to forget: a ``datasets.Dataset``, or a list of rows, of
             :class:`~ngdiff.data.examples.Example` or of :class:`~ngdiff.data.encoding.EncodedExample`.
             Columns as in :mod:`ngdiff.data.examples`.
-        retain_dataset: what to keep, likewise. A part of it is held out to measure utility on.
-        holdout_dataset: text of the same kind that the model never saw, likewise; without one, text is
-            invented of the forget set's kinds. It sets the level at which ``stop_at="auto"`` stops.
-        earlier_datasets: forget sets of earlier requests, by any names that no other set has: measured
-            before and after under these names, so that it shows where something comes back.
-        keep_datasets: further sets that must be kept, by any names that no other set has: nothing is trained
-            on them, and each has a floor of its own (see :mod:`ngdiff.training.kept_sets`).
+        retain_dataset: what to keep, in the same forms. A part of it is held out to measure utility on.
+        holdout_dataset: text of the same kind that the model never saw, in the same forms; without one, text
+            of the forget set's kinds is invented. It sets the level at which ``stop_at="auto"`` stops.
+        earlier_datasets: forget sets of earlier requests, by names that no other set has. They are measured
+            before and after under these names, to show whether any of them comes back.
+        keep_datasets: further sets that must be kept, by names that no other set has. Nothing is trained on
+            them, and each has its own floor (see :mod:`ngdiff.training.kept_sets`).
         eval_dataset: a further set to measure, under the name ``eval``; :meth:`evaluate` looks at all sets.
-        allow_overlap: go on although forget, retain and holdout set share rows or answers.
+        allow_overlap: continue although forget, retain and holdout set share rows or answers.
         processing_class: the tokenizer; by default the model's own.
         peft_config: train adapters of this kind only.
         callbacks: further callbacks.
@@ -122,7 +122,7 @@ class UnlearningTrainer(ResumableTrainer):
     control: Any  # transformers' own
 
     CHECK_SIZE: ClassVar[int] = 128
-    """Forget examples that a check during the run looks at; before it ends, every one is looked at. At most
+    """Forget examples that a check during the run measures; before the run ends, all are measured. At most
     half as many retain examples are held out."""
     PATIENCE: ClassVar[int] = 3
     """Consecutive checks under a floor after which the run stops."""
@@ -254,7 +254,7 @@ class UnlearningTrainer(ResumableTrainer):
 
     @property
     def training_sets(self) -> dict[Task, list[EncodedExample]]:
-        """What steps are made of, as the losses have completed it."""
+        """The examples that steps are made of, as the losses have completed them."""
         return {"forget": self.forget_set, "retain": self.retain_set}
 
     @property
@@ -277,9 +277,9 @@ class UnlearningTrainer(ResumableTrainer):
         return PairSampler(len(self.forget_set), own, self.args.seed, self._rows_of_epoch, general)
 
     def _rows_of_epoch(self, epoch: int) -> list[int]:
-        """Return the forget rows that an epoch draws from: those that were left at the last check.
+        """Return the forget rows that an epoch draws from: those left at the last check.
 
-        An epoch that a checkpoint cut in two draws from the rows that it began with.
+        An epoch that a checkpoint interrupts draws from the rows that it began with.
         """
         if self.run.epoch_rows is None or self.run.epoch_rows[0] != epoch:
             wanted = self.run.stopping is not None and self.run.stopping.target is not None
@@ -341,7 +341,7 @@ class UnlearningTrainer(ResumableTrainer):
 
     @property
     def _recovers(self) -> bool:
-        """Whether a process can run its micro-batches in other pieces than the others do."""
+        """Whether a process can split its micro-batches differently from the others."""
         return process_count() == 1 or self._adds_up
 
     def _begin_step_anew(self) -> None:
@@ -350,7 +350,7 @@ class UnlearningTrainer(ResumableTrainer):
         self.run.step = StepState(self.run.step.counts, self.run.step.retain_rows)
 
     def add_micro_batch(self, model: nn.Module, inputs: Mapping[str, Any], weights: Weights | None) -> None:
-        """Add one micro-batch to both gradients, or with fixed weights to one."""
+        """Add one micro-batch to both gradients, or to one where the weights are fixed."""
         assert self.pair is not None
         self.run.step.absent = ABSENT in inputs
         for task in TASKS:
@@ -364,10 +364,10 @@ class UnlearningTrainer(ResumableTrainer):
             self.run.step.add_loss(task, loss)
 
     def _single_backward(self, model: nn.Module, inputs: dict[str, Any], weights: Weights) -> Tensor:
-        """Add one micro-batch in one backward pass, after the last of which DeepSpeed steps by itself.
+        """Add one micro-batch in one backward pass; after the last one, DeepSpeed itself takes the step.
 
         Raises:
-            RunError: a loss is not finite: the step that DeepSpeed takes cannot be left out.
+            RunError: a loss is not finite, since DeepSpeed cannot skip its step.
         """
         self.run.step.absent = ABSENT in inputs
         total, reported = None, torch.zeros((), device=self.args.device)
@@ -398,11 +398,11 @@ class UnlearningTrainer(ResumableTrainer):
 
     @property
     def _averaged_over(self) -> int:
-        """By what the exchange of gradients divides them: what is wanted is their sum."""
+        """The number that the exchange of gradients divides by; their sum is needed."""
         return 1 if self._adds_up else process_count()
 
     def _finish_gradients(self) -> None:
-        """Complete over the processes what this one gathered over its micro-batches."""
+        """Combine what each process gathered over its micro-batches."""
         assert self.pair is not None
         if self._adds_up:
             self.pair.add_up()
@@ -411,7 +411,7 @@ class UnlearningTrainer(ResumableTrainer):
         self.run.step.send(self.args.device)
 
     def _forget_again(self) -> None:
-        """Add the forget gradients of the step's micro-batches up once more, and record nothing of them."""
+        """Compute the forget gradient of the step's micro-batches again, without recording it."""
         assert self.pair is not None
         model = self.model_wrapped
         for inputs in self._batches:
@@ -441,8 +441,8 @@ class UnlearningTrainer(ResumableTrainer):
     def _loss_now(self, task: Task) -> Loss:
         """Return a task's loss; for a divergence from the starting model, the NLL at the first step.
 
-        Where the model is still the starting model, the divergence has no gradient but rounding noise, which
-        normalised rules would stretch to full length, and from that step the first rate is taken.
+        Where the model is still the starting model, the gradient of the divergence is rounding noise.
+        Normalised rules would stretch it to full length, and the first rate is derived from that step.
         """
         loss = self.losses[task]
         first = self.args.automatic and self.state.global_step == 0
@@ -471,7 +471,7 @@ class UnlearningTrainer(ResumableTrainer):
             self.run.step.combined_norm = combined_norm(gramian, self.run.step.weights)
 
     def _global_losses(self) -> Losses | None:
-        """Return the losses over all processes' batches, where the rule asks for them."""
+        """Return the losses over all processes' batches, where the rule needs them."""
         if not self._rule_row.uses_losses:
             return None
         return Losses(self.run.step.losses["retain"], self.run.step.losses["forget"])
@@ -542,7 +542,7 @@ class UnlearningTrainer(ResumableTrainer):
         self.run.begin(BestWeights(model, Path(args.output_dir)))
         self._meter = ChangeMeter(model)
         if args.sam_radius > 0 and _has_low_precision(model):
-            self.note("sam_radius: in low precision most of the way uphill rounds away")
+            self.note("sam_radius: in low precision most of the ascent step is rounded away")
         if args.step_size == "gen":
             self.run.step_size = GenRate(
                 self.optimizer, start=float(args.learning_rate), every=args.probe_every
@@ -608,7 +608,7 @@ class UnlearningTrainer(ResumableTrainer):
     def _known_faults(
         self, scores: Mapping[str, list[AnswerScore]], target: ForgetTarget | None
     ) -> list[Fault]:
-        """Say so where a holdout cannot serve as a level; texts are let be where nothing hangs on it."""
+        """Refuse a holdout that cannot set a level; running text only where a decision depends on it."""
         ours, theirs = scores["forget"], scores["never_seen"]
         if not self._is_text:
             return never_seen.known_faults(ours, theirs)
@@ -621,7 +621,7 @@ class UnlearningTrainer(ResumableTrainer):
         return target.measured(scores, size, source, self.guesses, self.guess_errors, self._is_text)
 
     def measure_level_on(self, found: never_seen.NeverSeen) -> None:
-        """Take other text as text never seen."""
+        """Use other text as never-seen text."""
         kept = kept_texts(self.retain_set[: self.own_retain])
         self._never_seen = with_secrets(found.examples, kept, self.processing_class)
         self.level_source = found.source
@@ -630,7 +630,7 @@ class UnlearningTrainer(ResumableTrainer):
             self.record.note(text)
 
     def _pairs(self) -> int:
-        """Return the pairs of examples that all steps together take, over all processes."""
+        """Return the number of pairs of examples in all steps together, over all processes."""
         return int(self.state.max_steps) * self._shares.examples
 
     @property
@@ -653,7 +653,7 @@ class UnlearningTrainer(ResumableTrainer):
         return RetainStream(self.own_retain, len(self.retain_set) - self.own_retain, self.args.seed + 1)
 
     def complete_losses(self) -> None:
-        """Fill in the losses' settings, now that the level of never-seen text is known."""
+        """Complete the losses' settings, now that the level of never-seen text is known."""
         args = self.args
         self._measured["never-seen NLL"] = float(self.record.before["never_seen"]["nll"])
         self.losses = {
@@ -673,13 +673,13 @@ class UnlearningTrainer(ResumableTrainer):
         self.comparisons = Comparisons(self.losses, setting, self.compute_loss_context_manager)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Send the step's record along to callbacks and trackers, under the record's own names."""
+        """Pass the step's record on to callbacks and trackers, under the record's own names."""
         if "loss" in logs:
             logs = step_figures(self.record, self.run.stopping.checks if self.run.stopping else ()) | logs
         super().log(logs, *args, **kwargs)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """Unlearn; afterwards the model is the best state found and ``record`` says how it came about."""
+        """Unlearn; afterwards the model is in the best state found, and ``record`` holds every step."""
         try:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             conclude(self)
@@ -697,7 +697,7 @@ class UnlearningTrainer(ResumableTrainer):
         Args:
             eval_dataset: another data set, in any form that ``forget_dataset`` can have.
             ignore_keys: not used; transformers gives it.
-            metric_key_prefix: what the names begin with, as in ``eval_forget_probability``.
+            metric_key_prefix: beginning of the names, as in ``eval_forget_probability``.
         """
         if eval_dataset is None or eval_dataset is self.eval_dataset:
             found = self.measurements.everything()
@@ -718,11 +718,11 @@ class UnlearningTrainer(ResumableTrainer):
     # ---- checkpoints ----
 
     def save_more(self, folder: Path) -> None:
-        """Put into a checkpoint what this trainer has beyond transformers' own."""
+        """Add this trainer's own state to a checkpoint."""
         run_state.save(self, folder)
 
     def find_checkpoint(self, asked: Any) -> Any:
-        """Return the folder to go on from, and keep this trainer's own state in it at hand."""
+        """Return the folder to resume from, and read this trainer's own state in it."""
         found = super().find_checkpoint(asked)
         state = run_state.read(Path(found)) if isinstance(found, str) else None
         self._resumed = None if state is None else (Path(found), state)
@@ -734,9 +734,9 @@ class UnlearningTrainer(ResumableTrainer):
 
 
 def general_to_hold(args: UnlearningConfig, tokenizer: Any) -> list[EncodedExample]:
-    """Return general text on which the model is held where it began, for retain losses that do so.
+    """Return general text that ties the model to the starting model, for retain losses that compare with it.
 
-    A likelihood would teach it this text instead.
+    A likelihood would teach the model this text instead.
     """
     if not args.hold_general or LOSSES[str(args.retain_loss)].compares != "predictions":
         return []

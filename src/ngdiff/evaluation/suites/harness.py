@@ -86,7 +86,7 @@ def run_tasks(
     """Run tasks of the harness on a model.
 
     Args:
-        model: a causal language model; its mode and the random states are put back.
+        model: a causal language model; its mode and the random states are restored.
         tokenizer: its tokenizer.
         tasks: names of tasks, groups or tags.
         settings: how to ask.

@@ -54,7 +54,7 @@ def with_question(example: Example, question: str) -> Example:
 
 
 def has_column(examples: Sequence[Example], column: str) -> bool:
-    """Say whether any row has something in a column."""
+    """Return whether any row has something in a column."""
     return any(example.extra.get(column) is not None for example in examples)
 
 
@@ -187,7 +187,7 @@ def generated(evaluator: Evaluator, sets: Mapping[str, Answered]) -> dict[str, l
 
 
 def attack_norms(evaluator: Evaluator, data: SuiteData) -> tuple[list[float], list[float]] | None:
-    """Return the gradient norms of forget set and holdout, where there is a holdout and they are asked for.
+    """Return the gradient norms of forget set and holdout, where there is a holdout and they are requested.
 
     To be called before the sets are scored: the passes show how well their answers are known, too.
     """
@@ -288,7 +288,7 @@ class Measures:
 
         Args:
             forget: examples and their scores, with z-scores.
-            holdout: likewise.
+            holdout: the same for the holdout.
             reference: the retrained model's evaluation, for PrivLeak and the attack that compares losses.
             norms: of the gradients of both, for the attack by gradient norm; without it, that is left out.
         """
@@ -336,7 +336,7 @@ class Measures:
     ) -> Figures:
         """Return forget quality, or a figure without value where there is no reference.
 
-        Beside it stands OpenUnlearning's, where the reference has the ratios of that convention.
+        OpenUnlearning's is beside it, where the reference has the ratios of that convention.
 
         Args:
             figures: with the forget set's truth ratios, in logarithms.

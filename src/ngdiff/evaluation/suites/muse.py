@@ -47,7 +47,7 @@ class MuseData:
     Args:
         passages: rows with ``prompt`` and ``gt``, the true continuation.
         questions: ``forget`` and ``retain`` to rows with ``question`` and ``answer``.
-        shots: likewise, the solved examples that go in front.
+        shots: the solved examples in front of each question, by set.
         texts: ``forget`` and ``holdout`` to rows with ``text``.
     """
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ngdiff.data.benchmarks import folder_options
-from ngdiff.data.examples import Example, overlap_fault, read_examples
+from ngdiff.data.examples import Example, overlap_fault
 from ngdiff.data.sources import capped
 from ngdiff.errors import Fault, Faults
 from ngdiff.evaluation.reference import Reference
@@ -36,6 +36,7 @@ from ngdiff.evaluation.suites.measures import (
     values_of,
 )
 from ngdiff.inference.evaluator import Evaluator
+from ngdiff.requested import read_sets
 
 NO_HOLDOUT = "no --holdout was given, so membership inference and PrivLeak are left out"
 
@@ -47,13 +48,11 @@ def read_own(request: EvaluateRequest) -> SuiteData:
         RequestError: with every fault of all of them.
     """
     faults = Faults()
-    sets: dict[str, Sequence[Example]] = {}
-    for name in ("forget", "retain", "holdout"):
-        where = f"--{name}"
-        examples = read_examples(getattr(request, name), where, request.folders, faults)
-        if examples:
-            sets[name] = examples
-            faults += _column_faults(examples, where) if name != "holdout" else []
+    named = {"forget": request.forget, "retain": request.retain, "holdout": request.holdout}
+    read = read_sets(named, request.folders, faults)
+    sets = {name: examples for name, examples in read.items() if examples}
+    for name in ("forget", "retain"):
+        faults += _column_faults(sets.get(name, ()), f"--{name}")
     if "forget" in sets and "retain" in sets and (overlap := overlap_fault(sets["forget"], sets["retain"])):
         faults.append(Fault(overlap.where, overlap.what, "Take them out of one of the two"))
     if "forget_quality" in request.require and "forget" in sets and not has_column(sets["forget"], PERTURBED):

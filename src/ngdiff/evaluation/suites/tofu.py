@@ -92,7 +92,7 @@ def read_tofu(request: EvaluateRequest) -> SuiteData:
 
 
 def _holdout(split: str, request: EvaluateRequest, faults: Faults) -> tuple[list[Example], str | None]:
-    """Return the holdout asked for, or the split's own where it can be had, and a note where it is not."""
+    """Return the requested holdout, or the split's own if available, and a note where there is none."""
     examples: list[Example] = []
     for source in request.holdout:
         with faults.collecting():
@@ -114,7 +114,7 @@ def _examples(source: str, where: str, request: EvaluateRequest) -> list[Example
 
 
 def _missing_columns(examples: Sequence[Example], name: str, where: str) -> list[Fault]:
-    """Say what is wrong with the columns that a set's figures need."""
+    """Return the faults of the columns that a set's figures need."""
     faults = column_faults(examples, PERTURBED, where)
     if name in ("forget", "retain"):
         faults += column_faults(examples, PARAPHRASED, where)
