@@ -24,6 +24,8 @@ from ngdiff.bench.distance import distance
 from ngdiff.data.sources import read_rows
 
 ALL = 4000
+HOLDOUT = 48
+"""Of TOFU's first questions, where they are not learned, to measure the level of never-seen text on."""
 SIZES = {"forget01": 40, "forget05": 200, "forget10": 400}
 METHODS = ("ngdiff-counterfactual", "ngdiff-selective-kl", "ngdiff-kl", "ngdiff", "graddiff", "npo")
 RATES = {"graddiff": "2e-5", "npo": "5e-5"}
@@ -146,6 +148,10 @@ class Goals:
 
     def _unlearn(self, name: str) -> list[object]:
         rate = ["--lr", RATES[name]] if name in RATES else []
+        size = SIZES[self.args.split]
+        first = slice(size, size + HOLDOUT)  # those before are audited with
+        unseen = f"tofu:full[{first.start}:{first.stop}]"
+        holdout = ["--holdout", unseen] if first.stop <= ALL - self.args.questions else []
         return [
             *(
                 "unlearn",
@@ -157,6 +163,7 @@ class Goals:
                 f"tofu:{self.args.split}",
             ),
             *("--retain", self.kept, "--output", self.folder / name, "--epochs", self.args.epochs, *rate),
+            *holdout,
         ]
 
     def asked(self) -> Path | None:

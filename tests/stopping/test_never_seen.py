@@ -10,7 +10,7 @@ import pytest
 
 from ngdiff.data.datasets import as_encoded
 from ngdiff.invented.kinds import invented_rows
-from ngdiff.stopping.never_seen import ITEMS, LEAST_ITEMS, given, invented, kind_of
+from ngdiff.stopping.never_seen import ITEMS, LEAST_ITEMS, STRICTER, given, invented, kind_of
 from tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -42,7 +42,7 @@ def test_each_kind_is_met_by_its_own(kind: str) -> None:
     unseen = invented(like, TOKENIZER, 128)
     assert {kind_of(one.example) for one in unseen.examples} == {kind}
     assert LEAST_ITEMS <= len(unseen.examples) <= ITEMS
-    assert unseen.notes == []
+    assert unseen.notes == [STRICTER]
     assert unseen.source.startswith("invented by NGDiff: ")
     texts = [one.example.answer for one in unseen.examples]
     assert kind == "yes or no" or len(set(texts)) > len(texts) // 3
@@ -69,12 +69,13 @@ def test_answers_are_about_as_long() -> None:
         unseen = invented(encoded([text]), TOKENIZER, 512)
         words = sorted(len(one.example.answer.split()) for one in unseen.examples)
         assert 0.5 <= words[len(words) // 2] / len(text.split()) <= 2
-        assert unseen.notes == []
+        assert unseen.notes == [STRICTER]
 
 
 def test_running_text_stands_alone_where_the_forget_set_does() -> None:
     unseen = invented(encoded([TEXT], form="text"), TOKENIZER, 512)
     assert all(one.example.kind == "text" for one in unseen.examples)
+    assert STRICTER not in unseen.notes  # real text is less predictable than invented text
 
 
 def test_telephone_numbers_for_telephone_numbers() -> None:
