@@ -73,3 +73,29 @@ def test_the_commit_says_when_any_module_was_changed(tmp_path: Path, monkeypatch
     assert clean is not None and not clean.endswith("+changes")
     (package / "losses" / "row.py").write_text("changed = True\n")
     assert environment.git_commit() == f"{clean}+changes"
+
+
+GAPS = """
+import psutil, torch
+from ngdiff.system.environment import keep_freed_memory, return_freed_memory
+assert keep_freed_memory()
+resident = lambda: psutil.Process().memory_info().rss
+kept = []
+for _ in range(40):
+    freed = torch.ones(2**22)          # 16 MiB, and something behind it that stays
+    kept.append(torch.ones(2**12))
+    del freed
+    kept.append(torch.ones(2**20 + 2**12 * len(kept)))
+del kept[1::2]
+before = resident()
+return_freed_memory()
+print(before - resident())
+assert all(bool((part == 1).all()) for part in kept)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone has malloc_trim")
+def test_gaps_of_freed_memory_are_returned() -> None:
+    done = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100 * 2**20

@@ -10,6 +10,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,14 +97,31 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it took effect.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
+    mallopt = _of_glibc("mallopt")
+    return bool(mallopt and mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def return_freed_memory() -> None:
+    """Return to the system what glibc keeps of freed memory, in whole pages.
+
+    Batches of many lengths leave gaps that few later ones fit, so that a run would otherwise grow with its
+    steps. The next step maps what it needs again, so call it once in several steps. Linux with glibc only;
+    elsewhere nothing happens.
+    """
+    trim = _of_glibc("malloc_trim")
+    if trim:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """Return a function of glibc; None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        return getattr(ctypes.CDLL("libc.so.6"), name)
     except (OSError, AttributeError):
-        return False
-    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**31 - 1))
+        return None
 
 
 def weights_hash(model: torch.nn.Module) -> str:

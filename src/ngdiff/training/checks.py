@@ -13,6 +13,7 @@ from ngdiff.steps.weighting import Verdict
 from ngdiff.stopping.criterion import View, means
 from ngdiff.stopping.forecast import EARLIEST, WORDS, Forecast, suggestion
 from ngdiff.stopping.rule import Decision, StoppingRule, floor_title
+from ngdiff.system.environment import return_freed_memory
 from ngdiff.training.launch import weighted_mean
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _check(trainer: UnlearningTrainer) -> None:
         _recover(trainer)
         return
     run.decision = look(trainer)
+    return_freed_memory()
     assert run.stopping is not None
     if run.decision is not None:
         return
