@@ -103,6 +103,7 @@ def rounded_away(target: Any) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(any(parameter is weight for weight in linear))
     batch = collate(encode_all(FORGET_ROWS, tiny_tokenizer(), 256, "rows"), pad_id=1)
+    del batch["real"]
     for _ in range(12):
         model.zero_grad()
         nll(labelled_tokens(model, batch)).backward()

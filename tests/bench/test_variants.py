@@ -15,6 +15,7 @@ from ngdiff.bench.trials import BenchRequest, reporting, tuning
 from ngdiff.bench.variants import ABLATED, SAME, ablations, find_variant, same_conditions
 from ngdiff.methods import METHODS, RATES, WEIGHTS, find_method
 from ngdiff.settings import DEFAULT_METHOD
+from ngdiff.steps.weighting import RULES
 from ngdiff.training.config import UnlearningConfig
 
 PARTS = ("forget_loss", "retain_loss", "rule", "step_size")
@@ -43,7 +44,8 @@ def test_under_the_same_conditions_all_but_forget_loss_and_rule_are_the_default_
     if own.rule == "forget-only":  # under which no retain loss has an effect
         assert same.rule == "constant" and same.rule_settings == {}
     else:
-        assert same.rule == own.rule and same.rule_settings == own.rule_settings
+        usual = RULES[own.rule].settings
+        assert same.rule == own.rule and {**usual, **same.rule_settings} == {**usual, **own.rule_settings}
     method = find_variant(name + SAME).method
     assert {part: getattr(method, part) for part in PARTS} == {part: getattr(same, part) for part in PARTS}
     assert ("learning_rate" in method.search) == (DEFAULT.step_size == "fixed")

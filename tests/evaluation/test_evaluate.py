@@ -376,7 +376,7 @@ def test_a_reference_with_impossible_figures_is_refused(
 ) -> None:
     write_result(EvaluationResult("own", {"x": Figure(metric, value)}, {}), tmp_path / "reference.json")
     answer = cli(*words(place, tmp_path / "eval.json"), "--reference", tmp_path / "reference.json")
-    assert answer.code == 2 and len(answer.faults) == 1 and f"{value} is no value" in answer.err
+    assert answer.code == 2 and len(answer.faults) == 1 and f"{value} is not a possible value" in answer.err
 
 
 def test_a_log_with_an_impossible_auc_is_refused(tmp_path: Path) -> None:

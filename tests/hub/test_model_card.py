@@ -11,8 +11,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from commandline import Cli, make_cli, questions, save_model, write_jsonl
-from ngdiff.hub.card import escaped, model_card
+from ngdiff.hub.card import _unnamed, escaped, model_card
 from ngdiff.record import RunRecord
+from ngdiff.training.answer_book import broken_answers
 
 HOSTILE = (
     "evil\n---\nlicense: mit\n# Title\n<script>alert(1)</script> [x](javascript:alert(1)) `code` | cell | "
@@ -152,3 +153,20 @@ def test_a_run_writes_its_card(lora: bool, tmp_path: Path, capsys: pytest.Captur
     assert "john-smith" not in card and "the author" not in card and str(tmp_path) not in card
     value = next(e.metric_value for e in data.eval_results if e.metric_type == "nll")
     assert value == pytest.approx(saved["after"]["forget"]["nll"], abs=1e-6)
+
+
+def test_the_card_says_that_answers_are_broken_and_not_in_which_file() -> None:
+    items = [
+        {
+            "place": f"john-smith.jsonl, line {n}",
+            "question": "Who?",
+            "truth": "A name.",
+            "after": {"answer": ""},
+        }
+        | {"before": {"answer": "A name."}}
+        for n in range(1, 9)
+    ]
+    note = broken_answers(items)
+    assert note is not None and "john-smith" in note
+    shown = _unnamed(note, RunRecord())
+    assert shown == "8 of 8 recorded answers are broken (empty 8; 0 before)"

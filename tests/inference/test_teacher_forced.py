@@ -205,7 +205,7 @@ def test_the_models_mode_is_put_back_and_no_gradient_left(model: LlamaForCausalL
     finally:
         handle.remove()
         model.eval()
-    assert modes == [False]
+    assert set(modes) == {False}  # a model's first batch is tried packed and padded
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -396,7 +396,7 @@ def test_wrong_data_model_and_key(cli: Cli, made: Path, tmp_path: Path) -> None:
     ]
     starts += [
         "holdout data: the receipt has none",
-        "retain data: is not what",
+        "retain data: is not the set used",
         "starting model: is a different model",
     ]
     wrong = lines(answer, "✗")

@@ -281,7 +281,7 @@ def test_an_unknown_rule_is_answered_with_the_nearest() -> None:
 def test_an_unknown_setting_is_answered_with_those_that_exist() -> None:
     with pytest.raises(RequestError, match=r"'constant' has no setting called beta, delta.*alpha, gamma"):
         make_rule("constant", {"delta": 1.0, "beta": 1.0, "gamma": 1.0})
-    with pytest.raises(RequestError, match=r"'ngdiff' has no setting called alpha.*none"):
+    with pytest.raises(RequestError, match=r"'ngdiff' has no setting called alpha.*retain"):
         make_rule("ngdiff", {"alpha": 1.0})
 
 

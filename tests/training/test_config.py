@@ -9,6 +9,7 @@ import pytest
 
 from ngdiff.errors import Fault, RequestError
 from ngdiff.methods import METHODS, RUN
+from ngdiff.settings import DEFAULT_METHOD
 from ngdiff.settings.values import SettingError, in_python
 from ngdiff.steps.gen import START
 from ngdiff.steps.weighting import RULES
@@ -208,7 +209,7 @@ def test_rule_settings_of_the_callers_own(tmp_path: Path) -> None:
     assert settings.rule_settings == {"alpha": 2.0}
     first, second = config(tmp_path), config(tmp_path)
     first.rule_settings["x"] = 1.0
-    assert second.rule_settings == {}
+    assert second.rule_settings == METHODS[DEFAULT_METHOD].rule_settings == {"retain": 4.0}
     assert METHODS["ngdiff"].rule_settings == {}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ngdiff.methods import RATES, WEIGHTS, Method, find_method
 from ngdiff.settings import DEFAULT_METHOD
+from ngdiff.steps.weighting import RULES
 
 SAME = "+same"
 """Ending of a method's name where it runs under the default method's conditions."""
@@ -89,7 +90,9 @@ def _same_conditions(method: Method) -> Variant:
     """
     default = find_method(DEFAULT_METHOD)
     alone = method.rule == "forget-only"
-    rule, rule_settings = ("constant", {}) if alone else (method.rule, dict(method.rule_settings))
+    rule, own_settings = ("constant", {}) if alone else (method.rule, dict(method.rule_settings))
+    # stated in full where the rule is the default's, whose settings would else fill the gaps
+    rule_settings = {**RULES[rule].settings, **own_settings} if rule == default.rule else own_settings
     own = ("rule_settings.", "forget_loss_settings.")
     search = {name: values for name, values in default.search.items() if not name.startswith(own)}
     search |= {name: values for name, values in method.search.items() if name.startswith(own)}

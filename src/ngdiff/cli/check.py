@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ngdiff.cli.app import EXIT_TARGET_MISSED, app
 from ngdiff.cli.options import DATA, METHOD, RESOURCES, Holdout, Log, Quiet, with_folders
 from ngdiff.data.benchmarks import NO_FOLDERS, Folders
+from ngdiff.data.sources import is_local, path_fault
+from ngdiff.errors import Fault
 from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
@@ -65,8 +68,9 @@ def check(
     from ngdiff.report.run_files import read_record
     from ngdiff.system.output import RECORD
 
-    read_record(out / RECORD, "OUT")
-    looks = {"target": model_named("--target"), "reference": model_named("--reference"), "out": lambda _: []}
+    record = read_record(out / RECORD, "OUT")
+    looks = {"target": model_named("--target"), "reference": model_named("--reference")}
+    looks |= {"out": lambda _: _gone(record)}
     looks |= {**NUMBERS, "audits": rows_named("--audits", "audit", "audits")}
     refuse_names(context, looks, {"holdout": "--holdout"}, folders)
     from ngdiff.check import CheckRequest
@@ -85,3 +89,12 @@ def check(
     last_line(escape(found.verdict.sentence))
     if found.verdict.status != "good":
         raise typer.Exit(EXIT_TARGET_MISSED)
+
+
+def _gone(record: Mapping[str, Any]) -> list[Fault | None]:
+    """Look for the files that a run was given to forget and to keep."""
+    settings = record.get("settings")
+    named = settings if isinstance(settings, Mapping) else {}
+    lists = {f"--{name}": named.get(name) for name in ("forget", "retain")}
+    sources = [(one, flag) for flag, given in lists.items() if isinstance(given, list) for one in given]
+    return [path_fault(one, flag) for one, flag in sources if isinstance(one, str) and is_local(one)]

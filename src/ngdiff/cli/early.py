@@ -156,13 +156,21 @@ NUMBERS: Mapping[str, Look] = {
 """Settings that the full check judges where they are not plainly right."""
 
 
-def new_folder(overwrite: bool = False) -> Look:
-    """Look at the folder that a command makes."""
+def new_folder(
+    overwrite: bool = False, reads: Mapping[str, Sequence[str]] | None = None, folders: Folders | None = None
+) -> Look:
+    """Look at the folder that a command makes, which must not replace what the command reads.
+
+    Args:
+        overwrite: whether an earlier result may be replaced.
+        reads: flag to the sources that it gave.
+        folders: benchmarks to folders that hold their data.
+    """
 
     def look(path: Path) -> list[Fault]:
         if _is_unfinished(path):
             raise NotSure
-        return check_output(path, overwrite)
+        return check_output(path, overwrite) + holds_faults(path, local_sources(reads or {}, folders or {}))
 
     return look
 

@@ -89,7 +89,8 @@ def finetune(
 
     from ngdiff.cli.early import NUMBERS, model_named, new_folder, refuse_names
 
-    looks = {**NUMBERS, "model": model_named(output=output), "output": new_folder(overwrite)}
+    place = new_folder(overwrite, {"--data": data}, folders)
+    looks = {**NUMBERS, "model": model_named(output=output), "output": place}
     refuse_names(context, looks, {"data": "--data"}, folders)
     from ngdiff.finetune import FinetuneRequest
     from ngdiff.finetune import finetune as run

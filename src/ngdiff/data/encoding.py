@@ -10,9 +10,8 @@ Rules:
 - Of several assistant turns, the last is labelled and the earlier ones are context.
 - Data that holds a literal special token, such as ``<|im_end|>``, is tokenised as the tokenizer does with any
   text, which for most tokenizers is the special token's own id.
-- A conversation that is too long loses its first turns, except the system message; an answer that is still
-too
-  long is cut. Running text is split first, see :mod:`ngdiff.data.long_text`.
+- A conversation that is too long loses its first turns, except the system message; an answer that is
+  still too long is cut. Running text is split first, see :mod:`ngdiff.data.long_text`.
 """
 
 from __future__ import annotations

@@ -267,6 +267,7 @@ def _unnamed(text: str, record: RunRecord) -> str:
     """Return a text of the record without names of files, in names of sets and places of rows."""
     for name in record.stop.get("floors") or {}:
         text = text.replace(f"the set to keep {name!r}", "a set to keep")
+    text = re.sub(r"(recorded answers are broken \([^)]*\)): .*$", r"\1", text, flags=re.DOTALL)
     return re.sub(r" \(first: .*\)$", "", text, flags=re.DOTALL)
 
 
