@@ -12,7 +12,6 @@ from ngdiff.cli.app import EXIT_TARGET_MISSED, app
 from ngdiff.cli.options import DATA, METHOD, RESOURCES, Holdout, Log, Quiet, with_folders
 from ngdiff.data.benchmarks import NO_FOLDERS, Folders
 from ngdiff.data.sources import is_local, path_fault
-from ngdiff.errors import Fault
 from ngdiff.system.events import log
 from ngdiff.system.terminal import last_line
 
@@ -64,13 +63,13 @@ def check(
     """
     from rich.markup import escape
 
-    from ngdiff.cli.early import NUMBERS, model_named, refuse_names, rows_named
+    from ngdiff.cli.early import NUMBERS, model_named, refuse_names, right, rows_named
     from ngdiff.report.run_files import read_record
     from ngdiff.system.output import RECORD
 
     record = read_record(out / RECORD, "OUT")
     looks = {"target": model_named("--target"), "reference": model_named("--reference")}
-    looks |= {"out": lambda _: _gone(record)}
+    looks |= {"out": right(lambda _: _is_there(record))}
     looks |= {**NUMBERS, "audits": rows_named("--audits", "audit", "audits")}
     refuse_names(context, looks, {"holdout": "--holdout"}, folders)
     from ngdiff.check import CheckRequest
@@ -91,10 +90,10 @@ def check(
         raise typer.Exit(EXIT_TARGET_MISSED)
 
 
-def _gone(record: Mapping[str, Any]) -> list[Fault | None]:
-    """Look for the files that a run was given to forget and to keep."""
+def _is_there(record: Mapping[str, Any]) -> bool:
+    """Return whether the files that a run was given to forget and to keep are still there."""
     settings = record.get("settings")
     named = settings if isinstance(settings, Mapping) else {}
     lists = {f"--{name}": named.get(name) for name in ("forget", "retain")}
     sources = [(one, flag) for flag, given in lists.items() if isinstance(given, list) for one in given]
-    return [path_fault(one, flag) for one, flag in sources if isinstance(one, str) and is_local(one)]
+    return not any(path_fault(one, flag) for one, flag in sources if isinstance(one, str) and is_local(one))
