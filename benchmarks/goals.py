@@ -7,7 +7,7 @@ The target learns TOFU's last ``--questions`` questions (4,000: all of it), the 
 without the split. Each method then unlearns by its own command, ``--jobs`` of them side by side, and all are
 evaluated over all items. What already exists is not made again, so an interrupted study continues where it
 stopped. Where not all of TOFU is learned, the suite asks retain questions that were learned, of the last 400,
-since the others have no wrong answers. Nothing of a method is chosen here: it was developed on other people.
+since the others have no wrong answers. ``docs/decisions.md`` says what of a method was chosen on which data.
 """
 
 from __future__ import annotations

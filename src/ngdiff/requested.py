@@ -55,7 +55,7 @@ def shared_setting_faults(request: Any, counts: Sequence[str] = ()) -> list[Faul
 def find_source(
     name: str, faults: Faults, where: str = "--model", trust_remote_code: bool = False
 ) -> ModelSource | None:
-    """Find a model and check that it is a causal language model; None where there is no model.
+    """Find a model and check that it is a causal language model; return None if it cannot be found.
 
     Args:
         name: as :func:`ngdiff.models.loading.resolve_model` takes it.

@@ -64,8 +64,8 @@ def normalised_difference(gramian: Gramian, losses: Losses | None = None, *, ret
 
     Args:
         gramian: of the two gradients.
-        losses: not looked at.
-        retain: w, what the retain gradient counts beside the forget gradient; 1 or more.
+        losses: not used.
+        retain: w, weight of the unit retain gradient, relative to the unit forget gradient; 1 or more.
     """
     weights = Weights(_inverse_root(gramian, RETAIN), _inverse_root(gramian, FORGET))
     if retain == 1:
