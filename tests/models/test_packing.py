@@ -106,6 +106,35 @@ def test_packed_rows_have_the_losses_and_gradients_of_padded_ones(name: str) -> 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max())))
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_bf16_gradients_on_a_cpu_pass_through_float32_attention(
+    packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = tiny_llama(vocab_size=VOCABULARY), collate(LONG, 1)
+    assert packing.takes_packed(model)
+    batch = batch if packed else without_places(batch)
+    exact, right = gradients(model, batch)
+    seen: list[torch.dtype] = []
+    kernel = nn.functional.scaled_dot_product_attention
+
+    def watched(*states: Tensor, **settings: Any) -> Tensor:
+        found = kernel(*states, **settings)
+        seen.append(found.dtype)
+        return found
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded, found = gradients(model, batch)
+        assert set(seen) == {torch.float32}
+        seen.clear()
+        with torch.no_grad():
+            labelled_tokens(model, batch)
+        assert set(seen) == {torch.bfloat16}
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+    for one, other in zip(found, right, strict=True):
+        assert float((one - other).norm()) <= 0.05 * max(1e-3, float(other.norm()))
+
+
 def test_only_real_tokens_are_run_over() -> None:
     model, batch = tiny_llama(vocab_size=VOCABULARY), collate(LONG, 1)
     seen: list[int] = []

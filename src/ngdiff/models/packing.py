@@ -131,20 +131,36 @@ def attend(
         packed_rows: positions of the tokens; None for a padded batch.
         settings: scaling, dropout and so on; a sliding window is respected.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     if packed_rows is None:
-        found: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **settings
-        )
-        return found
+        return _attention(module, query, key, value, attention_mask, **settings), None
     rows = packed_rows
     padded = [_padded(states, rows) for states in (query, key, value)]
     mask = _window(settings.get("sliding_window"), rows.length, query.device)
-    settings["is_causal"] = True
-    output, _ = sdpa_attention_forward(module, *padded, mask, **settings)
+    output = _attention(module, *padded, mask, **{**settings, "is_causal": True})
     flat = output.reshape(rows.number * rows.length, *output.shape[2:])
     return _Gather.apply(flat, rows).unsqueeze(0), None  # type: ignore[no-untyped-call]
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
+) -> Tensor:
+    """Call ``transformers``' attention; in float32 where bf16 gradients are computed on a CPU.
+
+    There the backward pass of torch's bf16 kernel takes twice as long as that of float32 for sequences of up
+    to 128 tokens, and as long for longer ones.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    output: Tensor
+    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    if query.device.type != "cpu" or low != torch.bfloat16 or not torch.is_grad_enabled():
+        output, _ = sdpa_attention_forward(module, query, key, value, mask, **settings)
+        return output
+    with torch.autocast("cpu", enabled=False):
+        states = (query.float(), key.float(), value.float())
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+        output, _ = sdpa_attention_forward(module, *states, mask, **settings)
+    return output.to(low)
 
 
 def _padded(states: Tensor, rows: Rows) -> Tensor:

@@ -99,7 +99,8 @@ def keep_freed_memory() -> bool:
     """
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
     mallopt = _of_glibc("mallopt")
-    return bool(mallopt and mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**31 - 1))
+    never = -1
+    return bool(mallopt and mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, never))
 
 
 def return_freed_memory() -> None:
