@@ -92,7 +92,7 @@ class Version:
 
     def __init__(self, source: Path, words: list[str]) -> None:
         environment = {**os.environ, "PYTHONPATH": f"{source}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
-        self.log = tempfile.TemporaryFile(mode="w+")
+        self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - open while the process runs
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.against", "--work", *words],
             cwd=source,
