@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.goals import ALL, SIZES, Goals
 from ngdiff.audits.audit import audit_several
 from ngdiff.audits.audit_request import AuditRequest
+from ngdiff.data.sources import read_rows
 from ngdiff.settings import DEFAULT_METHOD
 
 METHODS = (DEFAULT_METHOD, "ngdiff", "graddiff", "npo")
@@ -44,14 +45,23 @@ class Audits(Goals):
     def _audit(self, name: str) -> Path:
         return Path(self.folder / f"{name}.audit.json")
 
+    def _never_seen(self) -> tuple[str, ...]:
+        """Write TOFU's first questions to a file, where they were not learned."""
+        size = min(SIZES[self.args.split], max(0, ALL - self.args.questions))
+        if not size:
+            return ()
+        rows = [json.dumps(row.values) for row in read_rows(f"tofu:full[:{size}]", where="--questions")]
+        file = self.folder / "never_seen.jsonl"
+        file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return (str(file),)
+
     def _request(self, name: str, reference: str | None) -> AuditRequest:
-        args = self.args
-        size, folder = min(SIZES[args.split], max(0, ALL - args.questions)), self.asked()
+        args, folder = self.args, self.asked()
         return AuditRequest(
             str(self.folder / name),
             self._audit(name),
             (args.split,),
-            holdout=(f"tofu:full[:{size}]",) if size else (),
+            holdout=self._never_seen(),
             suite="tofu",
             target=str(self.folder / "target"),
             reference=None if reference is None else str(self.folder / reference),
