@@ -11,8 +11,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ngdiff.data.batching import collate
 from ngdiff.data.encoding import EncodedExample
 from ngdiff.data.examples import Example
-from ngdiff.models.activations import decoder_layers, freeze_behind, labelled_activations, layer_count
-from ngdiff.models.logprobs import IGNORED
+from ngdiff.models.activations import (
+    decoder_layers,
+    freeze_behind,
+    labelled_activations,
+    layer_count,
+    layer_states,
+    patched_tokens,
+    through_lens,
+)
+from ngdiff.models.logprobs import IGNORED, Places, labelled_tokens
 from ngdiff.models.packing import takes_packed
 from tiny import tiny_llama
 
@@ -54,6 +62,25 @@ def test_they_are_the_whole_models_hidden_states(make: type[nn.Module], layer: i
     ]
     assert len(decoder_layers(model)) == layer_count(model) == 3  # put back
     torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_the_layers_of_packed_rows_are_those_of_padded_ones() -> None:
+    model, other = tiny_llama(layers=3).eval(), tiny_llama(layers=3, seed=1).eval()
+    padded = {name: value for name, value in BATCH.items() if name not in ("real", "labelled")}
+    # the trial of packed rows comes first here, and no hook may see it
+    states = layer_states(model, BATCH)
+    assert "packed_rows" in Places.of(model, BATCH).inputs and len(states) == 3
+    for found, expected in zip(states, layer_states(model, padded), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(through_lens(model, BATCH), through_lens(model, padded), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    whole = labelled_tokens(model, padded).log_probs()
+    for layer, own in enumerate(states):
+        torch.testing.assert_close(patched_tokens(model, BATCH, layer, own).log_probs(), whole)
+    foreign = layer_states(other, BATCH)[1]
+    found, expected = (patched_tokens(model, b, 1, foreign).log_probs() for b in (BATCH, padded))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, whole)
 
 
 def test_nothing_behind_the_layer_runs_or_learns() -> None:

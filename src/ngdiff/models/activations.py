@@ -130,11 +130,12 @@ def final_norm(model: nn.Module) -> nn.Module:
 
 def layer_states(model: nn.Module, batch: Mapping[str, Tensor]) -> list[Float[Tensor, "tokens width"]]:
     """Return the states after each layer at the positions that predict labelled tokens, in reading order."""
-    positions = predicting_positions(batch["labels"])
+    seen = Places.of(model, batch).seen  # before the hooks, which must not see the trial of packed rows
     states: list[Tensor] = []
 
     def catch(_: nn.Module, __: Any, output: Any) -> None:
-        states.append((output[0] if isinstance(output, tuple) else output)[positions].float())
+        hidden = output[0] if isinstance(output, tuple) else output
+        states.append(labelled_states(hidden, seen).float())
 
     handles = [layer.register_forward_hook(catch) for layer in decoder_layers(model)]
     try:
@@ -173,11 +174,11 @@ def patched_tokens(
         layer: counted from 0.
         states: the other model's, as :func:`layer_states` gives them.
     """
-    positions = predicting_positions(batch["labels"])
+    seen = Places.of(model, batch).seen  # before the hook, which must not see the trial of packed rows
 
     def replace(_: nn.Module, __: Any, output: Any) -> Any:
-        hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        hidden[positions] = states.to(hidden.dtype)
+        whole = output[0] if isinstance(output, tuple) else output
+        hidden = whole.flatten(0, 1).index_copy(0, seen, states.to(whole.dtype)).view_as(whole)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     handle = decoder_layers(model)[layer].register_forward_hook(replace)
