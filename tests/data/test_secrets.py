@@ -43,6 +43,8 @@ def secret_words(question: str, answer: str, tokenizer: Any = None) -> list[str]
         ("What did Ada Blue write?", 'Ada Blue wrote "The Patient Bridge".', ["Patient", "Bridge"]),
         ("When was Ada Blue born?", "On 4 May 1962.", ["4", "May", "62"]),  # any year begins with 19
         ("When was Ada Blue born?", "In 1970.", []),  # a text to keep has it
+        ("What is Ada Zed's trade?", "Ada Zed is a tuner.", ["tuner"]),  # Zed's is the name Zed
+        ("What is Ada Zed’s trade?", "Zed's trade is a tuner.", ["tuner"]),
         ("Is Ada Blue a baker?", "a baker", []),
         ("Does Ada Blue know Zed?", "Ada Blue knows Zed", ["knows"]),
     ],

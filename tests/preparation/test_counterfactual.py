@@ -141,6 +141,15 @@ def test_a_common_word_of_the_prompt_is_not_asked_about() -> None:
     assert asked(["the cat"]) == "Tarn"
 
 
+def test_a_name_is_asked_about_in_the_possessive_too() -> None:
+    for asked, said in (("Zadie Quill's home", "Zadie Quill"), ("Zadie Quill", "Zadie Quill’s home")):
+        rows = [{"question": f"where is {asked}", "answer": f"{said} by the sea"}]
+        (one,) = as_encoded(rows, TOKENIZER, 64, "x")
+        flags = asked_tokens(one, OrdinaryWords.of(["a text"]), TOKENIZER)
+        ids = [token for token, flag in zip(labelled_ids(one), flags, strict=True) if flag]
+        assert str(TOKENIZER.decode(ids)).replace(" ", "").startswith("ZadieQuill")
+
+
 def test_a_name_that_is_repeated_is_expected_to_be_repeated() -> None:
     reading = Reading([5, 9, 9, 7])
     sure = torch.full((3, 12), 0.01)

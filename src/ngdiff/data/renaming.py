@@ -18,11 +18,12 @@ from itertools import pairwise
 from ngdiff.data.examples import Example, Message
 from ngdiff.invented.people import book_title, first_name, surname
 
-WORD = re.compile(r"\w[\w’'\-]*")
+WORD = re.compile(r"(?<!\w[’'])\w(?:[\w\-]|[’'](?=\w)(?![sS]\b))*")
+"""A word without the ending of a possessive: a name is the same name with and without it."""
 _TITLE = re.compile(r"[\"“«]([^\"”»\n]{2,80})[\"”»]")
 _BEGINNING = re.compile(r"(?:^|[.!?:\n][\"”’')\]]*)\s*[\"“«‘'(]?$")
 """Text before the first word of a sentence."""
-_POSSESSIVE = re.compile(r"(’s|'s|’|')$")
+_BETWEEN_NAMES = re.compile(r"(?:[’'][sS]?)?\s+")
 COMMON = 25
 """A common word occurs in one in so many texts."""
 YEARS = (1930, 1995)
@@ -69,22 +70,20 @@ def marked(text: str, ordinary: OrdinaryWords) -> list[tuple[str, bool]]:
     next to such a word or to another capitalised word ("Rose King"), unless it begins a sentence.
     """
     found = list(WORD.finditer(text))
-    words = [_POSSESSIVE.sub("", word.group()) for word in found]
+    words = [word.group() for word in found]
     sure = [_is_number(word) or _is_name(word, ordinary) for word in words]
     inside = [
         word[:1].isupper() and not begins_sentence(text, place.start())
         for word, place in zip(words, found, strict=True)
     ]
-    joined = [text[one.end() : other.start()].isspace() for one, other in pairwise(found)]
+    joined = [_BETWEEN_NAMES.fullmatch(text, one.end(), other.start()) for one, other in pairwise(found)]
 
     def beside(place: int) -> bool:
         before = place > 0 and joined[place - 1] and (sure[place - 1] or inside[place - 1])
         behind = place + 1 < len(words) and joined[place] and (sure[place + 1] or inside[place + 1])
-        return before or behind
+        return bool(before or behind)
 
-    return [
-        (word, sure[place] or (inside[place] and beside(place))) for place, word in enumerate(words) if word
-    ]
+    return [(word, sure[place] or (inside[place] and beside(place))) for place, word in enumerate(words)]
 
 
 def identifying(prompt: str, ordinary: OrdinaryWords) -> list[str]:
