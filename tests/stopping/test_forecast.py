@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngdiff.outcome import NEXT, verdict
-from ngdiff.stopping.forecast import FASTER, Forecast, Seen, forecast, suggestion
+from ngdiff.stopping.criterion import View
+from ngdiff.stopping.forecast import FAR, FASTER, Forecast, Nearing, Seen, forecast, nearing, suggestion
+from ngdiff.stopping.rule import Floor, StoppingRule, parse_stop_at
 
 STEADY = [Seen(0, 1.0), Seen(10, 0.9), Seen(20, 0.8)]
 
@@ -74,6 +76,41 @@ def test_what_is_suggested_is_more_than_the_run_had(
         assert needed is not None and int(more[1]) * (done + left) >= epochs * (done + needed)
     else:
         assert raised is not None and rate < float(raised[1]) <= 1.06 * FASTER * rate
+
+
+def test_a_floor_is_drawn_on_to_where_none_of_its_slack_is_left() -> None:
+    # of five checks, the last half begins at step 20: 0.2 of the slack in 20 steps, 0.3 is left
+    seen = [Seen(0, 1.0), Seen(10, 0.9), Seen(20, 0.5), Seen(30, 0.45), Seen(40, 0.3)]
+    assert nearing("facts", "general", seen) == Nearing("facts", "general", 30)
+    assert nearing("facts", "general", seen[:2]) is None
+    far = [Seen(0, 1.0), Seen(10, 0.9), Seen(20, 0.8), Seen(30, 0.6)]
+    assert nearing("facts", "general", [*far, Seen(40, FAR)]) is None
+    assert nearing("facts", "general", [*far, Seen(40, FAR - 0.01)]) == Nearing("facts", "general", 32)
+    assert nearing("facts", "general", [*seen[:2], Seen(20, 0.3), Seen(30, 0.3), Seen(40, 0.4)]) is None
+    assert nearing("facts", "general", [*seen[:4], Seen(40, -0.1)]) == Nearing("facts", "general", 0)
+
+
+def test_more_epochs_are_not_suggested_where_a_floor_ends_the_run_first() -> None:
+    for left in (40, 400):  # whether or not the run has the steps
+        said = suggestion(Forecast(80, left, 20), 20, 1e-6, 0.3, Nearing("general facts", "general", 12))
+        assert said is not None and "--epochs" not in said and "--lr" not in said
+        assert said.startswith(
+            "general facts will meet its floor in about 12 steps, and the target is 80 steps"
+        )
+        assert "--set floors.general=SHARE" in said
+    behind = Nearing("general facts", "general", 80)
+    assert suggestion(Forecast(80, 100, 20), 20, 1e-6, 0.3, behind) is None
+    assert "--epochs" in str(suggestion(Forecast(80, 40, 20), 20, 1e-6, 0.3, behind))
+
+
+def test_the_rule_looks_at_the_floor_that_is_tightest() -> None:
+    floors = {"retain": Floor(0.5, 1.0, 0.5), "general.facts": Floor(0.8, 1.0, 0.8)}
+    rule = StoppingRule(parse_stop_at("nll=3"), floors, 3)
+    for step, facts in ((0, 1.0), (10, 0.95), (20, 0.85)):
+        seen = View(range(4), 4, {"nll": 0.1 + step / 100, "unlikelihood": 1.0}, {"nll": 1.0})
+        rule.judge(step, seen, {"probability": 1.0}, {"retain": 0.9, "general.facts": facts})
+    # of the facts' slack a quarter is left, half of it went in the last ten steps
+    assert rule.nearing == Nearing("the probability of general facts", "general", 5)
 
 
 @given(

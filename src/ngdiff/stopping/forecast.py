@@ -1,5 +1,7 @@
 """what was left at each check -> further steps that the rest takes, and what to change if they are too many.
 
+So is the slack of the nearest floor: where it runs out before the target is reached, more steps do not help.
+
 The way to a target is measured on a scale on which steps of one length tell alike (see
 :func:`ngdiff.stopping.rule.way_left`), so the last stretch of it is drawn on in a straight line.
 """
@@ -22,7 +24,8 @@ FARTHEST = 4.0
 FASTER = 5.0
 """By what the rate is to be raised then."""
 FAR = 0.5
-"""Share of the slack of the tightest floor that has to be left for a higher rate to be suggested."""
+"""Share of the slack of the tightest floor that has to be left for a higher rate to be suggested, and from
+which on nothing is said of when the floor is reached: figures of so little change are mostly noise."""
 WORDS = "the target is out of reach at this pace"
 
 
@@ -67,6 +70,29 @@ class Forecast:
         return {"steps_needed": self.needed, "steps_left": self.left}
 
 
+@dataclass(frozen=True)
+class Nearing:
+    """The floor that a run reaches first at its present pace.
+
+    Args:
+        title: what it holds, in words.
+        setting: its name in ``floors``.
+        steps: further steps until nothing of its slack is left.
+    """
+
+    title: str
+    setting: str
+    steps: int
+
+
+def steps_to_zero(seen: Sequence[Seen]) -> float:
+    """Draw the last half of the checks on to 0; return the further steps to there, infinite if never."""
+    # half of the stretch at least, so that one noisy check does not decide
+    before, now = seen[min(len(seen) - 2, len(seen) // 2)], seen[-1]
+    speed = (before.way - now.way) / max(1, now.step - before.step)
+    return max(0.0, now.way / speed) if speed > 0 else math.inf
+
+
 def forecast(seen: Sequence[Seen], steps: int) -> Forecast | None:
     """Draw the last half of the checks on to the target.
 
@@ -79,17 +105,34 @@ def forecast(seen: Sequence[Seen], steps: int) -> Forecast | None:
     """
     if len(seen) < FEWEST:
         return None
-    # half of the stretch at least, so that one noisy check does not decide
     before, now = seen[min(len(seen) - 2, len(seen) // 2)], seen[-1]
     if now.way <= 0 or now.step <= before.step:
         return None
-    speed = (before.way - now.way) / (now.step - before.step)
-    needed = now.way / speed if speed > 0 else math.inf
+    needed = steps_to_zero(seen)
     whole = math.ceil(needed - 1e-9) if needed < 2**31 else None  # rounding makes no step of its own
     return Forecast(whole, max(0, steps - now.step), now.step)
 
 
-def suggestion(found: Forecast, epochs: float, rate: float | None, slack: float) -> str | None:
+def nearing(title: str, setting: str, seen: Sequence[Seen]) -> Nearing | None:
+    """Draw the slack of a floor on to where nothing of it is left.
+
+    Args:
+        title: what the floor holds, in words.
+        setting: its name in ``floors``.
+        seen: share of its slack that is left at each check, oldest first.
+
+    Returns:
+        None where the checks are too few, more than :data:`FAR` is left, or the slack is not shrinking.
+    """
+    if len(seen) < FEWEST or seen[-1].way >= FAR:
+        return None
+    steps = steps_to_zero(seen)
+    return Nearing(title, setting, math.ceil(steps - 1e-9)) if steps < 2**31 else None
+
+
+def suggestion(
+    found: Forecast, epochs: float, rate: float | None, slack: float, floor: Nearing | None = None
+) -> str | None:
     """Say what to change so that the target comes within reach.
 
     Args:
@@ -97,10 +140,17 @@ def suggestion(found: Forecast, epochs: float, rate: float | None, slack: float)
         epochs: passes over the forget set that the run has.
         rate: learning rate of the last steps; None where it is not known.
         slack: share of the tightest floor's slack that is left, 1 without floors.
+        floor: the floor that is reached first, if any is.
 
     Returns:
-        None where the run has the steps that it needs.
+        None where the run has the steps that it needs, and no floor is in the way.
     """
+    if floor is not None and found.needed is not None and floor.steps < found.needed:
+        return (
+            f"{floor.title} will meet its floor in about {floor.steps} steps, and the target is "
+            f"{found.needed} steps away; more steps do not help. Accept what is left then, lower that floor "
+            f"with --set floors.{floor.setting}=SHARE, or give rows to keep that are more like what falls"
+        )
     if found.enough:
         return None
     if not found.stuck:

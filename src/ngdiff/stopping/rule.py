@@ -25,7 +25,7 @@ from ngdiff.stopping.criterion import (
     View,
     measured_bounds,
 )
-from ngdiff.stopping.forecast import Forecast, Seen, forecast
+from ngdiff.stopping.forecast import Forecast, Nearing, Seen, forecast, nearing
 from ngdiff.stopping.pace import NOTHING_LEFT, Standing, pace, relative_harm, tells
 
 UTILITY: Measure = "probability"
@@ -425,6 +425,16 @@ class StoppingRule:
         if name is None:
             return 1.0
         return self._slack(self.checks[-1], name) / max(self._slack(self.checks[0], name), 1e-9)
+
+    @property
+    def nearing(self) -> Nearing | None:
+        """The tightest floor, where the run is about to meet it at the pace of the last checks."""
+        name = self.tightest(self.checks[-1]) if self.checks else None
+        if name is None:
+            return None
+        whole = max(self._slack(self.checks[0], name), 1e-9)
+        seen = [Seen(check.step, self._slack(check, name) / whole) for check in self.stretch]
+        return nearing(floor_title(name), name.partition(".")[0] if name in FLOORS else name, seen)
 
     def spent(self) -> Decision | None:
         """Return why to stop, where the best state leaves no slack above a broken floor."""

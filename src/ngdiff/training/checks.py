@@ -138,7 +138,8 @@ def foresee(trainer: UnlearningTrainer) -> tuple[Forecast | None, str | None]:
         return None, None
     rates = [step.learning_rate for step in trainer.record.steps if step.skipped is None]
     epochs = trainer.state.max_steps * trainer.epochs_a_step
-    return found, suggestion(found, epochs, rates[-1] if rates else None, stopping.slack_left)
+    rate = rates[-1] if rates else None
+    return found, suggestion(found, epochs, rate, stopping.slack_left, stopping.nearing)
 
 
 def _keep_pace(trainer: UnlearningTrainer, step_size: AutomaticRate) -> None:
