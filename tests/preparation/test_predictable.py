@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import log
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +23,8 @@ from ngdiff.preparation.predictable import (
     _NGrams,
     figures_at_rest,
     labelled_places,
+    levels_by_certainty,
+    matched,
     sharpened,
     with_predictable,
 )
@@ -130,6 +133,66 @@ def test_geometric_levels_by_hand() -> None:
     assert known.predictable == pytest.approx((0.5,)) and unknown.predictable == pytest.approx((0.2,))
     _, unknown = with_predictable(forget, retain, unseen, [0.01, 0.0, 0.5], geometric=True)
     assert unknown.predictable == pytest.approx((1e-4,))  # one certain "never" does not decide alone
+
+
+def slowly_matched(
+    scores: list[float], certain: list[float], their_scores: list[float], theirs: list[float], many: int
+) -> list[float]:
+    """Go through the neighbours of each value one by one."""
+
+    def neighbours(count: int, middle: int) -> range:
+        size = min(many, count)
+        first = min(max(middle - size // 2, 0), count - size)
+        return range(first, first + size)
+
+    order = sorted(range(len(scores)), key=lambda one: scores[one])
+    their_order = sorted(range(len(theirs)), key=lambda one: their_scores[one])
+    found = [0.0] * len(scores)
+    for place, one in enumerate(order):
+        around = [certain[order[other]] for other in neighbours(len(scores), place)]
+        less, same = (sum(map(test, around)) for test in (certain[one].__gt__, certain[one].__eq__))
+        share = (less + (same - 1) / 2) / (len(around) - 1) if len(around) > 1 else 0.5
+        lower = sum(score < scores[one] for score in their_scores)
+        middle = (lower + lower + their_scores.count(scores[one])) // 2
+        there = sorted(theirs[their_order[other]] for other in neighbours(len(theirs), middle))
+        below = int(share * (len(there) - 1))
+        above = min(below + 1, len(there) - 1)
+        found[one] = there[below] + (share * (len(there) - 1) - below) * (there[above] - there[below])
+    return found
+
+
+POINTS = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5]), st.floats(0, 1)), min_size=1, max_size=12)
+
+
+@given(ours=POINTS, theirs=POINTS, many=st.integers(1, 12))
+def test_ranks_are_matched_among_neighbours(
+    ours: list[tuple[float, float]], theirs: list[tuple[float, float]], many: int
+) -> None:
+    columns = [list(column) for column in (*zip(*ours, strict=True), *zip(*theirs, strict=True))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ngdiff.preparation.predictable.NEIGHBOURS", many)
+        patch.setattr("ngdiff.preparation.predictable._AT_ONCE", 3)
+        found = matched(*map(np.array, columns))
+    np.testing.assert_allclose(found, slowly_matched(*columns, many), atol=1e-12)
+    values = [value for _, value in theirs]
+    assert min(values) - 1e-12 <= found.min() and found.max() <= max(values) + 1e-12
+
+
+@given(st.permutations(range(9)), st.lists(st.floats(0, 1), min_size=9, max_size=9))
+def test_levels_have_the_distribution_of_never_seen_tokens(order: list[int], values: list[float]) -> None:
+    """Among tokens alike in counts, the surest has the highest probability, and so on down."""
+    found = matched(np.zeros(9), np.array(order, dtype=float), np.zeros(9), np.array(values))
+    np.testing.assert_allclose(found, np.sort(values)[order], atol=1e-12)
+
+
+def test_levels_by_certainty_by_hand() -> None:
+    retain = [example([9], [1, 2])]
+    forget = [replace(example([9], [7, 6]), secret=(False, True)), example([9], [5, 4])]
+    unseen = [replace(example([9], [8, 8, 8]), secret=(False, True, False)), example([9], [8])]
+    # of 7, 5 and 4 the model is surest of 4; never-seen tokens that are no secrets have .1, .3 and .9
+    found = levels_by_certainty(forget, retain, unseen, [-3.0, -0.1, -4.0, -1.0], [0.3, 1.0, 0.1, 0.9])
+    assert found[0] == pytest.approx((0.3, 0.0)) and found[1] == pytest.approx((0.1, 0.9))
+    assert levels_by_certainty(forget, retain, [], [-3.0, -0.1, -4.0, -1.0], []) == [(0.0, 0.0), (0.0, 0.0)]
 
 
 def test_nothing_of_the_forget_set_is_counted() -> None:

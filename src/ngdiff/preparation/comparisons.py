@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from ngdiff.models.activations import Activations, freeze_behind, layer_count
 from ngdiff.models.logprobs import LabelledTokens, StartingHead, labelled_tokens
 from ngdiff.preparation.alternatives import EACH, alternative_faults, with_alternatives, with_invented
 from ngdiff.preparation.counterfactual import Expectations, save_expected, with_expected
-from ngdiff.preparation.predictable import figures_at_rest, with_predictable
+from ngdiff.preparation.predictable import figures_at_rest, levels_by_certainty, with_predictable
 from ngdiff.preparation.starting_predictions import Autocast, StartingStates, starting_states, with_reference
 from ngdiff.stopping.rule import ForgetTarget
 from ngdiff.system.cache import Cache, default_folder
@@ -168,18 +169,22 @@ class Comparisons:
         forget: list[EncodedExample],
         retain: Sequence[EncodedExample],
         never_seen: Sequence[EncodedExample],
-        geometric: bool = False,
     ) -> list[EncodedExample]:
+        found = np.exp(self._log_probs(model, never_seen)).tolist()
+        return with_predictable(forget, retain, never_seen, found)
+
+    def _log_probs(self, model: nn.Module, examples: Sequence[EncodedExample]) -> list[float]:
+        """Return the log-probability of every labelled token, in reading order."""
         found: list[float] = []
         device, size, training = next(model.parameters()).device, self.setting.batch_size, model.training
         model.eval()
         with torch.no_grad(), self.autocast():
-            for start in range(0, len(never_seen), size):
-                batch = collate(never_seen[start : start + size], self.setting.pad_id)
+            for start in range(0, len(examples), size):
+                batch = collate(examples[start : start + size], self.setting.pad_id)
                 tokens = labelled_tokens(model, {name: part.to(device) for name, part in batch.items()})
-                found += tokens.log_probs().exp().tolist()
+                found += tokens.log_probs().tolist()
         model.train(training)
-        return with_predictable(forget, retain, never_seen, found, geometric=geometric)
+        return found
 
     def _expect(
         self,
@@ -193,9 +198,10 @@ class Comparisons:
         enough = len(retain) >= LEAST_COUNTED
         levels = None
         if enough:
-            levelled = self._levelled(model, [*forget, *never_seen], retain, never_seen, geometric=True)
-            levels = [example.predictable or () for example in levelled[: len(forget)]]
-            never_seen[:] = levelled[len(forget) :]
+            certain, unseen = (self._log_probs(model, examples) for examples in (forget, never_seen))
+            probabilities = np.exp(unseen).tolist()
+            levels = levels_by_certainty(forget, retain, never_seen, certain, probabilities)
+            never_seen[:] = with_predictable(never_seen, retain, never_seen, probabilities, geometric=True)
         with self.autocast():
             forget[:] = Expectations(
                 forget,

@@ -12,8 +12,9 @@ The larger of the two ranks the tokens. The starting model calibrates it on text
 of a token is the mean probability of never-seen tokens of the same rank (isotonic regression). Such tokens
 are still of two kinds, language near 1 and knowledge near 0. A loss that spares language needs the kind of
 the majority, so the level's odds are squared. A loss that brings an answer to the probability of a never-seen
-one needs the geometric mean, because an answer's probability is the geometric mean of its tokens'. The forget
-set's answers are neither counted nor read.
+one needs both kinds apart (:func:`levels_by_certainty`), and the guess of a never-seen answer's probability
+the geometric mean, because an answer's probability is the geometric mean of its tokens'. The forget set's
+answers are not counted.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from math import exp, log
 from operator import neg
 from statistics import fmean
 
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
 from ngdiff.data.encoding import IGNORE, EncodedExample
 
 ORDER = 4
@@ -34,6 +39,12 @@ ORDER = 4
 LEAST = 1e-6
 """Least probability of a never-seen token in geometric means."""
 
+NEIGHBOURS = 80
+"""Tokens of about the same predictability among which the certain ones are told from the others."""
+
+_AT_ONCE = 4096
+"""Tokens whose neighbours are compared at once."""
+
 LONGEST_MATCH = 3
 """Length of the longest match with the prompt that is distinguished from longer ones."""
 
@@ -41,6 +52,7 @@ MOST_COUNTED = 400_000
 """Tokens of the retain set that are counted, evenly spread over it; they take at most about 300 MB."""
 
 Ids = tuple[int, ...]
+Values = NDArray[np.float64]
 Followers = dict[Ids, set[int]]
 """What follows each short piece of a prompt."""
 
@@ -74,6 +86,94 @@ def with_predictable(
         for example in forget
         for scores in (counts.scores(example),)
     ]
+
+
+def levels_by_certainty(
+    forget: Sequence[EncodedExample],
+    retain: Sequence[EncodedExample],
+    never_seen: Sequence[EncodedExample],
+    certain: Sequence[float],
+    probabilities: Sequence[float],
+) -> list[tuple[float, ...]]:
+    """Return the level of each labelled token to forget: a probability that never-seen tokens like it have.
+
+    Tokens that are equally predictable from the texts to keep are language or knowledge. Of two tokens of an
+    answer that it learned, the starting model is surer of language, which it knew before. So among
+    neighbours in predictability the surest token has the highest probability that a never-seen one has, and
+    so on down: the levels are distributed as the probabilities of never-seen tokens are. Secrets are on
+    neither side, and have the level 0.
+
+    Args:
+        forget: what is to be forgotten, with ``secret`` filled in.
+        retain: what is to be kept, encoded with the same tokenizer.
+        never_seen: text the model never saw, with ``secret`` filled in.
+        certain: log-probabilities of the labelled tokens of ``forget``, in reading order, under the starting
+            model.
+        probabilities: of the labelled tokens of ``never_seen``, in the same order, under the same model.
+    """
+    counts = Counts(retain)
+    scores, open_to_all = _scores_of(counts, forget)
+    theirs, not_secret = _scores_of(counts, never_seen)
+    levels = np.zeros(len(scores))
+    levels[open_to_all] = matched(
+        scores[open_to_all],
+        np.asarray(certain)[open_to_all],
+        theirs[not_secret],
+        np.asarray(probabilities)[not_secret],
+    )
+    ends = np.cumsum([len(labelled_places(example)) for example in forget])[:-1]
+    return [tuple(map(float, part)) for part in np.split(levels, ends)]
+
+
+def _scores_of(counts: Counts, examples: Sequence[EncodedExample]) -> tuple[Values, NDArray[np.bool_]]:
+    """Return the predictability of every labelled token, and which are no secrets."""
+    scores, free = list[float](), list[bool]()
+    for example in examples:
+        own = counts.scores(example)
+        scores += own
+        free += [not flag for flag in example.secret] if example.secret else [True] * len(own)
+    return np.array(scores), np.array(free, dtype=bool)
+
+
+def matched(scores: Values, certain: Values, their_scores: Values, theirs: Values) -> Values:
+    """Return, for each value, that of the other sample which has its rank among neighbours.
+
+    Args:
+        scores: where each value stands; its :data:`NEIGHBOURS` nearest by rank are its neighbours.
+        certain: the values.
+        their_scores: where those of the other sample stand.
+        theirs: the values of the other sample; 0 everywhere is returned if there are none.
+    """
+    if not len(scores) or not len(theirs):
+        return np.zeros(len(scores))
+    order, their_order = np.argsort(scores, kind="stable"), np.argsort(their_scores, kind="stable")
+    windows = sliding_window_view(certain[order], min(NEIGHBOURS, len(scores)))
+    their_windows = sliding_window_view(theirs[their_order], min(NEIGHBOURS, len(theirs)))
+    places, their_places = np.arange(len(scores)), _middles(their_scores[their_order], scores[order])
+    found = np.empty(len(scores))
+    for start in range(0, len(scores), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        around = windows[_first(places[part], windows)]
+        own = certain[order][part, None]
+        rank = (around < own).sum(axis=1) + ((around == own).sum(axis=1) - 1) / 2
+        share = rank / max(1, around.shape[1] - 1) if around.shape[1] > 1 else np.full(len(rank), 0.5)
+        there = np.sort(their_windows[_first(their_places[part], their_windows)], axis=1)
+        place = share * (there.shape[1] - 1)
+        below = np.floor(place).astype(int)
+        above = np.minimum(below + 1, there.shape[1] - 1)
+        each = np.arange(len(place))
+        found[order[part]] = there[each, below] + (place - below) * (there[each, above] - there[each, below])
+    return found
+
+
+def _middles(ranked: Values, values: Values) -> NDArray[np.int_]:
+    """Return the middle of the places at which each value could be put into a sorted sample."""
+    return (np.searchsorted(ranked, values, "left") + np.searchsorted(ranked, values, "right")) // 2
+
+
+def _first(places: NDArray[np.int_], windows: Values) -> NDArray[np.int_]:
+    """Return the window whose middle is nearest to each place."""
+    return np.clip(places - windows.shape[1] // 2, 0, len(windows) - 1)
 
 
 def sharpened(level: float) -> float:

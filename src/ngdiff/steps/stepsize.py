@@ -52,7 +52,7 @@ class AutomaticRate:
     MOST_SEARCH = 30
     TALL = 1.0
     AGREEMENT = 1.1
-    MOST_RAISED, LEAST_KEPT = 4.0, 0.5
+    MOST_RAISED, LEAST_KEPT = 2.0, 0.5
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class AutomaticRate:
         self.ceiling = math.inf if ceiling is None else float(ceiling)
         self.limit = math.inf if limit is None else float(limit)
         # a later one has four times the rate at the first change of pace
-        self.first = state.get("first", self.rate if limit is None else limit / self.MOST_RAISED)
+        self.first = state.get("first", self.rate if limit is None else limit / 4)
         self.grain = float(state.get("grain", 0.0))
 
     def _search(self, measure: Measure) -> Probe:
