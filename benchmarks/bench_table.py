@@ -16,11 +16,17 @@ from typing import Any
 
 from benchmarks.evidence import STUDY, keep_bench, read_bench
 from benchmarks.pages import page_of, put, shows
-from ngdiff.bench.comparison_tables import ablation_table, distance_table, interval_cell
-from ngdiff.bench.numbers import markdown_table, number, written
 from ngdiff.bench.picture import draw_front
 from ngdiff.bench.summary import COMPARED, Row, mark_front, row_from_json
-from ngdiff.bench.tuning_tables import grid_table
+from ngdiff.bench.tables import (
+    ablation_table,
+    distance_table,
+    grid_table,
+    interval_cell,
+    markdown_table,
+    number,
+    written,
+)
 
 EVIDENCE, IMAGES = STUDY / "bench", Path("docs/images")
 SHOWN = {

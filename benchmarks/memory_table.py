@@ -13,8 +13,7 @@ from dataclasses import fields, replace
 from transformers import LlamaConfig
 
 from benchmarks.pages import put
-from ngdiff.planning.fit import builder
-from ngdiff.planning.memory import GIB, Parts, Plan, Shapes, measure, parts
+from ngdiff.planning.memory import GIB, Parts, Plan, Shapes, builder, measure, parts
 
 VOCABULARY = 128_256
 # hidden, intermediate, layers, attention heads, tied embedding; all have 8 heads of keys and values

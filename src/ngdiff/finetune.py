@@ -25,9 +25,8 @@ from ngdiff.models.loading import (
     load_model,
 )
 from ngdiff.requested import check_folder, encode_sets, find_model, read_sets, shared_setting_faults
-from ngdiff.runs.reservation import may_replace, reserved
 from ngdiff.runs.saving import SAVE_MINUTES, write_result
-from ngdiff.runs.workplace import Asked, Workplace
+from ngdiff.runs.workplace import Asked, Workplace, may_replace, reserved
 from ngdiff.settings.faults import minutes_fault, positive_fault
 from ngdiff.system.environment import machine, peak_memory_gib, versions
 from ngdiff.system.processes import is_main, joined, looking, on_all, process_count, shared

@@ -51,9 +51,8 @@ from ngdiff.receipts.data_key import describe, hidden, set_hash
 from ngdiff.receipts.receipt import ReceiptPlan, complete_record, plan_receipt, write_receipt
 from ngdiff.record import RunRecord
 from ngdiff.requested import check_folder, encode_sets, find_model, read_sets, shared_setting_faults
-from ngdiff.runs.reservation import may_replace, reserved
 from ngdiff.runs.saving import when_to_save, write_result
-from ngdiff.runs.workplace import Asked, Workplace
+from ngdiff.runs.workplace import Asked, Workplace, may_replace, reserved
 from ngdiff.settings.values import SettingError
 from ngdiff.stopping.never_seen import missing_holdout
 from ngdiff.system.environment import weights_hash

@@ -18,7 +18,7 @@ from forgetful import examples
 from ngdiff.audits import worst_case
 from ngdiff.audits.audit import prepare
 from ngdiff.audits.audit_request import AuditRequest
-from ngdiff.audits.chance import flipped, holm, permuted, ranks_apart
+from ngdiff.audits.findings import flipped, holm, permuted, ranks_apart
 from ngdiff.audits.fluency import _under_target as under_target
 from ngdiff.audits.fluency import broken, repetition
 from ngdiff.audits.layers import depth

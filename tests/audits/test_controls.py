@@ -185,7 +185,7 @@ def test_a_model_that_never_saw_the_data_comes_out_clean(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr("ngdiff.audits.chance.PERMUTATIONS", 499)  # of thousands of tests
+    monkeypatch.setattr("ngdiff.audits.findings.PERMUTATIONS", 499)  # of thousands of tests
     names = [name for name in audits() if name != "relearning"]
     result = audit(asked(place, "innocent", *names, generate=True, samples=4))
     assert set(result.outcomes) == set(names)

@@ -30,10 +30,9 @@ from ngdiff.bench.inputs import Hashes, Inputs
 from ngdiff.bench.picture import pareto, together
 from ngdiff.bench.run import BenchResult, Outcome
 from ngdiff.bench.summary import COLUMNS, Cell, Row, mark_front, over_runs, row_from_json, summarise
-from ngdiff.bench.tables import as_csv, table
+from ngdiff.bench.tables import as_csv, table, tuning_table
 from ngdiff.bench.trial_figures import shares_of
 from ngdiff.bench.trials import BenchRequest, reporting, selection_score, tuning
-from ngdiff.bench.tuning_tables import tuning_table
 from ngdiff.bench.variants import find_variant
 from ngdiff.bench.worker import SPEC
 from ngdiff.bench.worker import main as work

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import ngdiff.data.templates
+import ngdiff.data.encoding
 import ngdiff.models.adapters
 import ngdiff.unlearn  # what every case waits for, here once
 from commandline import Answer, make_cli, questions, save_model, write_jsonl
@@ -84,7 +84,7 @@ def box(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NGDIFF_TOFU_DIR", raising=False)
-    monkeypatch.setattr(ngdiff.data.templates, "MOST_SECONDS", 0.3)
+    monkeypatch.setattr(ngdiff.data.encoding, "MOST_SECONDS", 0.3)
     monkeypatch.setattr(ngdiff.models.adapters, "MATCH_SECONDS", 0.3)
     monkeypatch.setattr("socket.getaddrinfo", pytest.fail)  # nothing here is to ask the network
     yield Box(tmp_path, make_cli(capsys))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ngdiff.evaluation.openunlearning import read_log, read_reference
-from ngdiff.evaluation.openunlearning_write import as_log, write_log
+from ngdiff.evaluation.openunlearning import as_log, read_log, read_reference, write_log
 from ngdiff.evaluation.recompute import recompute
 from ngdiff.evaluation.result import Figure
 

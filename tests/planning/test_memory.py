@@ -22,17 +22,20 @@ from ngdiff.methods import METHODS
 from ngdiff.models import head
 from ngdiff.models.adapters import with_lora
 from ngdiff.models.parameters import ChangeMeter
-from ngdiff.planning.fit import Estimator, builder, savings, with_method
 from ngdiff.planning.memory import (
     GIB,
     NF4,
+    Estimator,
     Plan,
     Shapes,
+    builder,
     host_bytes,
     measure,
     parts,
+    savings,
     second_buffer_bytes,
     weight_bytes,
+    with_method,
 )
 from tiny import tiny_llama, tiny_tokenizer
 

@@ -10,8 +10,7 @@ from benchmarks import bench_table, beside_openunlearning, evidence, muse_table,
 from benchmarks.pages import page_of
 
 from ngdiff.bench.summary import Row, row_from_json
-from ngdiff.bench.tables import table
-from ngdiff.bench.tuning_tables import grid_table, tuning_table
+from ngdiff.bench.tables import grid_table, table, tuning_table
 from ngdiff.evaluation.result import EvaluationResult, Figure, figure
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,9 @@ import pytest
 
 from ngdiff.audits import audits
 from ngdiff.errors import RequestError
-from ngdiff.report.audited import WAYS
 from ngdiff.report.page import run_page
 from ngdiff.report.run_files import Given, Run, read_run
-from ngdiff.report.verdict import judge
+from ngdiff.report.verdict import WAYS, judge
 from report_runs import RECORD, evaluation, run
 
 

@@ -17,8 +17,7 @@ import pytest
 
 from commandline import Cli
 from ngdiff.evaluation.result import read_result, write_result
-from ngdiff.report.page import REPORT, run_page, write_comparison, write_report
-from ngdiff.report.repeat import command
+from ngdiff.report.page import REPORT, command, run_page, write_comparison, write_report
 from ngdiff.report.run_files import Run
 from report_runs import answers, evaluation, items, record, run, write_run
 

@@ -10,7 +10,7 @@ import pytest
 from commandline import questions, save_model, write_jsonl
 from ngdiff.cli.settings import gather, to_request
 from ngdiff.errors import RequestError
-from ngdiff.report.repeat import command
+from ngdiff.report.page import command
 from ngdiff.unlearn import UnlearnRequest, data_hashes, kept_names, make_config, prepare, settings_of
 
 

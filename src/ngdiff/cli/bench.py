@@ -462,9 +462,8 @@ def _table(rows: list[Row]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from ngdiff.bench.comparison_tables import distance_cell
-    from ngdiff.bench.numbers import number
     from ngdiff.bench.summary import COLUMNS
+    from ngdiff.bench.tables import distance_cell, number
 
     titles = {column.key: column.title for column in COLUMNS}
     caption = "Means over seeds, and Student's 95% t-interval of the distance; the others are in results.md"

@@ -13,7 +13,7 @@ from ngdiff.errors import Fault, Faults
 from ngdiff.settings import DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from ngdiff.planning.fit import Estimate
+    from ngdiff.planning.memory import Estimate
 
 NAMES = {
     "weights": "weights",
@@ -95,8 +95,7 @@ def plan(
     Example: `ngdiff plan --model my-model --gpus 8 --memory 80 --fsdp`
     """
     from ngdiff.errors import Fault, RequestError
-    from ngdiff.planning.fit import Estimator, builder, configuration, with_method
-    from ngdiff.planning.memory import Plan
+    from ngdiff.planning.memory import Estimator, Plan, builder, configuration, with_method
     from ngdiff.requested import find_source
 
     counts = {

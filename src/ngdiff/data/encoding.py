@@ -12,6 +12,9 @@ Rules:
   text, which for most tokenizers is the special token's own id.
 - A conversation that is too long loses its first turns, except the system message; an answer that is
   still too long is cut. Running text is split first, see :mod:`ngdiff.data.long_text`.
+
+Chat templates are untrusted. ``transformers`` runs them in Jinja's sandbox, which blocks attributes that lead
+out of it, but not nested loops that practically never end; so they have a time limit here.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ngdiff.data.examples import Example, Message, Part
-from ngdiff.data.templates import TemplateFault, render
 from ngdiff.errors import Fault, RequestError
+from ngdiff.system.untrusted import OutOfTime, first_line, time_limit
 
 LongText = Literal["split", "cut"]
 """How a text longer than the window is treated."""
@@ -384,3 +387,42 @@ class _Dialect:
 def _beginning(example: Example, answer: str) -> Example:
     """Return the example with another answer and without prescribed first words."""
     return replace(example, messages=(*example.messages[:-1], Message("assistant", answer)), opening="")
+
+
+# ---- chat templates ----
+
+
+MOST_SECONDS = 10.0
+"""Limit for one conversation; an ordinary template takes a thousandth of a second."""
+MOST_ADDED = 100_000
+"""Characters that a template may add to the messages, which it may repeat once."""
+
+
+class TemplateFault(Exception):
+    """A chat template that refuses the messages, fails on them, or (``endless``) does not end."""
+
+    def __init__(self, what: str, endless: bool = False) -> None:
+        super().__init__(what)
+        self.endless = endless
+
+
+def render(tokenizer: Any, turns: Sequence[dict[str, str]], answer_next: bool = False) -> str:
+    """Render a conversation with the tokenizer's chat template.
+
+    Raises:
+        TemplateFault: the template raises something, takes longer than :data:`MOST_SECONDS` (detected only in
+            the main thread of a process), or outputs far more than it was given.
+    """
+    try:
+        with time_limit(MOST_SECONDS):
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer_next)
+    except OutOfTime:
+        raise TemplateFault(f"does not end within {MOST_SECONDS:g} s", endless=True) from None
+    except Exception as error:  # a template is a program: it can raise anything
+        raise TemplateFault(f"refuses the messages ({first_line(error)})") from error
+    if not isinstance(text, str):
+        raise TemplateFault("gives no text")
+    said = sum(len(turn["content"]) for turn in turns)
+    if len(text) > 2 * said + MOST_ADDED:
+        raise TemplateFault(f"outputs {len(text)} characters for messages of {said}", endless=True)
+    return text

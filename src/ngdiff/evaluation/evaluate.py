@@ -17,7 +17,7 @@ from ngdiff.data.examples import data_hash
 from ngdiff.data.long_text import counted_texts
 from ngdiff.errors import EvaluationError, Fault, Faults, RequestError, unknown_name
 from ngdiff.evaluation.metrics import metric_named
-from ngdiff.evaluation.openunlearning_write import write_log
+from ngdiff.evaluation.openunlearning import write_log
 from ngdiff.evaluation.reference import Reference, truth_ratio_from_log
 from ngdiff.evaluation.reference_source import ReferenceSource, resolve_reference
 from ngdiff.evaluation.request import EvaluateRequest

@@ -134,9 +134,9 @@ def attend(
     if packed_rows is None:
         return _attention(module, query, key, value, attention_mask, **settings), None
     rows = packed_rows
-    padded = [_padded(states, rows) for states in (query, key, value)]
     mask = _window(settings.get("sliding_window"), rows.length, query.device)
-    output = _attention(module, *padded, mask, **{**settings, "is_causal": True})
+    query, key, value = (_padded(states, rows) for states in (query, key, value))
+    output = _attention(module, query, key, value, mask, **{**settings, "is_causal": True})
     flat = output.reshape(rows.number * rows.length, *output.shape[2:])
     return _Gather.apply(flat, rows).unsqueeze(0), None  # type: ignore[no-untyped-call]
 

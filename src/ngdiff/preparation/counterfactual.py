@@ -5,14 +5,13 @@ gradient falls on function words and on copying the name from the question. So e
 distribution to approach instead. Two questions define it:
 
 1. What would the model say about a person it never met? The names, titles and numbers of the prompt are
-   replaced by invented ones, in the prompt and in the answer (:mod:`ngdiff.data.renaming`), and the starting model
-   reads the true answer under the invented names. Its predictions are averaged over several inventions.
-   Where the answer repeats a name of the prompt, it is expected to repeat it still. But the beginning of a
-   true answer recalls its rest under any name. So no token is expected to be likelier than its level, the
-   probability of the never-seen token that has its rank among equally predictable ones
+   replaced by invented ones, in the prompt and in the answer (:mod:`ngdiff.data.renaming`), and the starting
+   model reads the true answer under the invented names. Its predictions are averaged over several
+   inventions. Where the answer repeats a name of the prompt, it is expected to repeat it still. But the
+   beginning of a true answer recalls its rest under any name. So no token is expected to be likelier than
+   its level, the probability of the never-seen token that has its rank among equally predictable ones
    (:func:`ngdiff.preparation.predictable.levels_by_certainty`). Words of the prompt are exempt, since any
-   answer repeats them.
-   Where a prompt names nothing, and in running text, the level alone is expected.
+   answer repeats them. Where a prompt names nothing, and in running text, the level alone is expected.
 2. Is the token a secret, that is, can it be known from the forget set alone (:mod:`ngdiff.data.secrets`)?
    Then its expected probability is 0. The model itself cannot tell: asked about an invented person, it
    falls back on what it memorised.

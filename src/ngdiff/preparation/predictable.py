@@ -168,12 +168,14 @@ def matched(scores: Values, certain: Values, their_scores: Values, theirs: Value
 
 def _middles(ranked: Values, values: Values) -> NDArray[np.int_]:
     """Return the middle of the places at which each value could be put into a sorted sample."""
-    return (np.searchsorted(ranked, values, "left") + np.searchsorted(ranked, values, "right")) // 2
+    middles: NDArray[np.int_] = np.searchsorted(ranked, values, "left")
+    return (middles + np.searchsorted(ranked, values, "right")) // 2
 
 
 def _first(places: NDArray[np.int_], windows: Values) -> NDArray[np.int_]:
     """Return the window whose middle is nearest to each place."""
-    return np.clip(places - windows.shape[1] // 2, 0, len(windows) - 1)
+    first: NDArray[np.int_] = np.clip(places - windows.shape[1] // 2, 0, len(windows) - 1)
+    return first
 
 
 def sharpened(level: float) -> float:

@@ -69,7 +69,7 @@ class UnlearningConfig(TrainingArguments):  # type: ignore[misc]
         hold_general: take half of each step's retain examples from general text that ships with the
             project, where the retain loss holds the starting model's predictions; None for the method's own.
         sam_radius: length of the ascent step on the forget loss at whose end its gradient is taken, over all
-            trainable parameters (sharpness-aware minimisation, :mod:`ngdiff.steps.sharpness`); works with
+            trainable parameters (sharpness-aware minimisation, :mod:`ngdiff.steps.gradients`); works with
             every method, against relearning, and costs a second pass over the step's forget examples and a
             copy of the trainable weights. 0 for none; None for the method's own.
         check_every: most optimizer steps between two full checks of target and floors.

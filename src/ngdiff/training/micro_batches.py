@@ -18,7 +18,7 @@ from ngdiff.data.batching import ABSENT, Batch
 from ngdiff.errors import RunError
 from ngdiff.steps.gradients import GradientPair
 from ngdiff.system.processes import local
-from ngdiff.training.step_state import StepState
+from ngdiff.training.run_state import StepState
 
 if TYPE_CHECKING:
     from ngdiff.training.trainer import UnlearningTrainer

@@ -41,8 +41,7 @@ from ngdiff.preparation.comparisons import Comparisons, Setting, before_the_mode
 from ngdiff.record import RunRecord
 from ngdiff.runs.resumable import ResumableTrainer
 from ngdiff.steps.gen import GenRate
-from ngdiff.steps.gradients import GradientPair, Task, Weights
-from ngdiff.steps.sharpness import sharpen
+from ngdiff.steps.gradients import GradientPair, Task, Weights, sharpen
 from ngdiff.steps.stepsize import AutomaticRate
 from ngdiff.steps.weighting import RULES, Losses, Verdict, judge, make_rule
 from ngdiff.stopping import never_seen
@@ -59,8 +58,7 @@ from ngdiff.training.inputs import complete_inputs, refuse_overlap
 from ngdiff.training.kept_sets import ROOM, KeptSets
 from ngdiff.training.measurements import Measurements, ProbeLoss, informative_at_start
 from ngdiff.training.micro_batches import MicroBatches, parts_of, try_largest
-from ngdiff.training.run_state import RunState
-from ngdiff.training.step_state import StepState, combined_norm
+from ngdiff.training.run_state import RunState, StepState, combined_norm
 from ngdiff.training.trackers import step_figures
 
 TASKS: tuple[Task, Task] = ("forget", "retain")
