@@ -48,7 +48,7 @@ def prepared() -> tuple[Any, Any]:
     return forget, retain
 
 
-def expected(model: Any, level: float | None = 0.25) -> Any:
+def expected(model: Any, level: float | None = 0.25, typical: float | None = None) -> Any:
     forget, retain = prepared()
     found = Expectations(
         forget,
@@ -59,6 +59,7 @@ def expected(model: Any, level: float | None = 0.25) -> Any:
         max_length=256,
         seed=0,
         batch_size=2,
+        typical=None if typical is None else [(typical,) * len(labelled_ids(one)) for one in forget],
     )
     return found.work_out(model)
 
@@ -127,6 +128,15 @@ def test_no_word_is_expected_beyond_its_level_but_those_of_the_prompt() -> None:
     assert max(free.predictable[len(asked) - 5 :]) > 0.5
     for one, other, flag in zip(free.predictable, held.predictable, asked, strict=True):
         assert other == pytest.approx(one if flag else min(one, 0.25))
+
+
+def test_typical_levels_cap_guesses_as_levels_cap_expectations() -> None:
+    torch.manual_seed(0)
+    model = tiny_llama()
+    for one, other in zip(expected(model, 0.25, 0.001), expected(model, 0.001), strict=True):
+        assert one.typical == pytest.approx(other.predictable)
+        assert other.typical == pytest.approx(other.predictable)
+        assert one.predictable != pytest.approx(one.typical)
 
 
 def test_a_common_word_of_the_prompt_is_not_asked_about() -> None:

@@ -46,6 +46,14 @@ def test_a_guess_by_hand() -> None:
     assert probability == pytest.approx(math.exp((math.log(0.5) - 4.0 + math.log(0.8)) / 4), rel=1e-5)
 
 
+def test_a_guess_is_made_of_typical_levels_where_they_are_known() -> None:
+    """Its error was measured with these levels, not with the expectation of each token."""
+    known = replace(item([[0.9, 0.05], [0.6, 0.3], [1.0, 0.0]], None), typical=(0.5, 0.1, 1.0))
+    (found,) = guesses([known], [item(None, None)], [score(-1.0)]).values()
+    # of the second token .9 is left, three quarters of it another token's, as three of four were expected
+    assert found == (0.0, pytest.approx((0.5 * 0.1) ** (1 / 3), rel=1e-5), 0.5)
+
+
 def test_a_yes_is_guessed_at_its_expectation_and_nothing_is_below_the_least() -> None:
     forget = [item([[0.6, 0.4], [1.0, 0.0]], (False, False)), item([[0.0, 1.0], [1.0, 0.0]], None)]
     found = guesses(forget, [item(None, None)], [score(-1.0)])

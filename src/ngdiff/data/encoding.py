@@ -62,6 +62,8 @@ class EncodedExample:
         expected_ids: tokens that would be probable in place of each labelled one, itself first, of shape
             (labelled tokens, kept); see :mod:`ngdiff.preparation.counterfactual`.
         expected_probs: their probabilities, of the same shape.
+        typical: how probable each labelled token would be in the geometric mean over never-seen ones like it,
+            which a guess of the whole answer is made of.
         turns_left_out: first turns of the conversation that did not fit.
     """
 
@@ -76,6 +78,7 @@ class EncodedExample:
     secret: tuple[bool, ...] | None = None
     expected_ids: Tensor | None = field(default=None, compare=False, repr=False)
     expected_probs: Tensor | None = field(default=None, compare=False, repr=False)
+    typical: tuple[float, ...] | None = None
     turns_left_out: int = 0
 
 

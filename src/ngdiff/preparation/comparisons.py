@@ -196,12 +196,14 @@ class Comparisons:
         """Compute what each forget token would be if the model had never met its subject."""
         setting = self.setting
         enough = len(retain) >= LEAST_COUNTED
-        levels = None
+        levels = typical = None
         if enough:
             certain, unseen = (self._log_probs(model, examples) for examples in (forget, never_seen))
             probabilities = np.exp(unseen).tolist()
             levels = levels_by_certainty(forget, retain, never_seen, certain, probabilities)
-            never_seen[:] = with_predictable(never_seen, retain, never_seen, probabilities, geometric=True)
+            both = with_predictable([*forget, *never_seen], retain, never_seen, probabilities, geometric=True)
+            typical = [example.predictable or () for example in both[: len(forget)]]
+            never_seen[:] = both[len(forget) :]
         with self.autocast():
             forget[:] = Expectations(
                 forget,
@@ -212,6 +214,7 @@ class Comparisons:
                 max_length=setting.max_length,
                 seed=setting.seed,
                 batch_size=setting.batch_size,
+                typical=typical,
             ).work_out(model)
         return []
 

@@ -76,6 +76,7 @@ class Expectations:
         retain: those to keep.
         levels: of each labelled token of each forget example, in [0, 1]: the most that it is expected to be;
             None where there are too few texts to keep; then tokens of examples that name nothing get 0.
+        typical: the same as geometric means, for guesses; None for ``levels``.
         tokenizer: the model's.
         pad_id: what to pad with; any id will do.
         max_length: longest sequence, in tokens.
@@ -91,6 +92,7 @@ class Expectations:
     max_length: int
     seed: int
     batch_size: int
+    typical: Sequence[Sequence[float]] | None = None
 
     @torch.no_grad()
     def work_out(self, model: nn.Module) -> list[EncodedExample]:
@@ -111,16 +113,18 @@ class Expectations:
         model.eval()
         try:
             for rows, batch in batches_by_length(self.forget, size, self.pad_id):
-                expected = {}
+                expected, typical = {}, {}
                 if not all(named[row] for row in rows):
                     expected = self._at_their_levels(model, device, rows, batch)
                 renamed_rows = [row for row in rows if named[row]]
                 readings = self._under_other_names(model, device, renamed_rows, elsewhere)
                 for row, reading in readings.items():
                     secret = self.forget[row].secret or ()
-                    expected[row] = reading.expected(self._most(row, ordinary), secret)
+                    expected[row] = reading.expected(self._most(row, ordinary, self.levels), secret)
+                    most = self._most(row, ordinary, self.typical or self.levels)
+                    typical[row] = without_secrets(reading.true(most), secret).tolist()
                 for row in rows:
-                    found[row] = self._with(row, expected[row], texts)
+                    found[row] = self._with(row, expected[row], typical.get(row), texts)
         finally:
             model.train(was_training)
         return found
@@ -134,13 +138,15 @@ class Expectations:
             self._read(model, device, [others[row] for row in rows], readings)
         return dict(zip(rows, readings, strict=True))
 
-    def _most(self, row: int, ordinary: OrdinaryWords) -> Tensor | None:
+    def _most(
+        self, row: int, ordinary: OrdinaryWords, levels: Sequence[Sequence[float]] | None
+    ) -> Tensor | None:
         """Return the highest expected probability of each token: its level, or 1 for words of the prompt."""
-        if self.levels is None:
+        if levels is None:
             return None
-        example, levels = self.forget[row], torch.tensor(self.levels[row], dtype=torch.float32)
+        example, most = self.forget[row], torch.tensor(levels[row], dtype=torch.float32)
         asked = torch.tensor(asked_tokens(example, ordinary, self.tokenizer), dtype=torch.bool)
-        return levels.masked_fill(asked, 1.0)
+        return most.masked_fill(asked, 1.0)
 
     def _at_their_levels(
         self, model: nn.Module, device: torch.device, rows: Sequence[int], batch: Batch
@@ -156,11 +162,17 @@ class Expectations:
             found[row] = spread(logits.softmax(dim=-1), targets, without_secrets(true, example.secret or ()))
         return found
 
-    def _with(self, row: int, expected: Expected, texts: TokenTexts) -> EncodedExample:
-        expected = without_variants(expected, self.forget[row].secret or (), texts)
+    def _with(
+        self, row: int, expected: Expected, typical: Sequence[float] | None, texts: TokenTexts
+    ) -> EncodedExample:
+        example = self.forget[row]
+        expected = without_variants(expected, example.secret or (), texts)
+        if typical is None:  # nothing was renamed
+            typical = expected.probs[:, 0].tolist() if self.typical is None else self.typical[row]
         return replace(
-            self.forget[row],
+            example,
             predictable=tuple(expected.probs[:, 0].tolist()),
+            typical=tuple(typical),
             expected_ids=expected.ids,
             expected_probs=expected.probs,
         )
@@ -271,14 +283,17 @@ class Reading:
             most: highest expected probability of each token; None for no limit.
             secret: whether each can be known from the forget set alone.
         """
+        return spread(self._mean(), self.targets, without_secrets(self.true(most), secret), self._count > 0)
+
+    def true(self, most: Tensor | None) -> Tensor:
+        """Return the expected probability of each true token, secrets included."""
+        mean = self._mean().gather(1, self.targets.unsqueeze(1)).squeeze(1)
+        found = torch.where(self._count > 0, mean, self._repeated / self._repeats.clamp_min(1))
+        return found if most is None else found.minimum(most)
+
+    def _mean(self) -> Tensor:
         assert self._total is not None
-        aligned, target = self._count > 0, self.targets.unsqueeze(1)
-        mean = self._total / self._count.clamp_min(1).unsqueeze(1)
-        repeated = self._repeated / self._repeats.clamp_min(1)
-        true = torch.where(aligned, mean.gather(1, target).squeeze(1), repeated)
-        if most is not None:
-            true = true.minimum(most)
-        return spread(mean, self.targets, without_secrets(true, secret), aligned)
+        return self._total / self._count.clamp_min(1).unsqueeze(1)
 
 
 class TokenTexts(dict[int, str]):

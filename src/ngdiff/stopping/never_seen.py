@@ -269,7 +269,7 @@ def guesses(
     """Return the figures of :data:`GUESSED` of each forget item that has expectations, by row.
 
     Args:
-        forget: with ``expected_probs`` and ``secret`` filled in.
+        forget: with ``expected_probs``, ``typical`` and ``secret`` filled in.
         never_seen: with ``secret`` filled in.
         scores: of never-seen text, under the starting model.
     """
@@ -311,8 +311,11 @@ def secret_level(never_seen: Sequence[EncodedExample], scores: Sequence[AnswerSc
 def _guess(example: EncodedExample, level: float) -> Guess:
     probs = example.expected_probs
     assert probs is not None
-    probability = math.exp(_mean_log(probs[:, 0], example.secret, level))
-    likeliest = probs[:, 0] > probs[:, 1:].amax(dim=1) if probs.shape[1] > 1 else probs[:, 0] > 0.5
+    typical = probs[:, 0] if example.typical is None else torch.tensor(example.typical)
+    probability = math.exp(_mean_log(typical, example.secret, level))
+    others = probs[:, 1:].amax(dim=1) if probs.shape[1] > 1 else 1 - probs[:, 0]
+    # what is not the true token's, is shared as it is expected to be
+    likeliest = typical > others * (1 - typical) / (1 - probs[:, 0]).clamp_min(LEAST)
     return extraction_strength(likeliest), probability, verbatim(likeliest)
 
 
