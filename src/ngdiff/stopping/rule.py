@@ -428,10 +428,11 @@ class StoppingRule:
 
     @property
     def nearing(self) -> Nearing | None:
-        """The tightest floor, where the run is about to meet it at the pace of the last checks."""
-        name = self.tightest(self.checks[-1]) if self.checks else None
-        if name is None:
-            return None
+        """The floor that the run meets first at the pace of the last checks, if it is about to meet any."""
+        found = [self._nearing(name) for name in self.floors if name not in NO_PACE and self.checks]
+        return min((floor for floor in found if floor), key=lambda floor: floor.steps, default=None)
+
+    def _nearing(self, name: str) -> Nearing | None:
         whole = max(self._slack(self.checks[0], name), 1e-9)
         seen = [Seen(check.step, self._slack(check, name) / whole) for check in self.stretch]
         return nearing(floor_title(name), name.partition(".")[0] if name in FLOORS else name, seen)
