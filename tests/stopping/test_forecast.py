@@ -100,6 +100,8 @@ def test_more_epochs_are_not_suggested_where_a_floor_ends_the_run_first() -> Non
         )
         assert "--set floors.general=SHARE" in said
         assert "about 85% of the remaining way" in said  # 68 of 80 steps
+    next_step = suggestion(Forecast(80, 40, 20), 20, 1e-6, 0.0, Nearing("general facts", "general", 1))
+    assert next_step is not None and "will meet its floor in a step, and" in next_step
     met = suggestion(Forecast(80, 40, 20), 20, 1e-6, 0.0, Nearing("general facts", "general", 0))
     assert met is not None and met.startswith("general facts is at its floor") and "about 100%" in met
     behind = Nearing("general facts", "general", 80)

@@ -148,7 +148,8 @@ def suggestion(
     """
     if floor is not None and found.needed is not None and floor.steps < found.needed:
         rest = 100 * (found.needed - floor.steps) / found.needed
-        when = f"will meet its floor in about {floor.steps} steps" if floor.steps else "is at its floor"
+        soon = f"about {floor.steps} steps" if floor.steps > 1 else "a step"
+        when = f"will meet its floor in {soon}" if floor.steps else "is at its floor"
         return (
             f"{floor.title} {when}, and the target is {found.needed} steps away, so about {rest:.0f}% of the "
             "remaining way would still be left then; more steps alone may not reach it. Accept what is left, "

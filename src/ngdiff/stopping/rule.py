@@ -453,12 +453,16 @@ class StoppingRule:
         text = f"{floor_title(name)} met its floor of {self.floors[name].least:.3f}"
         if self.target is None:
             return Decision("floor", text)
-        measure, value = self.target.measure, self.target.value
-        text += (
-            f" before the target: {named(measure)} of the forget set reached "
-            f"{best.forget[measure]:.3f}, the target is {value:.3f}"
-        )
-        return Decision("floor", text)
+        missed = [
+            f"{named(bound.measure)} of the forget set was {best.forget[bound.measure]:.3f} "
+            f"(target {bound.mean:.3f})"
+            for bound in self.target.bounds
+            if not bound.within(best.forget[bound.measure], bound.mean)
+        ]
+        if best.left:
+            missed.append(f"about {best.left:.0f} of {best.of} items were left")
+        why = ", ".join(missed) or "an item was reproduced whole"
+        return Decision("floor", f"{text} before the target was reached: {why}")
 
     def begin_stretch(self, step: int) -> None:
         """Judge the pace from the best state, to which the run went back at ``step``."""
