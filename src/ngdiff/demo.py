@@ -64,6 +64,7 @@ def run_demo(request: DemoRequest) -> dict[str, Any]:
         f"{people} invented people, {len(rows['forget'])} questions to forget, "
         f"{len(rows['retain'])} to keep; everything goes to {escape(str(folder))}",
         highlight=False,
+        soft_wrap=True,
     )
     learned = FinetuneRequest(
         model=request.model,
@@ -191,5 +192,6 @@ def _show(result: dict[str, Any], record: RunRecord) -> None:
         answers.add_row(*(escape(row[column]) for column in ("set", "question", "truth", "before", "after")))
     console.print(answers)
     console.print(figures)
-    console.print(f"Forgetting ended: {escape(record.stop['reason'])}.", highlight=False)
-    console.print(f"All of it took {result['seconds']:.0f} s.", highlight=False)
+    for text in (f"Forgetting ended: {record.stop['reason']}.", *record.stop["verdict"].values()):
+        console.print(escape(text), highlight=False, soft_wrap=True)
+    console.print(f"The demonstration took {result['seconds'] / 60:.0f} min.", highlight=False)

@@ -18,7 +18,7 @@ class Fault:
     Args:
         where: the setting, file and row concerned, such as ``forget.jsonl, row 3`` or ``--rule``.
         what: what was found, as a sentence without a full stop.
-        fix: what the user can do about it, as a sentence without a full stop.
+        fix: what the user can do about it, as a sentence without a full stop, or a question with its mark.
     """
 
     where: str
@@ -26,7 +26,7 @@ class Fault:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}. {self.fix}."
+        return f"{self.where}: {self.what}. {ended(self.fix)}"
 
 
 class RequestError(ValueError):
@@ -78,7 +78,7 @@ def unknown_name(where: str, kind: str, name: str, known: Iterable[str]) -> Faul
     """Build the fault for a name that no table has, with the nearest names that exist."""
     names = sorted(known)
     near = nearest_names(name, names)
-    fix = f"Did you mean {' or '.join(near)}" if near else f"Known: {', '.join(names)}"
+    fix = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names)}"
     return Fault(where, f"there is no {kind} called {name!r}", fix)
 
 
@@ -108,6 +108,11 @@ class Interrupted(RunError):
 def printable(text: str) -> str:
     """Put external text on one line and escape control characters, so that no terminal acts on them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
+
+
+def ended(text: str) -> str:
+    """Return a sentence with its full stop; a question has its own mark."""
+    return text if text.endswith("?") else f"{text}."
 
 
 def inert(text: str) -> str:

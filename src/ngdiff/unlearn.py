@@ -371,7 +371,7 @@ def _unlearn(request: UnlearnRequest) -> RunRecord:
         trainer.add_callback(progress)
         trainer.remove_callback(PrinterCallback)  # it writes to stdout what the progress bar shows
         trainer.wish = reservation.wish
-        console.print(_plan(trainer), highlight=False)
+        console.print(_plan(trainer), highlight=False, soft_wrap=True)
         for note in ready.notes:
             console.print(f"Note: {note}.", highlight=False, markup=False, soft_wrap=True)
         book = AnswerBook(trainer, request.answers)

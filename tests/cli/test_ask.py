@@ -64,6 +64,16 @@ def test_questions_come_from_standard_input(
     assert answer.out.split("\n")[:-1] == expected
 
 
+def test_nothing_asked_is_a_fault(
+    cli: Cli, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
+    answer = cli("ask", models[1], "--quiet")
+    assert answer.code == 2 and answer.out == ""
+    ((what, fix),) = answer.faults
+    assert what.startswith("QUESTION: is missing") and "one a line" in fix
+
+
 def test_what_is_wrong_is_said_of_both_models_at_once(cli: Cli, tmp_path: Path) -> None:
     answer = cli("ask", tmp_path / "a", "Who?", "--before", tmp_path / "b")
     assert answer.code == 2

@@ -206,7 +206,11 @@ def test_bad_setting(setting: Setting, words: list[str], expected: list[str]) ->
 
 
 def test_what_typer_refuses_itself(setting: Setting) -> None:
-    assert "--seed" in setting.refused("--seed", "abc").err
+    for words, what, fix in (
+        (("--seed", "abc"), "--seed: 'abc' is not a valid value.", "Give a whole number."),
+        (("--epochs", "lots"), "--epochs: 'lots' is not a valid value.", "Give a number."),
+    ):
+        assert (what, fix) in setting.refused(*words).faults
     assert "--no-such" in setting.refused("--no-such").err
 
 

@@ -238,7 +238,7 @@ def test_a_model_of_a_similar_name_is_suggested(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "target" / "config.json").touch()
     near = name_fault(str(tmp_path / "tarqet"))
-    assert near is not None and near.fix == f"Did you mean {tmp_path / 'target'}"
+    assert near is not None and near.fix == f"Did you mean {tmp_path / 'target'}?"
     assert "Did you mean smollm2" in str(name_fault("smollm"))
     far = name_fault(str(tmp_path / "note"))  # a folder of that name holds no model
     assert far is not None and "save_pretrained" in far.fix

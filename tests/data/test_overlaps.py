@@ -76,9 +76,9 @@ def test_a_holdout_shares_no_rows() -> None:
 def test_few_rows_say_what_they_can_promise() -> None:
     assert small_sets(8, 20) == []
     (few,) = small_sets(7, 20)
-    assert few.startswith("7 rows to forget") and "none of them is left" in few
+    assert few.startswith("7 rows to forget are few") and "none of them is left" in few
     (few,) = small_sets(8, 19)
-    assert few.startswith("19 rows to keep")
+    assert few.startswith("19 rows to keep are few")
 
 
 def test_what_measures_is_not_what_may_be_trained_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from hypothesis import given
@@ -39,7 +40,7 @@ def test_no_progress_needs_no_number_of_steps() -> None:
 def test_epochs_are_suggested_with_a_margin() -> None:
     # 100 steps instead of 60, and a quarter more: 125 of 60 steps, of 20 epochs are 41.7
     said = suggestion(Forecast(80, 40, 20), 20, 1e-6, 1.0)
-    assert said == "about 80 more steps are needed and 40 are left; run again with --epochs 42"
+    assert said == "about 80 more steps are needed and 40 are left; run again with at least --epochs 42"
     assert suggestion(Forecast(40, 40, 20), 20, 1e-6, 1.0) is None
 
 
@@ -98,12 +99,17 @@ def test_more_epochs_are_not_suggested_where_a_floor_ends_the_run_first() -> Non
             "general facts will meet its floor in about 12 steps, and the target is 80 steps"
         )
         assert "--set floors.general=SHARE" in said
+        assert "about 85% of the remaining way" in said  # 68 of 80 steps
+    next_step = suggestion(Forecast(80, 40, 20), 20, 1e-6, 0.0, Nearing("general facts", "general", 1))
+    assert next_step is not None and "will meet its floor in a step, and" in next_step
+    met = suggestion(Forecast(80, 40, 20), 20, 1e-6, 0.0, Nearing("general facts", "general", 0))
+    assert met is not None and met.startswith("general facts is at its floor") and "about 100%" in met
     behind = Nearing("general facts", "general", 80)
     assert suggestion(Forecast(80, 100, 20), 20, 1e-6, 0.3, behind) is None
     assert "--epochs" in str(suggestion(Forecast(80, 40, 20), 20, 1e-6, 0.3, behind))
 
 
-def test_the_rule_looks_at_the_floor_that_is_tightest() -> None:
+def test_the_rule_looks_at_the_floor_that_is_met_first() -> None:
     floors = {"retain": Floor(0.5, 1.0, 0.5), "general.facts": Floor(0.8, 1.0, 0.8)}
     rule = StoppingRule(parse_stop_at("nll=3"), floors, 3)
     for step, facts in ((0, 1.0), (10, 0.95), (20, 0.85)):
@@ -111,6 +117,35 @@ def test_the_rule_looks_at_the_floor_that_is_tightest() -> None:
         rule.judge(step, seen, {"probability": 1.0}, {"retain": 0.9, "general.facts": facts})
     # of the facts' slack a quarter is left, half of it went in the last ten steps
     assert rule.nearing == Nearing("the probability of general facts", "general", 5)
+
+
+def test_the_tightest_floor_is_not_always_the_first() -> None:
+    floors = {name: Floor(0.8, 1.0, 0.8) for name in ("retain", "mine", "language", "general.answers")}
+    rule = StoppingRule(parse_stop_at("nll=3"), floors, 3)
+    assert rule.nearing is None
+    # of the retain set's slack 0.25 is left, and 0.05 went; of the other's 0.3, and 0.3 went
+    for step, retain, mine in ((0, 1.0, 1.0), (10, 0.86, 0.92), (20, 0.85, 0.86)):
+        seen = View(range(4), 4, {"nll": 0.1 + step / 100, "unlikelihood": 1.0}, {"nll": 1.0})
+        kept = {"retain": retain, "mine": mine, "language": 0.81, "general.answers": 0.81}
+        rule.judge(step, seen, {"probability": 1.0}, kept)
+    assert rule.tightest(rule.checks[-1]) == "retain"
+    assert rule.nearing == Nearing("the set to keep 'mine'", "mine", 10)
+
+
+@given(slacks=st.lists(st.tuples(st.integers(1, 100), st.integers(1, 100)), min_size=1, max_size=4))
+def test_no_floor_is_met_sooner_than_the_one_that_is_named(slacks: list[tuple[int, int]]) -> None:
+    floors = {f"set {number}": Floor(0.5, 1.0, 0.5) for number in range(len(slacks))}
+    rule = StoppingRule(parse_stop_at("nll=3"), floors, 9)
+    for step in range(3):
+        seen = View(range(4), 4, {"nll": 0.1 + step / 100, "unlikelihood": 1.0}, {"nll": 1.0})
+        left = [100 if step == 0 else pair[step - 1] for pair in slacks]
+        kept = {f"set {number}": 0.5 + percent / 200 for number, percent in enumerate(left)}
+        rule.judge(step, seen, {"probability": 1.0}, kept)
+    falling = [(before, now) for before, now in slacks if now < min(before, 100 * FAR)]
+    soonest = min((math.ceil(now / (before - now)) for before, now in falling), default=None)
+    found = rule.nearing
+    assert (found is None) == (soonest is None)
+    assert found is None or soonest is None or abs(found.steps - soonest) <= 1  # rounding
 
 
 @given(

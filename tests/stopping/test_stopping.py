@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngdiff.errors import RequestError
-from ngdiff.stopping.criterion import View
+from ngdiff.stopping.criterion import Bound, View
 from ngdiff.stopping.rule import Floor, ForgetTarget, StoppingRule, parse_stop_at, way_left
 
 
@@ -328,8 +328,22 @@ def test_utility_is_spent_where_the_best_state_lies_at_the_floor() -> None:
     look(stopping, 40, 0.5, 0.79)
     decision = stopping.spent()
     assert decision is not None and decision.code == "floor"
-    assert "reached 0.550, the target is 0.200" in decision.text
+    assert "was 0.550 (target 0.200)" in decision.text
     assert StoppingRule(None, {}, 1).spent() is None
+
+
+def test_a_spent_floor_names_what_was_missed_and_nothing_that_was_reached() -> None:
+    bounds = (Bound("extraction_strength", 0.5, 0.5), Bound("probability", 0.5, 0.5))
+    target = ForgetTarget("extraction_strength", 0.5, "given", bounds)
+    stopping = StoppingRule(target, {"retain": Floor(0.8, 1.0, 0.8)}, 3)
+    for step, kept in ((0, 1.0), (10, 0.801), (20, 0.79)):
+        figures = {"extraction_strength": 0.3, "probability": 0.4}
+        seen = View(range(12), 12, figures, {"extraction_strength": 0.0, "probability": 5 / 12})
+        stopping.judge(step, seen, {"probability": kept}, {"retain": kept})
+    decision = stopping.spent()
+    assert decision is not None and decision.text.endswith(
+        "met its floor of 0.800 before the target was reached: about 5 of 12 items were left"
+    )
 
 
 def test_a_saved_rule_without_target() -> None:

@@ -7,11 +7,12 @@ import os
 import shlex
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from ngdiff.errors import EvaluationError, Fault, Interrupted, RequestError, RunError, inert
+from ngdiff.errors import EvaluationError, Fault, Interrupted, RequestError, RunError, ended, inert
 from ngdiff.system.events import log
 from ngdiff.system.terminal import always, open_streams, print_last_line, quiet_libraries, settings
 
@@ -64,8 +65,42 @@ __all__ = [
     "main",
 ]
 
+
+class _Commands(TyperGroup):
+    """The commands; a value of the wrong type is a fault like any other."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed.
+
+        Raises:
+            RequestError: a value is not what its option takes.
+        """
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            fault = _bad_value(error)
+            if fault is None:
+                raise
+            raise RequestError(fault) from error
+
+
+def _bad_value(error: typer.BadParameter) -> Fault | None:
+    """Return a fault for a value that pydantic refused; None where the message is typer's own."""
+    refused: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
+    param = error.param
+    start, ought = "Input should be ", error.message.partition(", unable")[0]
+    if not refused or param is None or not ought.startswith(start):
+        return None
+    flags = [name for name in param.opts if name.startswith("--")]
+    ought = ought.removeprefix(start).replace("valid integer", "whole number").replace("valid ", "")
+    ought = f"a number {ought}" if ought.startswith(("greater", "less")) else ought
+    where = flags[0] if flags else str(param.name).upper()
+    return Fault(where, f"{refused[0]['input']!r} is not a valid value", f"Give {ought}")
+
+
 app = typer.Typer(
     name="ngdiff",
+    cls=_Commands,
     epilog=f"**Exit codes:** {as_sentence()}.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
@@ -187,7 +222,7 @@ def show_faults(faults: tuple[Fault, ...]) -> None:
     for fault in faults:
         log.write("error", where=fault.where, what=fault.what, fix=fault.fix)
         where, what, fix = map(_safe, (fault.where, fault.what, fault.fix))
-        _print_error(f"[bold]{where}[/bold]: {what}.\n  [dim]→[/dim] {fix}.")
+        _print_error(f"[bold]{where}[/bold]: {what}.\n  [dim]→[/dim] {ended(fix)}")
 
 
 def print_failure(what: str, fix: str) -> None:

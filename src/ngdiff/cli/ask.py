@@ -11,6 +11,7 @@ import typer
 
 from ngdiff.cli.app import app
 from ngdiff.cli.options import Quiet, TrustRemoteCode
+from ngdiff.errors import Fault, RequestError
 
 if TYPE_CHECKING:
     from ngdiff.models.loading import ModelSource
@@ -56,9 +57,19 @@ def ask(
     refuse_names(context, {**NUMBERS, "model": model_named("MODEL"), "before": model_named("--before")})
     given = [(BEFORE, "--before", before)] if before is not None else []
     asked = _load([*given, (NOW, "MODEL", model)], trust_remote_code)
+    answered = False
     for text in question or _questions():
         if text.strip():
             _answer(text.strip(), asked, max_new_tokens)
+            answered = True
+    if not answered and not sys.stdin.isatty():
+        raise RequestError(
+            Fault(
+                "QUESTION",
+                "is missing: standard input is empty too",
+                "Give a question after the model, or one a line on standard input",
+            )
+        )
 
 
 def _questions() -> Iterator[str]:

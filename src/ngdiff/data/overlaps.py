@@ -188,13 +188,12 @@ def small_sets(forget: int, retain: int) -> list[str]:
     notes = []
     if forget < LEAST_FORGET:
         notes.append(
-            f"{forget} rows to forget: forgotten means that none of them is left, and means over so few rows "
-            "say little about other questions on the same matter"
+            f"{forget} rows to forget are few: the set counts as forgotten once none of them is left, and "
+            "their means say little about other questions on the same subject"
         )
     if retain < LEAST_RETAIN:
         notes.append(
-            f"{retain} rows to keep: what they hold is kept, as far as the floor under them says, and little "
-            "can be said of the rest; a mean over them moves a lot with every single row. Give more, such as "
-            "--retain ngdiff:general"
+            f"{retain} rows to keep are few: what they do not show may be lost unnoticed, and every single "
+            "row moves their mean. Give more, or add general text with --retain ngdiff:general"
         )
     return notes

@@ -186,7 +186,7 @@ def _missing(path: Path, where: str) -> Fault:
         return Fault(where, what, "Check the path; a hub dataset is written org/name:config@split")
     near = nearest_names(path.name, names)
     fix = (
-        f"Did you mean {' or '.join(str(parent / name) for name in near)}"
+        f"Did you mean {' or '.join(str(parent / name) for name in near)}?"
         if near
         else (f"Data files in {str(parent)!r}: {', '.join(files[:10]) or 'none'}")
     )

@@ -30,7 +30,7 @@ def name_fault(name: str, where: str = "--model") -> Fault | None:
     near = [str(place) for place in _near(Path(name).expanduser())]
     fix = "Give a folder written by save_pretrained, a hub name such as org/name, or 'smollm2'"
     if near:
-        fix = f"Did you mean {' or '.join(near)}"
+        fix = f"Did you mean {' or '.join(near)}?"
     return Fault(where, f"{name!r} is neither a folder nor a hub name", fix)
 
 

@@ -1,6 +1,7 @@
 """what was left at each check -> further steps that the rest takes, and what to change if they are too many.
 
-So is the slack of the nearest floor: where it runs out before the target is reached, more steps do not help.
+The slack of each floor is drawn on too. Where one runs out before the target is reached, more epochs are not
+suggested. Both lines are rough: late progress is dear, and an automatic rate slows down near a floor.
 
 The way to a target is measured on a scale on which steps of one length tell alike (see
 :func:`ngdiff.stopping.rule.way_left`), so the last stretch of it is drawn on in a straight line.
@@ -146,10 +147,14 @@ def suggestion(
         None where the run has the steps that it needs, and no floor is in the way.
     """
     if floor is not None and found.needed is not None and floor.steps < found.needed:
+        rest = 100 * (found.needed - floor.steps) / found.needed
+        soon = f"about {floor.steps} steps" if floor.steps > 1 else "a step"
+        when = f"will meet its floor in {soon}" if floor.steps else "is at its floor"
         return (
-            f"{floor.title} will meet its floor in about {floor.steps} steps, and the target is "
-            f"{found.needed} steps away; more steps do not help. Accept what is left then, lower that floor "
-            f"with --set floors.{floor.setting}=SHARE, or give rows to keep that are more like what falls"
+            f"{floor.title} {when}, and the target is {found.needed} steps away, so about {rest:.0f}% of the "
+            "remaining way would still be left then; more steps alone may not reach it. Accept what is left, "
+            f"lower that floor with --set floors.{floor.setting}=SHARE, or give rows to keep that are more "
+            "like what falls"
         )
     if found.enough:
         return None
@@ -157,7 +162,7 @@ def suggestion(
         assert found.needed is not None
         share = MARGIN * (found.done + found.needed) / (found.done + found.left)
         wanted = f"about {found.needed} more steps are needed and {found.left} are left"
-        return f"{wanted}; run again with --epochs {math.ceil(epochs * share)}"
+        return f"{wanted}; run again with at least --epochs {math.ceil(epochs * share)}"
     said = "the last checks show no progress" if found.needed is None else f"{found.needed} steps are needed"
     if rate and slack >= FAR:
         return f"{said} and the floors are far; run again with --lr {FASTER * rate:.1e}"

@@ -428,10 +428,11 @@ class StoppingRule:
 
     @property
     def nearing(self) -> Nearing | None:
-        """The tightest floor, where the run is about to meet it at the pace of the last checks."""
-        name = self.tightest(self.checks[-1]) if self.checks else None
-        if name is None:
-            return None
+        """The floor that the run meets first at the pace of the last checks, if it is about to meet any."""
+        found = [self._nearing(name) for name in self.floors if name not in NO_PACE and self.checks]
+        return min((floor for floor in found if floor), key=lambda floor: floor.steps, default=None)
+
+    def _nearing(self, name: str) -> Nearing | None:
         whole = max(self._slack(self.checks[0], name), 1e-9)
         seen = [Seen(check.step, self._slack(check, name) / whole) for check in self.stretch]
         return nearing(floor_title(name), name.partition(".")[0] if name in FLOORS else name, seen)
@@ -452,12 +453,16 @@ class StoppingRule:
         text = f"{floor_title(name)} met its floor of {self.floors[name].least:.3f}"
         if self.target is None:
             return Decision("floor", text)
-        measure, value = self.target.measure, self.target.value
-        text += (
-            f" before the target: {named(measure)} of the forget set reached "
-            f"{best.forget[measure]:.3f}, the target is {value:.3f}"
-        )
-        return Decision("floor", text)
+        missed = [
+            f"{named(bound.measure)} of the forget set was {best.forget[bound.measure]:.3f} "
+            f"(target {bound.mean:.3f})"
+            for bound in self.target.bounds
+            if not bound.within(best.forget[bound.measure], bound.mean)
+        ]
+        if best.left:
+            missed.append(f"about {best.left:.0f} of {best.of} items were left")
+        why = ", ".join(missed) or "an item was reproduced whole"
+        return Decision("floor", f"{text} before the target was reached: {why}")
 
     def begin_stretch(self, step: int) -> None:
         """Judge the pace from the best state, to which the run went back at ``step``."""
