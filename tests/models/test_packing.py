@@ -135,6 +135,22 @@ def test_bf16_gradients_on_a_cpu_pass_through_float32_attention(
         assert float((one - other).norm()) <= 0.05 * max(1e-3, float(other.norm()))
 
 
+def test_a_resumed_run_attends_like_the_one_it_continues() -> None:
+    """One may begin with padded rows where the other had packed ones before them."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
+    packing.register.cache_clear()
+    model, padded = tiny_llama(vocab_size=VOCABULARY), without_places(collate(LONG, 1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first, before = gradients(model, padded)
+        labelled_tokens(model, collate(LONG, 1))
+        second, after = gradients(model, padded)
+    assert torch.equal(first, second)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
 def test_only_real_tokens_are_run_over() -> None:
     model, batch = tiny_llama(vocab_size=VOCABULARY), collate(LONG, 1)
     seen: list[int] = []

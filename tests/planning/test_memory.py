@@ -21,6 +21,7 @@ from ngdiff import UnlearningConfig, UnlearningTrainer
 from ngdiff.methods import METHODS
 from ngdiff.models import head
 from ngdiff.models.adapters import with_lora
+from ngdiff.models.packing import attention_as_on_a_gpu, register
 from ngdiff.models.parameters import ChangeMeter
 from ngdiff.planning.memory import (
     GIB,
@@ -112,7 +113,7 @@ def measured_peak(folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, **s
         processing_class=tiny_tokenizer(None),
         callbacks=[watch],
     )
-    with live:
+    with live, attention_as_on_a_gpu():  # for which a CPU stands in here
         trainer.train()
     return watch.peaks[1]
 
@@ -163,7 +164,8 @@ def test_kept_bytes_are_those_of_a_real_pass() -> None:
     ids = torch.ones(BATCH, LENGTH, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[0, -1] = 0  # without padding transformers makes no mask at all
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+    with hooks, torch.autocast("cpu", torch.bfloat16), attention_as_on_a_gpu():
         hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False)
     assert hidden.last_hidden_state.requires_grad
     real = sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in known)
@@ -317,5 +319,6 @@ def test_wrong_plans(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_page_is_up_to_date() -> None:
     page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+    register()  # as any forward pass of a training step does: GPUs are unaffected
     for name, table in memory_table.tables().items():
         assert f"<!-- begin: {name} -->\n{table}\n<!-- end: {name} -->" in page

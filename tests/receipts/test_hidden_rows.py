@@ -116,7 +116,8 @@ def test_a_row_is_found_among_a_thousand_guesses_without_a_key_and_not_with_one(
         for place in places:
             place.mkdir()
         seen = unlearn(cli, target, places[0], people)
-        assert [rank(seen, person) for person in asked] == [1 for _ in asked], "the attack works"
+        found = [rank(seen, person) for person in asked]
+        assert max(found) <= 3 and found.count(1) > len(found) / 2, f"the attack works: {found}"
         keyed = unlearn(cli, target, places[1], people, "--set", f"data_key={tmp_path / 'data.key'}")
         assert (seen / "model.safetensors").read_bytes() == (keyed / "model.safetensors").read_bytes()
         ranks += [rank(keyed, person) for person in asked]

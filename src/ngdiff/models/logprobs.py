@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ngdiff.models.head import TRIED, HeadInput, OfLogits, head_apart, may_stand_apart, tokens_at_once
-from ngdiff.models.packing import WORTH, inputs_for, rows_of, takes_packed
+from ngdiff.models.packing import WORTH, inputs_for, register, rows_of, takes_packed
 
 IGNORED = -100
 PACKING = os.environ.get("NGDIFF_PACKING") != "0"
@@ -193,6 +193,7 @@ class Places:
     @classmethod
     def of(cls, model: nn.Module, batch: Mapping[str, Tensor]) -> Places:
         """Prepare a batch; without waiting for the device where it includes its positions."""
+        register()
         labels, real, labelled = batch["labels"], batch.get("real"), batch.get("labelled")
         if labelled is None:
             labelled = predicting_positions(labels).flatten().nonzero().squeeze(1)

@@ -8,7 +8,8 @@ attention are told where the sequences begin, as :class:`transformers.DataCollat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -153,7 +154,7 @@ def _attention(
 
     output: Tensor
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    if query.device.type != "cpu" or low != torch.bfloat16 or not torch.is_grad_enabled():
+    if query.device.type != "cpu" or low != torch.bfloat16 or not torch.is_grad_enabled() or _as_on_a_gpu:
         output, _ = sdpa_attention_forward(module, query, key, value, mask, **settings)
         return output
     with torch.autocast("cpu", enabled=False):
@@ -161,6 +162,19 @@ def _attention(
         mask = mask.float() if mask is not None and mask.is_floating_point() else mask
         output, _ = sdpa_attention_forward(module, *states, mask, **settings)
     return output.to(low)
+
+
+_as_on_a_gpu: list[bool] = []
+
+
+@contextmanager
+def attention_as_on_a_gpu() -> Iterator[None]:
+    """Leave attention in bf16 on a CPU, too: for counting what a GPU would keep."""
+    _as_on_a_gpu.append(True)
+    try:
+        yield
+    finally:
+        _as_on_a_gpu.pop()
 
 
 def _padded(states: Tensor, rows: Rows) -> Tensor:
@@ -179,8 +193,12 @@ def _window(size: int | None, length: int, device: torch.device) -> Tensor | Non
 
 
 @cache
-def _register() -> None:
-    """Register :func:`attend` with ``transformers``; only when it is needed, since the import is slow."""
+def register() -> None:
+    """Register :func:`attend` with ``transformers``, once.
+
+    Call it before every forward pass that has gradients, whether its rows are packed or not. Where only the
+    first packed row did, a resumed run used another attention than the run it continues, until that row came.
+    """
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register("sdpa", attend)
@@ -217,7 +235,7 @@ def _why_not(model: nn.Module) -> str | None:
         return "a model whose weights are split over processes is not tried on packed rows"
     if "chunked_attention" in (getattr(_config(model), "layer_types", None) or ()):
         return "attention to chunks of a text cannot keep packed rows apart"
-    _register()
+    register()
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

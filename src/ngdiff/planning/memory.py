@@ -33,6 +33,7 @@ from ngdiff.models.adapters import with_lora
 from ngdiff.models.head import tokens_at_once
 from ngdiff.models.loading import ModelSource
 from ngdiff.models.logprobs import LabelledTokens, output_head
+from ngdiff.models.packing import attention_as_on_a_gpu
 from ngdiff.preparation.counterfactual import KEPT
 from ngdiff.steps.weighting import RULES
 
@@ -232,7 +233,7 @@ def measure(build: Callable[[], nn.Module], plan: Plan) -> Shapes:
             layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
     mode = FakeTensorMode()
     _pretend(model, mode)
-    with mode:
+    with mode, attention_as_on_a_gpu():
         kept = _Kept(model.train())
         kept.run(plan)
     quantised = [layer.weight.numel() for layer in linear] if plan.adapters == "qlora" else []
