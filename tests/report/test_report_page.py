@@ -204,6 +204,13 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert "a/out" in page and "b/out" in page
 
 
+def test_all_folders_that_cannot_be_compared_are_named(tmp_path: Path, cli: Cli) -> None:
+    good = write_run(tmp_path / "good", record())
+    answer = cli("compare", good, tmp_path / "nowhere", tmp_path / "neither", "--output", tmp_path / "c.html")
+    assert answer.code == 2 and "nowhere" in answer.err and "neither" in answer.err
+    assert not (tmp_path / "c.html").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -84,6 +84,14 @@ def test_the_bar_fits_and_keeps_what_matters(monkeypatch: pytest.MonkeyPatch, wi
         assert "extraction" in lines[1] and "GiB" not in lines[1]
 
 
+def test_a_job_without_units_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    settings.reset()
+    for total in (0, 1):
+        with Meter("Scoring", total) as shown:
+            shown.advance(total)
+    assert capsys.readouterr().err.count("Scoring") == 1
+
+
 def test_lines_instead_of_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     settings.reset()
     with meter(monkeypatch, True):

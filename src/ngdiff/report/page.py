@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ngdiff.errors import Fault, RequestError
+from ngdiff.errors import Fault, Faults, RequestError
 from ngdiff.report.answers import answers
 from ngdiff.report.cards import in_words
 from ngdiff.report.comparison import comparison, evaluated_tradeoff, tradeoff
@@ -98,7 +98,11 @@ def write_comparison(places: Sequence[Path], output: Path) -> Path:
     names = [place.absolute().name for place in places]
     parents = [f"{place.absolute().parent.name}/{place.absolute().name}" for place in places]
     unique = names if len(set(names)) == len(names) else parents
-    runs = [read_run(place, where="RUN", name=name) for place, name in zip(places, unique, strict=True)]
+    faults, runs = Faults(), list[Run]()
+    for place, name in zip(places, unique, strict=True):
+        with faults.collecting():
+            runs.append(read_run(place, where="RUN", name=name))
+    faults.raise_any()
     return _write(_made(lambda: compare_page("Comparison", runs), *places), output)
 
 

@@ -83,7 +83,8 @@ class Meter:
         told = self._told(", ")
         ending = f" ({told})" if told else ""
         seconds = self._task.elapsed or 0.0
-        _say(f"{self.title}: {self.done} of {self.total} in {seconds:.0f} s{ending}")
+        if self.total or self.done:
+            _say(f"{self.title}: {self.done} of {self.total} in {seconds:.0f} s{ending}")
         self._event("end")
 
     def advance(self, count: int = 1, note: str | None = None, figures: Sequence[str] | None = None) -> None:

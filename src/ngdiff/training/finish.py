@@ -45,7 +45,7 @@ def further_cost(stopping: StoppingRule) -> str | None:
         if floor.start > 0
     }
     worst = max(lost, key=lambda name: lost[name]) if lost else None
-    brought = f"bring about {down:.1f} items down" if down > 0 else "bring no item down"
+    brought = f"bring about {down:.1f} items down" if down > 0 else "bring no item down yet"
     if worst is None:
         return f"each further {STEPS} steps would {brought}"
     dear = f"cost about {100 * lost[worst]:.1f}% of {floor_title(worst)}"
