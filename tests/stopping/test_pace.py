@@ -36,8 +36,8 @@ def test_a_small_correction_is_not_made() -> None:
 def test_a_quarter_of_the_way_for_half_the_slack() -> None:
     # price 0.025 / 0.2 = 0.125, the rest 0.6 costs 0.075, half of the 0.025 left may be spent: a sixth of it
     assert pace(START, START, Standing(0.6, 0.025)) == MOST_SLOWER
-    # price 0.125 again, the rest costs 0.05, half of the 0.03 left may be spent
-    assert pace(START, Standing(0.6, 0.055), Standing(0.4, 0.03)) == pytest.approx(0.015 / 0.05)
+    # price 0.015 / 0.2 = 0.075, the rest costs 0.03, half of the 0.04 left may be spent
+    assert pace(START, Standing(0.6, 0.055), Standing(0.4, 0.04)) == pytest.approx(0.02 / 0.03)
 
 
 def test_cheap_progress_allows_longer_steps() -> None:
@@ -101,7 +101,7 @@ def test_harm_by_the_law_itself(rates: list[float], rate: float) -> None:
 
 def test_a_plan_keeps_its_margin() -> None:
     # after the cut, damage per progress is the price times the factor, so the rest costs MARGIN of the slack
-    now = Standing(0.6, 0.03)
+    now = Standing(0.5, 0.035)
     factor = pace(START, START, now)
     price = (START.slack - now.slack) / (START.excess - now.excess)
     assert factor * price * now.excess == pytest.approx(MARGIN * now.slack)

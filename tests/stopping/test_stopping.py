@@ -263,16 +263,16 @@ def test_pace_is_judged_by_what_the_model_is_certain_of() -> None:
     stopping = rule(value=0.2, floor=0.8)
     look(stopping, 0, 1.0, 0.9, certainty=4)
     assert stopping.pace() == 1.0  # nothing to compare with
-    look(stopping, 10, 1.0, 0.84, certainty=2)
-    # half of the way cost 0.06 of 0.1; the other half may cost half of 0.04
-    assert stopping.pace() == pytest.approx(0.02 / 0.06)
-    assert stopping.pace(rate=0.5, rates={4: 1.0, 7: 1.0}) == pytest.approx(0.02 / 0.03)
-    look(stopping, 20, 0.9, 0.82, certainty=1)
-    # the last 20 steps brought three quarters for 0.08, the last 10 a quarter for 0.02; half of 0.02 is left
-    assert stopping.pace(over=20) == pytest.approx(0.01 / (0.08 / 3))
-    assert stopping.pace(over=10) == stopping.pace() == pytest.approx(0.01 / 0.02)
+    look(stopping, 10, 1.0, 0.855, certainty=2)
+    # half of the way cost 0.045 of 0.1; the other half may cost half of 0.055
+    assert stopping.pace() == pytest.approx(0.0275 / 0.045)
+    assert stopping.pace(rate=0.5, rates={4: 1.0, 7: 1.0}) == pytest.approx(0.0275 / 0.0225)
+    look(stopping, 20, 0.9, 0.83, certainty=1)
+    # the last 20 steps brought three quarters for 0.07, the last 10 a quarter for 0.025; half of 0.03 is left
+    assert stopping.pace(over=20) == pytest.approx(0.015 / (0.07 / 3))
+    assert stopping.pace(over=10) == stopping.pace() == pytest.approx(0.015 / 0.025)
     # and only what was paid with since then counts
-    assert stopping.pace(0.5, {10: 9.0, 11: 1.0}, over=10) == pytest.approx(0.01 / 0.01)
+    assert stopping.pace(0.75, {10: 9.0, 11: 1.0}, over=10) == pytest.approx(0.015 / 0.01875)
     resumed = StoppingRule.from_state(json.loads(json.dumps(stopping.state_dict())), patience=2)
     assert resumed.pace() == stopping.pace()
     look(stopping, 30, 0.9, 0.81, certainty=0)  # certain of nothing any more
@@ -282,16 +282,17 @@ def test_pace_is_judged_by_what_the_model_is_certain_of() -> None:
 
 def test_a_price_is_measured_as_far_back_as_it_takes_to_tell_one() -> None:
     stopping = rule(value=0.2, floor=0.8)
-    for step, utility, certainty in ((0, 0.9, 4), (10, 0.87, 3.2), (20, 0.86, 3), (30, 0.85, 2.75)):
+    for step, utility, certainty in ((0, 0.88, 4), (10, 0.87, 3.2), (20, 0.86, 3), (30, 0.85, 2.75)):
         look(stopping, step, 1.0, utility, certainty=certainty)
     # the last ten steps, a sixteenth of the way, tell nothing; the last twenty, 0.1125 of it for 0.02: the
-    # rest, 0.6875, would cost 0.122, and half of 0.05 may be spent: a fifth of it, held at a quarter
-    assert stopping.pace(over=10) == stopping.pace(over=20) == 0.25
-    look(stopping, 40, 1.0, 0.85, certainty=2.55)
-    # 0.1125 of the way for 0.01 since step 20, and 0.6375 of it is left
-    assert stopping.pace(over=10) == pytest.approx(0.025 / (0.01 / 0.1125 * 0.6375))
-    # nothing that far back: since the start, 0.3625 for 0.05
-    assert stopping.pace(over=40) == stopping.pace(over=99) == pytest.approx(0.025 / (0.05 / 0.3625 * 0.6375))
+    # rest, 0.6875, would cost 0.122, and half of 0.05 may be spent: a fifth of it, held at a half
+    assert stopping.pace(over=10) == stopping.pace(over=20) == 0.5
+    look(stopping, 40, 1.0, 0.853, certainty=2.55)
+    # 0.1125 of the way for 0.007 since step 20, and 0.6375 of it is left; half of 0.053 may be spent
+    assert stopping.pace(over=10) == pytest.approx(0.0265 / (0.007 / 0.1125 * 0.6375))
+    # nothing that far back: since the start, 0.3625 for 0.027
+    since_start = 0.0265 / (0.027 / 0.3625 * 0.6375)
+    assert stopping.pace(over=40) == stopping.pace(over=99) == pytest.approx(since_start)
 
 
 def test_what_is_left_at_the_last_check() -> None:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 MARGIN = 0.5
 """Share of the remaining slack that a run plans to use: the last items cost the most."""
-MOST_SLOWER, MOST_FASTER = 0.25, 1.25
-"""Too slow costs time, too fast the target: a run may slow down at once, but speeds up little by little."""
+MOST_SLOWER, MOST_FASTER = 0.5, 1.25
+"""Too slow costs time, too fast the target: a run slows down quickly and speeds up little by little. A single
+check is noisy, so not even the worst one more than halves the rate."""
 NOTHING_LEFT = 0.05
 """Share of the whole slack below which no run continues."""
 STEADY = 1.2
